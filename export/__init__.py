@@ -1,0 +1,1 @@
+"""Turns a MiDashengLM checkpoint into a bundle; needs the `export` extra."""

@@ -1,0 +1,1 @@
+"""Makes bundles smaller and says what that costs."""

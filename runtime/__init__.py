@@ -1,0 +1,36 @@
+"""Captions audio with an exported bundle; needs neither PyTorch nor transformers.
+
+>>> from dasheng_edge.runtime import Captioner      # doctest: +SKIP
+>>> with Captioner.open("bundle") as captioner:
+...     print(captioner.caption("clip.wav").text)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .bundle import Bundle as Bundle
+    from .bundle import Manifest as Manifest
+    from .captioner import Caption as Caption
+    from .captioner import Captioner as Captioner
+    from .errors import DashengEdgeError as DashengEdgeError
+
+# Resolved on first use, so that `dasheng-edge --help` loads neither ONNX Runtime nor llama.cpp.
+_HOMES = {
+    "Bundle": "bundle",
+    "Manifest": "bundle",
+    "Caption": "captioner",
+    "Captioner": "captioner",
+    "DashengEdgeError": "errors",
+}
+
+__all__ = ["Bundle", "Caption", "Captioner", "DashengEdgeError", "Manifest"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

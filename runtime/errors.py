@@ -1,0 +1,130 @@
+"""Every error that dasheng-edge raises on purpose.
+
+::
+
+    DashengEdgeError
+    |-- AudioError(ValueError)              what was given as audio cannot be used
+    |   |-- AudioNotFoundError(FileNotFoundError)
+    |   |-- AudioDecodeError                not audio, or broken on the way
+    |   |-- AudioEmptyError                 no sample in it
+    |   `-- AudioTooLongError               its tokens do not fit the decoder's context
+    |-- PromptError(ValueError)             the prompt cannot be rendered or does not fit
+    |-- BundleError                         the bundle cannot be used
+    |   |-- BundleNotFoundError(FileNotFoundError)
+    |   |-- BundleManifestError(ValueError) the manifest is not readable or not of this schema
+    |   |-- BundleFileError(ValueError)     a file is missing, truncated, altered or outside the bundle
+    |   `-- BundleVerifyError               a seam is outside the tolerance that the manifest states
+    |-- CheckpointError(ValueError)         the checkpoint cannot be exported
+    |   |-- CheckpointNotFoundError(FileNotFoundError)
+    |   |-- CheckpointFileError             a shard is missing, truncated or not safetensors
+    |   `-- CheckpointVariantError          not a variant that the exporter knows
+    |-- AdapterError(ValueError)            the adapter cannot be read or does not fit the checkpoint
+    |-- ExportError(RuntimeError)           a step of the export failed, or its error is too large
+    |-- OutputExistsError(FileExistsError)  the output is there and --overwrite was not given
+    |-- OutputWriteError(OSError)           the output cannot be written (disk full, read-only)
+    |-- DeviceError(RuntimeError)           the device that was asked for is not there
+    |-- DecoderError(RuntimeError)          llama.cpp refused to load or to decode
+    |-- CaptionerBusyError(RuntimeError)    one Captioner was used from two threads at once, or after close
+    `-- MissingExtraError(ImportError)      an optional dependency is not installed
+
+Each message says what was attempted, what was got, what was expected and how to fix it.
+A leaf also inherits the builtin that a caller would catch.
+"""
+
+from __future__ import annotations
+
+
+class DashengEdgeError(Exception):
+    """Root of the tree: catch it to catch everything that this package raises on purpose."""
+
+
+class AudioError(DashengEdgeError, ValueError):
+    """What was given as audio cannot be used."""
+
+
+class AudioNotFoundError(AudioError, FileNotFoundError):
+    """There is no such file, or it is a folder."""
+
+
+class AudioDecodeError(AudioError):
+    """The bytes are not audio, or break off in a way that cannot be read."""
+
+
+class AudioEmptyError(AudioError):
+    """The audio holds no sample."""
+
+
+class AudioTooLongError(AudioError):
+    """The audio needs more tokens than the decoder's context has room for."""
+
+
+class PromptError(DashengEdgeError, ValueError):
+    """The prompt cannot be rendered, or does not fit the decoder's context."""
+
+
+class BundleError(DashengEdgeError):
+    """The bundle cannot be used."""
+
+
+class BundleNotFoundError(BundleError, FileNotFoundError):
+    """There is no bundle at this path."""
+
+
+class BundleManifestError(BundleError, ValueError):
+    """The manifest is not readable, or not of a schema that this version knows."""
+
+
+class BundleFileError(BundleError, ValueError):
+    """A file of the bundle is missing, truncated, altered or lies outside the bundle."""
+
+
+class BundleVerifyError(BundleError):
+    """A seam differs from the golden vectors by more than the manifest allows."""
+
+
+class CheckpointError(DashengEdgeError, ValueError):
+    """The checkpoint cannot be exported."""
+
+
+class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
+    """There is no checkpoint at this path."""
+
+
+class CheckpointFileError(CheckpointError):
+    """A shard is missing, truncated or not safetensors, or a side file does not parse."""
+
+
+class CheckpointVariantError(CheckpointError):
+    """The tensors are not those of a variant that the exporter knows."""
+
+
+class AdapterError(DashengEdgeError, ValueError):
+    """The adapter cannot be read, or does not fit the checkpoint."""
+
+
+class ExportError(DashengEdgeError, RuntimeError):
+    """A step of the export failed, or differs too much from its source."""
+
+
+class OutputExistsError(DashengEdgeError, FileExistsError):
+    """The output is already there, and overwriting was not asked for."""
+
+
+class OutputWriteError(DashengEdgeError, OSError):
+    """The output cannot be written: no space, read-only, no permission."""
+
+
+class DeviceError(DashengEdgeError, RuntimeError):
+    """The device that was asked for is not there or does not work."""
+
+
+class DecoderError(DashengEdgeError, RuntimeError):
+    """llama.cpp refused to load the model or to decode."""
+
+
+class CaptionerBusyError(DashengEdgeError, RuntimeError):
+    """A Captioner was used from two threads at once, or after it was closed."""
+
+
+class MissingExtraError(DashengEdgeError, ImportError):
+    """An optional dependency is not installed; the message holds the pip line."""
