@@ -118,8 +118,8 @@ class Attention(nn.Module):
             keys = torch.arange(n, device=x.device) < valid[:, None, None, None]  # [batch, 1, 1, n]
             mask = (keys | none).expand(batch, 1, n, n)
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask) * (~none).to(x.dtype)
-        out = self.proj(out.transpose(1, 2).reshape(batch, n, dim))
-        return out
+        projected: Tensor = self.proj(out.transpose(1, 2).reshape(batch, n, dim))
+        return projected
 
 
 class Mlp(nn.Module):

@@ -27,7 +27,7 @@ from .errors import (
 )
 from .front_end import FrontEndSpec
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 1  # the newest that this version reads
 MANIFEST = "manifest.json"
 FRONT_END = "front_end.onnx"
 ENCODER = "encoder.onnx"
@@ -128,7 +128,7 @@ class Provenance(_Model):
 class Manifest(_Model):
     """`manifest.json`: everything that the runtime must know and that no file says itself."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     name: str
     variant: Literal["midashenglm"]
     front_end: FrontEndSpec
@@ -281,7 +281,9 @@ class BundleWriter:
             self.out.parent.mkdir(parents=True, exist_ok=True)
             self._folder = Path(tempfile.mkdtemp(prefix=f".{self.out.name}.partial-", dir=self.out.parent))
         except OSError as error:
-            raise OutputWriteError(f"cannot write to {self.out.parent}: {error.strerror}; choose another --out") from error
+            raise OutputWriteError(
+                f"cannot write to {self.out.parent}: {error.strerror}; choose another --out"
+            ) from error
         self._folder.chmod(0o755)
         return self
 
@@ -323,7 +325,13 @@ class BundleWriter:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        if isinstance(error, OSError) and error.errno in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.EROFS,
+            errno.EACCES,
+        ):
             raise OutputWriteError(
-                f"cannot write {self.out}: {error.strerror}; nothing was left behind. Free some space or choose another --out"
+                f"cannot write {self.out}: {error.strerror}; nothing was left behind: free some space or "
+                "choose another --out"
             ) from error

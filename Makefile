@@ -1,0 +1,150 @@
+# GNU make and a POSIX shell. `make` alone lists the targets.
+
+PYTHON ?= python3
+# A wheel of llama-cpp-python to install instead of compiling one: make demo LLAMA_WHEEL=path/to.whl
+LLAMA_WHEEL ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Quiet twice: errors only, since pip warns about much that nobody here can change.
+INSTALL := $(PIP) install -qq -c constraints.txt
+MICRO := benchmarks/micro
+CODE := export runtime quant benchmarks tests
+PACKAGES := export runtime quant
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+# ---- set-up: each step leaves a stamp, so that an interrupted set-up goes on where it stopped -----------------
+
+STAMP_VENV := $(VENV)/.stamp-venv
+STAMP_TORCH := $(VENV)/.stamp-torch
+STAMP_LLAMA := $(VENV)/.stamp-llama
+STAMP_READY := $(VENV)/.stamp-ready
+
+$(STAMP_VENV):
+	@command -v $(PYTHON) >/dev/null || { echo "make: there is no $(PYTHON); name a Python 3.10 or later with make PYTHON=..."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "make: $$($(PYTHON) --version 2>&1) is too old; name a Python 3.10 or later with make PYTHON=..."; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "make: $(PYTHON) has no venv module; install it (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
+	@echo "set-up: creating $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install -qq "$$(sed -n 's/^\(pip==[^ ]*\).*/\1/p' constraints.txt)"
+	@touch $@
+
+# First and alone: whichever build of the pinned version pip finds (CPU or CUDA) is then what the rest is resolved against.
+$(STAMP_TORCH): $(STAMP_VENV) constraints.txt
+	@echo "set-up: torch (0.2 GB as a CPU build, 3 GB with CUDA, which is what PyPI has for Linux)"
+	@$(INSTALL) torch
+	@touch $@
+
+# The order of the questions: given, installed, offered as a wheel by an index or --find-links, compiled here before.
+$(STAMP_LLAMA): $(STAMP_TORCH) constraints.txt
+	@pin=$$(sed -n 's/^llama-cpp-python==\([^ ]*\).*/\1/p' constraints.txt); \
+	if [ -n "$(LLAMA_WHEEL)" ]; then \
+	  echo "set-up: llama-cpp-python from $(LLAMA_WHEEL)"; \
+	elif $(PIP) show llama-cpp-python 2>/dev/null | grep -qx "Version: $$pin"; then \
+	  echo "set-up: llama-cpp-python $$pin is installed"; \
+	elif $(PIP) install --quiet --dry-run --no-deps --only-binary :all: "llama-cpp-python==$$pin" >/dev/null 2>&1; then \
+	  echo "set-up: llama-cpp-python $$pin from a prebuilt wheel"; \
+	elif $(PIP) cache list --format abspath llama_cpp_python 2>/dev/null | grep -q -- "-$$pin-"; then \
+	  echo "set-up: llama-cpp-python $$pin from pip's cache, where an earlier build left it"; \
+	else \
+	  for tool in "$${CC:-cc}" "$${CXX:-c++}"; do \
+	    command -v $${tool%% *} >/dev/null || { \
+	      echo "make: there is no C/C++ compiler '$$tool', which llama-cpp-python needs (Debian, Ubuntu: apt install build-essential)"; \
+	      exit 1; }; \
+	  done; \
+	  echo "set-up: llama-cpp-python $$pin is compiled now, which takes 6 to 10 minutes on two cores: PyPI has no wheel of it,"; \
+	  echo "        and llama.cpp is fastest when it is built for the CPU it runs on. pip keeps the result in its cache."; \
+	  echo "        To use a prebuilt wheel instead: make $(or $(MAKECMDGOALS),demo) LLAMA_WHEEL=path/to.whl, or put its folder in PIP_FIND_LINKS."; \
+	fi; \
+	$(INSTALL) $(if $(LLAMA_WHEEL),"$(LLAMA_WHEEL)",llama-cpp-python)
+	@touch $@
+
+$(STAMP_READY): $(STAMP_LLAMA) pyproject.toml constraints.txt
+	@echo "set-up: the other dependencies and dasheng-edge itself"
+	@$(INSTALL) --editable '.[cpu,export]' --group dev
+	@touch $@
+
+.PHONY: setup
+setup: $(STAMP_READY)  ## create .venv and install everything (the other targets do it by themselves)
+
+# ---- the model that the examples and tests run on ------------------------------------------------------------
+
+# Files that decide what the bundle holds.
+BUNDLE_SOURCES := $(wildcard $(MICRO)/checkpoint/* $(MICRO)/adapter/* export/*.py runtime/bundle.py runtime/front_end.py)
+
+build/micro/manifest.json: $(BUNDLE_SOURCES) | $(STAMP_READY)
+	@echo "export: $(MICRO)/checkpoint with $(MICRO)/adapter -> build/micro"
+	@mkdir -p build
+	@$(BIN)/dasheng-edge export $(MICRO)/checkpoint --adapter $(MICRO)/adapter --out build/micro --overwrite
+
+.PHONY: build/micro
+build/micro: build/micro/manifest.json  ## export MiDashengLM-micro to a bundle
+
+# ---- what people call ----------------------------------------------------------------------------------------
+
+.PHONY: demo
+demo: $(STAMP_READY) build/micro  ## caption a dozen clips with the exported model
+	@$(BIN)/python -m benchmarks.demo build/micro
+
+.PHONY: test
+test: $(STAMP_READY) build/micro  ## the fast tests (under two minutes)
+	@$(BIN)/python -m pytest
+
+.PHONY: test-all
+test-all: $(STAMP_READY) build/micro  ## all tests that need neither a network nor a GPU
+	@$(BIN)/python -m pytest -m "not network and not gpu" --durations 10
+
+.PHONY: check
+check: lint types-check contracts line-budget test-all docs-check  ## everything that must hold before a change is merged
+
+.PHONY: lint
+lint: $(STAMP_READY)  ## ruff: rules and format
+	@$(BIN)/ruff check $(CODE)
+	@$(BIN)/ruff format --check $(CODE)
+
+.PHONY: format
+format: $(STAMP_READY)  ## let ruff fix what it can
+	@$(BIN)/ruff check --fix $(CODE)
+	@$(BIN)/ruff format $(CODE)
+
+# No folder is called dasheng_edge: these links show the three of them to static tools as one package.
+.PHONY: types
+types:  ## make the links in .types that mypy, pyright and import-linter follow
+	@mkdir -p .types/dasheng_edge
+	@for name in $(PACKAGES); do ln -sfn ../../$$name .types/dasheng_edge/$$name; done
+
+.PHONY: types-check
+types-check: $(STAMP_READY) types  ## mypy (strict) and pyright
+	@$(BIN)/mypy
+	@$(BIN)/pyright --pythonpath $(BIN)/python
+
+.PHONY: contracts
+contracts: $(STAMP_READY) types  ## who may import whom
+	@PYTHONPATH=.types $(BIN)/lint-imports --no-logo
+
+.PHONY: line-budget
+line-budget: $(STAMP_READY)  ## longest functions and modules, share of comments
+	@$(BIN)/python -m benchmarks.line_budget $(CODE)
+
+.PHONY: docs docs-check
+docs: $(STAMP_READY) build/micro  ## run the README's examples and paste their output into it
+	@$(BIN)/python -m benchmarks.docs README.md --write
+docs-check: $(STAMP_READY) build/micro  ## run the README's examples and compare
+	@$(BIN)/python -m benchmarks.docs README.md
+
+.PHONY: clean distclean
+clean:  ## remove what was built, but not .venv
+	@rm -rf build dist *.egg-info .types .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	@find $(CODE) -name __pycache__ -prune -exec rm -rf {} +
+distclean: clean  ## remove .venv too
+	@rm -rf $(VENV)
+
+.PHONY: help
+help:
+	@echo "make TARGET [PYTHON=python3] [LLAMA_WHEEL=path/to.whl]"
+	@sed -n 's/^\([a-z/-]*\):[^#]*##  *\(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16 | sed 's/^/  /'

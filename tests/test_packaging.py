@@ -1,0 +1,137 @@
+"""What is shipped: a runtime that needs no PyTorch, and a wheel that works alone."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import re
+import shutil
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PACKAGES = ("export", "quant", "runtime")
+BUNDLE = REPOSITORY / "build" / "micro"  # made by `make build/micro`
+CLIPS = REPOSITORY / "benchmarks" / "micro" / "clips"
+
+# Everything of the export extra; None in sys.modules makes an import of it fail.
+POISON = """
+import sys
+for name in ("torch", "transformers", "onnx", "onnxscript", "optimum", "peft", "safetensors", "gguf",
+             "huggingface_hub", "scipy", "dasheng_edge.export", "dasheng_edge.quant"):
+    sys.modules[name] = None
+"""
+
+
+def run(*command: str | Path, cwd: Path = REPOSITORY) -> str:
+    done = subprocess.run(command, cwd=cwd, capture_output=True, encoding="utf-8", check=False, timeout=1800)
+    assert done.returncode == 0, f"{command} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from a copy, because setuptools leaves its intermediate files beside the sources."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for name in PACKAGES:
+        shutil.copytree(REPOSITORY / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / name, source)
+    run(
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        out,
+        source,
+    )
+    (built,) = out.iterdir()
+    return built
+
+
+@pytest.mark.parametrize("module", sorted(path.stem for path in (REPOSITORY / "runtime").glob("*.py")))
+def test_each_runtime_module_imports_without_the_export_extra(module: str) -> None:
+    name = "dasheng_edge.runtime" if module == "__init__" else f"dasheng_edge.runtime.{module}"
+    run(sys.executable, "-c", f"{POISON}\nimport {name}")
+
+
+def test_the_poison_works() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", f"{POISON}\nimport dasheng_edge.export.dasheng"],
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode != 0
+
+
+def test_help_loads_no_engine() -> None:
+    loaded = run(sys.executable, "-c", "import sys, json, dasheng_edge.runtime.cli; print(json.dumps([*sys.modules]))")
+    assert not {"llama_cpp", "onnxruntime", "av", "torch"} & set(json.loads(loaded))
+
+
+def test_version_is_the_same_everywhere() -> None:
+    pyproject = (REPOSITORY / "pyproject.toml").read_text("utf-8")
+    changelog = (REPOSITORY / "CHANGELOG.md").read_text("utf-8")
+    (version,) = re.findall(r'^version = "(.*)"$', pyproject, re.MULTILINE)
+    assert importlib.metadata.version("dasheng-edge") == version
+    assert re.findall(r"^## \[(\d[^\]]*)\]", changelog, re.MULTILINE)[0] == version
+
+
+def test_every_direct_dependency_is_pinned_once_per_python() -> None:
+    lines = (REPOSITORY / "constraints.txt").read_text("utf-8").splitlines()
+    pins = [Requirement(line.split("#")[0]) for line in lines if line.strip() and not line.startswith("#")]
+    assert all(str(pin.specifier).startswith("==") for pin in pins)
+    here = [canonicalize_name(pin.name) for pin in pins if pin.marker is None or pin.marker.evaluate()]
+    assert len(here) == len(set(here))
+    wanted = [Requirement(line) for line in importlib.metadata.requires("dasheng-edge") or ()]
+    # onnxruntime-gpu takes the place of onnxruntime and is not part of the tested set.
+    assert {canonicalize_name(one.name) for one in wanted} - set(here) == {"onnxruntime-gpu"}
+    assert not {"torchaudio", "librosa"} & set(here)
+
+
+@pytest.mark.slow
+def test_wheel_holds_the_three_packages_and_nothing_else(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        metadata = [name for name in names if ".dist-info/" in name]
+        entry_points = next(name for name in metadata if name.endswith("entry_points.txt"))
+        assert "dasheng-edge = dasheng_edge.runtime.cli:main" in archive.read(entry_points).decode()
+    assert any(name.endswith("licenses/LICENSE") for name in metadata)
+    sources = [path for name in PACKAGES for path in (REPOSITORY / name).glob("*.py")]
+    typed = [REPOSITORY / name / "py.typed" for name in PACKAGES]
+    expected = {f"dasheng_edge/{path.relative_to(REPOSITORY).as_posix()}" for path in [*sources, *typed]}
+    assert names - set(metadata) == expected
+
+
+@pytest.mark.slow
+def test_wheel_installed_alone_captions_a_clip(wheel: Path, tmp_path: Path) -> None:
+    assert (BUNDLE / "manifest.json").is_file(), "there is no build/micro; run `make build/micro`"
+    venv.create(tmp_path / "venv", with_pip=True)
+    binaries = tmp_path / "venv" / "bin"
+    # llama-cpp-python comes from pip's cache, where the build for this checkout left it.
+    run(
+        binaries / "pip",
+        "install",
+        "--quiet",
+        "-c",
+        REPOSITORY / "constraints.txt",
+        f"{wheel}[cpu]",
+        cwd=tmp_path,
+    )
+    installed = {row["name"].lower() for row in json.loads(run(binaries / "pip", "list", "--format", "json"))}
+    assert not {"torch", "transformers", "onnx", "scipy"} & installed
+
+    clip = next(iter(sorted(CLIPS.glob("*.flac"))))
+    printed = run(binaries / "dasheng-edge", "caption", BUNDLE, clip, cwd=tmp_path)
+    assert re.search(r"[a-z]{3}", printed)
