@@ -1,9 +1,11 @@
-"""Musical instruments playing short random melodies and patterns. Every maker: (rng, samples) -> float32 [samples]."""
+"""Musical instruments playing short random melodies and patterns.
+
+Every maker: (rng, samples) -> float32 [samples].
+"""
 
 from __future__ import annotations
 
 import numpy as np
-import scipy.signal
 
 from benchmarks.micro.signals import (
     RATE,
@@ -19,6 +21,7 @@ from benchmarks.micro.signals import (
     peaks,
     ramped,
     rolloff,
+    sine,
     stamp,
 )
 
@@ -38,27 +41,30 @@ def piano(rng: Rng, n: int) -> Samples:
     """Single struck notes, two to five a second: stretched partials, hard attack, high partials die first."""
     out = np.zeros(n, np.float32)
     starts = list(onsets(rng, n, rng.uniform(0.2, 0.45), 0.05))
-    size = int(min(0.9 * RATE, n))
+    size = int(min(0.7 * RATE, n))
     for at, pitch in zip(starts, melody(rng, rng.uniform(220, 440), len(starts)), strict=True):
         note = np.zeros(size, np.float32)
-        for order in range(1, 9):
+        for order in range(1, 7):
             # Stiff-string partials: f_k = k f sqrt(1 + B k^2) (Fletcher 1964).
             partial = order * pitch * np.sqrt(1 + 4e-4 * order**2)
             if partial < 7_500:
-                note += order**-1.3 * oscillator(partial, [1.0], size) * decay(size, 1.4 / order**0.7)
+                note += np.float32(order**-1.3) * sine(partial, size) * decay(size, 1.4 / order**0.7)
         note[:160] += 0.25 * coloured(rng, 160, band(200, 2_500, 1)) * decay(160, 0.02)
         stamp(out, at, ramped(note, 0.002, 0.05) * np.float32(rng.uniform(0.6, 1.0)))
     return out
 
 
 def pluck(rng: Rng, pitch: float, n: int, damping: float) -> Samples:
-    """One Karplus-Strong string (Computer Music Journal 1983): a noise burst in an averaging comb filter."""
+    """One Karplus-Strong string (Computer Music Journal 1983): noise, averaged with itself every period."""
     period = max(int(RATE / pitch), 4)
-    burst = np.zeros(n, np.float32)
-    burst[:period] = noise(rng, period)[:n]
-    loop = np.zeros(period + 2)
-    loop[0], loop[period], loop[period + 1] = 1.0, -damping * 0.5, -damping * 0.5
-    return np.asarray(scipy.signal.lfilter([1.0], loop, burst), np.float32)
+    turns = np.empty((n // period + 1, period), np.float32)
+    turns[0] = noise(rng, period)
+    for index in range(1, len(turns)):
+        before = turns[index - 1]
+        turns[index, 1:] = before[1:] + before[:-1]
+        turns[index, 0] = before[0] + before[-1]
+        turns[index] *= 0.5 * damping
+    return turns.reshape(-1)[:n]
 
 
 def guitar(rng: Rng, n: int) -> Samples:
@@ -76,9 +82,13 @@ def guitar(rng: Rng, n: int) -> Samples:
     return out
 
 
-def sustained(rng: Rng, n: int, pitches: tuple[float, float], note_s: tuple[float, float], depth: float) -> list[tuple[int, Samples]]:
+Range = tuple[float, float]
+
+
+def sustained(rng: Rng, n: int, pitches: Range, note_s: Range, depth: float) -> list[tuple[int, Samples]]:
     """Notes of a legato melody: (start sample, pitch in Hz per sample with a vibrato of `depth`)."""
-    notes, at = [], 0
+    notes: list[tuple[int, Samples]] = []
+    at = 0
     walk = iter(melody(rng, rng.uniform(*pitches), n // int(note_s[0] * RATE) + 2))
     rate = rng.uniform(4.8, 6.2)
     while at < n:
@@ -93,11 +103,12 @@ def flute(rng: Rng, n: int) -> Samples:
     """Soft, nearly pure sustained notes from 520 Hz up, with breath noise and a gentle vibrato."""
     out = np.zeros(n, np.float32)
     second, third = rng.uniform(0.1, 0.25), rng.uniform(0.02, 0.08)
-    for at, pitch in sustained(rng, n, (520, 760), (0.25, 0.6), 0.006):
+    for at, pitch in sustained(rng, n, (520, 760), (0.3, 0.7), 0.006):
         size = len(pitch)
         tone = oscillator(pitch, [1.0, second, third], size)
         breath = coloured(rng, size, peaks([float(pitch[0]), float(pitch[0]) * 2], [150, 300], 0.04))
-        stamp(out, at, ramped(tone + rng.uniform(0.04, 0.1) * breath, 0.05, 0.06))
+        breath *= np.float32(rng.uniform(0.06, 0.14))
+        stamp(out, at, ramped(tone + breath, 0.05, 0.06))
     return out
 
 
@@ -112,14 +123,15 @@ def violin(rng: Rng, n: int) -> Samples:
 
 
 def drums(rng: Rng, n: int) -> Samples:
-    """A rock beat: kick on one and three, snare on two and four, hi-hats on the eighths, 90 to 160 beats a minute."""
+    """A rock beat, 90 to 160 a minute: kick on one and three, snare on two and four, hi-hat on eighths."""
     out = np.zeros(n, np.float32)
     eighth_s = 30 / rng.uniform(90, 160)
     size = int(0.22 * RATE)
     sweep = 48 + rng.uniform(80, 160) * np.exp(-np.arange(size) / (0.03 * RATE))
     kick = oscillator(sweep, [1.0, 0.2], size) * decay(size, 0.3)
     drum = oscillator(rng.uniform(170, 230), [1.0, 0.4], size) * decay(size, 0.14)
-    snare = 0.5 * drum + 0.45 * coloured(rng, size, band(800, 6_000, 1)) * decay(size, rng.uniform(0.15, 0.25))
+    rattle = coloured(rng, size, band(800, 6_000, 1)) * decay(size, rng.uniform(0.15, 0.25))
+    snare = 0.5 * drum + 0.45 * rattle
     hat_size = size // 3
     hat = 0.25 * coloured(rng, hat_size, band(5_500, 7_900, 3)) * decay(hat_size, 0.06)
     extra_kick = rng.uniform() < 0.5

@@ -1,6 +1,7 @@
 """Building blocks of the procedural sounds: noise, wavetables, grains and frequency responses.
 
-Every signal is float32 [samples], mono, 16 kHz. Frequencies are in Hz, lengths in samples unless the name ends in `_s`.
+Every signal is float32 [samples], mono, 16 kHz. Frequencies are in Hz, lengths in samples unless the
+name ends in `_s`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ LEVEL_FRAME = 320  # 20 ms: long enough to hold a click, short enough to follow 
 WAVETABLE = 4096  # one period; nearest-neighbour look-up leaves its error below -60 dB
 
 Samples = npt.NDArray[np.float32]
+Pitch = npt.NDArray[np.float32] | npt.NDArray[np.float64] | float  # Hz, constant or one per sample
 Rng = np.random.Generator
+Gain = Callable[[Samples], Samples]  # frequencies in Hz -> amplitude factors
 Maker = Callable[[Rng, int], Samples]
 
 
@@ -31,8 +34,8 @@ def noise(rng: Rng, n: int) -> Samples:
     return rng.standard_normal(n, dtype=np.float32)
 
 
-def coloured(rng: Rng, n: int, gain: Callable[[Samples], Samples]) -> Samples:
-    """Gaussian noise [n] whose amplitude spectrum follows `gain(hz)`; drawn in the frequency domain, so one FFT."""
+def coloured(rng: Rng, n: int, gain: Gain) -> Samples:
+    """Gaussian noise [n] whose amplitude spectrum follows `gain(hz)`: drawn as a spectrum, so one FFT."""
     size = scipy.fft.next_fast_len(max(n, 2), real=True)
     bins = size // 2 + 1
     spectrum = rng.standard_normal(2 * bins, dtype=np.float32).view(np.complex64)
@@ -41,7 +44,7 @@ def coloured(rng: Rng, n: int, gain: Callable[[Samples], Samples]) -> Samples:
     return np.asarray(shaped / (np.sqrt(np.mean(np.square(shaped))) + 1e-12), np.float32)
 
 
-def band(low_hz: float, high_hz: float, order: int = 4) -> Callable[[Samples], Samples]:
+def band(low_hz: float, high_hz: float, order: int = 4) -> Gain:
     """Butterworth-like magnitude of a band pass, for `coloured` and `filtered`."""
 
     def gain(hz: Samples) -> Samples:
@@ -52,7 +55,7 @@ def band(low_hz: float, high_hz: float, order: int = 4) -> Callable[[Samples], S
     return gain
 
 
-def peaks(centres_hz: Sequence[float], widths_hz: Sequence[float], floor: float = 0.0) -> Callable[[Samples], Samples]:
+def peaks(centres_hz: Sequence[float], widths_hz: Sequence[float], floor: float = 0.0) -> Gain:
     """Sum of Lorentzian resonances over a floor: a row of formants."""
 
     def gain(hz: Samples) -> Samples:
@@ -64,7 +67,7 @@ def peaks(centres_hz: Sequence[float], widths_hz: Sequence[float], floor: float 
     return gain
 
 
-def filtered(signal: Samples, gain: Callable[[Samples], Samples]) -> Samples:
+def filtered(signal: Samples, gain: Gain) -> Samples:
     """Zero-phase filter by magnitude; the padding keeps the end from wrapping into the start."""
     n = len(signal)
     size = scipy.fft.next_fast_len(n + 1024, real=True)
@@ -73,7 +76,7 @@ def filtered(signal: Samples, gain: Callable[[Samples], Samples]) -> Samples:
     return np.asarray(scipy.fft.irfft(spectrum, size, overwrite_x=True)[:n], np.float32)
 
 
-def oscillator(hz: npt.NDArray[np.floating] | float, amplitudes: Sequence[float], n: int, phase: float = 0.0) -> Samples:
+def oscillator(hz: Pitch, amplitudes: Sequence[float], n: int) -> Samples:
     """Harmonic tone [n]: `amplitudes[k - 1]` is that of harmonic k; `hz` is constant or one value per sample.
 
     The caller keeps `hz * len(amplitudes)` below Nyquist.
@@ -83,8 +86,14 @@ def oscillator(hz: npt.NDArray[np.floating] | float, amplitudes: Sequence[float]
     # Schroeder phases (IEEE Trans. IT 1970) spread the energy over the period, as a real source does.
     table = (np.asarray(amplitudes)[:, None] * np.sin(orders * grid + np.pi * orders**2 / len(orders))).sum(0)
     steps = np.broadcast_to(np.asarray(hz, np.float64) * (WAVETABLE / RATE), (n,))
-    index = (np.cumsum(steps) + phase * WAVETABLE).astype(np.int64) & (WAVETABLE - 1)
-    return table.astype(np.float32)[index]
+    index = np.cumsum(steps).astype(np.int64) & (WAVETABLE - 1)
+    return np.asarray(table[index], np.float32)
+
+
+def sine(hz: float, n: int) -> Samples:
+    """Pure tone [n] of one frequency; the phase is float64 and wrapped, so that the float32 sine is exact."""
+    cycles = np.arange(n) * (hz / RATE) % 1.0
+    return np.asarray(np.sin(np.float32(2 * np.pi) * cycles.astype(np.float32)), np.float32)
 
 
 def rolloff(hz: float, slope: float, most: int = 60) -> list[float]:
@@ -95,7 +104,7 @@ def rolloff(hz: float, slope: float, most: int = 60) -> list[float]:
 
 def decay(n: int, t60_s: float) -> Samples:
     """Exponential decay [n] that loses 60 dB in `t60_s`."""
-    return np.exp(np.arange(n, dtype=np.float32) * np.float32(-6.9078 / (t60_s * RATE)))
+    return np.asarray(np.exp(np.arange(n) * (-6.9078 / (t60_s * RATE))), np.float32)
 
 
 def ramped(signal: Samples, attack_s: float, release_s: float) -> Samples:
@@ -137,12 +146,14 @@ def wander(rng: Rng, n: int, rate_hz: float) -> Samples:
 
 
 def loudness(signal: Samples) -> float:
-    """RMS of the loud 20 ms frames (90th percentile): a clock and a waterfall of equal loudness are both audible."""
+    """RMS of the 20 ms frames within 20 dB of the loudest: of a clock's ticks, not of the rests.
+
+    The relative gate is that of ITU-R BS.1770, with shorter frames and without its weighting.
+    """
     usable = len(signal) // LEVEL_FRAME * LEVEL_FRAME
-    if not usable:
-        return float(np.sqrt(np.mean(np.square(signal)))) if len(signal) else 0.0
-    power = np.square(signal[:usable]).reshape(-1, LEVEL_FRAME).mean(1)
-    return float(np.sqrt(np.quantile(power, 0.9)))
+    frames = signal[:usable].reshape(-1, LEVEL_FRAME) if usable else signal.reshape(1, -1)
+    power = np.square(frames).mean(1)
+    return float(np.sqrt(power[power >= 0.01 * power.max()].mean()))
 
 
 def db(level: float) -> float:

@@ -51,7 +51,7 @@ SHORTEST_S: dict[str, float] = {
 }
 ALWAYS_ENOUGH_S = 0.6
 
-# Kinds of one family mask each other beyond recognition when heard at once: a scene has one of each family at most.
+# Kinds of one family mask each other beyond recognition: a scene has one of each family at most.
 FAMILIES: tuple[frozenset[str], ...] = (
     frozenset({"applause", "rain", "sea waves", "static"}),
     frozenset({"electrical hum", "engine", "helicopter", "wind"}),

@@ -1,4 +1,7 @@
-"""Weather, water and animals, made from noise, chirps and resonances. Every maker: (rng, samples) -> float32 [samples]."""
+"""Weather, water, animals and crowds, made from noise, chirps and resonances.
+
+Every maker: (rng, samples) -> float32 [samples].
+"""
 
 from __future__ import annotations
 
@@ -70,7 +73,8 @@ def birds(rng: Rng, n: int) -> Samples:
         for _ in range(int(rng.integers(2, 6))):
             size = int(length_s * rng.uniform(0.8, 1.3) * RATE)
             line = np.linspace(-1, 1, size) * sweep
-            pitch = centre * rng.uniform(0.9, 1.1) * 2.0 ** (spread * line + 0.12 * np.sin(np.linspace(0, 12, size)))
+            octaves = spread * line + 0.12 * np.sin(np.linspace(0, 12, size))
+            pitch = centre * rng.uniform(0.9, 1.1) * 2.0**octaves
             chirp = oscillator(np.minimum(pitch, 7_500), [1.0], size)
             stamp(out, at, ramped(chirp, 0.015, 0.03) * rng.uniform(0.6, 1.0))
             at += size + int(rng.uniform(0.03, 0.09) * RATE)
@@ -122,11 +126,13 @@ def dripping_water(rng: Rng, n: int) -> Samples:
 
 
 def applause(rng: Rng, n: int) -> Samples:
-    """Applause: 60 to 160 claps a second, each a 6 ms burst of noise around 1 to 2 kHz."""
+    """Dozens of hands: 60 to 160 claps a second, each a 6 ms burst of noise around 1 to 2 kHz."""
     hands = int(rng.integers(12, 30))
     hits = np.zeros(n + 1024, np.float32)
     for _ in range(hands):
-        times = rng.uniform(0, 0.3) * RATE + np.cumsum(RATE / rng.uniform(3.2, 5.5) * rng.uniform(0.88, 1.12, n // 2_500 + 3))
+        first = rng.uniform(0, 0.3) * RATE
+        gaps = RATE / rng.uniform(3.2, 5.5) * rng.uniform(0.88, 1.12, n // 2_500 + 3)
+        times = first + np.cumsum(gaps)
         inside = times[times < n].astype(np.int64)
         hits[inside] += np.asarray(rng.uniform(0.4, 1.0) * rng.uniform(0.8, 1.2, len(inside)), np.float32)
     clap_size = 160
