@@ -6,9 +6,15 @@ the prompt reserves audio tokens by it and the exporter sizes its graphs by it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
+
+from .devices import Device, check_graph, onnx_session
 
 
 class FrontEndSpec(BaseModel):
@@ -69,7 +75,7 @@ class FrontEndSpec(BaseModel):
         return max(samples, self.min_samples)
 
     def samples_for_tokens(self, tokens: int) -> int:
-        """The longest clip, in samples, that yields at most this many audio tokens (inverse of `tokens_of`)."""
+        """The longest clip, in samples, that yields at most this many audio tokens (see `tokens_of`)."""
         frames = (tokens + 1) * self.tokens_patches * self.patch_frames - 1
         return frames * self.hop_length - 1
 
@@ -77,3 +83,70 @@ class FrontEndSpec(BaseModel):
         """Half-open patch ranges of the chunks, e.g. 255 -> [(0, 252), (252, 255)]."""
         size = self.chunk_patches
         return [(start, min(start + size, patches)) for start in range(0, patches, size)]
+
+
+class FrontEnd:
+    """`front_end.onnx`: waveform float32 [1, samples] at 16 kHz -> log-mel [1, n_mels, frames], in dB.
+
+    The graph runs on blocks of about 10 s, so that its memory does not grow with the clip, and the result is
+    that of one run over the whole clip. Two things need care:
+
+    - A frame sees win_length / 2 samples on either side of its centre, and the graph reflects the waveform at
+      its ends. So each block gets context on both sides and the frames computed from reflections are dropped.
+    - The graph raises what lies more than top_db below the loudest bin of *its block*. Since
+      max(max(x, block - top_db), clip - top_db) = max(x, clip - top_db) for block <= clip, raising once more
+      by the loudest bin of the clip gives the clip's result. A dropped frame may be louder than all true
+      ones, though, and then `block <= clip` fails: such a block is cut elsewhere.
+    """
+
+    BLOCK_FRAMES = 1000  # 10 s
+    CUTS = 24  # places to try; each lies one hop further out
+
+    def __init__(self, path: Path, spec: FrontEndSpec, *, device: Device = "cpu", threads: int = 1) -> None:
+        self.spec = spec
+        self._session = onnx_session(path, device, threads)
+        check_graph(self._session, path, ("waveform",), ("log_mel",))
+        self._edge_frames = -(-spec.n_fft // (2 * spec.hop_length))  # frames that a reflection reaches: 2
+
+    def log_mel(self, blocks: Iterable[NDArray[np.float32]]) -> tuple[NDArray[np.float32], int]:
+        """Waveform blocks float32 [n] of one clip -> (log-mel float32 [n_mels, frames], samples).
+
+        A clip shorter than `min_samples` is padded with silence at its end; samples counts the padding.
+        """
+        spec = self.spec
+        context = self._edge_frames + self.CUTS
+        parts: list[NDArray[np.float32]] = []
+        waveform = np.zeros(0, np.float32)  # from frame `start` on
+        start = done = samples = 0  # frames cut off in front, frames computed, samples seen
+        for block in blocks:
+            waveform = np.concatenate([waveform, block])
+            samples += len(block)
+            while len(waveform) >= (done - start + self.BLOCK_FRAMES + context) * spec.hop_length:
+                parts.append(self._frames(waveform, done - start, self.BLOCK_FRAMES))
+                done += self.BLOCK_FRAMES
+                keep = max(0, done - context)
+                waveform = waveform[(keep - start) * spec.hop_length :]
+                start = keep
+        if samples < spec.min_samples:
+            waveform = np.pad(waveform, (0, spec.min_samples - samples))
+            samples = spec.min_samples
+        parts.append(self._frames(waveform, done - start, spec.frames_of(samples) - done))
+        log_mel = np.concatenate(parts, axis=1)
+        return np.maximum(log_mel, log_mel.max() - np.float32(spec.top_db)), samples
+
+    def _frames(self, waveform: NDArray[np.float32], first: int, count: int) -> NDArray[np.float32]:
+        """Frames [first, first + count) of a stretch of the clip; the stretch starts on a frame's centre."""
+        hop = self.spec.hop_length
+        out = np.zeros(0, np.float32)
+        for cut in range(self._edge_frames, self._edge_frames + self.CUTS):
+            begin = max(0, first - cut)
+            end = min(len(waveform), (first + count - 1 + cut) * hop)
+            feed = {"waveform": waveform[None, begin * hop : end]}
+            (result,) = self._session.run(["log_mel"], feed)
+            true = self._edge_frames if begin else 0
+            last = result.shape[-1] - (0 if end == len(waveform) else self._edge_frames)
+            out = result[0, :, first - begin : first - begin + count]
+            raised = out.min() < result.max() - self.spec.top_db + 1e-3  # dB, more than float32 rounds
+            if not raised or result.max() <= result[0, :, true:last].max():
+                break
+        return out

@@ -1,0 +1,320 @@
+"""The command line: one command per verb. Results go to stdout, everything else to stderr.
+
+Exit codes: 0 done, 1 failed (one `error:` line says why), 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import math
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from typer.core import TyperGroup
+
+from .devices import Device
+from .errors import AudioError, BundleVerifyError, DashengEdgeError, DecoderError
+
+if TYPE_CHECKING:
+    from .bundle import Sampling
+    from .captioner import Caption, Captioner, CaptionStream
+    from .doctor import DoctorReport
+    from .verify import Seam, VerifyReport
+
+# Commands of the other packages, loaded by name: the runtime must not import upwards.
+COMMAND_MODULES = ("dasheng_edge.export.cli", "dasheng_edge.quant.cli")
+
+BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder made by `dasheng-edge export`.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+DeviceOption = Annotated[Device, typer.Option(help="Where all parts run; fails if it is not there.")]
+ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads; default: one per usable core.")]
+Sha256Option = Annotated[
+    bool, typer.Option("--check-sha256/--no-check-sha256", help="Check the content of all files first.")
+]
+
+
+class _Group(TyperGroup):
+    """Turns our errors and Ctrl-C into one line and an exit code, whichever command they come from."""
+
+    def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]  # the type is Click's own
+        try:
+            return super().invoke(ctx)
+        except DashengEdgeError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(1) from error
+        except KeyboardInterrupt as error:
+            typer.echo("interrupted", err=True)
+            raise typer.Exit(130) from error
+
+
+def build_app() -> typer.Typer:
+    """The command line with the commands of all packages that are installed."""
+    app = typer.Typer(cls=_Group, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+    app.callback()(_root)
+    for command in (caption, verify, info, doctor):
+        app.command()(command)
+    for name in COMMAND_MODULES:
+        if find_spec(name) is not None:
+            import_module(name).register(app)
+    return app
+
+
+def main() -> None:
+    """Entry point of the `dasheng-edge` command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a caption or path may hold what the terminal cannot show
+            stream.reconfigure(errors="backslashreplace")
+    build_app()(prog_name="dasheng-edge")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"dasheng-edge {version('dasheng-edge')}")
+        raise typer.Exit
+
+
+def _root(
+    _: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    """Captions audio and answers questions about it, offline: MiDashengLM in ONNX Runtime and llama.cpp."""
+
+
+def caption(
+    bundle: BundleArgument,
+    audio: Annotated[list[str], typer.Argument(metavar="AUDIO", help="Audio or video files; - is stdin.")],
+    *,
+    prompt: Annotated[str | None, typer.Option(help="What to ask; default: the bundle's prompt.")] = None,
+    system: Annotated[str | None, typer.Option(help="System text; '' for none. Default: the bundle's.")] = None,
+    stream: Annotated[bool, typer.Option("--stream", help="Print the text while it is generated.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per file.")] = False,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer; default: the bundle's.")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0.0, help="0 is greedy. Default: the bundle's.")] = None,
+    top_k: Annotated[int | None, typer.Option(min=0, help="Sample from the k likeliest tokens; 0: all.")] = None,
+    top_p: Annotated[float | None, typer.Option(max=1.0, help="Sample from this share of probability.")] = None,
+    min_p: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="... and from at least this of the best.")
+    ] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(help="1 is none.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the sampling.")] = None,
+    device: DeviceOption = "cpu",
+    threads: ThreadsOption = None,
+    check_sha256: Sha256Option = True,
+) -> None:
+    """Caption audio files, or ask about them with --prompt.
+
+    A file that cannot be read costs one line on stderr and exit code 1; the others are still captioned.
+    """
+    if stream and as_json:
+        raise typer.BadParameter("--stream prints text and --json prints objects; choose one")
+    if audio.count("-") > 1:
+        raise typer.BadParameter("stdin (-) can be read only once")
+    from .captioner import Captioner
+
+    options = {
+        "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
+        "repetition_penalty": repetition_penalty, "seed": seed,
+    }  # fmt: skip
+    with Captioner.open(bundle, device=device, threads=threads, check_sha256=check_sha256) as captioner:
+        sampling = _sampling(captioner, options)
+        failed = 0
+        for name in audio:
+            run = captioner.stream(
+                sys.stdin.buffer if name == "-" else name,
+                prompt, system=system, max_new_tokens=max_new_tokens, sampling=sampling,
+            )  # fmt: skip
+            failed += not _print_caption(run, name, stream=stream, as_json=as_json, alone=len(audio) == 1)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _sampling(captioner: Captioner, options: dict[str, float | None]) -> Sampling:
+    """The bundle's sampling with the options that were given."""
+    from pydantic import ValidationError
+
+    from .bundle import Sampling
+
+    given = {name: value for name, value in options.items() if value is not None}
+    try:
+        return Sampling.model_validate(captioner.bundle.manifest.prompt.sampling.model_dump() | given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise typer.BadParameter(f"--{str(first['loc'][0]).replace('_', '-')}: {first['msg']}") from error
+
+
+def _print_caption(run: CaptionStream, name: str, *, stream: bool, as_json: bool, alone: bool) -> bool:
+    """Caption one file and print it; False if the file cannot be captioned, which is printed too."""
+    label = "" if alone or as_json else f"{name}: "
+    try:
+        if stream:
+            _print_pieces(run, label)
+        result = run.finish()
+    except (AudioError, DecoderError) as error:
+        if as_json:
+            _print_json({"audio": name, "error": str(error), "error_type": type(error).__name__})
+        typer.echo(f"error: {error}", err=True)
+        return False
+    if as_json:
+        _print_json({"audio": name, **_caption_fields(result)})
+    elif not stream:
+        # One line per file, so that the output of several can be cut by lines.
+        typer.echo(label + (result.text if alone else " ".join(result.text.split())))
+    for warning in result.warnings:
+        typer.echo(f"warning: {name}: {warning}", err=True)
+    return True
+
+
+def _print_pieces(run: Iterator[str], label: str) -> None:
+    started = False
+    try:
+        for piece in run:
+            typer.echo(piece if started else label + piece, nl=False)
+            sys.stdout.flush()
+            started = True
+    finally:
+        if started:
+            typer.echo()
+
+
+def _caption_fields(result: Caption) -> dict[str, object]:
+    timings = {key: round(value, 3) for key, value in dataclasses.asdict(result.timings).items()}
+    speed = round(result.timings.tokens_per_s, 2)
+    return {**dataclasses.asdict(result), "timings": timings, "tokens_per_s": speed}
+
+
+def _print_json(value: object, indent: int | None = None) -> None:
+    typer.echo(json.dumps(value, ensure_ascii=False, indent=indent))
+
+
+def verify(
+    bundle: BundleArgument,
+    as_json: JsonOption = False,
+    device: DeviceOption = "cpu",
+    threads: ThreadsOption = None,
+) -> None:
+    """Replay the bundle's golden vectors here and print the error at each seam.
+
+    The exit code is 1 if one is too large.
+    """
+    from .bundle import Bundle
+    from .verify import verify_bundle
+
+    report = verify_bundle(Bundle.open(bundle), device=device, threads=threads)
+    if as_json:
+        _print_json(_verify_fields(report))
+    else:
+        _print_verify(report)
+    if failed := [seam for seam in report.seams if not seam.ok]:
+        worst = failed[0]
+        raise BundleVerifyError(
+            f"{len(failed)} of {len(report.seams)} comparisons of {bundle} are outside the tolerance, first "
+            f"{worst.name} of {worst.clip}: {_number(worst)}, expected at most {worst.tolerance:g} {worst.unit}"
+            f"{worst.note and f' ({worst.note})'}; copy or export the bundle again"
+        )
+
+
+def _verify_fields(report: VerifyReport) -> dict[str, object]:
+    seams = [
+        {
+            **dataclasses.asdict(seam),
+            "ok": seam.ok,
+            "error": seam.error if math.isfinite(seam.error) else None,
+        }
+        for seam in report.seams
+    ]
+    return {"bundle": report.bundle, "ok": report.ok, "seams": seams}
+
+
+def _number(seam: Seam) -> str:
+    return f"{seam.error:.3g} {seam.unit}" if math.isfinite(seam.error) else str(seam.error)
+
+
+def _print_verify(report: VerifyReport) -> None:
+    from rich.table import Table
+
+    table = Table("seam", "clips", "largest error", "on clip", "tolerance", "ok", title=f"verify {report.bundle}")
+    for name in dict.fromkeys(seam.name for seam in report.seams):
+        seams = [seam for seam in report.seams if seam.name == name]
+        # NaN compares with nothing, so it is put first by hand.
+        worst = max(seams, key=lambda seam: math.inf if math.isnan(seam.error) else seam.error)
+        ok = "yes" if all(seam.ok for seam in seams) else "NO"
+        table.add_row(name, str(len(seams)), _number(worst), worst.clip, f"{worst.tolerance:g} {worst.unit}", ok)
+    _print_table(table)
+
+
+def _print_table(table: object) -> None:
+    from rich.console import Console
+
+    console = Console()
+    # Piped, Rich assumes 80 columns and would break long values.
+    Console(width=None if console.is_terminal else 120).print(table)
+
+
+def info(bundle: BundleArgument, as_json: JsonOption = False) -> None:
+    """Say what a bundle is: model, precision, sizes, where it comes from."""
+    from .bundle import Bundle
+
+    manifest = Bundle.open(bundle, check_sha256=False).manifest
+    if as_json:
+        typer.echo(manifest.model_dump_json(indent=2))
+        return
+    from rich.table import Table
+
+    table = Table(title=f"{manifest.name} ({manifest.variant})", show_header=False)
+    for section in ("encoder", "decoder", "prompt", "tolerances", "provenance"):
+        values = getattr(manifest, section).model_dump(exclude_none=True)
+        table.add_row(section, "\n".join(f"{key}: {_plain(value)}" for key, value in values.items()), end_section=True)
+    sizes = {**{name: facts.bytes for name, facts in manifest.files.items()}, "total": manifest.total_bytes}
+    table.add_row("files", "\n".join(f"{name}: {size / 1e6:,.3f} MB" for name, size in sizes.items()))
+    _print_table(table)
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {item}" for key, item in value.items())
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def doctor(as_json: JsonOption = False) -> None:
+    """Examine this machine and installation; exit code 1 if captioning will not work."""
+    from .doctor import examine
+
+    report = examine()
+    if as_json:
+        _print_json(dataclasses.asdict(report), indent=2)
+    else:
+        _print_doctor(report)
+    if report.problems:
+        raise typer.Exit(1)
+
+
+def _print_doctor(report: DoctorReport) -> None:
+    from rich.table import Table
+
+    memory = f"{report.memory_gib:.1f} GiB" if report.memory_gib is not None else "unknown"
+    versions = [f"{name} {found or '- not installed'}" for name, found in report.versions.items()]
+    table = Table(title="dasheng-edge doctor", show_header=False)
+    for key, value in {
+        "Python": report.python,
+        "system": report.os,
+        "CPU": f"{report.cpu}, {report.usable_cores} usable cores",
+        "CPU features": " ".join(report.cpu_flags) or "unknown",
+        "memory": memory,
+        "packages": "\n".join(versions),
+        "ONNX Runtime": ", ".join(report.onnx_providers) or "none",
+        "llama.cpp": f"{report.llama_system or 'none'}\nGPU offload: {'yes' if report.llama_gpu_offload else 'no'}",
+        "optional": "\n".join(f"{name}: {line}" for name, line in report.missing_extras.items()) or "all there",
+        "problems": "\n".join(report.problems) or "none",
+    }.items():
+        table.add_row(key, value.replace("[", r"\["), end_section=True)  # Rich reads [x] as markup
+    _print_table(table)

@@ -1,0 +1,392 @@
+"""The decoder: llama.cpp fed with tokens and audio embeddings. The only module that imports llama_cpp.
+
+It drives `llama_decode` itself: `llama_cpp.Llama` cannot take embeddings, and erases rows that it did not
+decode. llama.cpp checks sizes with assertions that end the process, so all are checked here first.
+"""
+
+from __future__ import annotations
+
+import codecs
+import ctypes
+import os
+import weakref
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache, cached_property
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .bundle import Sampling
+from .devices import Device, checked_device, checked_threads
+from .errors import DecoderError, DeviceError, MissingExtraError
+
+Tokens: TypeAlias = tuple[int, ...]
+Embeddings: TypeAlias = NDArray[np.float32]
+
+ARCHITECTURES = ("qwen2", "qwen3")  # one position per row; qwen2vl and its kind need four
+BATCH = 512  # rows per llama_decode call, llama.cpp's own default; memory for activations grows with it
+FIRST_CONTEXT = 2048  # positions, which hold about 6 minutes of audio
+CONTEXT_STEP = 256  # llama.cpp rounds the context up to a multiple of this
+PENALTY_WINDOW = 64  # generated tokens that the repetition penalty looks back on, llama.cpp's own default
+_GREEDY = Sampling()
+_FTYPE_F32, _TYPE_F32, _NO_FLASH_ATTENTION = 0, 0, 0  # enum llama_ftype, ggml_type, llama_flash_attn_type
+_ATTR_CONTROL, _ATTR_USER_DEFINED = 1 << 3, 1 << 4  # enum llama_token_attr
+_LOG_WARN, _LOG_ERROR = 3, 4  # enum ggml_log_level
+
+
+@cache
+def _llama() -> Any:
+    """The bindings, loaded on first use: `Any`, since their functions are C calls."""
+    try:
+        from llama_cpp import llama_cpp
+    except (ImportError, OSError, RuntimeError) as error:
+        raise MissingExtraError(
+            f"llama-cpp-python cannot be loaded ({error}); run pip install 'llama-cpp-python>=0.3.36,<0.4', "
+            "which compiles llama.cpp and needs a C++ compiler"
+        ) from error
+    return llama_cpp
+
+
+class _Log:
+    """Collects llama.cpp's warnings and errors for our messages, and keeps the rest off the screen."""
+
+    def __init__(self, llama: Any) -> None:
+        self.lines: deque[str] = deque(maxlen=8)
+        self._callback = llama.llama_log_callback(self._keep)  # must outlive every call of llama.cpp
+        llama.llama_log_set(self._callback, None)
+
+    def _keep(self, level: int, text: bytes, _: object) -> None:
+        line = text.decode("utf-8", "replace").strip()
+        if level in (_LOG_WARN, _LOG_ERROR) and line:
+            self.lines.append(line)
+
+    def last(self) -> str:
+        """The last line, for the end of a message."""
+        return self.lines[-1] if self.lines else "it gave no reason"
+
+
+@cache
+def _log() -> _Log:
+    """One for the process, like llama.cpp's logger."""
+    return _Log(_llama())
+
+
+def build_info() -> tuple[str, bool]:
+    """llama.cpp's features on this machine, and whether it can offload to a GPU."""
+    llama = _llama()
+    _log()
+    return llama.llama_print_system_info().decode().strip(), bool(llama.llama_supports_gpu_offload())
+
+
+def _pointer(array: NDArray[Any], kind: Any) -> Any:
+    return array.ctypes.data_as(ctypes.POINTER(kind))
+
+
+class Decoder:
+    """A GGUF text decoder (Qwen2 or Qwen3) with its tokenizer, and one sequence in its KV cache.
+
+    Not for two threads at once. The context starts with `n_ctx` positions, because its KV cache is allocated
+    in full, and is made anew with more when a request needs more, up to `context_length`.
+    """
+
+    def __init__(self, model: Any, *, n_ctx: int, n_threads: int, device: Device) -> None:
+        llama = _llama()
+        self._llama, self._model, self._device, self._n_threads = llama, model, device, n_threads
+        self._free_model = weakref.finalize(self, llama.llama_model_free, model)
+        self._free_context: weakref.finalize[..., Any] | None = None
+        self._context: Any = None
+        self._vocab = llama.llama_model_get_vocab(model)
+        self.n_vocab: int = llama.llama_vocab_n_tokens(self._vocab)
+        self.n_embd: int = llama.llama_model_n_embd_inp(model)
+        self.context_length: int = llama.llama_model_n_ctx_train(model)
+        self._first_ctx = n_ctx
+        self.n_ctx = 0
+        self._kept: Tokens = ()  # leading tokens whose keys and values are in the cache
+        self._past = 0  # rows in the cache
+        self._has_logits = False
+        self._seq_id = ctypes.c_int32(0)
+        pointers = np.full(BATCH, ctypes.addressof(self._seq_id), np.uintp)
+        self._rows = (np.ones(BATCH, np.int32), pointers)  # n_seq_id and seq_id of every batch
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        n_ctx: int = FIRST_CONTEXT,
+        n_threads: int | None = None,
+        device: Device = "cpu",
+    ) -> Decoder:
+        """Load a GGUF file; `cuda` puts all layers on the GPU.
+
+        Raises:
+            MissingExtraError: llama-cpp-python is not installed.
+            DeviceError: llama.cpp was built without GPU support and `cuda` was asked for.
+            DecoderError: llama.cpp cannot load the file, or it is not a Qwen2 or Qwen3 decoder.
+        """
+        llama, threads = _llama(), checked_threads(n_threads)
+        log = _log()
+        if checked_device(device) != "cpu" and not llama.llama_supports_gpu_offload():
+            raise DeviceError(
+                f"device {device!r} needs llama.cpp with GPU support, this one is built for CPU; run "
+                "CMAKE_ARGS=-DGGML_CUDA=on pip install --force-reinstall --no-cache-dir llama-cpp-python, "
+                "or choose cpu"
+            )
+        params = llama.llama_model_default_params()
+        params.n_gpu_layers = 0 if device == "cpu" else -1
+        log.lines.clear()
+        model = llama.llama_model_load_from_file(os.fsencode(path), params)
+        if not model:
+            raise DecoderError(f"llama.cpp cannot load {path}: {log.last()}; export the bundle again")
+        decoder = cls(model, n_ctx=n_ctx, n_threads=threads, device=device)
+        if (arch := decoder.metadata.get("general.architecture")) not in ARCHITECTURES:
+            decoder.close()
+            raise DecoderError(f"{path} is a {arch} model; expected one of {', '.join(ARCHITECTURES)}")
+        return decoder
+
+    def close(self) -> None:
+        """Free the model and the context; harmless when repeated."""
+        if self._free_context is not None:
+            self._free_context()
+        self._free_model()
+        self._context, self._has_logits = None, False
+
+    @cached_property
+    def metadata(self) -> Mapping[str, str]:
+        """All scalar metadata of the GGUF, as text."""
+        llama, model = self._llama, self._model
+        pairs = (
+            (
+                self._string(llama.llama_model_meta_key_by_index, i),
+                self._string(llama.llama_model_meta_val_str_by_index, i),
+            )
+            for i in range(llama.llama_model_meta_count(model))
+        )
+        return dict(pairs)
+
+    def _string(self, function: Any, index: int) -> str:
+        """Calls a C function that writes into a buffer and returns the length that it needs."""
+        size = function(self._model, index, ctypes.create_string_buffer(1), 1) + 1
+        buffer = ctypes.create_string_buffer(size)
+        function(self._model, index, buffer, size)
+        return buffer.value.decode("utf-8", "replace")
+
+    @property
+    def chat_template(self) -> str:
+        """The chat template, Jinja; empty where the GGUF has none."""
+        return self.metadata.get("tokenizer.chat_template", "")
+
+    @property
+    def control_tokens(self) -> Mapping[str, int]:
+        """Tokens that plain text never contains, by their text, e.g. `<|im_end|>`."""
+        return self._special_tokens[_ATTR_CONTROL]
+
+    @property
+    def added_tokens(self) -> Mapping[str, int]:
+        """Whole-word tokens that are found in plain text too, by their text, e.g. `<tool_call>`."""
+        return self._special_tokens[_ATTR_USER_DEFINED]
+
+    @cached_property
+    def _special_tokens(self) -> dict[int, dict[str, int]]:
+        found: dict[int, dict[str, int]] = {_ATTR_CONTROL: {}, _ATTR_USER_DEFINED: {}}
+        for token in range(self.n_vocab):
+            attributes = self._llama.llama_vocab_get_attr(self._vocab, token)
+            for attribute, ids in found.items():
+                if attributes & attribute:
+                    text = self._llama.llama_vocab_get_text(self._vocab, token)
+                    ids[text.decode("utf-8", "replace")] = token
+        return found
+
+    def tokenize(self, text: str, parse_special: bool = False) -> Tokens:
+        """Token ids of a text, none added; control tokens in it are plain text unless `parse_special`."""
+        data = text.encode("utf-8")
+        ids = np.empty(len(data) + 1, np.int32)  # a token is at least one byte
+        args = (self._vocab, data, len(data), _pointer(ids, ctypes.c_int32), len(ids), False, parse_special)
+        return tuple(ids[: self._llama.llama_tokenize(*args)].tolist())
+
+    def piece(self, token: int) -> bytes:
+        """The bytes of a token, empty for control tokens; they may end inside a character."""
+        buffer = ctypes.create_string_buffer(32)
+        size = self._llama.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, False)
+        if size < 0:
+            buffer = ctypes.create_string_buffer(-size)
+            size = self._llama.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, False)
+        return buffer.raw[:size]
+
+    def text_pieces(self, tokens: Iterable[int]) -> Iterator[str]:
+        """Pieces of text as their characters become complete; bytes that never do become U+FFFD."""
+        decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        for token in tokens:
+            yield decode(self.piece(token))
+        yield decode(b"", final=True)
+
+    def detokenize(self, tokens: Iterable[int]) -> str:
+        """The text of tokens, without control tokens."""
+        return "".join(self.text_pieces(tokens))
+
+    def is_end(self, token: int) -> bool:
+        """Whether the vocabulary says that generation ends with this token."""
+        return bool(self._llama.llama_vocab_is_eog(self._vocab, token))
+
+    def prefill(self, segments: Sequence[Tokens | Embeddings], *, reserve: int = 0) -> None:
+        """Decode a prompt of token ids and embeddings float32 [n, n_embd]; keep room for `reserve` more rows.
+
+        Leading tokens that equal those of the previous request stay in the cache.
+
+        Raises:
+            DecoderError: no rows, rows of another width or with NaN, more than `context_length`, or llama.cpp
+                failed.
+        """
+        blocks = [self._checked(segment) for segment in segments if len(segment)]
+        total = sum(map(len, blocks))
+        if not total:
+            raise DecoderError("the prompt is empty; expected at least one token")
+        self._fit(total + reserve)
+        lead: Tokens = tuple(blocks[0].tolist()) if blocks[0].ndim == 1 else ()
+        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(lead, self._kept, strict=False)))
+        self._rewind(min(same, total - 1))  # the last row is decoded in any case: its logits are needed
+        blocks[0] = blocks[0][self._past :]
+        for block in blocks:
+            for start in range(0, len(block), BATCH):
+                rows = block[start : start + BATCH]
+                self._decode(rows, logits=self._past + len(rows) == total)
+        self._kept = lead
+
+    def _checked(self, segment: Tokens | Embeddings) -> NDArray[Any]:
+        """Token ids as int32 [n], or embeddings as contiguous float32 [n, n_embd]."""
+        if isinstance(segment, tuple):
+            return np.array(segment, np.int32)
+        if segment.ndim != 2 or segment.shape[1] != self.n_embd:
+            raise DecoderError(f"the audio embeddings have shape {segment.shape}, expected [n, {self.n_embd}]")
+        if not np.isfinite(segment).all():
+            raise DecoderError("the audio embeddings hold NaN or infinity; run `dasheng-edge verify` on the bundle")
+        return np.ascontiguousarray(segment, np.float32)
+
+    def _rewind(self, rows: int) -> None:
+        """Keep the first `rows` rows of the cache; `_kept` stays empty until a prefill has succeeded."""
+        self._kept, self._has_logits = (), False
+        memory = self._llama.llama_get_memory(self._context)
+        self._llama.llama_memory_seq_rm(memory, 0, rows, -1)
+        self._past = rows
+
+    def _fit(self, rows: int) -> None:
+        """Make sure that the context holds so many rows."""
+        if rows > self.context_length:
+            raise DecoderError(
+                f"the request needs {rows} positions, the decoder has {self.context_length}; "
+                "use shorter audio, a shorter prompt or fewer new tokens"
+            )
+        if self._context is not None and rows <= self.n_ctx:
+            return
+        doubled = max(rows, 2 * self.n_ctx, self._first_ctx)
+        wanted = min(-(-doubled // CONTEXT_STEP) * CONTEXT_STEP, max(rows, self.context_length))
+        if self._free_context is not None:
+            self._free_context()
+        self._context, self._kept, self._past = self._new_context(wanted), (), 0
+        self._free_context = weakref.finalize(self, self._llama.llama_free, self._context)
+        self.n_ctx = self._llama.llama_n_ctx(self._context)
+
+    def _new_context(self, n_ctx: int) -> Any:
+        llama, log = self._llama, _log()
+        params = llama.llama_context_default_params()
+        params.n_ctx, params.n_batch, params.n_ubatch = n_ctx, BATCH, BATCH
+        params.n_outputs_max = 1  # logits of one row at a time: at 152,064 tokens, 512 rows would be 311 MB
+        params.n_threads = params.n_threads_batch = self._n_threads
+        params.offload_kqv = params.op_offload = self._device != "cpu"
+        # An F32 file is there to be held against the reference, so nothing beside it may round either: with
+        # llama.cpp's flash attention the logits differ by 7e-4 of their RMS on CPU, without it by 4e-7.
+        if llama.llama_model_ftype(self._model) == _FTYPE_F32:
+            params.type_k = params.type_v = _TYPE_F32
+            params.flash_attn_type = _NO_FLASH_ATTENTION
+        params.no_perf = True
+        log.lines.clear()
+        context = llama.llama_init_from_model(self._model, params)
+        if not context:
+            raise DecoderError(f"llama.cpp cannot make a context of {n_ctx} positions: {log.last()}; free memory")
+        return context
+
+    def _decode(self, rows: NDArray[Any], *, logits: bool) -> None:
+        """Decode int32 [n] tokens or float32 [n, n_embd] embeddings at the end of the sequence, n <= BATCH."""
+        count = len(rows)
+        position = np.arange(self._past, self._past + count, dtype=np.int32)
+        wanted = np.zeros(count, np.int8)
+        wanted[-1] = logits
+        batch = self._llama.llama_batch()
+        batch.n_tokens = count
+        if rows.ndim == 1:
+            batch.token = _pointer(rows, ctypes.c_int32)
+        else:
+            batch.embd = _pointer(rows, ctypes.c_float)
+        batch.pos = _pointer(position, ctypes.c_int32)
+        batch.n_seq_id = _pointer(self._rows[0], ctypes.c_int32)
+        batch.seq_id = _pointer(self._rows[1], ctypes.POINTER(ctypes.c_int32))
+        batch.logits = _pointer(wanted, ctypes.c_int8)
+        log = _log()
+        log.lines.clear()
+        if code := self._llama.llama_decode(self._context, batch):
+            self._kept, self._has_logits = (), False
+            raise DecoderError(f"llama.cpp failed to decode {count} rows at {self._past} (code {code}): {log.last()}")
+        self._past += count
+        self._has_logits = logits
+
+    def logits(self) -> NDArray[np.float32]:
+        """Logits of the last row, float32 [n_vocab].
+
+        Raises:
+            DecoderError: nothing was decoded, or they hold NaN.
+        """
+        if not self._has_logits:
+            raise DecoderError("there are no logits yet; call prefill first")
+        values = np.ctypeslib.as_array(self._llama.llama_get_logits_ith(self._context, -1), (self.n_vocab,)).copy()
+        if np.isnan(values.max()):
+            raise DecoderError(
+                "the decoder computed NaN; run `dasheng-edge verify` on the bundle, and try another device or precision"
+            )
+        return values
+
+    def generate(self, max_new_tokens: int, sampling: Sampling = _GREEDY) -> Iterator[int]:
+        """Token ids after a prefill, until one of them ends generation or there are `max_new_tokens`.
+
+        Raises:
+            DecoderError: no prefill, the context is full, or what `logits` and llama.cpp raise.
+        """
+        sampler = self._new_sampler(sampling)
+        try:
+            for left in reversed(range(max_new_tokens)):
+                self.logits()  # refuses NaN, from which a sampler would take any token
+                token = int(self._llama.llama_sampler_sample(sampler, self._context, -1))
+                yield token
+                if self.is_end(token) or not left:
+                    return
+                self._extend(token)
+        finally:
+            self._llama.llama_sampler_free(sampler)
+
+    def _extend(self, token: int) -> None:
+        if self._past >= self.n_ctx:
+            raise DecoderError(f"the context of {self.n_ctx} positions is full; reserve room for the new tokens")
+        self._decode(np.array([token], np.int32), logits=True)
+
+    def _new_sampler(self, sampling: Sampling) -> Any:
+        """llama.cpp's chain in its usual order; temperature 0 is greedy."""
+        llama = self._llama
+        chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
+        if sampling.repetition_penalty != 1.0:
+            penalty = (self.n_vocab, PENALTY_WINDOW, sampling.repetition_penalty, 0.0, 0.0)
+            llama.llama_sampler_chain_add(chain, llama.llama_sampler_init_penalties(*penalty))
+        if not sampling.temperature:
+            llama.llama_sampler_chain_add(chain, llama.llama_sampler_init_greedy())
+            return chain
+        for sampler in (
+            llama.llama_sampler_init_top_k(min(sampling.top_k, self.n_vocab)),
+            llama.llama_sampler_init_top_p(sampling.top_p, 1),
+            llama.llama_sampler_init_min_p(sampling.min_p, 1),
+            llama.llama_sampler_init_temp(sampling.temperature),
+            llama.llama_sampler_init_dist(sampling.seed % 0xFFFFFFFF),  # that very value asks for a random seed
+        ):
+            llama.llama_sampler_chain_add(chain, sampler)
+        return chain

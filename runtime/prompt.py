@@ -1,0 +1,187 @@
+"""From a chat template and what the user asks to segments: text tokens, and places where audio goes.
+
+User text can never become a control token. The template is rendered with a placeholder for each user text;
+control tokens are looked for in the template's own text only; then the user's texts are put back and every
+run of text between two control tokens is tokenised as plain text, in one call. For a text without control
+tokens in it that gives exactly what Hugging Face's tokenizers give.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+import jinja2
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from .bundle import PromptFacts
+from .errors import PromptError
+
+
+class Tokenizer(Protocol):
+    """What the prompt needs of a tokenizer; `decoder.Decoder` is one."""
+
+    @property
+    def control_tokens(self) -> Mapping[str, int]:
+        """Tokens that plain text never contains, by their text."""
+        ...
+
+    @property
+    def added_tokens(self) -> Mapping[str, int]:
+        """Whole-word tokens that are found in plain text too, such as `<tool_call>`."""
+        ...
+
+    def tokenize(self, text: str, parse_special: bool = False) -> tuple[int, ...]:
+        """Token ids of a text; with parse_special False control tokens in it are plain text."""
+        ...
+
+
+@dataclass(frozen=True)
+class Text:
+    """A run of text tokens."""
+
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Audio:
+    """The place of the audio embeddings of a clip."""
+
+    clip: int
+
+
+Segment: TypeAlias = Text | Audio
+
+# Two code points for private use around a number, to which no template or tokenizer gives a meaning.
+_MARK = "\ue0f0{}\ue0f1"
+_MARK_PATTERN = re.compile("\ue0f0(\\d)\ue0f1")
+
+
+def compile_template(source: str) -> jinja2.Template:
+    """Compile a chat template in a sandbox, with the settings and functions that transformers gives it.
+
+    Raises:
+        PromptError: it is not valid Jinja.
+    """
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    environment.filters["tojson"] = _to_json
+    try:
+        return environment.from_string(source, globals={"raise_exception": _raise_exception})
+    except jinja2.TemplateError as error:
+        raise PromptError(
+            f"the bundle's chat template is not valid: {error}; correct it in the checkpoint and export again"
+        ) from error
+
+
+def _to_json(value: object, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+class PromptBuilder:
+    """Renders prompts with one chat template and tokenizer.
+
+    Raises:
+        PromptError: the template is not valid, or the tokenizer has no such audio tokens.
+    """
+
+    def __init__(self, template: str, facts: PromptFacts, tokenizer: Tokenizer) -> None:
+        self._template = compile_template(template)
+        self._facts = facts
+        self._tokenizer = tokenizer
+        control = tokenizer.control_tokens
+        for token in (facts.audio_token, facts.audio_bos_token, facts.audio_eos_token):
+            if token not in control:
+                raise PromptError(
+                    f"the decoder's vocabulary has no control token {token!r}, which marks the audio in the "
+                    "prompt; export the bundle again from a checkpoint whose tokenizer has it"
+                )
+        # The longest first, so that no token hides a longer one that it begins.
+        names = sorted({*control, *tokenizer.added_tokens}, key=len, reverse=True)
+        self._special = re.compile("|".join(map(re.escape, names)))
+
+    def build(self, prompt: str | None = None, *, system: str | None = None, clips: int = 1) -> tuple[Segment, ...]:
+        """Segments of one request; None means the bundle's default, and `system=""` no system turn.
+
+        Raises:
+            PromptError: the template fails, leaves a text out, or has not one place for each clip.
+        """
+        texts = [_checked(self._facts.prompt if prompt is None else prompt)]
+        if system := self._facts.system if system is None else system:
+            texts.append(_checked(system))
+        rendered = self._render(has_system=bool(system), clips=clips)
+        for index, what in enumerate(("prompt", "system text")[: len(texts)]):
+            if _MARK.format(index) not in rendered:
+                raise PromptError(f"the bundle's chat template leaves the {what} out; it does not support one")
+        segments = tuple(segment for segment in self._segments(rendered, texts) if segment != Text(()))
+        if (places := sum(isinstance(segment, Audio) for segment in segments)) != clips:
+            raise PromptError(
+                f"the bundle's chat template has {places} places for audio ({self._facts.audio_token}), "
+                f"expected {clips}; correct the template in the checkpoint and export again"
+            )
+        return segments
+
+    def _render(self, *, has_system: bool, clips: int) -> str:
+        audio: list[dict[str, str]] = [{"type": "audio"}] * clips
+        text = [{"type": "text", "text": _MARK.format(0)}]
+        content = audio + text if self._facts.audio_first else text + audio
+        messages: list[dict[str, object]] = [{"role": "user", "content": content}]
+        if has_system:
+            turn = [{"type": "text", "text": _MARK.format(1)}]
+            messages.insert(0, {"role": "system", "content": turn})
+        try:
+            return self._template.render(messages=messages, add_generation_prompt=True)
+        except Exception as error:  # a template can fail in any way that Python can
+            raise PromptError(f"the bundle's chat template fails on this request: {error}") from error
+
+    def _segments(self, rendered: str, texts: list[str]) -> Iterator[Segment]:
+        """Tokens of the rendered text, cut where audio goes."""
+        facts, control = self._facts, {**self._tokenizer.added_tokens, **self._tokenizer.control_tokens}
+        bos, eos = control[facts.audio_bos_token], control[facts.audio_eos_token]
+        pieces = self._pieces(rendered)
+        tokens: list[int] = []
+        clip = 0
+        for index, piece in enumerate(pieces):
+            if piece not in control:
+                tokens += self._plain(piece, texts)
+            elif piece != facts.audio_token:
+                tokens.append(control[piece])
+            else:
+                # The published processor adds both marks where the template has neither.
+                before, after = pieces[index - 1] if index else "", (*pieces[index + 1 :], "")[0]
+                bare = before != facts.audio_bos_token and after != facts.audio_eos_token
+                yield Text((*tokens, bos) if bare else tuple(tokens))
+                yield Audio(clip)
+                tokens = [eos] if bare else []
+                clip += 1
+        yield Text(tuple(tokens))
+
+    def _pieces(self, rendered: str) -> list[str]:
+        """Special tokens and the runs of text between them, in order, without empty runs."""
+        pieces: list[str] = []
+        end = 0
+        for match in self._special.finditer(rendered):
+            pieces += [rendered[end : match.start()], match.group()]
+            end = match.end()
+        return [piece for piece in (*pieces, rendered[end:]) if piece]
+
+    def _plain(self, run: str, texts: list[str]) -> tuple[int, ...]:
+        text = _MARK_PATTERN.sub(lambda match: texts[int(match.group(1))], run)
+        # Qwen2's and Qwen3's tokenizers normalise before they split; llama.cpp leaves that to its caller.
+        return self._tokenizer.tokenize(unicodedata.normalize("NFC", text), parse_special=False)
+
+
+def _checked(text: str) -> str:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise PromptError(f"the text {text[:40]!r} is not valid Unicode: {error.reason}") from error
+    return text

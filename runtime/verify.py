@@ -1,0 +1,199 @@
+"""Replays a bundle's golden vectors on this machine and compares every seam with the fp32 reference.
+
+`golden.npz` holds `names`, and for clip i: `waveform_i` int16 [n] (the samples are v / 32768), `log_mel_i`
+float32 [n_mels, frames], `patches_i` float32 [patches, audio_dim], `embeddings_i` float32 [tokens, llm_dim],
+`prompt_i` int32 (token ids of the default prompt, one -1 where the audio goes), `logits_i` float32 [vocab]
+(after the prompt), `tokens_i` int32 (what greedy decoding gives) and `margins_i` float32 (by how much the
+reference preferred each of them to the next best, in logits).
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .bundle import GOLDEN, Bundle, Tolerances
+from .captioner import Parts
+from .devices import Device
+from .errors import BundleFileError, DecoderError
+from .prompt import Audio, Segment
+
+Array = NDArray[np.float32]
+AUDIO_MARK = -1  # in `prompt_i`
+# What numpy and zipfile raise for files that are damaged or something else (Attribute- and TypeError: one .npy).
+_DAMAGE = (
+    OSError, EOFError, KeyError, ValueError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+_FIELDS = {  # of a clip -> (dtype, dimensions)
+    "waveform": (np.int16, 1),
+    "log_mel": (np.float32, 2),
+    "patches": (np.float32, 2),
+    "embeddings": (np.float32, 2),
+    "prompt": (np.int32, 1),
+    "logits": (np.float32, 1),
+    "tokens": (np.int32, 1),
+    "margins": (np.float32, 1),
+}
+
+
+@dataclass(frozen=True)
+class Seam:
+    """One comparison: what was measured on which clip, and the largest value that is accepted."""
+
+    clip: str
+    name: str
+    error: float
+    tolerance: float
+    unit: str
+    note: str = ""  # why there is no number
+
+    @property
+    def ok(self) -> bool:
+        """Whether the error is within the tolerance; NaN is not."""
+        return self.error <= self.tolerance
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """All comparisons of one bundle."""
+
+    bundle: str
+    seams: tuple[Seam, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether all seams are within tolerance."""
+        return bool(self.seams) and all(seam.ok for seam in self.seams)
+
+
+@dataclass(frozen=True)
+class GoldenClip:
+    """The reference's values for one clip; see the module's docstring."""
+
+    name: str
+    waveform: NDArray[np.int16]
+    log_mel: Array
+    patches: Array
+    embeddings: Array
+    prompt: NDArray[np.int32]
+    logits: Array
+    tokens: NDArray[np.int32]
+    margins: Array
+
+
+def read_golden(path: Path) -> tuple[GoldenClip, ...]:
+    """Read all golden clips.
+
+    Raises:
+        BundleFileError: the file is not a golden file, or is damaged.
+    """
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            names = [str(name) for name in arrays["names"]]
+            fields = [{field: arrays[f"{field}_{index}"] for field in _FIELDS} for index in range(len(names))]
+    except _DAMAGE as error:
+        raise BundleFileError(f"{path} is not a readable golden file ({error}); export the bundle again") from error
+    for name, clip in zip(names, fields, strict=True):
+        for field, (dtype, ndim) in _FIELDS.items():
+            got = clip[field]
+            if got.dtype != dtype or got.ndim != ndim or not got.size:
+                raise BundleFileError(
+                    f"{path}: {field} of clip {name!r} is {got.dtype} of shape {got.shape}, expected "
+                    f"{np.dtype(dtype)} with {ndim} dimensions and not empty; export the bundle again"
+                )
+    return tuple(GoldenClip(name, *clip.values()) for name, clip in zip(names, fields, strict=True))
+
+
+def verify_bundle(bundle: Bundle, *, device: Device = "cpu", threads: int | None = None) -> VerifyReport:
+    """Run every golden clip through the runtime's own sessions; runs all of them, whatever fails.
+
+    Raises:
+        BundleFileError: the golden file is damaged or holds no clip.
+    """
+    clips = read_golden(bundle.path(GOLDEN))
+    if not clips:
+        raise BundleFileError(f"{bundle.path(GOLDEN)} holds no clip, so nothing can be verified; export again")
+    parts = Parts.open(bundle, device=device, threads=threads)
+    try:
+        tolerances = bundle.manifest.tolerances
+        seams = tuple(seam for clip in clips for seam in _seams(parts, clip, tolerances))
+    finally:
+        parts.decoder.close()
+    return VerifyReport(str(bundle.folder), seams)
+
+
+def _seams(parts: Parts, clip: GoldenClip, tolerances: Tolerances) -> Iterator[Seam]:
+    waveform = clip.waveform.astype(np.float32) / np.float32(32768)
+    log_mel, samples = parts.front_end.log_mel([waveform])
+    yield Seam(clip.name, "log-mel", largest_difference(log_mel, clip.log_mel), tolerances.log_mel_db, "dB")
+    patches = parts.encoder.patches(log_mel, samples)
+    yield Seam(clip.name, "patches", relative_rms(patches, clip.patches), tolerances.patches_relative, "relative")
+    embeddings = parts.projector.embeddings(patches)
+    error = relative_rms(embeddings, clip.embeddings)
+    yield Seam(clip.name, "embeddings", error, tolerances.embeddings_relative, "relative")
+    segments = parts.prompts.build()
+    differ = 0.0 if _ids(segments) == clip.prompt.tolist() else float("inf")
+    yield Seam(clip.name, "prompt", differ, 0.0, "tokens")
+    try:
+        logits, tokens = _decode(parts, segments, embeddings, len(clip.tokens))
+    except DecoderError as error:  # NaN on the way, mostly
+        yield Seam(clip.name, "first logits", float("nan"), tolerances.logits_relative, "relative", str(error))
+        return
+    error_logits = relative_rms(_centred(logits), _centred(clip.logits))
+    yield Seam(clip.name, "first logits", error_logits, tolerances.logits_relative, "relative")
+    yield Seam(clip.name, "greedy tokens", token_margin(tokens, clip), tolerances.token_margin, "logits")
+
+
+def _decode(parts: Parts, segments: tuple[Segment, ...], embeddings: Array, count: int) -> tuple[Array, list[int]]:
+    """The first logits and `count` greedy tokens, fewer if generation ends by itself."""
+    rows = [embeddings if isinstance(segment, Audio) else segment.tokens for segment in segments]
+    parts.decoder.prefill(rows, reserve=count)
+    return parts.decoder.logits(), list(parts.decoder.generate(count))
+
+
+def _ids(segments: tuple[Segment, ...]) -> list[int]:
+    ids: list[int] = []
+    for segment in segments:
+        ids += [AUDIO_MARK] if isinstance(segment, Audio) else segment.tokens
+    return ids
+
+
+def largest_difference(got: Array, want: Array) -> float:
+    """max |got - want|; infinite where the shapes differ."""
+    if got.shape != want.shape:
+        return float("inf")
+    return float(np.abs(got.astype(np.float64) - want).max(initial=0.0))
+
+
+def relative_rms(got: Array, want: Array) -> float:
+    """RMS(got - want) / RMS(want); infinite where the shapes differ, NaN where something is."""
+    if got.shape != want.shape:
+        return float("inf")
+    with np.errstate(invalid="ignore"):  # infinity - infinity is NaN, which fails as it should
+        difference = got.astype(np.float64) - want
+    reference = float(np.sqrt(np.square(want, dtype=np.float64).mean()))
+    return float(np.sqrt(np.square(difference).mean())) / max(reference, np.finfo(np.float64).tiny)
+
+
+def _centred(logits: Array) -> Array:
+    """A constant added to all logits changes nothing that is computed from them."""
+    with np.errstate(invalid="ignore"):
+        centred: Array = logits - logits.mean()
+    return centred
+
+
+def token_margin(tokens: list[int], clip: GoldenClip) -> float:
+    """By how much the reference preferred its token at the first one that differs; 0 where none does.
+
+    Behind that place the two continue different texts, so later tokens say nothing.
+    """
+    for got, want, margin in zip(tokens, clip.tokens.tolist(), clip.margins.tolist(), strict=False):
+        if got != want:
+            return float(margin)
+    return 0.0 if len(tokens) == len(clip.tokens) else float("inf")

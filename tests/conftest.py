@@ -1,0 +1,57 @@
+"""Fixtures: a tiny random checkpoint, and the bundle that the exporter makes of it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dasheng_edge.runtime.captioner import Captioner
+
+NEED_TORCH = {"tiny_checkpoint", "tiny_bundle", "bundle_copy", "captioner"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever uses the exporter's output needs torch."""
+    for item in items:
+        if NEED_TORCH & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.torch)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.tiny_checkpoint import write_tiny_checkpoint
+
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "checkpoint")
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_checkpoint: Path) -> Path:
+    """Its decoder is F32, so that it can be held against the reference."""
+    from dasheng_edge.export.bundle_export import export_bundle
+    from dasheng_edge.export.options import ExportOptions
+
+    out = tiny_checkpoint.parent / "bundle"
+    export_bundle(ExportOptions(checkpoint=tiny_checkpoint, out=out, encoder="fp32", decoder="F32"))
+    return out
+
+
+@pytest.fixture
+def bundle_copy(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+
+
+@pytest.fixture(scope="session")
+def shared_captioner(tiny_bundle: Path) -> Iterator[Captioner]:
+    # One thread: with more, llama.cpp's threads wait for each other on a busy machine.
+    with Captioner.open(tiny_bundle, threads=1) as captioner:
+        yield captioner
+
+
+@pytest.fixture
+def captioner(shared_captioner: Captioner, monkeypatch: pytest.MonkeyPatch) -> Captioner:
+    """One for all tests; what they patch through `monkeypatch` is undone."""
+    return shared_captioner

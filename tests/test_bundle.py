@@ -1,0 +1,213 @@
+"""Bundles are refused before anything is loaded, and are written whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dasheng_edge.runtime.bundle import (
+    DECODER,
+    MANIFEST,
+    REQUIRED,
+    Bundle,
+    BundleWriter,
+    DecoderFacts,
+    EncoderFacts,
+    Manifest,
+    PromptFacts,
+    Provenance,
+    Tolerances,
+    read_manifest,
+)
+from dasheng_edge.runtime.errors import (
+    BundleFileError,
+    BundleManifestError,
+    BundleNotFoundError,
+    OutputExistsError,
+    OutputWriteError,
+)
+from dasheng_edge.runtime.front_end import FrontEndSpec
+
+EMPTY = Manifest(
+    name="toy",
+    variant="midashenglm",
+    front_end=FrontEndSpec(),
+    encoder=EncoderFacts(embed_dim=4, depth=1, num_heads=1, parameters=1, precision="fp32"),
+    decoder=DecoderFacts(
+        arch="qwen2", hidden_size=4, layers=1, vocab_size=9, context_length=64, parameters=1, precision="F32"
+    ),
+    prompt=PromptFacts(prompt="Caption it"),
+    tolerances=Tolerances(
+        log_mel_db=1e-3, patches_relative=1e-4, embeddings_relative=1e-4, logits_relative=1e-3, token_margin=0.1
+    ),
+    provenance=Provenance(tool="test", checkpoint="toy", checkpoint_sha256="0" * 64),
+    files={},
+)
+
+
+def write_toy(out: Path, *, overwrite: bool = False, content: str = "content") -> Bundle:
+    with BundleWriter(out, overwrite=overwrite) as writer:
+        for name in REQUIRED:
+            writer.path(name).write_text(f"{content} of {name}")
+        return writer.finish(EMPTY)
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Path:
+    return write_toy(tmp_path / "toy").folder
+
+
+def edit(toy: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    manifest = json.loads((toy / MANIFEST).read_text())
+    change(manifest)
+    (toy / MANIFEST).write_text(json.dumps(manifest))
+
+
+def test_what_is_written_can_be_opened(toy: Path) -> None:
+    bundle = Bundle.open(toy)
+    assert bundle.manifest == EMPTY.model_copy(update={"files": bundle.manifest.files})
+    assert set(bundle.manifest.files) == set(REQUIRED)
+    assert bundle.manifest.total_bytes == sum((toy / name).stat().st_size for name in REQUIRED)
+    assert bundle.path(DECODER).read_text() == f"content of {DECODER}"
+    assert sorted(path.name for path in toy.parent.iterdir()) == ["toy"]
+
+
+def test_places_without_a_bundle(tmp_path: Path) -> None:
+    with pytest.raises(BundleNotFoundError, match="found nothing there"):
+        Bundle.open(tmp_path / "none")
+    (tmp_path / "file").touch()
+    with pytest.raises(BundleNotFoundError, match="found a file there"):
+        Bundle.open(tmp_path / "file")
+    with pytest.raises(FileNotFoundError, match=r"no manifest\.json in it"):
+        Bundle.open(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '"a"', "\x00", '{"schema_version": "1"}', "{}"])
+def test_manifests_that_are_none(toy: Path, text: str) -> None:
+    (toy / MANIFEST).write_text(text)
+    with pytest.raises(BundleManifestError, match="export the bundle again"):
+        read_manifest(toy)
+
+
+def test_a_newer_schema_asks_for_an_upgrade(toy: Path) -> None:
+    edit(toy, lambda manifest: manifest.update(schema_version=2, new_key=1))
+    with pytest.raises(BundleManifestError, match="schema version 2, this dasheng-edge reads up to 1; upgrade"):
+        Bundle.open(toy)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.update(surprise=1), "surprise: Extra inputs"),
+        (lambda m: m.pop("prompt"), "prompt: Field required"),
+        (lambda m: m["decoder"].update(arch="llama"), "decoder.arch"),
+        (lambda m: m["decoder"].update(layers="many"), "decoder.layers"),
+        (lambda m: m["front_end"].update(sample_rate_hz=8000), "front_end.sample_rate_hz"),
+        (lambda m: m["prompt"]["sampling"].update(temperature=-1), "prompt.sampling.temperature"),
+        (lambda m: m["files"][DECODER].update(sha256="x"), "files.decoder.gguf.sha256"),
+        (lambda m: m["files"].update({"../x": m["files"][DECODER]}), "not a plain file name inside the bundle"),
+        (lambda m: m["files"].update({"/etc/passwd": m["files"][DECODER]}), "not a plain file name"),
+        (lambda m: m["files"].update({"a\\b": m["files"][DECODER]}), "not a plain file name"),
+        (lambda m: m["files"].update({"": m["files"][DECODER]}), "not a plain file name"),
+        (lambda m: m["files"].update({MANIFEST: m["files"][DECODER]}), "not a plain file name"),
+    ],
+)
+def test_wrong_manifests_name_the_place(toy: Path, change: Callable[[dict[str, Any]], object], message: str) -> None:
+    edit(toy, change)
+    with pytest.raises(BundleManifestError, match=message):
+        Bundle.open(toy)
+
+
+def test_files_that_are_not_what_the_manifest_says(toy: Path) -> None:
+    path = toy / DECODER
+    content = path.read_text()
+    path.write_text(content[:-1])
+    with pytest.raises(BundleFileError, match="truncated or replaced"):
+        Bundle.open(toy)
+    path.write_text(content[:-1] + "X")
+    with pytest.raises(BundleFileError, match="was altered: SHA-256"):
+        Bundle.open(toy)
+    assert Bundle.open(toy, check_sha256=False).folder == toy
+    path.unlink()
+    with pytest.raises(BundleFileError, match="is missing, the manifest lists it"):
+        Bundle.open(toy)
+    edit(toy, lambda manifest: manifest["files"].pop(DECODER))
+    with pytest.raises(BundleFileError, match=f"does not list {DECODER}"):
+        Bundle.open(toy)
+
+
+def test_nothing_is_overwritten_unless_asked(toy: Path) -> None:
+    with pytest.raises(OutputExistsError, match="pass --overwrite"):
+        write_toy(toy, content="new")
+    assert (toy / DECODER).read_text() == f"content of {DECODER}"
+    write_toy(toy, overwrite=True, content="new")
+    assert (toy / DECODER).read_text() == f"new of {DECODER}"
+    assert sorted(path.name for path in toy.parent.iterdir()) == ["toy"]
+
+
+def test_only_bundles_and_empty_folders_are_overwritten(tmp_path: Path) -> None:
+    out = tmp_path / "precious"
+    out.mkdir()
+    (out / "thesis.txt").touch()
+    with pytest.raises(OutputExistsError, match="is not a bundle"):
+        write_toy(out, overwrite=True)
+    (out / "thesis.txt").unlink()
+    assert write_toy(out, overwrite=True).folder == out
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputExistsError, match="is not a bundle"):
+        write_toy(tmp_path / "file", overwrite=True)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a step failed"), KeyboardInterrupt()])
+def test_a_failed_export_leaves_nothing(tmp_path: Path, error: BaseException) -> None:
+    def write_half() -> None:
+        with BundleWriter(tmp_path / "out") as writer:
+            writer.path(DECODER).write_text("half")
+            raise error
+
+    with pytest.raises(type(error)):
+        write_half()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_named(tmp_path: Path) -> None:
+    def write_half() -> None:
+        with BundleWriter(tmp_path / "out") as writer:
+            writer.path(DECODER).write_text("half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OutputWriteError, match="No space left on device; nothing was left behind"):
+        write_half()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_bundle_needs_all_its_files(tmp_path: Path) -> None:
+    def write_half() -> None:
+        with BundleWriter(tmp_path / "out") as writer:
+            writer.path(DECODER).write_text("half")
+            writer.finish(EMPTY)
+
+    with pytest.raises(BundleFileError, match="does not list"):
+        write_half()
+    assert not list(tmp_path.iterdir())
+
+
+def test_unwritable_places(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputWriteError, match="cannot write to"), BundleWriter(tmp_path / "file" / "out"):
+        pass
+
+
+def test_a_writer_is_used_in_its_block(tmp_path: Path) -> None:
+    writer = BundleWriter(tmp_path / "out")
+    with pytest.raises(RuntimeError, match="outside its `with` block"):
+        writer.path(DECODER)
+    with pytest.raises(RuntimeError, match="outside its `with` block"):
+        writer.finish(EMPTY)
+    with writer, pytest.raises(ValueError, match="not a plain file name"):
+        writer.path("../x")

@@ -1,0 +1,337 @@
+"""llama.cpp fed with embeddings: sizes, cache, sampling and text, on a tiny random Qwen2."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from dasheng_edge.runtime import decoder as decoder_module
+from dasheng_edge.runtime.bundle import DECODER, Sampling
+from dasheng_edge.runtime.decoder import BATCH, CONTEXT_STEP, Decoder, build_info
+from dasheng_edge.runtime.errors import DecoderError, DeviceError, MissingExtraError
+
+EMBED = 256
+TEXT = "Write an audio caption describing the sound"
+
+
+@pytest.fixture(scope="module")
+def path(tiny_bundle: Path) -> Path:
+    return tiny_bundle / DECODER
+
+
+@pytest.fixture
+def decoder(path: Path) -> Iterator[Decoder]:
+    decoder = Decoder.open(path, n_ctx=CONTEXT_STEP, n_threads=1)
+    yield decoder
+    decoder.close()
+
+
+@pytest.fixture(scope="module")
+def table(tiny_checkpoint: Path) -> NDArray[np.float32]:
+    """The token embeddings, float32 [vocab, EMBED]."""
+    from safetensors.numpy import load_file
+
+    return load_file(tiny_checkpoint / "model.safetensors")["decoder.model.embed_tokens.weight"]
+
+
+def noise(rows: int, seed: int = 0) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).normal(0, 0.5, (rows, EMBED)).astype(np.float32)
+
+
+def relative(got: NDArray[np.float32], want: NDArray[np.float32]) -> float:
+    return float(np.sqrt(np.square(got - want).mean() / np.square(want).mean()))
+
+
+def logits_of(decoder: Decoder, *segments: tuple[int, ...] | NDArray[np.float32]) -> NDArray[np.float32]:
+    decoder.prefill(list(segments))
+    return decoder.logits()
+
+
+def test_facts(decoder: Decoder) -> None:
+    assert (decoder.n_embd, decoder.context_length) == (EMBED, 4096)
+    assert decoder.metadata["general.architecture"] == "qwen2"
+    assert "<|im_start|>" in decoder.chat_template
+    assert {"<|im_end|>", "<|AUDIO|>"} <= set(decoder.control_tokens)
+    assert not decoder.added_tokens
+
+
+def test_embedding_rows_of_tokens_give_the_logits_of_the_tokens(decoder: Decoder, table: NDArray[np.float32]) -> None:
+    tokens = decoder.tokenize(TEXT)
+    want = logits_of(decoder, tokens)
+    for cut in (0, 1, 3):
+        rows = np.ascontiguousarray(table[list(tokens[cut:])])
+        assert relative(logits_of(decoder, tokens[:cut], rows), want) < 1e-5
+
+
+def test_logits_equal_those_of_transformers(decoder: Decoder, tiny_checkpoint: Path) -> None:
+    import json
+
+    import torch
+    from safetensors.torch import load_file
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    config = json.loads((tiny_checkpoint / "config.json").read_text())["text_config"]
+    for key in ("model_type", "rope_scaling"):  # its three equal sections are what plain RoPE does
+        config.pop(key)
+    model = Qwen2ForCausalLM(Qwen2Config(**config)).eval()
+    weights = load_file(tiny_checkpoint / "model.safetensors").items()
+    model.load_state_dict({k.removeprefix("decoder."): v for k, v in weights if k.startswith("decoder.")})
+    for rows in (1, 7, BATCH - 1, BATCH, BATCH + 1, 1100):
+        embeddings = noise(rows, rows)
+        with torch.no_grad():
+            want = model(inputs_embeds=torch.from_numpy(embeddings)[None]).logits[0, -1].numpy()
+        assert relative(logits_of(decoder, embeddings), want) < 1e-5
+
+
+def test_memory_layout_does_not_matter(decoder: Decoder) -> None:
+    rows = noise(9)
+    want = logits_of(decoder, (1,), rows)
+    strided = np.asfortranarray(rows.astype(np.float64))
+    assert np.array_equal(logits_of(decoder, (1,), strided.astype(np.float32)), want)
+    assert np.array_equal(logits_of(decoder, (1,), np.repeat(rows, 2, axis=0)[::2]), want)
+
+
+def test_the_context_grows_on_demand(decoder: Decoder, path: Path) -> None:
+    assert decoder.n_ctx == 0  # no cache is allocated before it is needed
+    logits_of(decoder, (1, 2, 3))
+    assert decoder.n_ctx == CONTEXT_STEP
+    grown = logits_of(decoder, (1, 2, 3), noise(700))
+    assert decoder.n_ctx == 768
+    decoder.prefill([(1,)], reserve=4000)
+    assert decoder.n_ctx == 4096
+    large = Decoder.open(path, n_ctx=4096, n_threads=1)
+    assert relative(grown, logits_of(large, (1, 2, 3), noise(700))) < 1e-6
+    large.close()
+
+
+def decoded_rows(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    rows: list[int] = []
+    decode = decoder._decode
+
+    def counted(block: NDArray[np.float32], *, logits: bool) -> None:
+        rows.append(len(block))
+        decode(block, logits=logits)
+
+    monkeypatch.setattr(decoder, "_decode", counted)
+    return rows
+
+
+def test_leading_tokens_stay_in_the_cache(decoder: Decoder, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = decoded_rows(decoder, monkeypatch)
+    requests: list[list[tuple[int, ...] | NDArray[np.float32]]] = [
+        [(1, 2, 3, 4), noise(6), (5, 6)],
+        [(1, 2, 3, 4), noise(6, 1), (5, 6)],
+        [(1, 2, 9, 4), noise(6, 1), (5, 6)],
+        [(1, 2, 9, 4)],
+        [(1, 2, 9)],
+        [noise(2), (1, 2, 9)],
+        [(1, 2, 9), (4,)],
+    ]
+    work = [12, 8, 10, 1, 1, 5, 4]
+    for request, expected in zip(requests, work, strict=True):
+        rows.clear()
+        got = logits_of(decoder, *request)
+        assert sum(rows) == expected
+        fresh = Decoder.open(path, n_ctx=CONTEXT_STEP, n_threads=1)
+        assert relative(got, logits_of(fresh, *request)) < 1e-5
+        fresh.close()
+
+
+def test_generated_rows_do_not_stay(decoder: Decoder) -> None:
+    first = list(decoder_run(decoder, 5))
+    assert list(decoder_run(decoder, 5)) == first
+
+
+def decoder_run(decoder: Decoder, count: int, sampling: Sampling | None = None) -> Iterator[int]:
+    decoder.prefill([(1, 2, 3), noise(4)], reserve=count)
+    return decoder.generate(count, sampling) if sampling else decoder.generate(count)
+
+
+def test_greedy_takes_the_largest_logit(decoder: Decoder) -> None:
+    decoder.prefill([(1, 2, 3), noise(4)], reserve=8)
+    best: list[int] = []
+    for token in decoder.generate(8):
+        best.append(token)
+        assert token == decoder.logits().argmax()
+    assert len(best) == 8
+
+
+def test_sampling_is_reproducible_and_follows_its_options(decoder: Decoder) -> None:
+    def run(**options: float) -> list[int]:
+        return list(decoder_run(decoder, 12, Sampling.model_validate(options)))
+
+    greedy = run()
+    assert run(temperature=1.0, top_k=1, seed=5) == greedy
+    assert run(temperature=1.0, top_p=1e-6, seed=5) == greedy
+    assert run(temperature=1.0, min_p=1.0, seed=5) == greedy
+    assert run(temperature=1e-4, seed=5) == greedy
+    assert run(temperature=1.5, seed=5) == run(temperature=1.5, seed=5)
+    assert run(temperature=1.5, seed=5) != run(temperature=1.5, seed=6)
+    assert run(temperature=1.5, seed=2**32 + 4) == run(temperature=1.5, seed=5)  # llama.cpp's seeds have 32 bits
+    assert len(set(run(repetition_penalty=1e6))) == 12  # nothing twice
+
+
+def test_generation_ends_with_the_token_that_ends_it(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = list(decoder_run(decoder, 12))
+    monkeypatch.setattr(decoder, "is_end", lambda token: token == tokens[3])
+    assert list(decoder_run(decoder, 12)) == tokens[: tokens.index(tokens[3]) + 1]
+
+
+def test_ends_come_from_the_vocabulary(decoder: Decoder) -> None:
+    ends = {text for text, token in decoder.control_tokens.items() if decoder.is_end(token)}
+    assert {"<|im_end|>", "<|endoftext|>"} <= ends
+    assert "<|AUDIO|>" not in ends
+
+
+@pytest.mark.parametrize(
+    ("segments", "message"),
+    [
+        ([], "the prompt is empty"),
+        ([(), noise(0)], "the prompt is empty"),
+        ([noise(3)[:, :-1]], r"shape \(3, 255\), expected \[n, 256\]"),
+        ([noise(3).ravel()], r"expected \[n, 256\]"),
+        ([np.full((2, EMBED), np.nan, np.float32)], "NaN or infinity"),
+        ([noise(5000)], "needs 5000 positions, the decoder has 4096"),
+        ([(448,)], "failed to decode 1 rows at 0"),
+        ([(-1, 2)], "failed to decode 2 rows at 0"),
+    ],
+)
+def test_requests_that_llama_cpp_would_abort_on(
+    decoder: Decoder, segments: list[tuple[int, ...] | NDArray[np.float32]], message: str
+) -> None:
+    with pytest.raises(DecoderError, match=message):
+        decoder.prefill(segments)
+    assert len(logits_of(decoder, (1, 2))) == decoder.n_vocab  # and it works again
+
+
+def test_logits_need_a_prefill(decoder: Decoder) -> None:
+    with pytest.raises(DecoderError, match="call prefill first"):
+        decoder.logits()
+    with pytest.raises(DecoderError, match="call prefill first"):
+        next(decoder.generate(1))
+
+
+def test_a_full_context_is_an_error(decoder: Decoder) -> None:
+    decoder.prefill([noise(CONTEXT_STEP - 1)])
+    with pytest.raises(DecoderError, match="the context of 256 positions is full"):
+        list(decoder.generate(9))
+
+
+def test_nan_logits_are_an_error(decoder: Decoder) -> None:
+    decoder.prefill([(1, 2)])
+    decoder._llama.llama_get_logits_ith(decoder._context, -1)[3] = float("nan")
+    with pytest.raises(DecoderError, match="computed NaN"):
+        next(decoder.generate(1))
+
+
+def test_an_abandoned_generation_is_harmless(decoder: Decoder) -> None:
+    first = list(islice(decoder_run(decoder, 8), 3))
+    assert list(decoder_run(decoder, 8))[:3] == first
+
+
+@pytest.mark.parametrize("text", ["", " ", TEXT, "漢字 é 😀", "a\0b", "x" * 20_000])
+def test_text_survives_the_tokenizer(decoder: Decoder, text: str) -> None:
+    tokens = decoder.tokenize(text)
+    assert decoder.detokenize(tokens) == text
+    pieces = list(decoder.text_pieces(tokens))
+    assert "".join(pieces) == text
+    assert "\ufffd" not in text.join(pieces)
+
+
+def test_broken_characters_are_replaced(decoder: Decoder) -> None:
+    tokens = decoder.tokenize("😀")
+    assert len(tokens) > 1
+    assert decoder.detokenize(tokens[:-1]) == "\ufffd"
+
+
+def test_long_pieces(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def to_piece(_: object, token: int, buffer: ctypes.Array[ctypes.c_char], size: int, *__: object) -> int:
+        text = b"x" * token
+        if len(text) > size:
+            return -len(text)
+        ctypes.memmove(buffer, text, len(text))
+        return len(text)
+
+    monkeypatch.setattr(decoder, "_llama", SimpleNamespace(llama_token_to_piece=to_piece))
+    assert [len(decoder.piece(token)) for token in (0, 1, 32, 33, 1000)] == [0, 1, 32, 33, 1000]
+
+
+def test_control_tokens_are_text_unless_asked(decoder: Decoder) -> None:
+    token = decoder.control_tokens["<|im_end|>"]
+    assert decoder.tokenize("<|im_end|>", parse_special=True) == (token,)
+    assert token not in decoder.tokenize("<|im_end|>")
+    assert decoder.piece(token) == b""
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"",
+        lambda data: b"not a model",
+        lambda data: data[:1000],
+        lambda data: data[: len(data) // 2],
+        lambda data: data[:4] + b"\xff\xff\xff\x7f" + data[8:],
+    ],
+)
+def test_files_that_do_not_load(path: Path, tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    broken = tmp_path / "x.gguf"
+    broken.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(DecoderError, match=r"llama\.cpp cannot load"):
+        Decoder.open(broken)
+    with pytest.raises(DecoderError, match=r"llama\.cpp cannot load"):
+        Decoder.open(tmp_path / "none.gguf")
+
+
+def test_other_architectures_are_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoder_module, "ARCHITECTURES", ("qwen3",))
+    with pytest.raises(DecoderError, match="is a qwen2 model; expected one of qwen3"):
+        Decoder.open(path)
+
+
+def test_a_context_that_cannot_be_made(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoder._llama, "llama_init_from_model", lambda *_: None)
+    with pytest.raises(DecoderError, match="cannot make a context of 256 positions"):
+        decoder.prefill([(1,)])
+
+
+@pytest.mark.skipif(build_info()[1], reason="this llama.cpp can offload to a GPU")
+def test_cuda_needs_a_build_with_cuda(path: Path) -> None:
+    with pytest.raises(DeviceError, match="this one is built for CPU"):
+        Decoder.open(path, device="cuda")
+
+
+def test_llama_cpp_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    decoder_module._llama.cache_clear()
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)
+    with pytest.raises(MissingExtraError, match="pip install 'llama-cpp-python"):
+        Decoder.open(tmp_path)
+
+
+def test_closing_twice_is_harmless(path: Path) -> None:
+    decoder = Decoder.open(path, n_threads=1)
+    decoder.prefill([(1,)])
+    decoder.close()
+    decoder.close()
+    with pytest.raises(DecoderError, match="call prefill first"):
+        decoder.logits()
+
+
+def test_llama_cpp_prints_nothing(path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    decoder = Decoder.open(path, n_threads=1)
+    decoder.prefill([(1,)])
+    decoder.close()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_build_info_names_the_cpu() -> None:
+    system, offload = build_info()
+    assert "CPU" in system
+    assert isinstance(offload, bool)

@@ -1,0 +1,89 @@
+"""The device is the one that was asked for, or an error."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from dasheng_edge.runtime import devices
+from dasheng_edge.runtime.bundle import FRONT_END
+from dasheng_edge.runtime.devices import checked_device, checked_threads, onnx_session, usable_cores
+from dasheng_edge.runtime.errors import BundleFileError, DeviceError, MissingExtraError
+
+
+def test_unknown_devices_and_thread_counts() -> None:
+    assert checked_device("cpu") == "cpu"
+    with pytest.raises(DeviceError, match="expected one of cpu, cuda"):
+        checked_device("tpu")
+    assert checked_threads(3) == 3
+    assert checked_threads(None) == usable_cores()
+    with pytest.raises(DeviceError, match="expected at least 1"):
+        checked_threads(0)
+
+
+def fake_cpus(folder: Path, siblings: dict[int, str]) -> None:
+    for cpu, text in siblings.items():
+        (folder / f"cpu{cpu}/topology").mkdir(parents=True)
+        (folder / f"cpu{cpu}/topology/thread_siblings_list").write_text(text + "\n")
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system has no affinity")
+def test_a_core_with_two_threads_counts_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fake_cpus(tmp_path, {0: "0,2", 1: "1,3", 2: "0,2", 3: "1,3"})
+    monkeypatch.setattr(devices, "_CPU_FOLDER", tmp_path)
+    monkeypatch.setattr(devices, "_CGROUP_QUOTA", tmp_path / "none")
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+    assert usable_cores() == 2
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {1, 3})
+    assert usable_cores() == 1
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {7, 8, 9})  # of which nothing is known
+    assert usable_cores() == 3
+
+
+def test_a_container_quota_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(devices, "_CPU_FOLDER", tmp_path)
+    monkeypatch.setattr(devices, "_CGROUP_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    for text, cores in (("150000 100000", 2), ("max 100000", 8), ("1000 100000", 1)):
+        (tmp_path / "cpu.max").write_text(text)
+        assert usable_cores() == cores
+
+
+def test_onnx_runtime_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'dasheng-edge\[cpu\]'"):
+        onnx_session(tmp_path, "cpu", 1)
+    with pytest.raises(MissingExtraError, match=r"pip install 'dasheng-edge\[gpu\]'"):
+        onnx_session(tmp_path, "cuda", 1)
+
+
+def test_a_provider_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(DeviceError, match="needs ONNX Runtime's CUDAExecutionProvider, this one has CPU"):
+        onnx_session(tmp_path, "cuda", 1)
+
+
+def test_a_provider_that_does_not_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import onnxruntime
+
+    fallen_back = SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: fallen_back)
+    with pytest.raises(DeviceError, match="would have run on CPUExecutionProvider"):
+        onnx_session(tmp_path, "cuda", 1)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a graph", b"\0" * 99])
+def test_graphs_that_do_not_load(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / FRONT_END
+    path.write_bytes(content)
+    with pytest.raises(BundleFileError, match="ONNX Runtime cannot load"):
+        onnx_session(path, "cpu", 1)

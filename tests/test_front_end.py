@@ -1,0 +1,151 @@
+"""The counting law, and the front end in blocks against the front end at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from dasheng_edge.runtime.bundle import FRONT_END
+from dasheng_edge.runtime.devices import onnx_session
+from dasheng_edge.runtime.front_end import FrontEnd, FrontEndSpec
+
+SPEC = FrontEndSpec()
+
+
+@pytest.mark.parametrize(
+    ("samples", "frames", "patches", "tokens"),
+    [
+        (0, 1, 0, 0),
+        (3_039, 19, 4, 0),
+        (3_040, 20, 5, 1),
+        (16_000, 101, 25, 5),
+        (160_000, 1_001, 250, 50),
+        (161_280, 1_009, 252, 50),
+        (163_200, 1_021, 255, 51),
+        (480_000, 3_001, 750, 150),
+        (4_800_000, 30_001, 7_500, 1_500),
+    ],
+)
+def test_counting_law(samples: int, frames: int, patches: int, tokens: int) -> None:
+    assert (SPEC.frames_of(samples), SPEC.patches_of(samples), SPEC.tokens_of(samples)) == (frames, patches, tokens)
+
+
+@given(st.integers(0, 40_000))
+def test_the_longest_clip_of_so_many_tokens(tokens: int) -> None:
+    longest = SPEC.samples_for_tokens(tokens)
+    assert SPEC.tokens_of(longest) == tokens
+    assert SPEC.tokens_of(longest + 1) == tokens + 1
+
+
+@given(st.integers(0, 10_000_000))
+def test_chunks_cover_all_patches_and_the_last_patch_may_be_no_key(samples: int) -> None:
+    patches = SPEC.patches_of(samples)
+    chunks = SPEC.chunks_of(patches)
+    assert [patch for start, stop in chunks for patch in (start, stop - 1)][:1] == ([0] if patches else [])
+    assert sum(stop - start for start, stop in chunks) == patches
+    assert all(0 < stop - start <= SPEC.chunk_patches for start, stop in chunks)
+    assert patches - SPEC.valid_patches_of(samples) == (1 if samples // 160 % 4 == 3 else 0)
+
+
+def test_constants_of_the_published_model() -> None:
+    assert (SPEC.chunk_patches, SPEC.samples_per_token) == (252, 3_200)
+    assert SPEC.padded_samples_of(1) == SPEC.min_samples
+    assert SPEC.tokens_of(SPEC.min_samples) == 1
+
+
+class SmallBlocks(FrontEnd):
+    BLOCK_FRAMES = 40  # so that short clips have many blocks
+
+
+@pytest.fixture(scope="module")
+def front_end(tiny_bundle: Path) -> FrontEnd:
+    return SmallBlocks(tiny_bundle / FRONT_END, SPEC, threads=1)
+
+
+def at_once(front_end: FrontEnd, waveform: NDArray[np.float32]) -> NDArray[np.float32]:
+    (log_mel,) = front_end._session.run(["log_mel"], {"waveform": waveform[None]})
+    return np.asarray(log_mel[0])
+
+
+def cut(waveform: NDArray[np.float32], sizes: list[int]) -> list[NDArray[np.float32]]:
+    edges = np.cumsum(sizes)
+    return np.split(waveform, edges[edges < len(waveform)])
+
+
+def scene(samples: int, seed: int) -> NDArray[np.float32]:
+    """Digital silence, faint noise and short loud tones, so that something lies below the loudest - top_db."""
+    rng = np.random.default_rng(seed)
+    waveform = np.where(rng.random(samples // 400 + 1).repeat(400)[:samples] < 0.5, 0, rng.normal(0, 1e-4, samples))
+    tone = np.cos(np.arange(120) * 2 * np.pi / 16)  # 1 kHz
+    for start in rng.integers(0, samples - len(tone), max(1, samples // 9_000)):
+        waveform[start : start + len(tone)] = rng.uniform(0.1, 1) * tone
+    return waveform.astype(np.float32)
+
+
+# The fixture is read-only, so hypothesis may use it for all examples.
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(3_200, 60_000), st.integers(0, 2**32 - 1), st.lists(st.integers(1, 9_000), min_size=1, max_size=9))
+@example(161_120 // 4, 0, [6_400])
+def test_blocks_give_what_one_run_gives(front_end: FrontEnd, samples: int, seed: int, sizes: list[int]) -> None:
+    waveform = scene(samples, seed)
+    got, counted = front_end.log_mel(cut(waveform, sizes))
+    assert counted == samples
+    want = at_once(front_end, waveform)
+    assert got.shape == want.shape
+    assert np.abs(got - want).max() <= 1e-4  # dB; rounding, since the two multiply matrices of other sizes
+
+
+@pytest.mark.parametrize("before_edge", range(1, 200, 6))
+def test_a_reflection_that_is_louder_than_the_clip(front_end: FrontEnd, before_edge: int) -> None:
+    # The graph sees the clip up to sample 6560 first. A tone that ends just there is reflected into one of
+    # twice its length and loudness, which is not in the clip and must not raise its floor.
+    waveform = np.zeros(16_000, np.float32)
+    edge = (SmallBlocks.BLOCK_FRAMES + 1) * SPEC.hop_length
+    waveform[edge - before_edge - 100 : edge - before_edge] = np.cos(np.arange(100)[::-1] * 2 * np.pi / 16)
+    got, _ = front_end.log_mel([waveform])
+    assert np.abs(got - at_once(front_end, waveform)).max() <= 1e-4
+
+
+@pytest.mark.parametrize("samples", [1, 3_039, 3_199, 3_200, 3_201, 12_000])
+def test_short_clips_are_padded_with_silence(front_end: FrontEnd, samples: int) -> None:
+    waveform = np.full(samples, 0.5, np.float32)
+    log_mel, counted = front_end.log_mel([waveform])
+    assert counted == max(samples, 3_200)
+    padded = np.pad(waveform, (0, counted - samples))
+    assert np.array_equal(log_mel, at_once(front_end, padded))
+    assert log_mel.shape == (64, SPEC.frames_of(counted))
+
+
+@pytest.mark.parametrize("samples", [161_120, 161_279, 161_280, 161_281, 323_040])
+def test_full_blocks(tiny_bundle: Path, samples: int) -> None:
+    front_end = FrontEnd(tiny_bundle / FRONT_END, SPEC, threads=1)
+    square = np.sign(np.sin(np.arange(samples) / 7)).astype(np.float32)
+    for waveform in (square, np.zeros_like(square), scene(samples, 1)):
+        got, _ = front_end.log_mel(cut(waveform, [16_000] * 30))
+        assert np.abs(got - at_once(front_end, waveform)).max() <= 1e-4
+
+
+def test_silence_is_at_the_floor(front_end: FrontEnd) -> None:
+    log_mel, _ = front_end.log_mel([np.zeros(8_000, np.float32)])
+    assert np.all(log_mel == -100.0)  # 10 log10(1e-10)
+
+
+def test_nothing_lies_further_below_the_loudest_bin_than_top_db(front_end: FrontEnd) -> None:
+    waveform = np.zeros(40_000, np.float32)
+    waveform[30_000:30_100] = 1.0
+    log_mel, _ = front_end.log_mel(cut(waveform, [5_000] * 8))
+    assert log_mel.min() == log_mel.max() - np.float32(SPEC.top_db)
+
+
+def test_the_graph_is_checked(tiny_bundle: Path) -> None:
+    from dasheng_edge.runtime.bundle import PROJECTOR
+    from dasheng_edge.runtime.errors import BundleFileError
+
+    with pytest.raises(BundleFileError, match="expected \\('waveform',\\) to \\('log_mel',\\)"):
+        FrontEnd(tiny_bundle / PROJECTOR, SPEC)
+    assert onnx_session(tiny_bundle / FRONT_END, "cpu", 1).get_providers() == ["CPUExecutionProvider"]
