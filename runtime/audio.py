@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
@@ -29,8 +30,10 @@ BLOCK_S = 1.0  # seconds that are handed to the resampler at once; FFmpeg's fram
 RATES_HZ = (1_000, 768_000)  # beyond these a sample rate is a mistake
 LOUDEST_FLOAT = 100.0  # full scale is 1; more than this means integers in a float array
 # Containers that state their length exactly -> by how many seconds a complete file may still fall short of it
-# (AAC and Opus encoders count priming and padding). WAV is not here: a recorder that pipes cannot fill it in.
+# (AAC and Opus encoders count priming and padding). Of a short WAV, FFmpeg states what is left: see `_check_wav_size`.
 LENGTH_SLACK_S = {"flac": 0.01, "ogg": 0.25, "matroska,webm": 0.25, "mov,mp4,m4a,3gp,3g2,mj2": 0.25}
+
+WAV_SIZE_UNKNOWN = 0x7F000000  # recorders that cannot go back and fill the size in state 2 GiB or more, or 0
 
 
 class _PipeReader:
@@ -190,7 +193,30 @@ def _stream_blocks(file: BinaryIO, name: str) -> Iterator[tuple[int, Waveform]]:
     if not file.seek(0, os.SEEK_END):
         raise AudioEmptyError(f"{name} is empty (0 bytes); expected audio")
     file.seek(0)
+    _check_wav_size(file, name)
     yield from _container_blocks(file, name)
+
+
+def _check_wav_size(file: BinaryIO, name: str) -> None:
+    """Refuse a WAV file that holds less than it states, which FFmpeg would read as a shorter one."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    riff, _, wave = struct.unpack("<4sI4s", file.read(12).ljust(12, b"\0"))
+    bytes_per_s = 0
+    while (riff, wave) == (b"RIFF", b"WAVE") and len(header := file.read(8)) == 8:
+        kind, stated = struct.unpack("<4sI", header)
+        here = file.tell()
+        if kind == b"fmt ":
+            bytes_per_s = struct.unpack("<8xI", file.read(12).ljust(12, b"\0"))[0]
+        if kind == b"data":
+            if size - here < stated < WAV_SIZE_UNKNOWN:
+                seconds = f" of {stated / bytes_per_s:.2f} s" if bytes_per_s else ""
+                raise AudioDecodeError(
+                    f"{name} is damaged: {size - here} of its {stated} bytes{seconds} are there; get a complete copy"
+                )
+            break
+        file.seek(here + stated + stated % 2)  # chunks are padded to an even length
+    file.seek(0)
 
 
 def _pipe_blocks(pipe: _PipeReader, name: str) -> Iterator[tuple[int, Waveform]]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import threading
+import wave
 from pathlib import Path
 
 import numpy as np
@@ -197,12 +199,23 @@ def test_damage_in_the_middle_is_never_skipped(tmp_path: Path, suffix: str) -> N
         read(bytes(data))
 
 
-@pytest.mark.parametrize("suffix", ["flac", "m4a", "webm", "aac"])
+@pytest.mark.parametrize("suffix", ["wav", "flac", "m4a", "webm", "aac"])
 def test_a_truncated_file_is_refused(tmp_path: Path, suffix: str) -> None:
     path = write_audio(tmp_path / f"a.{suffix}", sine(440, 3, BY_SUFFIX[suffix].rate), BY_SUFFIX[suffix])
     data = path.read_bytes()
     with pytest.raises(AudioDecodeError):
         read(data[: len(data) * 6 // 10])
+
+
+@pytest.mark.parametrize("stated", [0, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF])
+def test_a_wav_whose_recorder_could_not_state_its_size_is_read(stated: int) -> None:
+    file = io.BytesIO()
+    with wave.open(file, "wb") as writer:
+        writer.setparams((1, 2, RATE, 0, "NONE", ""))
+        writer.writeframes(bytes(2 * RATE))
+    data = bytearray(file.getvalue())
+    data[40:44] = struct.pack("<I", stated)
+    assert len(read(bytes(data))) == RATE
 
 
 def test_junk_after_the_end_is_harmless(tmp_path: Path) -> None:
