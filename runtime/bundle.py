@@ -34,6 +34,7 @@ ENCODER = "encoder.onnx"
 PROJECTOR = "projector.onnx"
 DECODER = "decoder.gguf"
 GOLDEN = "golden.npz"
+_WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES)
 REQUIRED = (FRONT_END, ENCODER, PROJECTOR, DECODER, GOLDEN)
 
 
@@ -325,12 +326,7 @@ class BundleWriter:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
-        if isinstance(error, OSError) and error.errno in (
-            errno.ENOSPC,
-            errno.EDQUOT,
-            errno.EROFS,
-            errno.EACCES,
-        ):
+        if isinstance(error, OSError) and error.errno in _WRITE_ERRORS:
             raise OutputWriteError(
                 f"cannot write {self.out}: {error.strerror}; nothing was left behind: free some space or "
                 "choose another --out"

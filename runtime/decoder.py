@@ -138,6 +138,9 @@ class Decoder:
             )
         params = llama.llama_model_default_params()
         params.n_gpu_layers = 0 if device == "cpu" else -1
+        # llama.cpp's AMX kernels end the process on quantized weights (ggml-org/llama.cpp#20824). The switch
+        # that keeps weights out of their layout turns off repacking too, so it is left on elsewhere.
+        params.use_extra_bufts = b"AMX_INT8 = 1" not in llama.llama_print_system_info()
         log.lines.clear()
         model = llama.llama_model_load_from_file(os.fsencode(path), params)
         if not model:

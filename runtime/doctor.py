@@ -29,12 +29,11 @@ DEPENDENCIES = {
     "torch": "export",
     "transformers": "export",
     "peft": "export",
-    "optimum-onnx": "export",
     "onnx": "export",
     "onnxscript": "export",
+    "onnx-ir": "export",
     "safetensors": "export",
     "gguf": "export",
-    "huggingface-hub": "export",
 }
 # Instruction sets that ONNX Runtime's or llama.cpp's kernels ask for, x86 then Arm.
 CPU_FLAGS = (

@@ -1,0 +1,342 @@
+"""The export from end to end: checkpoint and adapters in, a bundle that carries its own proof out.
+
+Each step reports its error against its own source, and the export fails when one is out of tolerance.
+Whatever happens before the end, nothing stays on the disk.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from dasheng_edge.runtime.bundle import (
+    DECODER,
+    ENCODER,
+    FRONT_END,
+    GOLDEN,
+    PROJECTOR,
+    Bundle,
+    BundleWriter,
+    DecoderFacts,
+    EncoderFacts,
+    Manifest,
+    PromptFacts,
+    Provenance,
+    Sampling,
+    Tolerances,
+)
+from dasheng_edge.runtime.decoder import Decoder
+from dasheng_edge.runtime.errors import CheckpointFileError, DashengEdgeError, ExportError, OutputWriteError
+from dasheng_edge.runtime.verify import relative_rms
+
+from .adapter import MergedTensors, measured_merge_error, open_adapters
+from .checkpoint import Checkpoint, open_checkpoint, read_json
+from .decoder_gguf import PREFIX, intermediate_type, measure, quantize, stored_bytes, write_gguf
+from .encoder_onnx import (
+    GraphReport,
+    export_encoder,
+    export_front_end,
+    export_projector,
+    load_encoder,
+    load_projector,
+)
+from .golden import AUDIO_MARK, write_golden
+from .options import DecoderType, ExportOptions
+from .tokenizer import AUDIO, AUDIO_BOS, AUDIO_EOS, Vocabulary, check_audio_token, read_vocabulary
+
+CAPTION_PROMPT = "Write an audio caption describing the sound"  # MiDashengLM's evaluation prompt for captions
+LIBRARIES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "gguf", "llama-cpp-python")
+MERGE_TOLERANCE = 1e-6  # float32 against float64
+
+
+@dataclass(frozen=True)
+class DecoderTolerance:
+    """What a decoder type may cost, as RMS of the difference over RMS of the reference."""
+
+    weights: float
+    logits: float
+
+
+# Weights: about 1.5 times what Gaussian weights lose, which is the type's own resolution.
+# Logits: about twice the largest seen on small models (random weights, with and without an adapter; trained).
+# A large model loses less; a wrong tensor, position or token loses more than 1.
+DECODER_TOLERANCES: Mapping[DecoderType, DecoderTolerance] = {
+    "F32": DecoderTolerance(1e-7, 1e-3),
+    "BF16": DecoderTolerance(2.5e-3, 0.05),
+    "F16": DecoderTolerance(4e-4, 0.015),
+    "Q8_0": DecoderTolerance(0.01, 0.15),
+    "Q6_K": DecoderTolerance(0.03, 0.3),
+    **dict.fromkeys(("Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0"), DecoderTolerance(0.07, 0.5)),
+    **dict.fromkeys(("Q4_K_M", "Q4_K_S", "IQ4_NL", "IQ4_XS", "Q4_1", "Q4_0"), DecoderTolerance(0.13, 0.8)),
+    **dict.fromkeys(("Q3_K_L", "Q3_K_M", "Q3_K_S"), DecoderTolerance(0.23, 1.0)),
+    "Q2_K": DecoderTolerance(0.45, 1.5),
+}
+# A token may differ where the reference's preference is within what the logits' tolerance explains: four
+# standard deviations of a logit's error, which covers 16 tokens of three clips.
+TOKEN_MARGIN_DEVIATIONS = 4.0
+# The fp32 encoder's seams.
+LOG_MEL_DB, PATCHES, EMBEDDINGS = 1e-3, 1e-4, 1e-4
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One step: what it wrote, and how far that is from its source."""
+
+    name: str
+    error: float
+    tolerance: float
+    unit: str  # "dB" or "relative RMS"
+    seconds: float
+    bytes: int
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """A finished export."""
+
+    bundle: Bundle
+    steps: tuple[StepReport, ...]
+    seconds: float
+    bytes: int
+
+
+class Progress(Protocol):
+    """Who is told how the export goes on."""
+
+    def begin(self, step: str, total: int, unit: str) -> None:
+        """A step begins; it will advance to `total` of `unit` (bytes, graphs, clips)."""
+
+    def advance(self, amount: int) -> None:
+        """The current step went on by so much."""
+
+    def end(self, report: StepReport) -> None:
+        """The current step is done."""
+
+
+class NoProgress:
+    """Tells nobody."""
+
+    def begin(self, step: str, total: int, unit: str) -> None:
+        """Nothing."""
+
+    def advance(self, amount: int) -> None:
+        """Nothing."""
+
+    def end(self, report: StepReport) -> None:
+        """Nothing."""
+
+
+def export_bundle(options: ExportOptions, progress: Progress | None = None) -> ExportReport:
+    """Export a checkpoint, with its adapters merged in, to a bundle.
+
+    Raises:
+        CheckpointError, AdapterError: an input cannot be used; found out before work begins.
+        OutputExistsError: the output is there and `overwrite` is False.
+        OutputWriteError: the output cannot be written.
+        ExportError: a step failed, or differs from its source by more than its tolerance.
+    """
+    start = time.perf_counter()
+    checkpoint = open_checkpoint(options.checkpoint)
+    vocabulary = read_vocabulary(checkpoint.folder, checkpoint.decoder.vocab_size)
+    check_audio_token(checkpoint, vocabulary)
+    facts = prompt_facts(checkpoint)
+    merged = open_adapters(options.adapters, checkpoint)
+    export = _Export(options, merged, vocabulary, facts, progress or NoProgress())
+    with _write_errors(options), BundleWriter(options.out, overwrite=options.overwrite) as writer:
+        export.run(writer)
+        bundle = writer.finish(export.manifest())
+    return ExportReport(bundle, tuple(export.steps), time.perf_counter() - start, bundle.manifest.total_bytes)
+
+
+def prompt_facts(checkpoint: Checkpoint) -> PromptFacts:
+    """Prompt defaults: the caption prompt, and sampling as `generation_config.json` says."""
+    path = checkpoint.folder / "generation_config.json"
+    config = read_json(path, missing_ok=True)
+    try:
+        sampling = Sampling(repetition_penalty=config.get("repetition_penalty") or 1.0)
+        if config.get("do_sample"):  # what is not stated has the defaults of transformers' GenerationConfig
+            sampling = Sampling(
+                temperature=config.get("temperature", 1.0),
+                top_k=config.get("top_k", 50),
+                top_p=config.get("top_p", 1.0),
+                min_p=config.get("min_p") or 0.0,
+                repetition_penalty=sampling.repetition_penalty,
+            )
+        return PromptFacts(
+            prompt=CAPTION_PROMPT,
+            audio_token=AUDIO,
+            audio_bos_token=AUDIO_BOS,
+            audio_eos_token=AUDIO_EOS,
+            max_new_tokens=config.get("max_new_tokens") or 128,
+            sampling=sampling,
+        )
+    except ValueError as error:  # pydantic's
+        raise CheckpointFileError(f"{path} holds a value out of range: {error}") from error
+
+
+class _Export:
+    """The steps of one export, in order."""
+
+    def __init__(
+        self,
+        options: ExportOptions,
+        merged: MergedTensors,
+        vocabulary: Vocabulary,
+        facts: PromptFacts,
+        progress: Progress,
+    ) -> None:
+        self.options, self.merged, self.vocabulary, self.facts = options, merged, vocabulary, facts
+        self.progress = progress
+        self.limits = DECODER_TOLERANCES[options.decoder]
+        self.steps: list[StepReport] = []
+        self.token_margin = 0.0  # in logits, whose scale the golden step learns
+        self._began = 0.0
+
+    def run(self, writer: BundleWriter) -> None:
+        """Write all files of the bundle but the manifest."""
+        if self.merged.adapters:
+            self._begin("adapters", len(self.merged.adapters), "adapters")
+            self._end("adapters", measured_merge_error(self.merged), MERGE_TOLERANCE, 0)
+        self._graphs(writer)
+        self._decoder(writer)
+        self._begin(GOLDEN, 1, "files")
+        vectors = write_golden(writer.path(GOLDEN), self.merged, self.vocabulary, self.facts)
+        gc.collect()
+        scale = max(float(vectors[f"logits_{i}"].std()) for i in range(len(vectors["names"])))
+        self.token_margin = float(f"{TOKEN_MARGIN_DEVIATIONS * self.limits.logits * scale:.3g}")
+        size = writer.path(GOLDEN).stat().st_size
+        error = _logits_error(writer, vectors)
+        note = f"first logits of {DECODER} in llama.cpp, {len(vectors['names'])} clips"
+        self._end(GOLDEN, error, self.limits.logits, size, note=note)
+
+    def manifest(self) -> Manifest:
+        """The manifest, without the files' sizes and hashes."""
+        checkpoint, limits = self.merged.checkpoint, self.limits
+        encoder, decoder = checkpoint.encoder, checkpoint.decoder
+        adapters = tuple(f"{adapter.name} {adapter.sha256}" for adapter in self.merged.adapters)
+        name = checkpoint.folder.resolve().name
+        return Manifest(
+            name=name,
+            variant="midashenglm",
+            front_end=checkpoint.front_end,
+            encoder=EncoderFacts(
+                embed_dim=encoder.embed_dim, depth=encoder.depth, num_heads=encoder.num_heads,
+                parameters=checkpoint.parameters("audio_encoder."), precision=self.options.encoder,
+            ),
+            decoder=DecoderFacts(
+                arch="qwen2", hidden_size=decoder.hidden_size, layers=decoder.layers, vocab_size=decoder.vocab_size,
+                context_length=decoder.context_length, parameters=checkpoint.parameters(PREFIX),
+                precision=self.options.decoder,
+            ),
+            prompt=self.facts,
+            tolerances=Tolerances(
+                log_mel_db=LOG_MEL_DB, patches_relative=PATCHES, embeddings_relative=EMBEDDINGS,
+                logits_relative=limits.logits, token_margin=self.token_margin,
+            ),
+            provenance=Provenance(
+                tool=f"dasheng-edge {version('dasheng-edge')}", checkpoint=name,
+                checkpoint_sha256=checkpoint.sha256(), adapters=adapters,
+                versions={library: version(library) for library in LIBRARIES},
+            ),
+            files={},
+        )  # fmt: skip
+
+    def _graphs(self, writer: BundleWriter) -> None:
+        checkpoint = self.merged.checkpoint
+        self._begin(FRONT_END, 1, "graphs")
+        report = export_front_end(writer.path(FRONT_END), checkpoint.front_end)
+        self._end_graph(FRONT_END, report, LOG_MEL_DB, "dB")
+        self._begin(ENCODER, 1, "graphs")
+        report = export_encoder(writer.path(ENCODER), load_encoder(self.merged))
+        gc.collect()
+        self._end_graph(ENCODER, report, PATCHES, "relative RMS")
+        self._begin(PROJECTOR, 1, "graphs")
+        report = export_projector(writer.path(PROJECTOR), load_projector(self.merged), checkpoint.encoder.embed_dim)
+        gc.collect()
+        self._end_graph(PROJECTOR, report, EMBEDDINGS, "relative RMS")
+
+    def _decoder(self, writer: BundleWriter) -> None:
+        kind, path = self.options.decoder, writer.path(DECODER)
+        first = intermediate_type(self.merged, kind)
+        source = path if first == kind else writer.path(f"decoder.{first}.gguf")
+        self._begin(DECODER, stored_bytes(self.merged, first), "bytes")
+        write_gguf(source, self.merged, self.vocabulary, first, self.progress.advance)
+        if source != path:
+            quantize(source, path, kind)
+            source.unlink()
+        report = measure(path, self.merged, kind)
+        note = ", ".join(f"{count} {name}" for name, count in sorted(report.types.items()))
+        note += f"; worst: {report.worst_tensor}" if report.relative_error else ""
+        if report.fallbacks:
+            note += f"; {len(report.fallbacks)} matrices have rows that {kind} cannot divide and fell back"
+        self._end(DECODER, report.relative_error, self.limits.weights, report.bytes, note=note)
+
+    def _begin(self, step: str, total: int, unit: str) -> None:
+        self._began = time.perf_counter()
+        self.progress.begin(step, total, unit)
+
+    def _end_graph(self, name: str, report: GraphReport, tolerance: float, unit: str) -> None:
+        self.progress.advance(1)
+        self._end(name, report.error, tolerance, report.bytes, unit=unit, note=f"worst of {report.cases} inputs")
+
+    def _end(
+        self, name: str, error: float, tolerance: float, size: int, *, unit: str = "relative RMS", note: str = ""
+    ) -> None:
+        report = StepReport(name, error, tolerance, unit, time.perf_counter() - self._began, size, note)
+        self.progress.end(report)
+        self.steps.append(report)
+        if not error <= tolerance:  # written so that NaN fails, too
+            raise ExportError(
+                f"{name} differs from its source by {error:.3g} {unit}, expected at most {tolerance:.3g} ({note}); "
+                "nothing was written. Use the library versions of constraints.txt, or report this with the checkpoint"
+            )
+
+
+def _logits_error(writer: BundleWriter, vectors: Mapping[str, npt.NDArray[Any]]) -> float:
+    """Largest relative RMS difference of the first logits between llama.cpp and the reference.
+
+    Without their mean: a constant added to all logits changes nothing that is computed from them.
+    """
+    decoder = Decoder.open(writer.path(DECODER))
+    errors = []
+    try:
+        for i in range(len(vectors["names"])):
+            decoder.prefill(golden_segments(vectors[f"prompt_{i}"].tolist(), vectors[f"embeddings_{i}"]))
+            got, want = decoder.logits(), vectors[f"logits_{i}"]
+            errors.append(relative_rms(got - got.mean(), want - want.mean()))
+    finally:
+        decoder.close()
+    return float(np.max(errors))
+
+
+def golden_segments(
+    prompt: Sequence[int], audio: npt.NDArray[np.float32]
+) -> list[tuple[int, ...] | npt.NDArray[np.float32]]:
+    """A golden prompt as what `Decoder.prefill` takes."""
+    place = list(prompt).index(AUDIO_MARK)
+    return [tuple(prompt[:place]), audio, tuple(prompt[place + 1 :])]
+
+
+@contextmanager
+def _write_errors(options: ExportOptions) -> Generator[None]:
+    """Failed writes that libraries report in their own ways, as OutputWriteError."""
+    try:
+        yield
+    except DashengEdgeError:
+        raise
+    except OSError as error:
+        # numpy's tofile has no errno: "1024 requested and 512 written".
+        if "written" in str(error):
+            raise OutputWriteError(
+                f"cannot write {options.out}: {error}; nothing was left behind. Free some space or choose another --out"
+            ) from error
+        raise

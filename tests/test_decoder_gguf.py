@@ -1,0 +1,190 @@
+"""The decoder as GGUF: what is written, what llama.cpp's quantizer makes of it, and what can go wrong."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import get_args
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+from dasheng_edge.export import decoder_gguf
+from dasheng_edge.export.adapter import MergedTensors, open_adapters
+from dasheng_edge.export.bundle_export import DECODER_TOLERANCES
+from dasheng_edge.export.checkpoint import open_checkpoint
+from dasheng_edge.export.decoder_gguf import (
+    COPIED,
+    intermediate_type,
+    measure,
+    quantize,
+    stored_bytes,
+    write_gguf,
+)
+from dasheng_edge.export.options import DecoderType
+from dasheng_edge.export.tokenizer import Vocabulary, read_vocabulary
+from dasheng_edge.runtime.errors import ExportError, OutputWriteError
+from tests.tiny_checkpoint import ROWS, write_tiny_adapter, write_tiny_checkpoint
+
+pytestmark = pytest.mark.torch
+
+
+@pytest.fixture(scope="module")
+def merged(tiny_checkpoint: Path) -> MergedTensors:
+    return MergedTensors(open_checkpoint(tiny_checkpoint))
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tiny_checkpoint: Path) -> Vocabulary:
+    return read_vocabulary(tiny_checkpoint, ROWS)
+
+
+@pytest.fixture(scope="module")
+def f32(merged: MergedTensors, vocabulary: Vocabulary, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("gguf") / "decoder.gguf"
+    write_gguf(path, merged, vocabulary, "F32")
+    return path
+
+
+@contextmanager
+def largest_file(size: int) -> Generator[None]:
+    """Writes beyond so many bytes fail, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_metadata_describe_the_model(f32: Path) -> None:
+    fields = gguf.GGUFReader(f32).fields
+    wanted = {
+        "general.architecture": "qwen2",
+        "general.name": "checkpoint",
+        "qwen2.context_length": 4096,
+        "qwen2.embedding_length": 256,
+        "qwen2.block_count": 2,
+        "qwen2.feed_forward_length": 512,
+        "qwen2.attention.head_count": 4,
+        "qwen2.attention.head_count_kv": 2,
+        "qwen2.rope.freq_base": 1e6,
+        "qwen2.vocab_size": ROWS,
+        "general.file_type": 0,
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "qwen2",
+        "tokenizer.ggml.add_bos_token": False,
+    }
+
+    assert {name: fields[name].contents() for name in wanted} == wanted
+    assert fields["qwen2.attention.layer_norm_rms_epsilon"].contents() == pytest.approx(1e-6)
+    assert fields["tokenizer.chat_template"].contents().startswith("{%- for message in messages")
+
+
+def test_the_model_cards_licence_is_kept(merged: MergedTensors, vocabulary: Vocabulary, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(write_tiny_checkpoint(tmp_path / "with a card"))
+    (checkpoint.folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n# A model\n")
+    write_gguf(tmp_path / "x.gguf", MergedTensors(checkpoint), vocabulary, "F16")
+
+    assert gguf.GGUFReader(tmp_path / "x.gguf").fields["general.license"].contents() == "apache-2.0"
+
+
+@pytest.mark.parametrize("kind", COPIED)
+def test_matrices_are_stored_in_the_type_and_vectors_in_f32(
+    kind: DecoderType, merged: MergedTensors, vocabulary: Vocabulary, tmp_path: Path
+) -> None:
+    written: list[int] = []
+    write_gguf(tmp_path / "x.gguf", merged, vocabulary, kind, written.append)
+    report = measure(tmp_path / "x.gguf", merged, kind)
+    tensors = gguf.GGUFReader(tmp_path / "x.gguf").tensors
+
+    assert len(tensors) == 27
+    assert all(tensor.tensor_type.name == (kind if len(tensor.shape) == 2 else "F32") for tensor in tensors)
+    assert report.relative_error <= DECODER_TOLERANCES[kind].weights
+    assert sum(written) == stored_bytes(merged, kind) == sum(tensor.n_bytes for tensor in tensors)
+
+
+def test_f32_is_exact(f32: Path, merged: MergedTensors) -> None:
+    assert measure(f32, merged, "F32").relative_error == 0
+
+
+def test_adapters_are_in_the_file(f32: Path, merged: MergedTensors, vocabulary: Vocabulary, tmp_path: Path) -> None:
+    adapted = open_adapters([write_tiny_adapter(tmp_path / "adapter")], merged.checkpoint)
+    write_gguf(tmp_path / "x.gguf", adapted, vocabulary, "F32")
+
+    assert measure(tmp_path / "x.gguf", adapted, "F32").relative_error == 0
+    assert measure(f32, adapted, "F32").relative_error > 0.01
+    assert gguf.GGUFReader(tmp_path / "x.gguf").fields["general.name"].contents() == "checkpoint + adapter"
+
+
+def test_tensors_are_streamed_in_blocks(
+    f32: Path, merged: MergedTensors, vocabulary: Vocabulary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoder_gguf, "BLOCK_BYTES", 100_000)
+    blocks: list[int] = []
+    write_gguf(tmp_path / "x.gguf", merged, vocabulary, "F32", blocks.append)
+
+    assert (tmp_path / "x.gguf").read_bytes() == f32.read_bytes()
+    assert max(blocks) <= 100_000
+
+
+def test_the_quantizer_is_fed_with_what_is_exact(merged: MergedTensors, tmp_path: Path) -> None:
+    half = MergedTensors(open_checkpoint(write_tiny_checkpoint(tmp_path / "bf16", dtype="bfloat16")))
+    adapted = open_adapters([write_tiny_adapter(tmp_path / "adapter")], half.checkpoint)
+
+    assert intermediate_type(merged, "Q8_0") == "F32"
+    assert intermediate_type(half, "Q8_0") == "BF16"
+    assert intermediate_type(adapted, "Q8_0") == "F32"
+    assert intermediate_type(half, "F16") == "F16"
+
+
+@pytest.mark.parametrize("kind", [kind for kind in get_args(DecoderType) if kind not in COPIED])
+def test_llama_cpp_quantizes_to_every_type(
+    kind: DecoderType, f32: Path, merged: MergedTensors, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    quantize(f32, tmp_path / "x.gguf", kind, threads=1)
+    report = measure(tmp_path / "x.gguf", merged, kind)
+
+    assert DECODER_TOLERANCES[kind].weights / 3 <= report.relative_error <= DECODER_TOLERANCES[kind].weights
+    assert report.bytes < f32.stat().st_size / 3
+    assert report.fallbacks == ()
+    assert capfd.readouterr() == ("", "")  # llama.cpp's log is not for the user
+
+
+def test_rows_that_a_type_cannot_divide_are_reported(tiny_checkpoint: Path) -> None:
+    assert decoder_gguf._falls_back((256, 320), "Q4_K_M")
+    assert decoder_gguf._falls_back((256, 320), "IQ4_XS")
+    assert not decoder_gguf._falls_back((256, 320), "Q8_0")
+    assert not decoder_gguf._falls_back((320,), "Q4_K_M")
+
+
+def test_a_weight_beyond_half_precision_is_refused(
+    merged: MergedTensors, vocabulary: Vocabulary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MergedTensors, "rows", lambda self, name, start, stop: torch.full((stop - start, 256), 1e5))
+    with pytest.raises(ExportError, match="holds 100000, F16 reaches 65504; export with --decoder BF16"):
+        write_gguf(tmp_path / "x.gguf", merged, vocabulary, "F16")
+
+
+def test_what_llama_cpp_refuses_is_said_in_its_words(tmp_path: Path) -> None:
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF" + bytes(100))
+    with pytest.raises(ExportError, match=r"could not quantize the decoder to Q8_0: .*fail"):
+        quantize(tmp_path / "broken.gguf", tmp_path / "x.gguf", "Q8_0")
+
+
+def test_a_full_disk_is_an_output_error(f32: Path, tmp_path: Path) -> None:
+    with largest_file(200_000), pytest.raises(OutputWriteError, match=r"cannot write x\.gguf: .*is the disk full"):
+        quantize(f32, tmp_path / "x.gguf", "Q8_0")
+
+
+def test_sampled_rows_are_spread_over_large_tensors() -> None:
+    assert decoder_gguf._sampled_rows((100,)) == [(0, 100)]
+    ranges = decoder_gguf._sampled_rows((10_000, 1024))
+    assert ranges[0][0] == 0
+    assert ranges[-1][1] == 10_000
+    assert sum(stop - start for start, stop in ranges) == decoder_gguf.SAMPLED_PLACES * 256
+    assert np.all(np.diff([start for start, _ in ranges]) > 0)
