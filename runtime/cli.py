@@ -9,6 +9,7 @@ import dataclasses
 import io
 import json
 import math
+import signal
 import sys
 from collections.abc import Iterator
 from importlib import import_module
@@ -72,7 +73,15 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a caption or path may hold what the terminal cannot show
             stream.reconfigure(errors="backslashreplace")
+    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
+        if number := getattr(signal, name, None):
+            signal.signal(number, _stop)
     build_app()(prog_name="dasheng-edge")
+
+
+def _stop(number: int, _: object) -> None:
+    """Ends the process like an error does, so that nothing half-written stays behind."""
+    sys.exit(128 + number)
 
 
 def _print_version(wanted: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -254,6 +255,29 @@ def test_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
     with_command(monkeypatch, extra)
     result = run("extra")
     assert (result.exit_code, result.stderr) == (130, "interrupted\n")
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_ends_the_command_like_an_error(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    number = signal.Signals[name]
+    cleaned_up = []
+
+    def command(prog_name: str) -> None:
+        try:
+            signal.raise_signal(number)
+        finally:
+            cleaned_up.append(prog_name)
+
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)}
+    monkeypatch.setattr(cli, "build_app", lambda: command)
+    try:
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    assert stop.value.code == 128 + number
+    assert cleaned_up == ["dasheng-edge"]
 
 
 def test_our_own_bugs_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
