@@ -188,9 +188,11 @@ def card_block(scores: dict[str, Scores], count: int) -> str:
         times = json.loads(TRAINING.read_text(encoding="utf-8"))
         stages = ", ".join(f"{name} {stage['cpu_s'] / 60:.0f}" for name, stage in times.items())
         total = sum(stage["cpu_s"] for stage in times.values()) / 60
+        wall = sum(stage["wall_s"] for stage in times.values()) / 60
         lines += [
             "",
-            f"Training took {total:.0f} CPU minutes ({stages}), that is {total / 2:.0f} minutes of two cores.",
+            f"Training took {total:.0f} CPU minutes ({stages}), that is {total / 2:.0f} minutes of two cores; "
+            f"{wall:.0f} minutes by the clock, on a machine that did other work beside it.",
         ]
     return "\n".join(lines)
 
