@@ -120,15 +120,14 @@ def recorded_clips(folder: Path) -> list[Clip]:
 
 
 def spread(clips: list[Clip]) -> list[Clip]:
-    """A few clips of all: the scenes that together show most kinds, the digit strings evenly."""
+    """A few of all clips, evenly: scenes, then digit strings."""
     scenes, digits = [c for c in clips if not c.digits], [c for c in clips if c.digits]
-    chosen: list[Clip] = []
-    seen: set[str] = set()
-    for _ in range(min(SCENES_SHOWN, len(scenes))):
-        best = max((c for c in scenes if c not in chosen), key=lambda clip: len(clip.kinds - seen))
-        chosen.append(best)
-        seen |= best.kinds
-    return chosen + digits[:: max(len(digits) // DIGITS_SHOWN, 1)][:DIGITS_SHOWN]
+    return [*evenly(scenes, SCENES_SHOWN), *evenly(digits, DIGITS_SHOWN)]
+
+
+def evenly(clips: list[Clip], count: int) -> list[Clip]:
+    """At most `count` clips at even distances."""
+    return clips[:: max(-(-len(clips) // count), 1)]
 
 
 def event_f1(answers: Iterable[Answer]) -> float:

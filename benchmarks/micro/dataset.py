@@ -195,7 +195,7 @@ def questions(tokenizer: Qwen2TokenizerFast, audio: Audio, answers: Sequence[tup
             heads[prompt] = ids[:at], ids[at + 1 :]
         before, after = heads[prompt]
         asked = [*before, *[audio_id] * tokens[clip], *after]
-        rows.append((asked, [*tokenizer(answer)["input_ids"], end_id]))
+        rows.append((asked, [*tokenizer.encode(answer), end_id]))
     length = max(len(asked) + len(said) for asked, said in rows)
     out_ids = torch.full((len(rows), length), end_id)
     targets = torch.full((len(rows), length), IGNORED)

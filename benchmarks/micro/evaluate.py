@@ -191,8 +191,10 @@ def card_block(scores: dict[str, Scores], count: int) -> str:
         wall = sum(stage["wall_s"] for stage in times.values()) / 60
         lines += [
             "",
-            f"Training took {total:.0f} CPU minutes ({stages}), that is {total / 2:.0f} minutes of two cores; "
-            f"{wall:.0f} minutes by the clock, on a machine that did other work beside it.",
+            (
+                f"Training took {total:.0f} CPU minutes ({stages}), that is {total / 2:.0f} minutes of two cores; "
+                f"{wall:.0f} minutes by the clock, on a machine that did other work beside it."
+            ),
         ]
     return "\n".join(lines)
 

@@ -95,5 +95,4 @@ def prompt_ids(tokenizer: Qwen2TokenizerFast, prompt: str, audio_tokens: int) ->
     """
     turn: dict[str, Any] = {"role": "user", "content": [{"type": "audio"}, {"type": "text", "text": prompt}]}
     text = str(tokenizer.apply_chat_template([turn], tokenize=False, add_generation_prompt=True))
-    ids = tokenizer(text.replace(AUDIO, AUDIO * audio_tokens))["input_ids"]
-    return [int(token) for token in ids]
+    return tokenizer.encode(text.replace(AUDIO, AUDIO * audio_tokens))

@@ -32,7 +32,7 @@ def copies(tokenizer: Qwen2TokenizerFast, rng: np.random.Generator, count: int) 
     for _ in range(count):
         digits = " ".join(str(digit) for digit in rng.integers(0, 10, int(rng.integers(1, MOST_DIGITS + 1))))
         asked = [token for token in prompt_ids(tokenizer, f"Write {digits}", 0) if token not in audio]
-        rows.append((asked, [*tokenizer(digits)["input_ids"], end]))
+        rows.append((asked, [*tokenizer.encode(digits), end]))
     length = max(len(asked) + len(said) for asked, said in rows)
     ids, targets = torch.full((count, length), end), torch.full((count, length), IGNORED)
     for row, target, (asked, said) in zip(ids, targets, rows, strict=True):
