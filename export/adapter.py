@@ -10,11 +10,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -251,10 +253,35 @@ def _check_replaced(
     return source
 
 
-def measured_merge_error(merged: MergedTensors) -> float:
-    """Largest relative RMS difference to the same sum in float64, over one block of each adapted matrix."""
-    worst = 0.0
-    for name in sorted({name for adapter in merged.adapters for name in adapter.low_rank}):
+def adapted_matrices(merged: MergedTensors) -> list[str]:
+    """Names of the matrices that an adapter adds to."""
+    return sorted({name for adapter in merged.adapters for name in adapter.low_rank})
+
+
+def check_finite(adapter: Adapter) -> None:
+    """Read every tensor of an adapter once, a block of rows at a time.
+
+    Raises:
+        AdapterError: one holds NaN or infinity.
+    """
+    tensors = [(f"{name} (lora_A)", pair.a) for name, pair in adapter.low_rank.items()]
+    tensors += [(f"{name} (lora_B)", pair.b) for name, pair in adapter.low_rank.items()]
+    for name, source in (*tensors, *adapter.replaced.items()):
+        for start, stop in row_blocks(source.shape):
+            if not torch.isfinite(source.rows(start, stop)).all():
+                raise AdapterError(
+                    f"adapter {adapter.name} holds NaN or infinity in {name}, expected finite weights; copy it again, "
+                    "or take an earlier step of its training"
+                )
+
+
+def measured_merge_error(merged: MergedTensors, advance: Callable[[int], None] = lambda _: None) -> float:
+    """Largest relative RMS difference to the same sum in float64, over one block of each adapted matrix.
+
+    NaN where there is one; `advance` is told of each matrix.
+    """
+    errors = [0.0]
+    for name in adapted_matrices(merged):
         start, stop = next(row_blocks(merged.shape(name), MEASURED_BYTES))
         want = merged.checkpoint.rows(name, start, stop).double()
         for adapter in merged.adapters:
@@ -264,5 +291,7 @@ def measured_merge_error(merged: MergedTensors) -> float:
                 factor = pair.a.rows(0, pair.a.shape[0]).double()
                 want += pair.scale * (pair.b.rows(start, stop).double() @ factor)
         difference = merged.rows(name, start, stop).double() - want
-        worst = max(worst, float(difference.square().mean().sqrt() / want.square().mean().sqrt()))
-    return worst
+        scale = want.square().mean().sqrt().clamp(min=torch.finfo(torch.float64).tiny)
+        errors.append(float(difference.square().mean().sqrt() / scale))
+        advance(1)
+    return float(np.max(errors))  # unlike max(), propagates NaN

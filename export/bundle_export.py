@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib.metadata import version
-from typing import Any, Protocol
-
-import numpy as np
-import numpy.typing as npt
+from importlib.metadata import PackageNotFoundError, version
+from typing import Protocol
 
 from dasheng_edge.runtime.bundle import (
     DECODER,
@@ -33,13 +30,25 @@ from dasheng_edge.runtime.bundle import (
     Sampling,
     Tolerances,
 )
-from dasheng_edge.runtime.decoder import Decoder
-from dasheng_edge.runtime.errors import CheckpointFileError, DashengEdgeError, ExportError, OutputWriteError
-from dasheng_edge.runtime.verify import relative_rms
+from dasheng_edge.runtime.errors import (
+    CheckpointFileError,
+    DashengEdgeError,
+    ExportError,
+    MissingExtraError,
+    OutputWriteError,
+)
 
-from .adapter import MergedTensors, measured_merge_error, open_adapters
+from .adapter import MergedTensors, adapted_matrices, check_finite, measured_merge_error, open_adapters
 from .checkpoint import Checkpoint, open_checkpoint, read_json
-from .decoder_gguf import PREFIX, intermediate_type, measure, quantize, stored_bytes, write_gguf
+from .decoder_gguf import (
+    PREFIX,
+    intermediate_type,
+    measure,
+    quantize,
+    stored_bytes,
+    tensor_count,
+    write_gguf,
+)
 from .encoder_onnx import (
     GraphReport,
     export_encoder,
@@ -48,40 +57,17 @@ from .encoder_onnx import (
     load_encoder,
     load_projector,
 )
-from .golden import AUDIO_MARK, write_golden
-from .options import DecoderType, ExportOptions
+from .golden import check_memory, golden_clips, golden_prompt, write_golden
+from .options import ExportOptions
 from .tokenizer import AUDIO, AUDIO_BOS, AUDIO_EOS, Vocabulary, check_audio_token, read_vocabulary
+from .tolerances import DECODER_TOLERANCES, check_prompt, check_tensors, golden_logits_error, token_margin
 
 CAPTION_PROMPT = "Write an audio caption describing the sound"  # MiDashengLM's evaluation prompt for captions
-LIBRARIES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "gguf", "llama-cpp-python")
+LIBRARIES = ("torch", "transformers", "onnx", "onnxscript", "gguf", "llama-cpp-python")
+ONNX_RUNTIMES = ("onnxruntime", "onnxruntime-gpu")  # two distributions of one library; one is installed
 MERGE_TOLERANCE = 1e-6  # float32 against float64
 
 
-@dataclass(frozen=True)
-class DecoderTolerance:
-    """What a decoder type may cost, as RMS of the difference over RMS of the reference."""
-
-    weights: float
-    logits: float
-
-
-# Weights: about 1.5 times what Gaussian weights lose, which is the type's own resolution.
-# Logits: about twice the largest seen on small models (random weights, with and without an adapter; trained).
-# A large model loses less; a wrong tensor, position or token loses more than 1.
-DECODER_TOLERANCES: Mapping[DecoderType, DecoderTolerance] = {
-    "F32": DecoderTolerance(1e-7, 1e-3),
-    "BF16": DecoderTolerance(2.5e-3, 0.05),
-    "F16": DecoderTolerance(4e-4, 0.015),
-    "Q8_0": DecoderTolerance(0.01, 0.15),
-    "Q6_K": DecoderTolerance(0.03, 0.3),
-    **dict.fromkeys(("Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0"), DecoderTolerance(0.07, 0.5)),
-    **dict.fromkeys(("Q4_K_M", "Q4_K_S", "IQ4_NL", "IQ4_XS", "Q4_1", "Q4_0"), DecoderTolerance(0.13, 0.8)),
-    **dict.fromkeys(("Q3_K_L", "Q3_K_M", "Q3_K_S"), DecoderTolerance(0.23, 1.0)),
-    "Q2_K": DecoderTolerance(0.45, 1.5),
-}
-# A token may differ where the reference's preference is within what the logits' tolerance explains: four
-# standard deviations of a logit's error, which covers 16 tokens of three clips.
-TOKEN_MARGIN_DEVIATIONS = 4.0
 # The fp32 encoder's seams.
 LOG_MEL_DB, PATCHES, EMBEDDINGS = 1e-3, 1e-4, 1e-4
 
@@ -139,7 +125,9 @@ def export_bundle(options: ExportOptions, progress: Progress | None = None) -> E
     """Export a checkpoint, with its adapters merged in, to a bundle.
 
     Raises:
-        CheckpointError, AdapterError: an input cannot be used; found out before work begins.
+        CheckpointError, AdapterError: an input cannot be used; found out before work begins, but for weights
+            that are not finite.
+        MissingExtraError: a library is not installed.
         OutputExistsError: the output is there and `overwrite` is False.
         OutputWriteError: the output cannot be written.
         ExportError: a step failed, or differs from its source by more than its tolerance.
@@ -150,11 +138,31 @@ def export_bundle(options: ExportOptions, progress: Progress | None = None) -> E
     check_audio_token(checkpoint, vocabulary)
     facts = prompt_facts(checkpoint)
     merged = open_adapters(options.adapters, checkpoint)
-    export = _Export(options, merged, vocabulary, facts, progress or NoProgress())
+    prompt = golden_prompt(checkpoint.folder, facts)
+    check_memory(merged)
+    export = _Export(options, merged, vocabulary, (facts, prompt), progress or NoProgress())
     with _write_errors(options), BundleWriter(options.out, overwrite=options.overwrite) as writer:
         export.run(writer)
         bundle = writer.finish(export.manifest())
     return ExportReport(bundle, tuple(export.steps), time.perf_counter() - start, bundle.manifest.total_bytes)
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that make a bundle.
+
+    Raises:
+        MissingExtraError: one is not installed.
+    """
+    versions: dict[str, str] = {}
+    for names in (*((library,) for library in LIBRARIES), ONNX_RUNTIMES):
+        for name in names:
+            with suppress(PackageNotFoundError):
+                versions[name] = version(name)
+        if not versions.keys() & set(names):
+            raise MissingExtraError(
+                f"export needs {' or '.join(names)}, which is not installed; run pip install 'dasheng-edge[export,cpu]'"
+            )
+    return versions
 
 
 def prompt_facts(checkpoint: Checkpoint) -> PromptFacts:
@@ -191,11 +199,14 @@ class _Export:
         options: ExportOptions,
         merged: MergedTensors,
         vocabulary: Vocabulary,
-        facts: PromptFacts,
+        prompt: tuple[PromptFacts, list[int]],
         progress: Progress,
     ) -> None:
-        self.options, self.merged, self.vocabulary, self.facts = options, merged, vocabulary, facts
+        self.options, self.merged, self.vocabulary = options, merged, vocabulary
+        self.facts, self.prompt = prompt  # and as transformers renders it
         self.progress = progress
+        # Before the work begins, since one may be missing.
+        self.tool, self.versions = f"dasheng-edge {version('dasheng-edge')}", library_versions()
         self.limits = DECODER_TOLERANCES[options.decoder]
         self.steps: list[StepReport] = []
         self.token_margin = 0.0  # in logits, whose scale the golden step learns
@@ -204,17 +215,21 @@ class _Export:
     def run(self, writer: BundleWriter) -> None:
         """Write all files of the bundle but the manifest."""
         if self.merged.adapters:
-            self._begin("adapters", len(self.merged.adapters), "adapters")
-            self._end("adapters", measured_merge_error(self.merged), MERGE_TOLERANCE, 0)
+            self._begin("adapters", len(adapted_matrices(self.merged)), "matrices")
+            for adapter in self.merged.adapters:
+                check_finite(adapter)
+            self._end("adapters", measured_merge_error(self.merged, self.progress.advance), MERGE_TOLERANCE, 0)
         self._graphs(writer)
         self._decoder(writer)
-        self._begin(GOLDEN, 1, "files")
-        vectors = write_golden(writer.path(GOLDEN), self.merged, self.vocabulary, self.facts)
+        check_prompt(writer.path(DECODER), self.merged.checkpoint.folder.name, self.facts, self.prompt)
+        self._begin(GOLDEN, len(golden_clips(self.merged.checkpoint.front_end)), "clips")
+        path = writer.path(GOLDEN)
+        vectors = write_golden(path, self.merged, self.vocabulary, self.prompt, self.progress.advance)
         gc.collect()
         scale = max(float(vectors[f"logits_{i}"].std()) for i in range(len(vectors["names"])))
-        self.token_margin = float(f"{TOKEN_MARGIN_DEVIATIONS * self.limits.logits * scale:.3g}")
+        self.token_margin = token_margin(scale, self.options.decoder)
         size = writer.path(GOLDEN).stat().st_size
-        error = _logits_error(writer, vectors)
+        error = golden_logits_error(writer.path(DECODER), vectors)
         note = f"first logits of {DECODER} in llama.cpp, {len(vectors['names'])} clips"
         self._end(GOLDEN, error, self.limits.logits, size, note=note)
 
@@ -243,9 +258,9 @@ class _Export:
                 logits_relative=limits.logits, token_margin=self.token_margin,
             ),
             provenance=Provenance(
-                tool=f"dasheng-edge {version('dasheng-edge')}", checkpoint=name,
+                tool=self.tool, checkpoint=name,
                 checkpoint_sha256=checkpoint.sha256(), adapters=adapters,
-                versions={library: version(library) for library in LIBRARIES},
+                versions=self.versions,
             ),
             files={},
         )  # fmt: skip
@@ -270,15 +285,19 @@ class _Export:
         source = path if first == kind else writer.path(f"decoder.{first}.gguf")
         self._begin(DECODER, stored_bytes(self.merged, first), "bytes")
         write_gguf(source, self.merged, self.vocabulary, first, self.progress.advance)
+        tensors = tensor_count(self.merged)
         if source != path:
-            quantize(source, path, kind)
+            self.progress.begin(f"{DECODER}: quantizing", tensors, "tensors")
+            quantize(source, path, kind, advance=self.progress.advance)
             source.unlink()
-        report = measure(path, self.merged, kind)
+        self.progress.begin(f"{DECODER}: measuring", tensors, "tensors")
+        report = measure(path, self.merged, kind, self.progress.advance)
         note = ", ".join(f"{count} {name}" for name, count in sorted(report.types.items()))
-        note += f"; worst: {report.worst_tensor}" if report.relative_error else ""
+        note += f"; worst: {report.worst_matrix} {report.worst_error:.2e}" if report.relative_error else ""
         if report.fallbacks:
             note += f"; {len(report.fallbacks)} matrices have rows that {kind} cannot divide and fell back"
         self._end(DECODER, report.relative_error, self.limits.weights, report.bytes, note=note)
+        check_tensors(report, self.limits)
 
     def _begin(self, step: str, total: int, unit: str) -> None:
         self._began = time.perf_counter()
@@ -299,31 +318,6 @@ class _Export:
                 f"{name} differs from its source by {error:.3g} {unit}, expected at most {tolerance:.3g} ({note}); "
                 "nothing was written. Use the library versions of constraints.txt, or report this with the checkpoint"
             )
-
-
-def _logits_error(writer: BundleWriter, vectors: Mapping[str, npt.NDArray[Any]]) -> float:
-    """Largest relative RMS difference of the first logits between llama.cpp and the reference.
-
-    Without their mean: a constant added to all logits changes nothing that is computed from them.
-    """
-    decoder = Decoder.open(writer.path(DECODER))
-    errors = []
-    try:
-        for i in range(len(vectors["names"])):
-            decoder.prefill(golden_segments(vectors[f"prompt_{i}"].tolist(), vectors[f"embeddings_{i}"]))
-            got, want = decoder.logits(), vectors[f"logits_{i}"]
-            errors.append(relative_rms(got - got.mean(), want - want.mean()))
-    finally:
-        decoder.close()
-    return float(np.max(errors))
-
-
-def golden_segments(
-    prompt: Sequence[int], audio: npt.NDArray[np.float32]
-) -> list[tuple[int, ...] | npt.NDArray[np.float32]]:
-    """A golden prompt as what `Decoder.prefill` takes."""
-    place = list(prompt).index(AUDIO_MARK)
-    return [tuple(prompt[:place]), audio, tuple(prompt[place + 1 :])]
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 The sizes are read from the tensors and compared with `config.json`; what tensors cannot tell (heads,
 rotary base, STFT sizes) comes from `config.json`. Nothing is loaded until a tensor is asked for, and a
-tensor can be asked for in blocks of rows, so that a model larger than the memory can be converted.
+tensor can be asked for in blocks of rows: the GGUF is written so. Encoder and projector are held whole in
+float32 when they are exported, and so is the decoder when the golden vectors are made.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from dasheng_edge.runtime.errors import CheckpointFileError, CheckpointNotFoundE
 from dasheng_edge.runtime.front_end import FrontEndSpec
 
 from .dasheng import EncoderSpec
+from .model_config import EncoderConfig, TextConfig, checked
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -34,13 +36,7 @@ RENAMED_PREFIXES = {"audio_encoder.init_bn.1.": "audio_encoder.init_bn."}  # Das
 IGNORED_PREFIXES = ("audio_encoder.front_end.",)
 IGNORED_SUFFIXES = (".num_batches_tracked",)
 
-# What transformers' classes assume where config.json is silent: it stores differences from these only.
-_ENCODER_DEFAULTS: dict[str, Any] = {
-    "num_heads": 12, "n_fft": 512, "win_length": 512, "hop_length": 160, "f_min": 0.0, "f_max": 8000.0,
-}  # fmt: skip
-_TEXT_DEFAULTS: dict[str, Any] = {
-    "num_attention_heads": 28, "rope_theta": 1e6, "rms_norm_eps": 1e-6, "max_position_embeddings": 32768,
-}  # fmt: skip
+FIX = "take config.json and weights from one revision"
 # Fields that would change the computation, with the only value that is implemented.
 _ENCODER_REQUIRED = {"qkv_bias": True, "init_values": None, "input_channels": 1, "sample_rate": 16000, "center": True}
 _TEXT_REQUIRED = {"hidden_act": "silu", "use_sliding_window": False, "tie_word_embeddings": False}
@@ -276,7 +272,7 @@ def _agree(folder: Path, section: str, config: Mapping[str, Any], got: Mapping[s
         if key in config and config[key] != value:
             raise CheckpointFileError(
                 f"{folder}: config.json says {section}.{key} = {config[key]!r}, but the tensors or the "
-                f"implementation have {value!r}; take config.json and weights from one revision"
+                f"implementation have {value!r}; {FIX}"
             )
 
 
@@ -284,7 +280,7 @@ def _encoder_sizes(
     folder: Path, config: Mapping[str, Any], sources: Mapping[str, Source]
 ) -> tuple[EncoderSpec, FrontEndSpec]:
     audio = config.get("audio_encoder_config", {})
-    known = {**_ENCODER_DEFAULTS, **audio}
+    known = checked(EncoderConfig, f"{folder / 'config.json'}: audio_encoder_config", audio, FIX)
     dim, _, mels, width = sources["audio_encoder.patch_embed.proj.weight"].shape
     chunk = sources["audio_encoder.time_pos_embed"].shape[-1] * width
     hidden = sources["audio_encoder.blocks.0.mlp.fc1.weight"].shape[0]
@@ -296,28 +292,28 @@ def _encoder_sizes(
     }  # fmt: skip
     _agree(folder, "audio_encoder_config", audio, {**sizes, **_ENCODER_REQUIRED})
     _agree(folder, "(top level)", config, {"subsample_factor": joined})
-    heads = known["num_heads"]
+    heads = known.num_heads
     if dim % heads:
         raise CheckpointFileError(f"{folder}: {heads} heads (config.json) do not divide embed_dim {dim} (tensors)")
     front_end = FrontEndSpec(
-        n_fft=known["n_fft"], win_length=known["win_length"], hop_length=known["hop_length"], n_mels=mels,
-        f_min_hz=known["f_min"], f_max_hz=known["f_max"], patch_frames=width, chunk_frames=chunk,
-        tokens_patches=joined, min_samples=known["hop_length"] * width * joined,
+        n_fft=known.n_fft, win_length=known.win_length, hop_length=known.hop_length, n_mels=mels,
+        f_min_hz=known.f_min, f_max_hz=known.f_max, patch_frames=width, chunk_frames=chunk,
+        tokens_patches=joined, min_samples=known.hop_length * width * joined,
     )  # fmt: skip
     return EncoderSpec(dim, depth, heads, hidden / dim), front_end
 
 
 def _decoder_sizes(folder: Path, config: Mapping[str, Any], sources: Mapping[str, Source]) -> DecoderSpec:
     text = config.get("text_config", {})
-    known = {**_TEXT_DEFAULTS, **text.get("rope_parameters", {}), **text}  # transformers 5 nests the rotary base
+    known = checked(TextConfig, f"{folder / 'config.json'}: text_config", text, FIX)
     vocab, hidden = sources["decoder.model.embed_tokens.weight"].shape
     kv_rows = sources["decoder.model.layers.0.self_attn.k_proj.weight"].shape[0]
     intermediate = sources["decoder.model.layers.0.mlp.gate_proj.weight"].shape[0]
-    heads = known["num_attention_heads"]
+    heads = known.num_attention_heads
     if hidden % heads or kv_rows % (hidden // heads):
         raise CheckpointFileError(
             f"{folder}: {heads} attention heads (config.json) fit neither q_proj ({hidden} rows) nor k_proj "
-            f"({kv_rows} rows); take config.json and weights from one revision"
+            f"({kv_rows} rows); {FIX}"
         )
     layers, kv_heads = _count(sources, "decoder.model.layers."), kv_rows // (hidden // heads)
     sizes = {
@@ -325,21 +321,21 @@ def _decoder_sizes(folder: Path, config: Mapping[str, Any], sources: Mapping[str
         "num_key_value_heads": kv_heads, "head_dim": hidden // heads, "vocab_size": vocab,
     }  # fmt: skip
     _agree(folder, "text_config", text, {**sizes, **_TEXT_REQUIRED})
-    _check_rope(folder, text)
+    _check_rope(folder, known)
     return DecoderSpec(
         hidden, intermediate, layers, heads, kv_heads, vocab,
-        known["max_position_embeddings"], float(known["rms_norm_eps"]), float(known["rope_theta"]),
+        known.max_position_embeddings, known.rms_norm_eps, known.rotary_base,
     )  # fmt: skip
 
 
-def _check_rope(folder: Path, text: Mapping[str, Any]) -> None:
+def _check_rope(folder: Path, text: TextConfig) -> None:
     """`mrope_section` may stand there: with one-dimensional positions it computes the plain rotation."""
-    scaling = text.get("rope_scaling") or {}
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind not in ("default", "mrope"):
-        raise CheckpointVariantError(
-            f"{folder}: config.json asks for rope_scaling {kind!r}, only the unscaled rotation is supported"
-        )
+    for rope in (text.rope_scaling, text.rope_parameters):
+        kind = (rope.rope_type or rope.type) if rope else None
+        if kind not in (None, "default", "mrope"):
+            raise CheckpointVariantError(
+                f"{folder}: config.json asks for rope_scaling {kind!r}, only the unscaled rotation is supported"
+            )
 
 
 def expected_shapes(encoder: EncoderSpec, front_end: FrontEndSpec, decoder: DecoderSpec) -> dict[str, tuple[int, ...]]:

@@ -109,8 +109,8 @@ class _Bars:
 def step_line(step: StepReport) -> str:
     """One finished step: error, tolerance, size and time."""
     size = f"{step.bytes / 1e6:9.2f} MB" if step.bytes else " " * 12
-    error = f"error {step.error:8.2e} of {step.tolerance:.0e} {step.unit}"
-    return f"{step.name:15} {error:37} {size} {step.seconds:7.1f} s  {step.note}".rstrip()
+    error = f"error {step.error:8.2e} of {step.tolerance:.1e} {step.unit}"
+    return f"{step.name:15} {error:39} {size} {step.seconds:7.1f} s  {step.note}".rstrip()
 
 
 def _as_json(report: ExportReport) -> str:

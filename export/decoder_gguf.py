@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -39,8 +39,9 @@ FILE_TYPES: Mapping[str, LlamaFileType] = {
 SUPER_BLOCK = 256  # values that a K-quant or IQ4_XS block holds
 SAMPLED_VALUES = 1 << 18  # of each tensor, at each of SAMPLED_PLACES, when the error is measured
 SAMPLED_PLACES = 4
+_QUANTIZED_TENSOR = re.compile(rb"\[ *\d+/ *\d+\] ")  # how a line of the quantizer's log about a tensor begins
 
-Advance = Callable[[int], None]  # is told how many bytes were written
+Advance = Callable[[int], None]  # is told how many bytes were written, or tensors are done
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,16 @@ class DecoderReport:
 
     bytes: int
     relative_error: float  # RMS(stored - merged) / RMS(merged) over all sampled matrices
-    worst_tensor: str
+    worst_matrix: str
+    worst_error: float  # the same for this matrix alone
+    vector_error: float  # and over all norms and biases, which are stored in F32 and must be exact
     types: dict[str, int]  # stored type -> number of tensors
     fallbacks: tuple[str, ...]  # matrices whose rows the type cannot divide
+
+
+def tensor_count(merged: MergedTensors) -> int:
+    """Tensors of the decoder."""
+    return len(_names(merged))
 
 
 def stored_bytes(merged: MergedTensors, kind: DecoderType) -> int:
@@ -118,7 +126,9 @@ def _llama() -> Any:
     return llama_cpp
 
 
-def quantize(source: Path, target: Path, kind: DecoderType, threads: int = 0) -> None:
+def quantize(
+    source: Path, target: Path, kind: DecoderType, threads: int = 0, advance: Advance = lambda _: None
+) -> None:
     """Quantize a GGUF with llama.cpp's quantizer; 0 threads means one per core.
 
     Raises:
@@ -129,7 +139,7 @@ def quantize(source: Path, target: Path, kind: DecoderType, threads: int = 0) ->
     parameters = llama.llama_model_quantize_default_params()
     parameters.ftype = int(FILE_TYPES[kind])
     parameters.nthread = threads
-    with _llama_log() as lines:
+    with _llama_log(advance) as lines:
         failed = llama.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.pointer(parameters))
     if not failed:
         return
@@ -139,11 +149,15 @@ def quantize(source: Path, target: Path, kind: DecoderType, threads: int = 0) ->
     raise ExportError(f"llama.cpp could not quantize the decoder to {kind}: {said}; try another --decoder")
 
 
-def measure(path: Path, merged: MergedTensors, kind: DecoderType) -> DecoderReport:
-    """Compare what the file holds, dequantized, with the merged tensors, on rows spread over each tensor."""
+def measure(path: Path, merged: MergedTensors, kind: DecoderType, advance: Advance = lambda _: None) -> DecoderReport:
+    """Compare what the file holds, dequantized, with the merged tensors, on rows spread over each tensor.
+
+    Matrices and vectors apart: norms and biases are exact, and their power would make the error look small.
+    """
     names = _tensor_names(merged)
     types: dict[str, int] = {}
-    squares: dict[str, tuple[float, float]] = {}
+    matrices: dict[str, tuple[float, float]] = {}
+    vectors: dict[str, tuple[float, float]] = {}
     for tensor in gguf.GGUFReader(path).tensors:
         types[tensor.tensor_type.name] = types.get(tensor.tensor_type.name, 0) + 1
         error = power = 0.0
@@ -153,17 +167,26 @@ def measure(path: Path, merged: MergedTensors, kind: DecoderType) -> DecoderRepo
             got = gguf.quants.dequantize(tensor.data[start:stop], tensor.tensor_type).astype(np.float64)
             error += float(np.square(got - want).sum())
             power += float(np.square(want).sum())
-        squares[name] = error, power
-    relative = {name: (error / power if power else error) ** 0.5 for name, (error, power) in squares.items()}
-    total_error, total_power = (sum(values) for values in zip(*squares.values(), strict=True))
+        (vectors if len(merged.shape(name)) == 1 else matrices)[name] = error, power
+        advance(1)
+    relative = {name: _relative([squares]) for name, squares in matrices.items()}
+    worst = list(relative)[int(np.argmax(list(relative.values())))]  # NaN counts as the largest
     wide = kind not in COPIED
     return DecoderReport(
         path.stat().st_size,
-        (total_error / total_power) ** 0.5,
-        max(relative, key=lambda name: relative[name]),
+        _relative(matrices.values()),
+        worst,
+        relative[worst],
+        _relative(vectors.values()),
         types,
-        tuple(name for name in squares if wide and _falls_back(merged.shape(name), kind)),
+        tuple(name for name in matrices if wide and _falls_back(merged.shape(name), kind)),
     )
+
+
+def _relative(squares: Iterable[tuple[float, float]]) -> float:
+    """Sums of squares (error, power) of some tensors -> RMS of the error over RMS of the source."""
+    error, power = (sum(values) for values in zip(*squares, strict=True))
+    return float((error / power if power else error) ** 0.5)
 
 
 def _names(merged: MergedTensors) -> list[str]:
@@ -263,14 +286,19 @@ def add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary) -> None:
 
 
 @contextmanager
-def _llama_log() -> Generator[list[str]]:
-    """Collects llama.cpp's warnings and errors; whoever listened before does so again afterwards."""
+def _llama_log(advance: Advance) -> Generator[list[str]]:
+    """Collects llama.cpp's warnings and errors; whoever listened before does so again afterwards.
+
+    `advance` is told of each tensor that the quantizer begins with: "[   3/  27] blk.0.attn_k.weight ...".
+    """
     llama = _llama()
     lines: list[str] = []
 
     def collect(level: int, text: bytes, _: object) -> None:
         if level in (3, 4):  # GGML_LOG_LEVEL_WARN, GGML_LOG_LEVEL_ERROR
             lines.append(text.decode("utf-8", "replace"))
+        elif _QUANTIZED_TENSOR.match(text):
+            advance(1)
 
     callback = llama.llama_log_callback(collect)  # must outlive the calls of llama.cpp
     before, data = llama.llama_log_callback(), ctypes.c_void_p()

@@ -7,7 +7,8 @@ prompt and token ids come from transformers' tokenizer and chat template. The cl
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from .tokenizer import Vocabulary
 AUDIO_MARK = -1  # stands for all audio rows in a golden prompt
 MAX_TOKENS = 16
 FULL_SCALE = 32768.0  # waveforms are stored as int16: x = v / 32768
+MEMINFO = Path("/proc/meminfo")
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,12 @@ class GoldenText:
 
 
 def golden_clips(spec: FrontEndSpec) -> dict[str, npt.NDArray[np.int16]]:
-    """Clips by name: mono int16 at 16 kHz, in all the lengths that are computed differently."""
+    """Clips by name: mono int16 at 16 kHz, in lengths that are computed differently.
+
+    One is padded to the shortest that yields a token; in the second the last patch is a query but no key, so
+    that a mask that is ignored shows; the third has two chunks, an audio token that straddles them, and a last
+    patch that is no key in its second chunk.
+    """
     rate = spec.sample_rate_hz
     generator = np.random.default_rng(0)
 
@@ -52,11 +59,12 @@ def golden_clips(spec: FrontEndSpec) -> dict[str, npt.NDArray[np.int16]]:
 
     t = seconds(spec.min_samples - spec.hop_length)  # 3040: padded to 3200
     knock = 0.8 * np.exp(-30 * t) * np.sin(2 * np.pi * 440 * t)
-    t = seconds(int(2.5 * rate))
+    patch = spec.patch_frames * spec.hop_length
+    no_key = (spec.patch_frames - 1) * spec.hop_length  # yields one more patch, none that may be attended to
+    t = seconds(62 * patch + no_key)  # 40160: 63 patches, 62 keys
     pitch_hz = np.where((t * 2).astype(int) % 2, 960.0, 770.0)  # 250 ms each, by turns
     alarm = 0.4 * np.sin(2 * np.pi * np.cumsum(pitch_hz) / rate) + 0.02 * generator.standard_normal(len(t))
-    # 163200: one full chunk and one of 3 patches, and an audio token that straddles them.
-    t = seconds(spec.chunk_frames * spec.hop_length + 3 * spec.patch_frames * spec.hop_length)
+    t = seconds((spec.chunk_patches + 3) * patch + no_key)  # 163680: chunks of 252 and 4 patches, 252 and 3 keys
     chirp = 0.3 * np.sin(2 * np.pi * (100 * t + 3000 * t**2 / (2 * t[-1])))
     chirp[:: rate // 2] += 0.6  # a click twice a second
     chirp[4 * rate : 5 * rate] = 0  # digital silence
@@ -142,6 +150,36 @@ def golden_text(decoder: Any, prompt: Sequence[int], audio: Tensor, stop_ids: fr
     return GoldenText(list(prompt), first, tokens, margins)
 
 
+def check_memory(merged: MergedTensors) -> None:
+    """The reference decoder is held whole in float32: refuse before it makes the machine swap.
+
+    Raises:
+        ExportError: less memory is available; silent where the system does not tell.
+    """
+    names = [name for name in merged.checkpoint.sources if name.startswith("decoder.")]
+    needed = sum(4 * torch.Size(merged.shape(name)).numel() for name in names)
+    available = available_memory()
+    if available is not None and needed > available:
+        raise ExportError(
+            f"the golden vectors need the decoder of {merged.checkpoint.folder.name} in float32, {needed / 2**30:.1f} "
+            f"GiB of memory, and {available / 2**30:.1f} GiB are available; close other programs, or export on a "
+            "machine with more memory"
+        )
+
+
+def available_memory() -> int | None:
+    """Bytes that programs can still have (Linux), else None.
+
+    Not os.sysconf("SC_AVPHYS_PAGES"), which leaves out what the system would give back, such as cached files.
+    """
+    try:
+        text = MEMINFO.read_text(encoding="ascii")
+    except OSError:
+        return None
+    found = re.search(r"^MemAvailable:\s+(\d+) kB$", text, re.MULTILINE)
+    return int(found[1]) << 10 if found else None
+
+
 @torch.inference_mode()
 def golden_audio(merged: MergedTensors) -> dict[str, npt.NDArray[Any]]:
     """Waveforms, log-mels [mels, frames], patches [patches, dim] and embeddings [n, llm_dim] of all clips."""
@@ -161,16 +199,22 @@ def golden_audio(merged: MergedTensors) -> dict[str, npt.NDArray[Any]]:
 
 
 def write_golden(
-    path: Path, merged: MergedTensors, vocabulary: Vocabulary, facts: PromptFacts
+    path: Path,
+    merged: MergedTensors,
+    vocabulary: Vocabulary,
+    prompt: Sequence[int],
+    advance: Callable[[int], None] = lambda _: None,
 ) -> Mapping[str, npt.NDArray[Any]]:
     """Write `golden.npz` and return what is in it; encoder and decoder are in memory one after the other.
 
+    `prompt` is that of `golden_prompt`; `advance` is told of each clip.
+
     Raises:
-        ExportError: the chat template cannot be used, or the reference itself yields NaN.
+        ExportError: there is not enough memory, or the reference itself yields NaN.
     """
     vectors = golden_audio(merged)
     gc.collect()
-    prompt = golden_prompt(merged.checkpoint.folder, facts)
+    check_memory(merged)
     decoder = load_decoder(merged)
     for i in range(len(vectors["names"])):
         audio = torch.from_numpy(vectors[f"embeddings_{i}"])
@@ -179,6 +223,7 @@ def write_golden(
         vectors[f"logits_{i}"] = text.logits
         vectors[f"tokens_{i}"] = np.array(text.tokens, np.int32)
         vectors[f"margins_{i}"] = np.array(text.margins, np.float32)
+        advance(1)
     for name, value in vectors.items():
         if value.dtype == np.float32 and not np.isfinite(value).all():
             raise ExportError(

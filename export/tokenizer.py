@@ -6,7 +6,7 @@ tokens are looked up by their text, since they differ between models.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from gguf import TokenType
 from dasheng_edge.runtime.errors import CheckpointFileError, CheckpointVariantError
 
 from .checkpoint import Checkpoint, read_json
+from .model_config import AddedToken, BpeModel, TokenizerFile, checked
 
 AUDIO, AUDIO_BOS, AUDIO_EOS = "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>"
 IM_START, IM_END, END_OF_TEXT = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
@@ -61,9 +62,11 @@ def read_vocabulary(folder: Path, rows: int) -> Vocabulary:
         raise CheckpointFileError(
             f"{path} is missing; save it with `AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)`"
         )
-    content = read_json(path)
+    again = "download it again"
+    content = checked(TokenizerFile, str(path), read_json(path), again)
     _check_kind(path, content)
-    tokens, types = _by_id(path, content, rows)
+    model = checked(BpeModel, f"{path}: model", content.model, again)
+    tokens, types = _by_id(path, model, content.added_tokens, rows)
     for token in (AUDIO, AUDIO_BOS, AUDIO_EOS, IM_START, IM_END):
         if token not in tokens:
             raise CheckpointVariantError(f"{path} has no token {token}, so no audio can be put into a prompt")
@@ -72,7 +75,7 @@ def read_vocabulary(folder: Path, rows: int) -> Vocabulary:
     return Vocabulary(
         tuple(tokens),
         tuple(types),
-        tuple(merge if isinstance(merge, str) else " ".join(merge) for merge in content["model"]["merges"]),
+        tuple(merge if isinstance(merge, str) else " ".join(merge) for merge in model.merges),
         tokens.index(IM_END),
         _id_of(tokens, config.get("pad_token"), generation.get("pad_token_id")),
         _id_of(tokens, config.get("bos_token"), generation.get("bos_token_id")),
@@ -90,32 +93,33 @@ def check_audio_token(checkpoint: Checkpoint, vocabulary: Vocabulary) -> None:
         )
 
 
-def _check_kind(path: Path, content: Mapping[str, Any]) -> None:
-    model = content.get("model")
-    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE" or "vocab" not in model:
+def _check_kind(path: Path, content: TokenizerFile) -> None:
+    if content.model.get("type", "BPE") != "BPE":
         raise CheckpointVariantError(f"{path} is not a BPE tokenizer, expected Qwen2's byte-level BPE")
-    cutter = content.get("pre_tokenizer") or {}
-    steps = cutter.get("pretokenizers", [cutter])
-    patterns = [step["pattern"].get("Regex") for step in steps if step.get("type") == "Split"]
+    cutter = content.pre_tokenizer
+    steps = (cutter.pretokenizers or (cutter,)) if cutter else ()
+    patterns = [step.pattern.get("Regex") for step in steps if step.type == "Split"]
     if patterns != [QWEN2_PATTERN]:
         raise CheckpointVariantError(
             f"{path} cuts text by {patterns or 'no pattern'}, expected Qwen2's pattern; llama.cpp cuts it so"
         )
-    normalizer = (content.get("normalizer") or {}).get("type")
+    normalizer = content.normalizer.type if content.normalizer else None
     if normalizer != "NFC":  # llama.cpp normalises nothing; the runtime does it, as Qwen2's tokenizer does
         raise CheckpointVariantError(f"{path} normalises text by {normalizer}, expected NFC as in Qwen2's tokenizer")
 
 
-def _by_id(path: Path, content: Mapping[str, Any], rows: int) -> tuple[list[str], list[TokenType]]:
+def _by_id(
+    path: Path, model: BpeModel, added_tokens: Sequence[AddedToken], rows: int
+) -> tuple[list[str], list[TokenType]]:
     """Tokens by id; ids without a token become `[PADn]`, as in llama.cpp's own converter."""
-    named = {int(index): token for token, index in content["model"]["vocab"].items()}
+    named = {index: token for token, index in model.vocab.items()}
     kinds = dict.fromkeys(named, TokenType.NORMAL)
-    for added in content.get("added_tokens", []):
-        named[added["id"]] = added["content"]
-        kinds[added["id"]] = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
-    if max(named) >= rows:
+    for added in added_tokens:
+        named[added.id] = added.content
+        kinds[added.id] = TokenType.CONTROL if added.special else TokenType.USER_DEFINED
+    if (largest := max(named, default=0)) >= rows:
         raise CheckpointFileError(
-            f"{path} has token ids up to {max(named)}, the embedding has {rows} rows; take both from one revision"
+            f"{path} has token ids up to {largest}, the embedding has {rows} rows; take both from one revision"
         )
     tokens = [named.get(index, f"[PAD{index}]") for index in range(rows)]
     return tokens, [kinds.get(index, TokenType.UNUSED) for index in range(rows)]
@@ -129,14 +133,17 @@ def _id_of(tokens: list[str], token: object, stated: object) -> int | None:
         token = token.get("content")
     if isinstance(token, str) and token in tokens:
         return tokens.index(token)
-    return stated if isinstance(stated, int) and stated < len(tokens) else None
+    return stated if isinstance(stated, int) and 0 <= stated < len(tokens) else None
 
 
 def _chat_template(folder: Path, config: Mapping[str, Any]) -> str:
     """`chat_template.jinja`, or where older checkpoints keep it."""
     path = folder / "chat_template.jinja"
     if path.is_file():
-        return path.read_text(encoding="utf-8")
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise CheckpointFileError(f"cannot read {path}: {error}; download it again") from error
     for source in (config, read_json(folder / "chat_template.json", missing_ok=True)):
         if isinstance(template := source.get("chat_template"), str):
             return template

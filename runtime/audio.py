@@ -33,6 +33,7 @@ LOUDEST_FLOAT = 100.0  # full scale is 1; more than this means integers in a flo
 # (AAC and Opus encoders count priming and padding). Of a short WAV, FFmpeg states what is left: see `_check_wav_size`.
 LENGTH_SLACK_S = {"flac": 0.01, "ogg": 0.25, "matroska,webm": 0.25, "mov,mp4,m4a,3gp,3g2,mj2": 0.25}
 
+MP3_SLACK_S = 0.5  # FFmpeg estimates the length of many MP3 files from their size, with tags counted as audio
 WAV_SIZE_UNKNOWN = 0x7F000000  # recorders that cannot go back and fill the size in state 2 GiB or more, or 0
 
 
@@ -57,6 +58,7 @@ def read_audio(source: AudioSource, *, sample_rate_hz: int = 16_000) -> Iterator
 
     - [n], [n, channels] or [channels, n]; the shorter axis holds the channels, a square is [n, channels];
     - floats with full scale 1, or int16, int32, int8 and uint8 (128 is zero), which are scaled to that.
+      int64, which is what a list of integers becomes, is refused: its full scale is not known.
 
     Raises:
         AudioNotFoundError: no such file, or it is a folder.
@@ -126,6 +128,11 @@ def _gathered(blocks: Iterable[Waveform], size: int) -> Iterator[Waveform]:
 def _array_blocks(array: object, rate: object) -> Iterator[tuple[int, Waveform]]:
     checked = _checked_rate(rate, "the audio array")
     samples = np.asarray(array)
+    if samples.dtype.kind == "i" and samples.dtype.itemsize > 4:
+        raise AudioError(
+            f"the audio array has dtype {samples.dtype}, which no recording fills, so its full scale is not known; "
+            "convert it to the type the samples were recorded in, e.g. array.astype(numpy.int16)"
+        )
     if samples.ndim not in (1, 2):
         raise AudioError(f"the audio array has shape {samples.shape}; expected [n], [n, channels] or [channels, n]")
     if not samples.size:
@@ -253,12 +260,22 @@ def _decoded(container: av.container.InputContainer, name: str) -> Iterator[tupl
     if stream.codec_context.name == "flac":  # each frame has a checksum; FFmpeg ignores it unless told otherwise
         stream.codec_context.options = {"err_detect": "crccheck+explode"}
     seconds = 0.0
+    bad: av.error.InvalidDataError | None = None
     try:
         for packet in container.demux(stream):
-            for frame in packet.decode():
+            if bad is not None and packet.size:
+                raise bad
+            try:
+                frames = packet.decode()
+            except av.error.InvalidDataError as error:
+                frames, bad = [], error
+            for frame in frames:
                 rate = _checked_rate(frame.sample_rate, name)
                 seconds += frame.samples / rate
                 yield rate, _mono(frame, name)
+        # Tags (Lyrics3, or padding) behind the last frame of an MP3 look to FFmpeg like one more packet.
+        if bad is not None and not 0 < _mp3_s(container) - MP3_SLACK_S <= seconds:
+            raise bad
     except av.error.FFmpegError as error:
         raise AudioDecodeError(
             f"{name} is damaged: decoding breaks off at {seconds:.2f} s ({_reason(error)}); get a complete copy"
@@ -280,6 +297,14 @@ def _declared_s(container: av.container.InputContainer) -> float | None:
     if container.duration is not None and len(container.streams) == 1:
         return container.duration / 1e6  # microseconds (AV_TIME_BASE)
     return None
+
+
+def _mp3_s(container: av.container.InputContainer) -> float:
+    """The length that FFmpeg found or estimated, of an MP3; otherwise 0."""
+    stream = container.streams.audio[0]
+    if container.format.name != "mp3" or stream.duration is None or stream.time_base is None:
+        return 0.0
+    return float(stream.duration * stream.time_base)
 
 
 def _mono(frame: av.AudioFrame, name: str) -> Waveform:

@@ -36,6 +36,7 @@ DECODER = "decoder.gguf"
 GOLDEN = "golden.npz"
 _WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES)
 REQUIRED = (FRONT_END, ENCODER, PROJECTOR, DECODER, GOLDEN)
+_UNREADABLE = (OSError, ValueError, RecursionError)  # what a file that is no JSON raises; the last: nested too deeply
 
 
 def _plain_name(name: str) -> str:
@@ -45,7 +46,8 @@ def _plain_name(name: str) -> str:
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # JSON has no infinity and no NaN, but Python's reader takes them.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class FileFacts(_Model):
@@ -109,11 +111,11 @@ class Tolerances(_Model):
     from the golden one only where the reference itself preferred it by less than this.
     """
 
-    log_mel_db: float
-    patches_relative: float
-    embeddings_relative: float
-    logits_relative: float
-    token_margin: float
+    log_mel_db: Annotated[float, Field(ge=0)]
+    patches_relative: Annotated[float, Field(ge=0)]
+    embeddings_relative: Annotated[float, Field(ge=0)]
+    logits_relative: Annotated[float, Field(ge=0)]
+    token_margin: Annotated[float, Field(ge=0)]
 
 
 class Provenance(_Model):
@@ -175,7 +177,7 @@ def read_manifest(folder: Path) -> Manifest:
         )
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except _UNREADABLE as error:
         raise BundleManifestError(f"cannot read {path}: {error}; export the bundle again") from error
     version = raw.get("schema_version") if isinstance(raw, dict) else None
     if isinstance(version, int) and version > SCHEMA_VERSION:
@@ -246,6 +248,24 @@ class Bundle:
                 )
 
 
+def _why_not_a_bundle(folder: Path) -> str:
+    """What keeps a folder from being empty or a bundle, of any schema, with nothing beside it; "" if nothing does."""
+    if not folder.is_dir():
+        return "it is a file"
+    entries = sorted(folder.iterdir())
+    if not entries:
+        return ""
+    try:
+        raw = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except _UNREADABLE as error:
+        return f"no {MANIFEST} can be read: {error}"
+    files = raw.get("files") if isinstance(raw, dict) and "schema_version" in raw else None
+    if not isinstance(files, dict):
+        return f"its {MANIFEST} is not that of one"
+    foreign = [path.name for path in entries if path.name not in (MANIFEST, *files) or not path.is_file()]
+    return f"{foreign[0]} is no file of one" if foreign else ""
+
+
 class BundleWriter:
     """Writes a bundle under a temporary name beside `out` and renames it when it is complete.
 
@@ -256,24 +276,24 @@ class BundleWriter:
     Leaving the block before `finish` (an error, Ctrl-C) removes everything that was written.
 
     Raises:
-        OutputExistsError: `out` exists and `overwrite` is False, or is something other than a bundle.
+        OutputExistsError: `out` exists and `overwrite` is False, or is or holds something other than a bundle.
         OutputWriteError: the disk is full or the place is not writable.
     """
 
     def __init__(self, out: str | Path, *, overwrite: bool = False) -> None:
-        self.out = Path(out).absolute()
+        self.out = Path(out).resolve()  # a link stays, and what it points to is replaced
         self._overwrite = overwrite
         self._folder: Path | None = None
         self._check_out()
 
     def _check_out(self) -> None:
-        if not self.out.exists() and not self.out.is_symlink():
+        if not self.out.exists():
             return
         if not self._overwrite:
             raise OutputExistsError(f"{self.out} already exists; pass --overwrite or choose another --out")
-        if not self.out.is_dir() or (any(self.out.iterdir()) and not (self.out / MANIFEST).is_file()):
+        if why := _why_not_a_bundle(self.out):
             raise OutputExistsError(
-                f"{self.out} exists and is not a bundle (no {MANIFEST}), so --overwrite will not delete it; "
+                f"{self.out} exists and is not a bundle ({why}), so --overwrite will not delete it; "
                 "choose another --out"
             )
 
@@ -313,10 +333,15 @@ class BundleWriter:
     def _move(self) -> None:
         assert self._folder is not None
         self._check_out()
-        old = self._folder.with_suffix(".old")
-        if self.out.exists():
-            self.out.rename(old)
-        self._folder.rename(self.out)
+        old = self._folder.with_name(self._folder.name + ".old")
+        try:
+            if self.out.exists():
+                self.out.rename(old)
+            self._folder.rename(self.out)
+        except BaseException:
+            if old.exists() and not self.out.exists():
+                old.rename(self.out)
+            raise
         self._folder = None
         shutil.rmtree(old, ignore_errors=True)
 

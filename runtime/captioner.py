@@ -11,6 +11,8 @@ from time import perf_counter
 from types import TracebackType
 from typing import Literal
 
+import numpy as np
+
 from .audio import AudioSource, Waveform, describe_audio, read_audio
 from .bundle import DECODER, ENCODER, FRONT_END, PROJECTOR, Bundle, Sampling
 from .decoder import Decoder, Embeddings, Tokens
@@ -90,7 +92,7 @@ class _Stopwatch:
     def lap(self, stage: str) -> None:
         """The time since the last lap was spent on this stage."""
         now = perf_counter()
-        self.ms[stage] = 1000.0 * (now - self._last)
+        self.ms[stage] = self.ms.get(stage, 0.0) + 1000.0 * (now - self._last)
         self._last = now
 
     def total_ms(self) -> float:
@@ -160,10 +162,16 @@ class CaptionStream(Iterator[str]):
             raise
 
     def finish(self) -> Caption:
-        """Read the rest and return the whole caption."""
+        """Read the rest and return the whole caption.
+
+        Raises:
+            CaptionerBusyError: the stream or its captioner was closed, or an error ended it, before its end.
+        """
         for _ in self:
             pass
-        return self.caption
+        if self._caption is None:
+            raise CaptionerBusyError("the stream was ended before the caption was complete; start a new one")
+        return self._caption
 
     def close(self) -> None:
         """Stop early and free the captioner; harmless when repeated."""
@@ -228,13 +236,19 @@ class Captioner:
         Raises:
             CaptionerBusyError: another thread is captioning.
         """
+        busy = "cannot close the captioner while another thread is captioning"
         try:
             for stream in list(self._streams):
                 stream.close()
-        except ValueError:  # "generator already executing"
-            raise CaptionerBusyError("cannot close the captioner while another thread is captioning") from None
-        self._closed = True
-        self.parts.decoder.close()
+        except (ValueError, RuntimeError):  # "generator already executing", "set changed size during iteration"
+            raise CaptionerBusyError(busy) from None
+        if not self._lock.acquire(blocking=False):  # a caption that began since
+            raise CaptionerBusyError(busy)
+        try:
+            self._closed = True
+            self.parts.decoder.close()
+        finally:
+            self._lock.release()
 
     def caption(
         self,
@@ -266,7 +280,7 @@ class Captioner:
             AudioError: the audio cannot be read, or is longer than the context has room for.
             PromptError: the prompt cannot be rendered, or leaves no room for audio.
             CaptionerBusyError: the captioner is closed, or another caption is under way.
-            DecoderError: llama.cpp failed.
+            DecoderError, DeviceError: llama.cpp or ONNX Runtime failed.
         """
         facts = self.bundle.manifest.prompt
         limit = facts.max_new_tokens if max_new_tokens is None else max_new_tokens
@@ -349,11 +363,14 @@ class Captioner:
         """The audio -> one row per audio token, float32 [tokens, llm_dim]."""
         log_mel, samples = self.parts.front_end.log_mel(meter)
         watch.lap("front_end")
-        patches = self.parts.encoder.patches(log_mel, samples)
-        watch.lap("encoder")
-        embeddings = self.parts.projector.embeddings(patches)
-        watch.lap("projector")
-        return embeddings
+        encoder, projector = self.parts.encoder, self.parts.projector
+        rows = []
+        for group in projector.groups(encoder.chunks(log_mel, samples)):
+            watch.lap("encoder")
+            rows.append(projector.embeddings(group))
+            watch.lap("projector")
+        watch.lap("encoder")  # of a last chunk that was too short for another group
+        return np.concatenate(rows)
 
     def _warnings(self, meter: _Meter) -> tuple[str, ...]:
         seconds, comfortable_s = meter.samples / self._rate_hz, self.bundle.manifest.prompt.comfortable_s

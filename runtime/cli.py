@@ -22,7 +22,7 @@ import typer
 from typer.core import TyperGroup
 
 from .devices import Device
-from .errors import AudioError, BundleVerifyError, DashengEdgeError, DecoderError
+from .errors import AudioError, BundleVerifyError, DashengEdgeError, DecoderError, DeviceError
 
 if TYPE_CHECKING:
     from .bundle import Sampling
@@ -168,7 +168,7 @@ def _print_caption(run: CaptionStream, name: str, *, stream: bool, as_json: bool
         if stream:
             _print_pieces(run, label)
         result = run.finish()
-    except (AudioError, DecoderError) as error:
+    except (AudioError, DecoderError, DeviceError) as error:
         if as_json:
             _print_json({"audio": name, "error": str(error), "error_type": type(error).__name__})
         typer.echo(f"error: {error}", err=True)
@@ -250,14 +250,17 @@ def _number(seam: Seam) -> str:
 
 def _print_verify(report: VerifyReport) -> None:
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table("seam", "clips", "largest error", "on clip", "tolerance", "ok", title=f"verify {report.bundle}")
+    columns = ("seam", "clips", "largest error", "on clip", "tolerance", "ok")
+    table = Table(*columns, title=Text(f"verify {report.bundle}"))
     for name in dict.fromkeys(seam.name for seam in report.seams):
         seams = [seam for seam in report.seams if seam.name == name]
         # NaN compares with nothing, so it is put first by hand.
         worst = max(seams, key=lambda seam: math.inf if math.isnan(seam.error) else seam.error)
         ok = "yes" if all(seam.ok for seam in seams) else "NO"
-        table.add_row(name, str(len(seams)), _number(worst), worst.clip, f"{worst.tolerance:g} {worst.unit}", ok)
+        tolerance = f"{worst.tolerance:g} {worst.unit}"
+        table.add_row(name, str(len(seams)), _number(worst), Text(worst.clip), tolerance, ok)
     _print_table(table)
 
 
@@ -278,13 +281,15 @@ def info(bundle: BundleArgument, as_json: JsonOption = False) -> None:
         typer.echo(manifest.model_dump_json(indent=2))
         return
     from rich.table import Table
+    from rich.text import Text  # in a plain string, Rich would read [x] as markup
 
-    table = Table(title=f"{manifest.name} ({manifest.variant})", show_header=False)
+    table = Table(title=Text(f"{manifest.name} ({manifest.variant})"), show_header=False)
     for section in ("encoder", "decoder", "prompt", "tolerances", "provenance"):
         values = getattr(manifest, section).model_dump(exclude_none=True)
-        table.add_row(section, "\n".join(f"{key}: {_plain(value)}" for key, value in values.items()), end_section=True)
+        lines = "\n".join(f"{key}: {_plain(value)}" for key, value in values.items())
+        table.add_row(section, Text(lines), end_section=True)
     sizes = {**{name: facts.bytes for name, facts in manifest.files.items()}, "total": manifest.total_bytes}
-    table.add_row("files", "\n".join(f"{name}: {size / 1e6:,.3f} MB" for name, size in sizes.items()))
+    table.add_row("files", Text("\n".join(f"{name}: {size / 1e6:,.3f} MB" for name, size in sizes.items())))
     _print_table(table)
 
 
@@ -309,6 +314,7 @@ def doctor(as_json: JsonOption = False) -> None:
 
 def _print_doctor(report: DoctorReport) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     memory = f"{report.memory_gib:.1f} GiB" if report.memory_gib is not None else "unknown"
     versions = [f"{name} {found or '- not installed'}" for name, found in report.versions.items()]
@@ -325,5 +331,5 @@ def _print_doctor(report: DoctorReport) -> None:
         "optional": "\n".join(f"{name}: {line}" for name, line in report.missing_extras.items()) or "all there",
         "problems": "\n".join(report.problems) or "none",
     }.items():
-        table.add_row(key, value.replace("[", r"\["), end_section=True)  # Rich reads [x] as markup
+        table.add_row(key, Text(value), end_section=True)
     _print_table(table)

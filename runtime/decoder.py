@@ -33,6 +33,7 @@ FIRST_CONTEXT = 2048  # positions, which hold about 6 minutes of audio
 CONTEXT_STEP = 256  # llama.cpp rounds the context up to a multiple of this
 PENALTY_WINDOW = 64  # generated tokens that the repetition penalty looks back on, llama.cpp's own default
 _GREEDY = Sampling()
+_SPECIAL_IDS = {"bos_token": "bos_token", "eos_token": "eos_token", "pad_token": "padding_token"}  # name -> GGUF's
 _FTYPE_F32, _TYPE_F32, _NO_FLASH_ATTENTION = 0, 0, 0  # enum llama_ftype, ggml_type, llama_flash_attn_type
 _ATTR_CONTROL, _ATTR_USER_DEFINED = 1 << 3, 1 << 4  # enum llama_token_attr
 _LOG_WARN, _LOG_ERROR = 3, 4  # enum ggml_log_level
@@ -101,10 +102,14 @@ class Decoder:
         self._context: Any = None
         self._vocab = llama.llama_model_get_vocab(model)
         self.n_vocab: int = llama.llama_vocab_n_tokens(self._vocab)
+        # Tokens by their text: those that plain text never contains, e.g. `<|im_end|>`, ...
+        self.control_tokens: Mapping[str, int] = self._tokens_with(_ATTR_CONTROL)
+        # ... and whole words that are found in plain text too, e.g. `<tool_call>`.
+        self.added_tokens: Mapping[str, int] = self._tokens_with(_ATTR_USER_DEFINED)
         self.n_embd: int = llama.llama_model_n_embd_inp(model)
         self.context_length: int = llama.llama_model_n_ctx_train(model)
         self._first_ctx = n_ctx
-        self.n_ctx = 0
+        self.n_ctx = 0  # of the context there is; 0 without one
         self._kept: Tokens = ()  # leading tokens whose keys and values are in the cache
         self._past = 0  # rows in the cache
         self._has_logits = False
@@ -153,23 +158,21 @@ class Decoder:
 
     def close(self) -> None:
         """Free the model and the context; harmless when repeated."""
+        self._drop_context()
+        self._free_model()
+
+    def _drop_context(self) -> None:
         if self._free_context is not None:
             self._free_context()
-        self._free_model()
-        self._context, self._has_logits = None, False
+        self._context, self._free_context, self._kept = None, None, ()
+        self.n_ctx, self._past, self._has_logits = 0, 0, False
 
     @cached_property
     def metadata(self) -> Mapping[str, str]:
         """All scalar metadata of the GGUF, as text."""
-        llama, model = self._llama, self._model
-        pairs = (
-            (
-                self._string(llama.llama_model_meta_key_by_index, i),
-                self._string(llama.llama_model_meta_val_str_by_index, i),
-            )
-            for i in range(llama.llama_model_meta_count(model))
-        )
-        return dict(pairs)
+        key, value = self._llama.llama_model_meta_key_by_index, self._llama.llama_model_meta_val_str_by_index
+        count = self._llama.llama_model_meta_count(self._model)
+        return {self._string(key, index): self._string(value, index) for index in range(count)}
 
     def _string(self, function: Any, index: int) -> str:
         """Calls a C function that writes into a buffer and returns the length that it needs."""
@@ -184,25 +187,18 @@ class Decoder:
         return self.metadata.get("tokenizer.chat_template", "")
 
     @property
-    def control_tokens(self) -> Mapping[str, int]:
-        """Tokens that plain text never contains, by their text, e.g. `<|im_end|>`."""
-        return self._special_tokens[_ATTR_CONTROL]
+    def special_texts(self) -> Mapping[str, str]:
+        """Texts of `bos_token`, `eos_token` and `pad_token`, of those that the GGUF names."""
+        # Not from llama_vocab_bos and its kind, which answer for a GGUF that names none with a default.
+        ids = {kind: self.metadata.get(f"tokenizer.ggml.{key}_id") for kind, key in _SPECIAL_IDS.items()}
+        return {kind: self._text(int(token)) for kind, token in ids.items() if token is not None}
 
-    @property
-    def added_tokens(self) -> Mapping[str, int]:
-        """Whole-word tokens that are found in plain text too, by their text, e.g. `<tool_call>`."""
-        return self._special_tokens[_ATTR_USER_DEFINED]
+    def _text(self, token: int) -> str:
+        return str(self._llama.llama_vocab_get_text(self._vocab, token).decode("utf-8", "replace"))
 
-    @cached_property
-    def _special_tokens(self) -> dict[int, dict[str, int]]:
-        found: dict[int, dict[str, int]] = {_ATTR_CONTROL: {}, _ATTR_USER_DEFINED: {}}
-        for token in range(self.n_vocab):
-            attributes = self._llama.llama_vocab_get_attr(self._vocab, token)
-            for attribute, ids in found.items():
-                if attributes & attribute:
-                    text = self._llama.llama_vocab_get_text(self._vocab, token)
-                    ids[text.decode("utf-8", "replace")] = token
-        return found
+    def _tokens_with(self, attribute: int) -> dict[str, int]:
+        attributes = self._llama.llama_vocab_get_attr
+        return {self._text(token): token for token in range(self.n_vocab) if attributes(self._vocab, token) & attribute}
 
     def tokenize(self, text: str, parse_special: bool = False) -> Tokens:
         """Token ids of a text, none added; control tokens in it are plain text unless `parse_special`."""
@@ -283,13 +279,14 @@ class Decoder:
                 f"the request needs {rows} positions, the decoder has {self.context_length}; "
                 "use shorter audio, a shorter prompt or fewer new tokens"
             )
-        if self._context is not None and rows <= self.n_ctx:
+        if rows <= self.n_ctx:
             return
+        if not self._free_model.alive:
+            raise DecoderError("the decoder is closed; open it again")
         doubled = max(rows, 2 * self.n_ctx, self._first_ctx)
         wanted = min(-(-doubled // CONTEXT_STEP) * CONTEXT_STEP, max(rows, self.context_length))
-        if self._free_context is not None:
-            self._free_context()
-        self._context, self._kept, self._past = self._new_context(wanted), (), 0
+        self._drop_context()  # before the new one is made: the two may not fit into memory together
+        self._context = self._new_context(wanted)
         self._free_context = weakref.finalize(self, self._llama.llama_free, self._context)
         self.n_ctx = self._llama.llama_n_ctx(self._context)
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from .errors import BundleFileError, DeviceError, MissingExtraError
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnxruntime
+    from numpy.typing import NDArray
 
 Device = Literal["cpu", "cuda"]
 DEVICES: tuple[Device, ...] = get_args(Device)
@@ -113,6 +115,24 @@ def onnx_session(path: Path, device: Device, threads: int) -> onnxruntime.Infere
             "libraries with `dasheng-edge doctor`, or choose another device"
         )
     return session
+
+
+def run_graph(session: onnxruntime.InferenceSession, feed: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
+    """The output of a graph that has one.
+
+    Raises:
+        DeviceError: ONNX Runtime failed, for lack of memory mostly.
+    """
+    try:
+        (output,) = session.run(None, feed)
+    except Exception as error:  # ONNX Runtime's exceptions share no other base
+        shapes = ", ".join(f"{name} {value.shape}" for name, value in feed.items())
+        raise DeviceError(
+            f"ONNX Runtime failed on {session.get_providers()[0]} with {shapes}: {error}; free memory, or choose "
+            "another device"
+        ) from error
+    result: NDArray[np.float32] = output
+    return result
 
 
 def check_graph(

@@ -12,9 +12,9 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from .devices import Device, check_graph, onnx_session
+from .devices import Device, check_graph, onnx_session, run_graph
 
 
 class FrontEndSpec(BaseModel):
@@ -24,21 +24,31 @@ class FrontEndSpec(BaseModel):
     normalisation, power 2, centred with reflect padding) followed by AmplitudeToDB (top_db per clip).
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     sample_rate_hz: Literal[16000] = 16000
-    n_fft: int = 512
-    win_length: int = 512
-    hop_length: int = 160
-    n_mels: int = 64
-    f_min_hz: float = 0.0
-    f_max_hz: float = 8000.0
-    log_floor: float = 1e-10  # power; 10 * log10 of it is -100 dB
-    top_db: float = 120.0  # nothing lies further below the clip's loudest bin
-    patch_frames: int = 4  # width (= stride) of the patch convolution on time: 40 ms
-    chunk_frames: int = 1008  # the encoder's window: 10.08 s
-    tokens_patches: int = 5  # patches that the projector joins into one audio token: 200 ms
-    min_samples: int = 3200  # a shorter clip is padded with silence to this, which yields one token
+    n_fft: PositiveInt = 512
+    win_length: PositiveInt = 512
+    hop_length: PositiveInt = 160
+    n_mels: PositiveInt = 64
+    f_min_hz: NonNegativeFloat = 0.0
+    f_max_hz: PositiveFloat = 8000.0
+    log_floor: PositiveFloat = 1e-10  # power; 10 * log10 of it is -100 dB
+    top_db: PositiveFloat = 120.0  # nothing lies further below the clip's loudest bin
+    patch_frames: PositiveInt = 4  # width (= stride) of the patch convolution on time: 40 ms
+    chunk_frames: PositiveInt = 1008  # the encoder's window: 10.08 s
+    tokens_patches: PositiveInt = 5  # patches that the projector joins into one audio token: 200 ms
+    min_samples: PositiveInt = 3200  # a shorter clip is padded with silence to this, which yields one token
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> FrontEndSpec:
+        if self.n_fft < self.win_length:
+            raise ValueError(f"n_fft is {self.n_fft}, expected at least win_length, {self.win_length}")
+        if self.chunk_frames % self.patch_frames:
+            raise ValueError(f"chunk_frames is {self.chunk_frames}, expected a multiple of patch_frames")
+        if not self.tokens_of(self.min_samples):
+            raise ValueError(f"min_samples is {self.min_samples}, which yields no audio token; expected more")
+        return self
 
     @property
     def chunk_patches(self) -> int:
@@ -142,7 +152,7 @@ class FrontEnd:
             begin = max(0, first - cut)
             end = min(len(waveform), (first + count - 1 + cut) * hop)
             feed = {"waveform": waveform[None, begin * hop : end]}
-            (result,) = self._session.run(["log_mel"], feed)
+            result = run_graph(self._session, feed)
             true = self._edge_frames if begin else 0
             last = result.shape[-1] - (0 if end == len(waveform) else self._edge_frames)
             out = result[0, :, first - begin : first - begin + count]

@@ -11,12 +11,15 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Protocol, TypeAlias
 
 import jinja2
-from jinja2.ext import loopcontrols
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from .bundle import PromptFacts
@@ -25,6 +28,11 @@ from .errors import PromptError
 
 class Tokenizer(Protocol):
     """What the prompt needs of a tokenizer; `decoder.Decoder` is one."""
+
+    @property
+    def special_texts(self) -> Mapping[str, str]:
+        """Texts of `bos_token`, `eos_token` and `pad_token`, of those that there are, for the template."""
+        ...
 
     @property
     def control_tokens(self) -> Mapping[str, int]:
@@ -68,18 +76,45 @@ def compile_template(source: str) -> jinja2.Template:
     Raises:
         PromptError: it is not valid Jinja.
     """
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationTag]
+    )
     environment.filters["tojson"] = _to_json
+    functions = {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
     try:
-        return environment.from_string(source, globals={"raise_exception": _raise_exception})
+        return environment.from_string(source, globals=functions)
     except jinja2.TemplateError as error:
         raise PromptError(
             f"the bundle's chat template is not valid: {error}; correct it in the checkpoint and export again"
         ) from error
 
 
-def _to_json(value: object, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+class _GenerationTag(Extension):
+    """`{% generation %}...{% endgeneration %}`: marks what an assistant said for training; rendered as it is."""
+
+    tags = {"generation"}  # noqa: RUF012  # declared as an attribute of the instance by Jinja
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_body"), [], [], body).set_lineno(line)
+
+    def _body(self, caller: Callable[[], str]) -> str:
+        return caller()
+
+
+def _to_json(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _strftime_now(pattern: str) -> str:
+    return datetime.now().strftime(pattern)  # noqa: DTZ005  # local time, as in transformers
 
 
 def _raise_exception(message: str) -> None:
@@ -138,7 +173,7 @@ class PromptBuilder:
             turn = [{"type": "text", "text": _MARK.format(1)}]
             messages.insert(0, {"role": "system", "content": turn})
         try:
-            return self._template.render(messages=messages, add_generation_prompt=True)
+            return self._template.render(self._tokenizer.special_texts, messages=messages, add_generation_prompt=True)
         except Exception as error:  # a template can fail in any way that Python can
             raise PromptError(f"the bundle's chat template fails on this request: {error}") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from dasheng_edge.export.adapter import measured_merge_error, open_adapters
+from dasheng_edge.export.adapter import adapted_matrices, check_finite, measured_merge_error, open_adapters
 from dasheng_edge.export.checkpoint import Checkpoint, open_checkpoint
 from dasheng_edge.runtime.bundle import sha256_of
 from dasheng_edge.runtime.errors import AdapterError
@@ -185,6 +186,40 @@ def test_a_truncated_adapter_is_refused(checkpoint: Checkpoint, adapter: Path) -
     weights.write_bytes(weights.read_bytes()[:-10])
     with pytest.raises(AdapterError, match="is truncated or not safetensors"):
         open_adapters([adapter], checkpoint)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("factor", ["lora_A", "lora_B"])
+def test_weights_that_are_not_finite_are_refused(
+    checkpoint: Checkpoint, adapter: Path, factor: str, value: float
+) -> None:
+    name = LORA_A.replace("lora_A", factor)
+    change_tensors(adapter, lambda tensors: tensors[name].view(-1)[-1:].fill_(value))
+    (opened,) = open_adapters([adapter], checkpoint).adapters
+
+    with pytest.raises(AdapterError, match=rf"adapter adapter holds NaN or infinity in .*net\.2\.weight \({factor}\)"):
+        check_finite(opened)
+
+
+def test_replaced_modules_that_are_not_finite_are_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    folder = write_tiny_adapter(tmp_path / "whole", target_modules=["o_proj"], modules_to_save=["lm_head"])
+    change_tensors(folder, lambda t: t["base_model.model.decoder.lm_head.weight"][9].fill_(float("nan")))
+    (opened,) = open_adapters([folder], checkpoint).adapters
+
+    with pytest.raises(AdapterError, match=r"adapter whole holds NaN or infinity in decoder\.lm_head\.weight"):
+        check_finite(opened)
+
+
+def test_nan_is_the_largest_error(checkpoint: Checkpoint, adapter: Path) -> None:
+    change_tensors(adapter, lambda tensors: tensors[LORA_A].fill_(float("nan")))
+    assert math.isnan(measured_merge_error(open_adapters([adapter], checkpoint)))
+
+
+def test_each_matrix_advances_the_progress(checkpoint: Checkpoint, adapter: Path) -> None:
+    merged, amounts = open_adapters([adapter], checkpoint), list[int]()
+    measured_merge_error(merged, amounts.append)
+
+    assert sum(amounts) == len(adapted_matrices(merged)) == 12
 
 
 def other_layer(tensors: Tensors) -> None:

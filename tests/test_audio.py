@@ -127,6 +127,8 @@ def test_array_shapes() -> None:
         (np.float32(1), RATE, "shape"),
         (np.zeros(9, bool), RATE, "dtype"),
         (np.zeros(9, np.uint16), RATE, "dtype"),
+        (np.full(9, 20_000, np.int64), RATE, r"dtype int64, .*array\.astype\(numpy\.int16\)"),
+        ([[20_000, -20_000]] * 9, RATE, "dtype int64"),
         (np.array(["a"]), RATE, "dtype"),
         (np.full(9, np.nan), RATE, "NaN or infinite samples after 0.00 s"),
         (np.full(9, np.inf), RATE, "NaN or infinite"),
@@ -222,6 +224,19 @@ def test_junk_after_the_end_is_harmless(tmp_path: Path) -> None:
     for suffix in ("wav", "flac", "mp3"):
         path = write_audio(tmp_path / f"a.{suffix}", sine(440, 1, BY_SUFFIX[suffix].rate), BY_SUFFIX[suffix])
         assert len(read(path.read_bytes() + b"TAG and more" * 20)) / RATE == pytest.approx(1, abs=0.06)
+
+
+LYRICS3 = b"LYRICSBEGIN" + b"IND00002" + b"la la la " * 99 + b"000910LYRICS200"
+
+
+@pytest.mark.parametrize("trailer", [LYRICS3, LYRICS3 + b"TAG".ljust(128, b"\0"), bytes(2000)])
+def test_tags_behind_an_mp3_are_no_damage(tmp_path: Path, trailer: bytes) -> None:
+    data = write_audio(tmp_path / "a.mp3", sine(440, 3, 44_100), BY_SUFFIX["mp3"]).read_bytes()
+    assert len(read(data + trailer)) / RATE == pytest.approx(3, abs=0.03)
+    with pytest.raises(AudioDecodeError, match=r"breaks off at \d\.\d\d s"):  # in between they are
+        read(data + trailer + data)
+    with pytest.raises(AudioDecodeError, match=r"breaks off at 1\.\d\d s"):  # and so is half a file
+        read(data[: len(data) // 2] + bytes(len(data) // 2))
 
 
 @pytest.mark.parametrize("playlist", ["#EXTM3U\n#EXTINF:5,\n{}\n", "ffconcat version 1.0\nfile {}\n"])

@@ -87,7 +87,7 @@ def test_places_without_a_bundle(tmp_path: Path) -> None:
         Bundle.open(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '"a"', "\x00", '{"schema_version": "1"}', "{}"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '"a"', "\x00", '{"schema_version": "1"}', "{}", "[" * 100_000])
 def test_manifests_that_are_none(toy: Path, text: str) -> None:
     (toy / MANIFEST).write_text(text)
     with pytest.raises(BundleManifestError, match="export the bundle again"):
@@ -108,6 +108,11 @@ def test_a_newer_schema_asks_for_an_upgrade(toy: Path) -> None:
         (lambda m: m["decoder"].update(arch="llama"), "decoder.arch"),
         (lambda m: m["decoder"].update(layers="many"), "decoder.layers"),
         (lambda m: m["front_end"].update(sample_rate_hz=8000), "front_end.sample_rate_hz"),
+        (lambda m: m["front_end"].update(hop_length=0), "front_end.hop_length"),
+        (lambda m: m["front_end"].update(chunk_frames=2), "front_end: .*chunk_frames is 2"),
+        (lambda m: m["tolerances"].update(log_mel_db=float("inf")), "tolerances.log_mel_db: .*finite"),
+        (lambda m: m["tolerances"].update(token_margin=float("nan")), "tolerances.token_margin"),
+        (lambda m: m["tolerances"].update(token_margin=-1), "tolerances.token_margin"),
         (lambda m: m["prompt"]["sampling"].update(temperature=-1), "prompt.sampling.temperature"),
         (lambda m: m["files"][DECODER].update(sha256="x"), "files.decoder.gguf.sha256"),
         (lambda m: m["files"].update({"../x": m["files"][DECODER]}), "not a plain file name inside the bundle"),
@@ -161,6 +166,60 @@ def test_only_bundles_and_empty_folders_are_overwritten(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputExistsError, match="is not a bundle"):
         write_toy(tmp_path / "file", overwrite=True)
+
+
+@pytest.mark.parametrize("manifest", ["", "[]", '{"manifest_version": 3}', '{"schema_version": 1, "files": []}'])
+def test_other_folders_with_a_manifest_are_not_overwritten(tmp_path: Path, manifest: str) -> None:
+    (tmp_path / MANIFEST).write_text(manifest)
+    with pytest.raises(OutputExistsError, match=r"is not a bundle \(.*manifest\.json"):
+        write_toy(tmp_path, overwrite=True)
+
+
+@pytest.mark.parametrize(("name", "make"), [("notes.txt", Path.touch), ("src", Path.mkdir)])
+def test_a_bundle_with_something_beside_it_is_not_overwritten(
+    toy: Path, name: str, make: Callable[[Path], None]
+) -> None:
+    edit(toy, lambda manifest: manifest["files"].update(src={}))  # which does not make a folder a file
+    make(toy / name)
+    with pytest.raises(OutputExistsError, match=rf"\({name} is no file of one\)"):
+        write_toy(toy, overwrite=True)
+    assert (toy / name).exists()
+
+
+def test_a_bundle_of_another_schema_is_overwritten(toy: Path) -> None:
+    edit(toy, lambda manifest: manifest.update(schema_version=2, new_key=1))
+    assert Bundle.open(write_toy(toy, overwrite=True).folder).manifest.schema_version == 1
+
+
+def test_what_an_earlier_run_left_does_not_matter(toy: Path) -> None:
+    (toy.parent / ".toy.old").mkdir()
+    (toy.parent / ".toy.old" / "file").touch()
+    write_toy(toy, overwrite=True, content="new")
+    assert (toy / DECODER).read_text() == f"new of {DECODER}"
+
+
+def test_a_link_to_a_bundle_stays(toy: Path, tmp_path: Path) -> None:
+    link = tmp_path / "latest"
+    link.symlink_to(toy)
+    write_toy(link, overwrite=True, content="new")
+    assert link.is_symlink()
+    assert (toy / DECODER).read_text() == f"new of {DECODER}"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "toy"]
+
+
+def test_a_bundle_that_cannot_be_replaced_stays(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rename = Path.rename
+
+    def fail(self: Path, target: Path) -> Path:
+        if ".partial-" in self.name and not self.name.endswith(".old"):
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OutputWriteError, match="Input/output error"):
+        write_toy(toy, overwrite=True, content="new")
+    assert (toy / DECODER).read_text() == f"content of {DECODER}"
+    assert sorted(path.name for path in toy.parent.iterdir()) == ["toy"]
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a step failed"), KeyboardInterrupt()])

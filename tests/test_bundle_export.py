@@ -9,28 +9,34 @@ import shutil
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
-from dasheng_edge.export import bundle_export
+from dasheng_edge.export import bundle_export, golden
 from dasheng_edge.export.bundle_export import ExportReport, StepReport, export_bundle, prompt_facts
 from dasheng_edge.export.checkpoint import open_checkpoint
 from dasheng_edge.export.encoder_onnx import GraphReport
-from dasheng_edge.export.options import ExportOptions
+from dasheng_edge.export.options import DecoderType, ExportOptions
+from dasheng_edge.export.tolerances import DECODER_TOLERANCES, WORST_MATRIX, logits_error, token_margin
 from dasheng_edge.runtime.bundle import DECODER, ENCODER, FRONT_END, GOLDEN, PROJECTOR, Bundle, Sampling, sha256_of
+from dasheng_edge.runtime.decoder import Decoder
 from dasheng_edge.runtime.errors import (
     AdapterError,
     CheckpointError,
     CheckpointFileError,
     CheckpointNotFoundError,
     ExportError,
+    MissingExtraError,
     OutputExistsError,
     OutputWriteError,
 )
 from dasheng_edge.runtime.verify import verify_bundle
-from tests.tiny_checkpoint import write_tiny_adapter
+from tests.tiny_checkpoint import CHAT_TEMPLATE, write_tiny_adapter
 
 pytestmark = pytest.mark.torch
 
@@ -40,14 +46,15 @@ class Listener:
 
     def __init__(self) -> None:
         self.begun: list[tuple[str, int, str]] = []
-        self.amounts: list[int] = []
+        self.reached: list[int] = []
         self.ended: list[StepReport] = []
 
     def begin(self, step: str, total: int, unit: str) -> None:
         self.begun.append((step, total, unit))
+        self.reached.append(0)
 
     def advance(self, amount: int) -> None:
-        self.amounts.append(amount)
+        self.reached[-1] += amount
 
     def end(self, report: StepReport) -> None:
         self.ended.append(report)
@@ -94,14 +101,15 @@ def test_the_manifest_says_what_was_exported(exported: tuple[ExportReport, Liste
 
     assert (manifest.name, manifest.provenance.checkpoint) == ("checkpoint", "checkpoint")
     assert manifest.provenance.adapters == ()
-    assert set(manifest.provenance.versions) == set(bundle_export.LIBRARIES)
+    assert set(manifest.provenance.versions) >= set(bundle_export.LIBRARIES)
+    assert set(manifest.provenance.versions) & set(bundle_export.ONNX_RUNTIMES)
     assert (manifest.encoder.embed_dim, manifest.encoder.depth, manifest.encoder.num_heads) == (64, 2, 2)
     assert (manifest.decoder.precision, manifest.decoder.vocab_size, manifest.decoder.context_length) == (
         "Q8_0", 448, 4096,
     )  # fmt: skip
     assert manifest.prompt.prompt == "Write an audio caption describing the sound"
     assert (manifest.prompt.max_new_tokens, manifest.prompt.sampling) == (32, Sampling())
-    assert manifest.tolerances.logits_relative == bundle_export.DECODER_TOLERANCES["Q8_0"].logits
+    assert manifest.tolerances.logits_relative == DECODER_TOLERANCES["Q8_0"].logits
 
 
 def test_each_step_reports_its_error(exported: tuple[ExportReport, Listener]) -> None:
@@ -111,9 +119,52 @@ def test_each_step_reports_its_error(exported: tuple[ExportReport, Listener]) ->
     assert tuple(listener.ended) == report.steps
     assert all(0 <= step.error <= step.tolerance for step in report.steps)
     assert report.steps[3].error > 1e-3  # Q8_0 costs something
-    assert [name for name, _, _ in listener.begun] == [step.name for step in report.steps]
-    assert ("decoder.gguf", 5_645_312, "bytes") in listener.begun
-    assert sum(listener.amounts) >= 5_645_312
+
+
+def test_progress_reaches_the_end_of_each_phase(exported: tuple[ExportReport, Listener]) -> None:
+    _, listener = exported
+
+    assert listener.begun == [
+        (FRONT_END, 1, "graphs"),
+        (ENCODER, 1, "graphs"),
+        (PROJECTOR, 1, "graphs"),
+        (DECODER, 5_645_312, "bytes"),
+        ("decoder.gguf: quantizing", 27, "tensors"),
+        ("decoder.gguf: measuring", 27, "tensors"),
+        (GOLDEN, 3, "clips"),
+    ]
+    assert listener.reached == [total for _, total, _ in listener.begun]
+
+
+def installed(*missing: str) -> Callable[[str], str]:
+    def version(name: str) -> str:
+        if name in missing:
+            raise PackageNotFoundError(name)
+        return "1.2.3"
+
+    return version
+
+
+@pytest.mark.parametrize("missing", bundle_export.ONNX_RUNTIMES)
+def test_either_onnx_runtime_will_do(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundle_export, "version", installed(missing))
+    (name,) = set(bundle_export.ONNX_RUNTIMES) - {missing}
+
+    assert bundle_export.library_versions() == dict.fromkeys((*bundle_export.LIBRARIES, name), "1.2.3")
+
+
+@pytest.mark.parametrize("missing", [bundle_export.ONNX_RUNTIMES, ("gguf",)])
+def test_a_missing_library_is_found_before_work_begins(
+    missing: tuple[str, ...], tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundle_export, "version", installed(*missing))
+    listener = Listener()
+    with pytest.raises(
+        MissingExtraError, match=rf"export needs {' or '.join(missing)}, which is not installed; run pip"
+    ):
+        export_bundle(ExportOptions(tiny_checkpoint, tmp_path / "bundle"), listener)
+    assert not listener.begun
+    assert not list(tmp_path.iterdir())
 
 
 def test_files_hold_no_path_of_this_machine(exported: tuple[ExportReport, Listener], tiny_checkpoint: Path) -> None:
@@ -130,6 +181,86 @@ def test_adapters_are_merged_and_named(tiny_checkpoint: Path, adapter: Path, tmp
     assert report.bundle.manifest.provenance.adapters == (f"tiny-adapter {sha256_of(weights)}",)
     assert report.steps[0].name == "adapters"
     assert 0 < report.steps[0].error <= 1e-6
+
+
+def test_adapters_that_are_not_finite_leave_nothing(tiny_checkpoint: Path, adapter: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(adapter, tmp_path / "adapter"))
+    tensors: dict[str, Any] = load_file(copy / "adapter_model.safetensors")
+    next(iter(tensors.values())).fill_(float("nan"))
+    save_file(tensors, copy / "adapter_model.safetensors")
+
+    with pytest.raises(AdapterError, match="adapter adapter holds NaN or infinity"):
+        export_bundle(ExportOptions(tiny_checkpoint, tmp_path / "out" / "bundle", (copy,)))
+    assert not list((tmp_path / "out").iterdir())
+
+
+def with_template(tiny_checkpoint: Path, folder: Path, edit: Callable[[str], str]) -> Path:
+    checkpoint = Path(shutil.copytree(tiny_checkpoint, folder))
+    (checkpoint / "chat_template.jinja").write_text(edit(CHAT_TEMPLATE))
+    return checkpoint
+
+
+def test_a_template_that_the_runtime_renders_differently_is_refused(
+    tiny_checkpoint: Path, tmp_path: Path, quick: None
+) -> None:
+    # The runtime renders with a placeholder for the user's text, which has another length.
+    checkpoint = with_template(
+        tiny_checkpoint, tmp_path / "model", lambda text: text + "{{ messages[-1].content[1].text | length }}"
+    )
+    wanted = (
+        r"the chat template of model renders differently in the runtime than in transformers: .*assistant\\n3' .* "
+        r"instead of '<\|im_start\|>user\\n<\|audio_bos\|>{audio}<\|audio_eos\|>Write .*assistant\\n43' \[\d"
+    )
+    with pytest.raises(ExportError, match=wanted):
+        export_bundle(ExportOptions(checkpoint, tmp_path / "out" / "bundle"))
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_template_that_the_runtime_cannot_render_is_refused(
+    tiny_checkpoint: Path, tmp_path: Path, quick: None
+) -> None:
+    checkpoint = with_template(
+        tiny_checkpoint,
+        tmp_path / "model",
+        lambda text: text + "{% if messages[-1].content[1].text[0] != 'W' %}{{ raise_exception('no') }}{% endif %}",
+    )
+    with pytest.raises(ExportError, match=r"renders differently .*: fails \(.*no\) instead of giving '<\|im_start"):
+        export_bundle(ExportOptions(checkpoint, tmp_path / "out" / "bundle"))
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_too_little_memory_is_found_before_work_begins(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(golden, "available_memory", lambda: 1000)
+    listener = Listener()
+    with pytest.raises(ExportError, match="GiB of memory"):
+        export_bundle(ExportOptions(tiny_checkpoint, tmp_path / "bundle"), listener)
+    assert not listener.begun
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", get_args(DecoderType))
+def test_logits_of_no_use_fail_the_gate_of_every_type(kind: DecoderType, tiny_bundle: Path) -> None:
+    with np.load(tiny_bundle / GOLDEN, allow_pickle=False) as file:
+        wanted = [file[f"logits_{i}"] for i in range(3)]
+    limit = DECODER_TOLERANCES[kind].logits
+    for want in wanted:
+        permuted = want[np.random.default_rng(0).permutation(len(want))]
+        assert logits_error(np.zeros_like(want), want) > 1.2 * limit
+        assert logits_error(permuted, want) > 1.2 * limit
+        assert 0 < token_margin(float(want.std()), kind) <= 2.001 * want.std()
+    assert WORST_MATRIX * DECODER_TOLERANCES[kind].weights < 0.7  # a matrix of zeros costs 1
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan")])
+def test_a_decoder_that_says_nothing_fails_the_export(
+    value: float, tiny_checkpoint: Path, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Decoder, "logits", lambda self: np.full(self.n_vocab, value, np.float32))
+    with pytest.raises(ExportError, match=r"golden\.npz differs from its source by (1|nan) relative RMS"):
+        export_bundle(ExportOptions(tiny_checkpoint, tmp_path / "bundle", decoder="Q2_K"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_same_export_gives_the_same_files(exported: tuple[ExportReport, Listener], tiny_bundle: Path) -> None:

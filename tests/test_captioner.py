@@ -172,6 +172,24 @@ def test_closing(tiny_bundle: Path, clip: Path) -> None:
         captioner.caption(clip)
 
 
+def test_a_stream_that_was_closed_has_no_caption(tiny_bundle: Path, clip: Path) -> None:
+    captioner = Captioner.open(tiny_bundle, threads=1, check_sha256=False)
+    early, late, started = captioner.stream(clip), captioner.stream(clip), captioner.stream(clip)
+    early.close()
+    next(started)
+    captioner.close()
+    for stream in (early, late, started):
+        with pytest.raises(CaptionerBusyError, match="ended before the caption was complete"):
+            stream.finish()
+
+
+def test_closing_when_another_thread_has_just_begun(captioner: Captioner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(captioner, "_streams", set())  # what close() saw before the other thread made its stream
+    with captioner._lock, pytest.raises(CaptionerBusyError, match="while another thread is captioning"):
+        captioner.close()
+    assert captioner.caption(tone(1)).tokens  # it is still open
+
+
 def test_closing_while_another_thread_captions(tiny_bundle: Path) -> None:
     reached, go_on = threading.Event(), threading.Event()
 
@@ -271,9 +289,13 @@ def test_long_audio_comes_with_a_warning(captioner: Captioner, monkeypatch: pyte
     assert "2 s long" in warning
 
 
-def test_audio_of_several_chunks(captioner: Captioner) -> None:
-    caption = captioner.caption(tone(21), max_new_tokens=4)
-    assert caption.audio_tokens == captioner.bundle.manifest.front_end.tokens_of(21 * RATE)
+@pytest.mark.parametrize("samples", [21 * RATE, 322_560, 323_040])  # the last chunk has 21, 252 and 1 patches
+def test_audio_of_several_chunks(captioner: Captioner, samples: int) -> None:
+    caption = captioner.caption(tone(samples / RATE), max_new_tokens=4)
+    assert caption.audio_tokens == captioner.bundle.manifest.front_end.tokens_of(samples)
+    stages = dataclasses.asdict(caption.timings)
+    parts = ("audio_decode_ms", "front_end_ms", "encoder_ms", "projector_ms", "prefill_ms")
+    assert sum(stages[part] for part in parts) <= stages["first_token_ms"]
 
 
 def test_bad_bundles_and_devices_are_refused(bundle_copy: Path) -> None:

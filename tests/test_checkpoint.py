@@ -246,6 +246,51 @@ def test_a_config_that_contradicts_the_tensors_is_refused(
         open_checkpoint(checkpoint)
 
 
+@pytest.mark.parametrize(
+    ("section", "values", "message"),
+    [
+        (
+            None,
+            {"audio_encoder_config": None},
+            r"config\.json: audio_encoder_config is None, expected a JSON object; take",
+        ),
+        (None, {"audio_encoder_config": [1]}, r"audio_encoder_config is \[1\], expected a JSON object"),
+        (None, {"text_config": None}, r"config\.json: text_config is None, expected a JSON object; take config\.json"),
+        (
+            "audio_encoder_config",
+            {"num_heads": 0},
+            "audio_encoder_config: num_heads is 0, expected greater than 0; take",
+        ),
+        ("audio_encoder_config", {"num_heads": "4"}, "num_heads is '4', expected a valid integer"),
+        ("audio_encoder_config", {"n_fft": "abc"}, "n_fft is 'abc', expected a valid integer"),
+        ("audio_encoder_config", {"hop_length": 0}, "hop_length is 0, expected greater than 0"),
+        (
+            "audio_encoder_config",
+            {"win_length": 513},
+            "audio_encoder_config is .*, expected win_length 513 <= n_fft 512",
+        ),
+        ("audio_encoder_config", {"f_min": 8000}, "audio_encoder_config is .*, expected f_min 8000 < f_max 8000"),
+        ("audio_encoder_config", {"f_max": 9000}, "f_max is 9000, expected less than or equal to 8000"),
+        ("text_config", {"num_attention_heads": 0}, "text_config: num_attention_heads is 0, expected greater than 0"),
+        ("text_config", {"rms_norm_eps": None}, "rms_norm_eps is None, expected a valid number"),
+        ("text_config", {"rope_theta": "1e6"}, "rope_theta is '1e6', expected a valid number"),
+        ("text_config", {"rope_theta": float("inf")}, "rope_theta is inf, expected a finite number"),
+        ("text_config", {"rope_scaling": "yarn"}, "text_config: rope_scaling is 'yarn', expected a JSON object"),
+        (
+            "text_config",
+            {"max_position_embeddings": 4096.5},
+            r"max_position_embeddings is 4096\.5, expected a valid int",
+        ),
+    ],
+)
+def test_a_field_that_is_not_what_it_should_be_is_named(
+    checkpoint: Path, section: str | None, values: dict[str, object], message: str
+) -> None:
+    change_json(checkpoint / "config.json", section, **values)
+    with pytest.raises(CheckpointFileError, match=message):
+        open_checkpoint(checkpoint)
+
+
 def test_heads_that_do_not_divide_are_refused(checkpoint: Path) -> None:
     change_json(checkpoint / "config.json", "text_config", num_attention_heads=3)
     with pytest.raises(CheckpointFileError, match="3 attention heads"):
@@ -258,4 +303,7 @@ def test_heads_that_do_not_divide_are_refused(checkpoint: Path) -> None:
 def test_scaled_rotation_is_refused(checkpoint: Path) -> None:
     change_json(checkpoint / "config.json", "text_config", rope_scaling={"rope_type": "yarn", "factor": 4})
     with pytest.raises(CheckpointVariantError, match="rope_scaling 'yarn'"):
+        open_checkpoint(checkpoint)
+    change_json(checkpoint / "config.json", "text_config", rope_scaling=None, rope_parameters={"rope_type": "linear"})
+    with pytest.raises(CheckpointVariantError, match="rope_scaling 'linear'"):
         open_checkpoint(checkpoint)

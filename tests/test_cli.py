@@ -21,7 +21,8 @@ from dasheng_edge.runtime.bundle import GOLDEN, MANIFEST, Bundle, FileFacts, sha
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.decoder import Decoder
 from dasheng_edge.runtime.doctor import examine
-from dasheng_edge.runtime.errors import DecoderError, MissingExtraError
+from dasheng_edge.runtime.errors import DecoderError, DeviceError, MissingExtraError
+from dasheng_edge.runtime.verify import Seam, VerifyReport
 from tests.audio_files import Format, sine, write_audio
 
 WAV = Format("wav", "wav", "pcm_s16le", 16_000)
@@ -104,14 +105,17 @@ def test_warnings_go_to_stderr(tiny_bundle: Path, clip: Path, text: str, monkeyp
     assert result.stderr == f"warning: {clip}: it is long\n"
 
 
-def test_a_decoder_that_fails_costs_one_file(tiny_bundle: Path, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [DecoderError("llama.cpp failed"), DeviceError("out of memory")])
+def test_a_part_that_fails_costs_one_file(
+    tiny_bundle: Path, clip: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     def prefill(*_: object, **__: object) -> None:
-        raise DecoderError("llama.cpp failed")
+        raise error
 
     monkeypatch.setattr(Decoder, "prefill", prefill)
     result = caption(tiny_bundle, clip, clip)
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr == 2 * "error: llama.cpp failed\n"
+    assert result.stderr == 2 * f"error: {error}\n"
 
 
 def test_an_interrupted_stream_ends_its_line(tiny_bundle: Path, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,6 +203,25 @@ def test_info(tiny_bundle: Path) -> None:
         assert text in result.stdout
     machine = json.loads(run("info", tiny_bundle, "--json").stdout)
     assert machine == json.loads((tiny_bundle / MANIFEST).read_text())
+
+
+def test_brackets_are_not_markup(bundle_copy: Path, tmp_path: Path) -> None:
+    manifest = json.loads((bundle_copy / MANIFEST).read_text())
+    manifest["name"] = "[/x]"
+    manifest["prompt"]["prompt"] = "Say [red]it[/y]"
+    (bundle_copy / MANIFEST).write_text(json.dumps(manifest))
+    folder = bundle_copy.rename(tmp_path / "[z]")
+    shown = run("info", folder)
+    assert shown.exit_code == 0
+    assert "[/x] (midashenglm)" in shown.stdout
+    assert "Say [red]it[/y]" in shown.stdout
+    report = VerifyReport("[/x]", (Seam("[/clip]", "patches", 0.0, 1.0, "relative"),))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("dasheng_edge.runtime.verify.verify_bundle", lambda *_, **__: report)
+        verified = run("verify", folder)
+    assert verified.exit_code == 0
+    assert "verify [/x]" in verified.stdout
+    assert "[/clip]" in verified.stdout
 
 
 def test_doctor(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,6 +61,7 @@ def test_facts(decoder: Decoder) -> None:
     assert "<|im_start|>" in decoder.chat_template
     assert {"<|im_end|>", "<|AUDIO|>"} <= set(decoder.control_tokens)
     assert not decoder.added_tokens
+    assert decoder.special_texts == {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}  # it has no bos_token
 
 
 def test_embedding_rows_of_tokens_give_the_logits_of_the_tokens(decoder: Decoder, table: NDArray[np.float32]) -> None:
@@ -302,6 +303,20 @@ def test_a_context_that_cannot_be_made(decoder: Decoder, monkeypatch: pytest.Mon
         decoder.prefill([(1,)])
 
 
+def test_a_context_that_cannot_grow_leaves_none_behind(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    want = logits_of(decoder, (1, 2, 3))
+    with monkeypatch.context() as full:
+        full.setattr(decoder._llama, "llama_init_from_model", lambda *_: None)
+        with pytest.raises(DecoderError, match="cannot make a context of 768 positions"):
+            decoder.prefill([noise(700)])
+        assert (decoder.n_ctx, decoder._context) == (0, None)  # the old one is freed: no request may use it
+        with pytest.raises(DecoderError, match="call prefill first"):
+            decoder.logits()
+        with pytest.raises(DecoderError, match="cannot make a context of 256 positions"):
+            decoder.prefill([(1, 2, 3)])
+    assert np.array_equal(logits_of(decoder, (1, 2, 3)), want)
+
+
 @pytest.mark.skipif(build_info()[1], reason="this llama.cpp can offload to a GPU")
 def test_cuda_needs_a_build_with_cuda(path: Path) -> None:
     with pytest.raises(DeviceError, match="this one is built for CPU"):
@@ -322,6 +337,8 @@ def test_closing_twice_is_harmless(path: Path) -> None:
     decoder.close()
     with pytest.raises(DecoderError, match="call prefill first"):
         decoder.logits()
+    with pytest.raises(DecoderError, match="the decoder is closed"):
+        decoder.prefill([(1,)])
 
 
 def test_llama_cpp_prints_nothing(path: Path, capfd: pytest.CaptureFixture[str]) -> None:

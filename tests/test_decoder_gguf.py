@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,6 @@ import torch
 
 from dasheng_edge.export import decoder_gguf
 from dasheng_edge.export.adapter import MergedTensors, open_adapters
-from dasheng_edge.export.bundle_export import DECODER_TOLERANCES
 from dasheng_edge.export.checkpoint import open_checkpoint
 from dasheng_edge.export.decoder_gguf import (
     COPIED,
@@ -23,10 +23,12 @@ from dasheng_edge.export.decoder_gguf import (
     measure,
     quantize,
     stored_bytes,
+    tensor_count,
     write_gguf,
 )
 from dasheng_edge.export.options import DecoderType
 from dasheng_edge.export.tokenizer import Vocabulary, read_vocabulary
+from dasheng_edge.export.tolerances import DECODER_TOLERANCES, check_tensors
 from dasheng_edge.runtime.errors import ExportError, OutputWriteError
 from tests.tiny_checkpoint import ROWS, write_tiny_adapter, write_tiny_checkpoint
 
@@ -105,6 +107,7 @@ def test_matrices_are_stored_in_the_type_and_vectors_in_f32(
     assert len(tensors) == 27
     assert all(tensor.tensor_type.name == (kind if len(tensor.shape) == 2 else "F32") for tensor in tensors)
     assert report.relative_error <= DECODER_TOLERANCES[kind].weights
+    check_tensors(report, DECODER_TOLERANCES[kind])
     assert sum(written) == stored_bytes(merged, kind) == sum(tensor.n_bytes for tensor in tensors)
 
 
@@ -119,6 +122,69 @@ def test_adapters_are_in_the_file(f32: Path, merged: MergedTensors, vocabulary: 
     assert measure(tmp_path / "x.gguf", adapted, "F32").relative_error == 0
     assert measure(f32, adapted, "F32").relative_error > 0.01
     assert gguf.GGUFReader(tmp_path / "x.gguf").fields["general.name"].contents() == "checkpoint + adapter"
+
+
+def test_the_error_is_that_of_the_matrices(merged: MergedTensors, vocabulary: Vocabulary, tmp_path: Path) -> None:
+    write_gguf(tmp_path / "x.gguf", merged, vocabulary, "BF16")
+    names = [name for name in merged.checkpoint.sources if name.startswith("decoder.")]
+    matrices = [merged.tensor(name) for name in names if len(merged.shape(name)) == 2]
+    error = sum(float((m.bfloat16().double() - m).square().sum()) for m in matrices)
+    power = sum(float(m.double().square().sum()) for m in matrices)
+
+    report = measure(tmp_path / "x.gguf", merged, "BF16")
+    assert report.relative_error == pytest.approx((error / power) ** 0.5, rel=1e-6)
+    assert report.relative_error <= report.worst_error <= 1.1 * report.relative_error
+    assert report.vector_error == 0
+
+
+def overwrite_tensor(path: Path, name: str, value: float) -> None:
+    """Zero a tensor in a GGUF file, or set its first float32."""
+    tensor = next(tensor for tensor in gguf.GGUFReader(path).tensors if tensor.name == name)
+    content = np.zeros(tensor.n_bytes // 4, np.float32) if not value else np.array([value], np.float32)
+    with path.open("r+b") as file:
+        file.seek(int(tensor.data_offset))
+        file.write(content.tobytes())
+
+
+@pytest.mark.parametrize("kind", get_args(DecoderType))
+def test_one_zeroed_matrix_does_not_hide_behind_the_others(
+    kind: DecoderType, f32: Path, merged: MergedTensors, tmp_path: Path
+) -> None:
+    shutil.copy(f32, tmp_path / "x.gguf")
+    overwrite_tensor(tmp_path / "x.gguf", "blk.1.attn_v.weight", 0)
+    report = measure(tmp_path / "x.gguf", merged, "F32")
+
+    assert report.relative_error < 0.3  # less than Q2_K may cost
+    with pytest.raises(ExportError, match=r"layers\.1\.self_attn\.v_proj\.weight in decoder\.gguf differs .* by 1 "):
+        check_tensors(report, DECODER_TOLERANCES[kind])
+
+
+@pytest.mark.parametrize("value", [1.0, float("nan")])
+def test_vectors_must_be_exact(value: float, f32: Path, merged: MergedTensors, tmp_path: Path) -> None:
+    shutil.copy(f32, tmp_path / "x.gguf")
+    overwrite_tensor(tmp_path / "x.gguf", "blk.0.attn_norm.weight", value)
+    report = measure(tmp_path / "x.gguf", merged, "F32")
+
+    with pytest.raises(ExportError, match=r"norms and biases in decoder\.gguf differ"):
+        check_tensors(report, DECODER_TOLERANCES["Q2_K"])
+
+
+def test_a_nan_in_a_matrix_is_the_worst(f32: Path, merged: MergedTensors, tmp_path: Path) -> None:
+    shutil.copy(f32, tmp_path / "x.gguf")
+    overwrite_tensor(tmp_path / "x.gguf", "blk.0.ffn_up.weight", float("nan"))
+    report = measure(tmp_path / "x.gguf", merged, "F32")
+
+    assert np.isnan([report.relative_error, report.worst_error]).all()
+    assert report.worst_matrix == "decoder.model.layers.0.mlp.up_proj.weight"
+
+
+def test_progress_is_told_of_each_tensor(f32: Path, merged: MergedTensors, tmp_path: Path) -> None:
+    quantized: list[int] = []
+    quantize(f32, tmp_path / "x.gguf", "Q8_0", threads=1, advance=quantized.append)
+    measured: list[int] = []
+    measure(tmp_path / "x.gguf", merged, "Q8_0", measured.append)
+
+    assert sum(quantized) == sum(measured) == tensor_count(merged) == 27
 
 
 def test_tensors_are_streamed_in_blocks(
@@ -149,7 +215,8 @@ def test_llama_cpp_quantizes_to_every_type(
     quantize(f32, tmp_path / "x.gguf", kind, threads=1)
     report = measure(tmp_path / "x.gguf", merged, kind)
 
-    assert DECODER_TOLERANCES[kind].weights / 3 <= report.relative_error <= DECODER_TOLERANCES[kind].weights
+    assert DECODER_TOLERANCES[kind].weights / 2 <= report.relative_error <= DECODER_TOLERANCES[kind].weights
+    check_tensors(report, DECODER_TOLERANCES[kind])
     assert report.bytes < f32.stat().st_size / 3
     assert report.fallbacks == ()
     assert capfd.readouterr() == ("", "")  # llama.cpp's log is not for the user

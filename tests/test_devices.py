@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from dasheng_edge.runtime import devices
 from dasheng_edge.runtime.bundle import FRONT_END
-from dasheng_edge.runtime.devices import checked_device, checked_threads, onnx_session, usable_cores
+from dasheng_edge.runtime.devices import checked_device, checked_threads, onnx_session, run_graph, usable_cores
 from dasheng_edge.runtime.errors import BundleFileError, DeviceError, MissingExtraError
 
 
@@ -79,6 +80,12 @@ def test_a_provider_that_does_not_start(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: fallen_back)
     with pytest.raises(DeviceError, match="would have run on CPUExecutionProvider"):
         onnx_session(tmp_path, "cuda", 1)
+
+
+def test_a_graph_that_fails_to_run(tiny_bundle: Path) -> None:
+    session = onnx_session(tiny_bundle / FRONT_END, "cpu", 1)
+    with pytest.raises(DeviceError, match=r"failed on CPUExecutionProvider with waveform \(3,\): .*; free memory"):
+        run_graph(session, {"waveform": np.zeros(3, np.float32)})
 
 
 @pytest.mark.parametrize("content", [b"", b"not a graph", b"\0" * 99])

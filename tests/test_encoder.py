@@ -68,12 +68,24 @@ def test_chunks_and_their_valid_patches(session: FakeSession, samples: int, fed:
     assert np.array_equal(patches, whole)
 
 
-@pytest.mark.parametrize("patches", [5, 9, 252, 255, 504, 505])
-def test_the_projector_sees_all_chunks_at_once(session: FakeSession, patches: int) -> None:
+@pytest.mark.parametrize("patches", [5, 9, 252, 253, 255, 504, 505, 506, 1_260, 1_261, 1_264, 1_265])
+def test_tokens_that_straddle_two_chunks(session: FakeSession, patches: int) -> None:
     values = np.arange(patches * 3, dtype=np.float32).reshape(patches, 3)
-    embeddings = Projector(Path("x"), SPEC).embeddings(values)
-    assert embeddings.shape == (patches // 5, 3)
-    assert np.array_equal(embeddings, values[: patches // 5 * 5].reshape(-1, 5, 3).mean(axis=1))
+    projector = Projector(Path("x"), SPEC)
+    want = values[: patches // 5 * 5].reshape(-1, 5, 3).mean(axis=1)
+    assert np.array_equal(projector.embeddings(values), want)
+    groups = list(projector.groups(values[start:stop] for start, stop in SPEC.chunks_of(patches)))
+    assert all(0 < len(group) <= SPEC.chunk_patches + 4 for group in groups)
+    assert np.array_equal(np.concatenate([projector.embeddings(group) for group in groups]), want)
+
+
+def test_groups_are_made_as_chunks_come(session: FakeSession) -> None:
+    encoder, projector = Encoder(Path("x"), SPEC), Projector(Path("x"), SPEC)
+    groups = projector.groups(encoder.chunks(np.zeros((64, 5_001), np.float32), 800_000))
+    for seen, size in enumerate((250, 250, 255, 250, 245), start=1):
+        assert len(next(groups)) == size
+        assert len(session.fed) == seen
+    assert list(groups) == []
 
 
 def test_real_graphs_take_every_length(tiny_bundle: Path) -> None:
@@ -82,6 +94,8 @@ def test_real_graphs_take_every_length(tiny_bundle: Path) -> None:
     for samples in (3_040, 161_120, 163_200, 323_040):
         log_mel = rng.normal(-40, 20, (64, SPEC.frames_of(samples))).astype(np.float32)
         embeddings = projector.embeddings(encoder.patches(log_mel, samples))
+        groups = [projector.embeddings(group) for group in projector.groups(encoder.chunks(log_mel, samples))]
+        assert np.allclose(np.concatenate(groups), embeddings, rtol=0, atol=1e-6 * np.abs(embeddings).max())
         assert embeddings.shape == (SPEC.tokens_of(samples), 256)
         assert embeddings.dtype == np.float32
         assert embeddings.flags.c_contiguous

@@ -61,7 +61,7 @@ def test_results_go_to_stdout_and_steps_to_stderr(asked: list[ExportOptions]) ->
         "bundle: 2.5 MB in 2.5 s, every step within its tolerance\n"
         "check it wherever it runs with: dasheng-edge verify bundle\n"
     )
-    assert "encoder.onnx    error 1.25e-06 of 1e-04 relative RMS" in result.stderr
+    assert "encoder.onnx    error 1.25e-06 of 1.0e-04 relative RMS" in result.stderr
     assert "0.50 MB     2.0 s  worst of 9 inputs" in result.stderr
     assert "decoder.gguf    error 2.00e-04" in result.stderr
 

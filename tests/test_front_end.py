@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from dasheng_edge.runtime.bundle import FRONT_END
 from dasheng_edge.runtime.devices import onnx_session
@@ -56,6 +57,24 @@ def test_constants_of_the_published_model() -> None:
     assert (SPEC.chunk_patches, SPEC.samples_per_token) == (252, 3_200)
     assert SPEC.padded_samples_of(1) == SPEC.min_samples
     assert SPEC.tokens_of(SPEC.min_samples) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hop_length": 0}, "hop_length\n.*greater than 0"),
+        ({"tokens_patches": 0}, "tokens_patches\n.*greater than 0"),
+        ({"patch_frames": -4}, "patch_frames\n.*greater than 0"),
+        ({"top_db": float("inf")}, "top_db\n.*finite"),
+        ({"chunk_frames": 2}, "chunk_frames is 2, expected a multiple of patch_frames"),
+        ({"chunk_frames": 1009}, "chunk_frames is 1009, expected a multiple of patch_frames"),
+        ({"n_fft": 400}, "n_fft is 400, expected at least win_length, 512"),
+        ({"min_samples": 3_039}, "min_samples is 3039, which yields no audio token"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(changes: dict[str, float], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        FrontEndSpec.model_validate(changes)
 
 
 class SmallBlocks(FrontEnd):

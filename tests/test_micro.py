@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,15 @@ def model(tokenizer: Qwen2TokenizerFast) -> MicroModel:
     return model
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Two threads wait for each other on every small product where another program keeps a core busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def some_features(lengths: tuple[int, ...] = (60, 101, 80)) -> Features:
     frames = np.random.default_rng(0).uniform(-60, 0, (sum(lengths), 64)).astype(np.float16)
     return Features((CLIP,) * len(lengths), frames, np.concatenate([[0], np.cumsum(lengths)]))
@@ -64,7 +74,7 @@ def some_features(lengths: tuple[int, ...] = (60, 101, 80)) -> Features:
 @settings(max_examples=50, deadline=None)
 def test_any_text_survives_the_tokenizer(tokenizer: Qwen2TokenizerFast, text: str) -> None:
     expected = tokenizer.backend_tokenizer.normalizer.normalize_str(text)
-    plain = tokenizer(text, split_special_tokens=True)["input_ids"]
+    plain = tokenizer.encode(text, split_special_tokens=True)
     assert tokenizer.decode(plain, clean_up_tokenization_spaces=False) == expected
 
 
@@ -326,11 +336,11 @@ def test_committed_checkpoint_has_the_published_names_and_fits() -> None:
     assert config["text_config"]["vocab_size"] >= len(AutoTokenizer.from_pretrained(str(CHECKPOINT)))
 
 
-def test_committed_checkpoint_names_the_sounds_of_unseen_scenes() -> None:
+def test_committed_checkpoint_names_the_sounds_of_unseen_scenes(one_thread: None) -> None:
     model, tokenizer = load_checkpoint(CHECKPOINT)
     ask = evaluate.asks_torch(model, tokenizer)
     plans = [plan_scene(seed, duration_s=5.0) for seed in range(4_000_000, 4_000_040)]
-    scenes = [render_scene(plan) for plan in plans if plan.language == "none"][:12]  # speech would need espeak-ng
+    scenes = [render_scene(plan) for plan in plans if plan.language == "none"][:6]  # speech would need espeak-ng
     events = [frozenset(event.kind for event in scene.events) for scene in scenes]
     captions = [named_kinds(ask(scene.waveform, dataset.CAPTION_PROMPT)) for scene in scenes]
     assert base_training.event_f1(captions, events) >= 0.85

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from dasheng_edge.export.adapter import MergedTensors
-from dasheng_edge.export.bundle_export import DECODER_TOLERANCES, golden_segments
 from dasheng_edge.export.checkpoint import open_checkpoint
 from dasheng_edge.export.dasheng import LogMel, mel_filterbank
 from dasheng_edge.export.decoder_gguf import COPIED, add_vocabulary, quantize, write_gguf
@@ -29,6 +28,7 @@ from dasheng_edge.export.encoder_onnx import load_encoder, load_projector
 from dasheng_edge.export.golden import AUDIO_MARK, golden_text, load_decoder
 from dasheng_edge.export.options import DecoderType
 from dasheng_edge.export.tokenizer import read_vocabulary
+from dasheng_edge.export.tolerances import DECODER_TOLERANCES, golden_segments
 from dasheng_edge.runtime.bundle import DECODER, ENCODER, FRONT_END, PROJECTOR
 from dasheng_edge.runtime.decoder import Decoder
 from dasheng_edge.runtime.encoder import Encoder, Projector

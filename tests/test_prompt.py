@@ -36,6 +36,7 @@ class Characters:
 
     control_tokens: Mapping[str, int] = CONTROL
     added_tokens: Mapping[str, int] = {"<tool>": 0x120000}
+    special_texts: Mapping[str, str] = {"eos_token": "<|im_end|>"}
 
     def tokenize(self, text: str, parse_special: bool = False) -> tuple[int, ...]:
         assert not parse_special
@@ -129,6 +130,18 @@ def test_template_functions() -> None:
     assert "é<" in text
 
 
+def test_special_tokens_in_a_template() -> None:
+    template = CHATML.replace("'<|im_end|>\n'", "eos_token + '\n'") + "{{ bos_token }}"  # of which there is none
+    assert shown(builder(template).build()) == shown(builder().build())
+
+
+TRANSFORMERS_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}\n  {% generation %}\n{{ m.role }}{{ eos_token }}{{ pad_token }}"
+    "{% endgeneration %}\n{% endfor %}{{ messages | tojson(indent=1, sort_keys=true, separators=(',', ':')) }}"
+    "{{ strftime_now('%Y') }}<|AUDIO|>{{ messages[0].content[1].text }}"
+)
+
+
 @pytest.mark.parametrize(
     ("template", "message"),
     [
@@ -190,6 +203,19 @@ def test_tokens_equal_those_of_hugging_face(
     for segment in captioner.parts.prompts.build(prompt, system=system):
         got += segment.tokens if isinstance(segment, Text) else [audio]
     assert got == want
+
+
+def test_the_template_environment_is_that_of_transformers(captioner: Captioner, tiny_checkpoint: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(tiny_checkpoint)
+    messages = [{"role": "user", "content": [{"type": "audio"}, {"type": "text", "text": "Why é?"}]}]
+    want = tokenizer.apply_chat_template(messages, chat_template=TRANSFORMERS_TEMPLATE, tokenize=False)
+    special = captioner.parts.decoder.special_texts
+    assert compile_template(TRANSFORMERS_TEMPLATE).render(special, messages=messages) == want
+    assert "<|im_end|><|endoftext|>" in want
+    segments = PromptBuilder(TRANSFORMERS_TEMPLATE, FACTS, captioner.parts.decoder).build("Why é?")
+    assert captioner.parts.decoder.control_tokens["<|im_end|>"] in segments[0].tokens  # type: ignore[union-attr]
 
 
 def test_control_tokens_in_a_prompt_are_text_to_the_real_tokenizer(captioner: Captioner) -> None:

@@ -122,6 +122,37 @@ def test_another_kind_of_tokenizer_is_refused(checkpoint: Path, edit: Callable[[
         read_vocabulary(checkpoint, ROWS)
 
 
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda content: content.pop("model"), r"tokenizer\.json: model is missing; download it again"),
+        (lambda content: content["model"].pop("merges"), r"tokenizer\.json: model: merges is missing; download"),
+        (lambda content: content["model"].pop("vocab"), "model: vocab is missing"),
+        (lambda content: content["model"]["merges"].insert(0, ["a"]), r"model: merges\.0\..* is \['a'\], "),
+        (lambda content: content["model"]["merges"].insert(0, 7), r"model: merges\.0\..* is 7, expected"),
+        (lambda content: content["model"]["vocab"].update(x="7"), r"model: vocab\.x is '7', expected a valid integer"),
+        (lambda content: content["model"]["vocab"].update(x=-1), r"model: vocab\.x is -1, expected greater than or"),
+        (lambda content: content["added_tokens"][0].pop("id"), r"added_tokens\.0\.id is missing"),
+        (lambda content: content.update(normalizer=[]), r"normalizer is \[\], expected a JSON object"),
+        (lambda content: content.update(pre_tokenizer=3), "pre_tokenizer is 3, expected a JSON object"),
+        (
+            lambda content: content["pre_tokenizer"]["pretokenizers"][0].update(pattern=None),
+            r"pre_tokenizer\.pretokenizers\.0\.pattern is None, expected a valid dictionary",
+        ),
+    ],
+)
+def test_a_broken_tokenizer_file_is_refused(checkpoint: Path, edit: Callable[[Any], object], message: str) -> None:
+    change(checkpoint / "tokenizer.json", edit)
+    with pytest.raises(CheckpointFileError, match=message):
+        read_vocabulary(checkpoint, ROWS)
+
+
+def test_a_chat_template_that_is_no_text_is_refused(checkpoint: Path) -> None:
+    (checkpoint / "chat_template.jinja").write_bytes(b"\xff\xfe")
+    with pytest.raises(CheckpointFileError, match=r"cannot read .*chat_template\.jinja"):
+        read_vocabulary(checkpoint, ROWS)
+
+
 def test_the_audio_token_is_cross_checked(checkpoint: Path) -> None:
     vocabulary = read_vocabulary(checkpoint, ROWS)
     check_audio_token(open_checkpoint(checkpoint), vocabulary)

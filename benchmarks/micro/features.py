@@ -153,7 +153,8 @@ def load(folder: Path, kind: Kind, first: int, count: int) -> Features:
             frames.append(shard["frames"])
             lengths.append(shard["lengths"])
             for fields in json.loads(str(shard["clips"])):
-                events = tuple((kind, start, end) for kind, start, end in fields.pop("events"))
-                clips.append(Clip(**{**fields, "captions": tuple(fields["captions"]), "events": events}))
+                events = tuple((what, start, end) for what, start, end in fields["events"])
+                words = fields["labels"], fields["language"]
+                clips.append(Clip(tuple(fields["captions"]), *words, events, fields["digits"]))
     offsets = np.concatenate([[0], np.cumsum(np.concatenate(lengths))])
     return Features(tuple(clips), np.concatenate(frames), offsets)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
@@ -65,7 +65,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Qwen2TokenizerFast
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in CONTROL_TOKENS])
     return Qwen2TokenizerFast(
         tokenizer_object=backend,
-        unk_token=None,
+        unk_token=cast("str", None),  # as Qwen2: bytes need none; the annotation forgets it
         eos_token=IM_END,
         pad_token=END_OF_TEXT,
         additional_special_tokens=list(CONTROL_TOKENS[1:]),
@@ -95,4 +95,5 @@ def prompt_ids(tokenizer: Qwen2TokenizerFast, prompt: str, audio_tokens: int) ->
     """
     turn: dict[str, Any] = {"role": "user", "content": [{"type": "audio"}, {"type": "text", "text": prompt}]}
     text = str(tokenizer.apply_chat_template([turn], tokenize=False, add_generation_prompt=True))
-    return tokenizer.encode(text.replace(AUDIO, AUDIO * audio_tokens))
+    ids: list[int] = tokenizer.encode(text.replace(AUDIO, AUDIO * audio_tokens))
+    return ids

@@ -1,0 +1,133 @@
+"""What side files of a checkpoint state, checked as it is read: only the fields that are used, others ignored."""
+
+from __future__ import annotations
+
+import reprlib
+from typing import Annotated, Any, TypeVar
+
+from pydantic import (  # fmt: skip
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from dasheng_edge.runtime.errors import CheckpointFileError
+
+
+class _Stated(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
+
+
+class EncoderConfig(_Stated):
+    """`audio_encoder_config`; the defaults are those of the published class, since only differences are stored."""
+
+    num_heads: PositiveInt = 12
+    n_fft: PositiveInt = 512
+    win_length: PositiveInt = 512
+    hop_length: PositiveInt = 160
+    f_min: NonNegativeFloat = 0.0
+    f_max: Annotated[float, Field(gt=0, le=8000)] = 8000.0  # at most half the sample rate
+
+    @model_validator(mode="after")
+    def _fits(self) -> EncoderConfig:
+        if self.win_length > self.n_fft:
+            raise ValueError(f"expected win_length {self.win_length} <= n_fft {self.n_fft}")
+        if self.f_min >= self.f_max:
+            raise ValueError(f"expected f_min {self.f_min:g} < f_max {self.f_max:g}")
+        return self
+
+
+class Rope(_Stated):
+    """`rope_scaling` or, since transformers 5, `rope_parameters`, which holds the base too."""
+
+    rope_type: str | None = None
+    type: str | None = None  # what older versions call it
+    rope_theta: PositiveFloat | None = None
+
+
+class TextConfig(_Stated):
+    """`text_config`; the defaults are those of transformers' class."""
+
+    num_attention_heads: PositiveInt = 28
+    rms_norm_eps: PositiveFloat = 1e-6
+    max_position_embeddings: PositiveInt = 32768
+    rope_theta: PositiveFloat | None = None
+    rope_scaling: Rope | None = None
+    rope_parameters: Rope | None = None
+
+    @property
+    def rotary_base(self) -> float:
+        """The base of the rotation, wherever it stands."""
+        nested = self.rope_parameters.rope_theta if self.rope_parameters else None
+        return self.rope_theta or nested or 1e6
+
+
+class Step(_Stated):
+    """How one pre-tokenizer cuts text."""
+
+    type: str = ""
+    pattern: dict[str, str] = {}
+
+
+class PreTokenizer(Step):
+    """One step, or a sequence of them."""
+
+    pretokenizers: tuple[Step, ...] | None = Field(default=None, strict=False)
+
+
+class Normalizer(_Stated):
+    """How text is normalised."""
+
+    type: str
+
+
+class AddedToken(_Stated):
+    """A token beside the vocabulary."""
+
+    id: NonNegativeInt
+    content: str
+    special: bool = False
+
+
+class TokenizerFile(_Stated):
+    """`tokenizer.json`; `model` is read as `BpeModel` once it is known to be one."""
+
+    model: dict[str, Any]
+    pre_tokenizer: PreTokenizer | None = None
+    normalizer: Normalizer | None = None
+    added_tokens: list[AddedToken] = []
+
+
+class BpeModel(_Stated):
+    """Tokens by text, and merges, as "a b" or as ["a", "b"]."""
+
+    vocab: dict[str, NonNegativeInt]
+    merges: list[str | Annotated[list[str], Field(min_length=2, max_length=2)]]
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def checked(model: type[Model], where: str, stated: object, fix: str) -> Model:
+    """What a side file states at `where`, as a model.
+
+    Raises:
+        CheckpointFileError: a field is missing or is not what it should be; the first such is named.
+    """
+    try:
+        return model.model_validate(stated)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ": ".join((where, ".".join(map(str, first["loc"])))) if first["loc"] else where
+        if first["type"] == "missing":
+            raise CheckpointFileError(f"{field} is missing; {fix}") from error
+        expected = first["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+        if first["type"] == "model_type":
+            expected = "expected a JSON object"
+        raise CheckpointFileError(f"{field} is {reprlib.repr(first['input'])}, {expected}; {fix}") from error
