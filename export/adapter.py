@@ -21,9 +21,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dasheng_edge.runtime.bundle import sha256_of
-from dasheng_edge.runtime.errors import AdapterError
+from dasheng_edge.runtime.errors import AdapterError, CheckpointFileError
 
 from .checkpoint import Checkpoint, Source, row_blocks
+from .model_config import LoraFacts, checked
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -156,6 +157,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
         )
     if (bias := config.get("bias", "none")) != "none":
         raise AdapterError(f"{path}: bias = {bias!r} (trained biases) is not supported, expected 'none'")
+    try:
+        checked(LoraFacts, str(path), config, "save the adapter again")
+    except CheckpointFileError as error:
+        raise AdapterError(str(error)) from error
     return config
 
 

@@ -68,6 +68,17 @@ class TextConfig(_Stated):
         return self.rope_theta or nested or 1e6
 
 
+class LoraFacts(_Stated):
+    """`adapter_config.json`, the fields that decide the merge; the defaults are peft's."""
+
+    r: PositiveInt = 8
+    lora_alpha: float = 8
+    use_rslora: bool = False
+    rank_pattern: dict[str, PositiveInt] | None = None
+    alpha_pattern: dict[str, float] | None = None
+    modules_to_save: list[str] | None = None
+
+
 class Step(_Stated):
     """How one pre-tokenizer cuts text."""
 

@@ -153,6 +153,10 @@ def test_settings_of_training_do_not_matter(checkpoint: Checkpoint, adapter: Pat
         ("init_lora_weights", "pissa_niter_16", "'pissa_niter_16' changes the base weights"),
         ("init_lora_weights", "olora", "changes the base weights"),
         ("init_lora_weights", "loftq", "changes the base weights"),
+        ("r", "abc", "adapter_config.json: r is 'abc', expected a valid integer; save the adapter again"),
+        ("r", 0, "r is 0, expected greater than 0"),
+        ("lora_alpha", None, "lora_alpha is None, expected a valid number"),
+        ("rank_pattern", [1], "rank_pattern is .*expected a valid dictionary"),
         ("bias", "lora_only", r"bias = 'lora_only' \(trained biases\) is not supported"),
     ],
 )
