@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from dasheng_edge.runtime.bundle import sha256_of
 from dasheng_edge.runtime.errors import AdapterError, CheckpointFileError
 
-from .checkpoint import Checkpoint, Source, row_blocks
+from .checkpoint import Checkpoint, Source, row_blocks, tensors_in
 from .model_config import LoraFacts, checked
 
 CONFIG = "adapter_config.json"
@@ -181,11 +181,7 @@ def _read_header(folder: Path) -> dict[str, Source]:
         found = f"only {pickles[0]}, a pickle, which is not opened" if pickles else "none"
         raise AdapterError(f"{folder} has no {WEIGHTS} (found {found}); save it with safe_serialization=True")
     try:
-        with safe_open(path, framework="pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-            return {
-                name: Source(path, name, part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()
-            }
+        return tensors_in(path)
     except (SafetensorError, OSError) as error:
         raise AdapterError(f"{path} is truncated or not safetensors ({error}); copy it again") from error
 

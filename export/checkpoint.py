@@ -201,15 +201,18 @@ def _read_sources(folder: Path) -> dict[str, Source]:
     return {name: sources[name] for name in weight_map}
 
 
+def tensors_in(path: Path) -> dict[str, Source]:
+    """All tensors of a safetensors file by name; raises SafetensorError or OSError where it is not one."""
+    with safe_open(path, framework="pt") as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        return {name: Source(path, name, part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
+
+
 def _read_header(path: Path) -> dict[str, Source]:
     if not path.is_file():
         raise CheckpointFileError(f"{path} is missing, the index lists it; download the checkpoint again")
     try:
-        with safe_open(path, framework="pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-            return {
-                name: Source(path, name, part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()
-            }
+        return tensors_in(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointFileError(
             f"{path} is truncated or not safetensors ({path.stat().st_size} bytes: {error}); download it again"

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
-import resource
 import shutil
 import sys
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any, get_args
@@ -36,6 +34,7 @@ from dasheng_edge.runtime.errors import (
     OutputWriteError,
 )
 from dasheng_edge.runtime.verify import verify_bundle
+from tests.full_disk import largest_file
 from tests.tiny_checkpoint import CHAT_TEMPLATE, write_tiny_adapter
 
 pytestmark = pytest.mark.torch
@@ -308,17 +307,6 @@ def test_bad_input_is_found_before_work_begins(
         export_bundle(ExportOptions(checkpoint, tmp_path / "out" / "bundle", (copy,)), listener)
     assert not (tmp_path / "out").exists()
     assert not listener.begun
-
-
-@contextmanager
-def largest_file(size: int) -> Generator[None]:
-    """Writes beyond so many bytes fail, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_full_disk_leaves_nothing(tiny_checkpoint: Path, tmp_path: Path) -> None:

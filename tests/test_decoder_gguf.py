@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import resource
 import shutil
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import get_args
 
@@ -30,6 +27,7 @@ from dasheng_edge.export.options import DecoderType
 from dasheng_edge.export.tokenizer import Vocabulary, read_vocabulary
 from dasheng_edge.export.tolerances import DECODER_TOLERANCES, check_tensors
 from dasheng_edge.runtime.errors import ExportError, OutputWriteError
+from tests.full_disk import largest_file
 from tests.tiny_checkpoint import ROWS, write_tiny_adapter, write_tiny_checkpoint
 
 pytestmark = pytest.mark.torch
@@ -50,17 +48,6 @@ def f32(merged: MergedTensors, vocabulary: Vocabulary, tmp_path_factory: pytest.
     path = tmp_path_factory.mktemp("gguf") / "decoder.gguf"
     write_gguf(path, merged, vocabulary, "F32")
     return path
-
-
-@contextmanager
-def largest_file(size: int) -> Generator[None]:
-    """Writes beyond so many bytes fail, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_metadata_describe_the_model(f32: Path) -> None:
