@@ -88,7 +88,7 @@ build/micro: build/micro/manifest.json  ## export MiDashengLM-micro to a bundle
 # ---- what people call ----------------------------------------------------------------------------------------
 
 .PHONY: demo
-demo: $(STAMP_READY) build/micro  ## caption a dozen clips with the exported model
+demo: $(STAMP_READY) build/micro  ## caption the evaluation clips with the exported model
 	@$(BIN)/python -m benchmarks.demo build/micro
 
 .PHONY: test

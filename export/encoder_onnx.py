@@ -13,18 +13,18 @@ import warnings
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx.parser
 import onnx_ir as ir
-import onnxruntime
 import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
+from dasheng_edge.runtime.devices import load_onnxruntime
 from dasheng_edge.runtime.errors import ExportError
 from dasheng_edge.runtime.front_end import FrontEndSpec
 from dasheng_edge.runtime.verify import largest_difference, relative_rms
@@ -269,7 +269,8 @@ def _save(model: ir.Model, path: Path) -> None:
     onnx.checker.check_model(path)
 
 
-def _session(path: Path) -> onnxruntime.InferenceSession:
+def _session(path: Path) -> Any:
+    onnxruntime = load_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

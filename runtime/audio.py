@@ -168,6 +168,8 @@ def _file_blocks(source: object, name: str) -> Iterator[tuple[int, Waveform]]:
     if isinstance(source, (bytes, bytearray, memoryview)):
         yield from _stream_blocks(io.BytesIO(source), name)
     elif isinstance(source, (str, os.PathLike)):
+        if not os.fspath(source):
+            raise AudioNotFoundError("the name of the audio file is empty; expected a path")
         with _opened(Path(source)) as file:
             yield from _stream_blocks(file, name)
     elif hasattr(source, "read"):

@@ -255,10 +255,12 @@ def _why_not_a_bundle(folder: Path) -> str:
     entries = sorted(folder.iterdir())
     if not entries:
         return ""
+    if not (folder / MANIFEST).is_file():
+        return f"it has no {MANIFEST}"
     try:
         raw = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except _UNREADABLE as error:
-        return f"no {MANIFEST} can be read: {error}"
+        return f"its {MANIFEST} cannot be read: {error}"
     files = raw.get("files") if isinstance(raw, dict) and "schema_version" in raw else None
     if not isinstance(files, dict):
         return f"its {MANIFEST} is not that of one"

@@ -126,6 +126,8 @@ def caption(
     """
     if stream and as_json:
         raise typer.BadParameter("--stream prints text and --json prints objects; choose one")
+    if "-" in audio and sys.stdin is None:
+        raise typer.BadParameter("stdin (-) is closed; pipe audio into the command or name a file")
     if audio.count("-") > 1:
         raise typer.BadParameter("stdin (-) can be read only once")
     from .captioner import Captioner

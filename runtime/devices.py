@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from .errors import BundleFileError, DeviceError, MissingExtraError
@@ -39,12 +41,13 @@ def checked_threads(threads: int | None) -> int:
     """The number of threads to use; None means one for each core that this process may use.
 
     Raises:
-        DeviceError: fewer than one.
+        DeviceError: fewer than one, or more than the machine has, which only wait for each other.
     """
     if threads is None:
         return usable_cores()
-    if threads < 1:
-        raise DeviceError(f"cannot run on {threads} threads; expected at least 1, or none given for all cores")
+    most = os.cpu_count() or 1
+    if not 1 <= threads <= most:
+        raise DeviceError(f"cannot run on {threads} threads; expected 1 to {most}, or none given for all cores")
     return threads
 
 
@@ -75,6 +78,20 @@ def _quota_cores() -> int:
         return os.cpu_count() or 1
 
 
+def load_onnxruntime() -> ModuleType:
+    """ONNX Runtime with its telemetry off: since 1.32 its Linux builds send usage data unless told not to.
+
+    Raises:
+        ImportError: it is not installed, or in parts.
+    """
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when the library starts
+    module = import_module("onnxruntime")
+    if not hasattr(module, "InferenceSession"):
+        raise ImportError("its files are incomplete, as after another package with the same files was uninstalled")
+    module.disable_telemetry_events()  # where the caller had imported it before
+    return module
+
+
 def onnx_session(path: Path, device: Device, threads: int) -> onnxruntime.InferenceSession:
     """Open a graph on exactly the device that was asked for.
 
@@ -84,7 +101,7 @@ def onnx_session(path: Path, device: Device, threads: int) -> onnxruntime.Infere
         BundleFileError: the graph cannot be loaded.
     """
     try:
-        import onnxruntime
+        onnxruntime = load_onnxruntime()
     except ImportError as error:
         raise MissingExtraError(
             f"ONNX Runtime is not installed ({error}); run pip install 'dasheng-edge[{EXTRAS[device]}]'"

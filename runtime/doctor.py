@@ -7,11 +7,11 @@ import platform
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module, metadata
+from importlib import metadata
 from pathlib import Path
 from typing import TypeVar
 
-from .devices import usable_cores
+from .devices import load_onnxruntime, usable_cores
 from .errors import MissingExtraError
 
 # Distribution -> the extra that brings it; "" is the base.
@@ -119,7 +119,7 @@ def _missing_extras(versions: dict[str, str | None]) -> dict[str, str]:
 
 
 def _onnx_providers() -> tuple[str, ...]:
-    return tuple(import_module("onnxruntime").get_available_providers())
+    return tuple(load_onnxruntime().get_available_providers())
 
 
 def _llama_build() -> tuple[str, bool]:

@@ -162,6 +162,8 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
         read(tmp_path / "no.wav")
     with pytest.raises(AudioNotFoundError, match="is a folder"):
         read(tmp_path)
+    with pytest.raises(AudioNotFoundError, match="name of the audio file is empty"):
+        read("")
     with pytest.raises(AudioNotFoundError, match="does not exist"):
         read("http://localhost/x.wav")  # never an address
     with pytest.raises(AudioError, match="cannot open"):

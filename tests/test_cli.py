@@ -303,6 +303,14 @@ def test_a_signal_ends_the_command_like_an_error(monkeypatch: pytest.MonkeyPatch
     assert cleaned_up == ["dasheng-edge"]
 
 
+def test_a_closed_stdin_is_named(tiny_bundle: Path) -> None:
+    program = f"import sys; sys.stdin = None; sys.argv = ['dasheng-edge', 'caption', {str(tiny_bundle)!r}, '-']"
+    code = f"{program}; from dasheng_edge.runtime.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, text=True)
+    assert done.returncode == 2
+    assert "stdin (-) is closed" in done.stderr
+
+
 def test_our_own_bugs_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     def extra() -> None:
         raise ZeroDivisionError

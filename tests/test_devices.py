@@ -20,10 +20,24 @@ def test_unknown_devices_and_thread_counts() -> None:
     assert checked_device("cpu") == "cpu"
     with pytest.raises(DeviceError, match="expected one of cpu, cuda"):
         checked_device("tpu")
-    assert checked_threads(3) == 3
+    assert checked_threads(1) == 1
     assert checked_threads(None) == usable_cores()
-    with pytest.raises(DeviceError, match="expected at least 1"):
-        checked_threads(0)
+    for threads in (0, (os.cpu_count() or 1) + 1, 100_000):
+        with pytest.raises(
+            DeviceError, match=rf"cannot run on {threads} threads; expected 1 to {os.cpu_count() or 1},"
+        ):
+            checked_threads(threads)
+
+
+def test_onnx_runtime_sends_no_telemetry(monkeypatch: pytest.MonkeyPatch) -> None:
+    called = []
+    fake = SimpleNamespace(
+        InferenceSession=None, disable_telemetry_events=lambda: called.append(os.environ["ORT_DISABLE_TELEMETRY"])
+    )
+    monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "0")
+    monkeypatch.setitem(sys.modules, "onnxruntime", fake)
+    assert id(devices.load_onnxruntime()) == id(fake)
+    assert called == ["1"]
 
 
 def fake_cpus(folder: Path, siblings: dict[int, str]) -> None:
