@@ -75,6 +75,16 @@ class MergedTensors:
     checkpoint: Checkpoint
     adapters: tuple[Adapter, ...] = ()
 
+    @property
+    def tied(self) -> bool:
+        """Whether the head is still the embedding after the merge."""
+        decoder = self.checkpoint.decoder
+        return decoder is not None and decoder.tied
+
+    def names(self, prefix: str) -> list[str]:
+        """Canonical names of the tensors under a prefix, in the checkpoint's order."""
+        return [name for name in self.checkpoint.sources if name.startswith(prefix)]
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor."""
         return self.checkpoint.sources[name].shape
@@ -95,8 +105,7 @@ class MergedTensors:
 
     def state_dict(self, prefix: str) -> dict[str, Tensor]:
         """All tensors under a prefix, without it, float32: "audio_encoder." and so on."""
-        names = [name for name in self.checkpoint.sources if name.startswith(prefix)]
-        return {name.removeprefix(prefix): self.tensor(name) for name in names}
+        return {name.removeprefix(prefix): self.tensor(name) for name in self.names(prefix)}
 
 
 def open_adapter(folder: str | Path, checkpoint: Checkpoint) -> Adapter:

@@ -13,12 +13,13 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from dasheng_edge.runtime.bundle import Variant
 from dasheng_edge.runtime.errors import CheckpointFileError, CheckpointNotFoundError, CheckpointVariantError
 from dasheng_edge.runtime.front_end import FrontEndSpec
 
@@ -44,22 +45,20 @@ _TEXT_REQUIRED = {"hidden_act": "silu", "use_sliding_window": False, "tie_word_e
 
 @dataclass(frozen=True)
 class DecoderSpec:
-    """Sizes of a Qwen2 decoder."""
+    """Sizes of a Qwen2 or Qwen3 decoder."""
 
+    arch: Literal["qwen2", "qwen3"]
     hidden_size: int
     intermediate_size: int
     layers: int
     heads: int
     kv_heads: int
+    head_dim: int  # width of one attention head; heads * head_dim need not be hidden_size (Qwen3)
     vocab_size: int  # rows of the embedding, which may be more than the tokenizer has tokens
     context_length: int
     rms_norm_eps: float
     rope_theta: float
-
-    @property
-    def head_dim(self) -> int:
-        """Width of one attention head."""
-        return self.hidden_size // self.heads
+    tied: bool = False  # the head is the embedding: there is no decoder.lm_head.weight
 
 
 @dataclass(frozen=True)
@@ -89,6 +88,15 @@ class Checkpoint:
     decoder: DecoderSpec
     sources: Mapping[str, Source]  # by the published name
     files: tuple[Path, ...]  # that hold tensors
+    variant: Variant = "midashenglm"
+    renames: tuple[tuple[str, str], ...] = ()  # (stored prefix, canonical prefix), the most special first
+
+    def canonical(self, name: str) -> str:
+        """The canonical name of a tensor or module that is stored under `name`; adapters use stored names, too."""
+        for stored, canonical in self.renames:
+            if name.startswith(stored):
+                return canonical + name.removeprefix(stored)
+        return name
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows [start, stop) of a tensor, float32."""
@@ -326,7 +334,7 @@ def _decoder_sizes(folder: Path, config: Mapping[str, Any], sources: Mapping[str
     _agree(folder, "text_config", text, {**sizes, **_TEXT_REQUIRED})
     _check_rope(folder, known)
     return DecoderSpec(
-        hidden, intermediate, layers, heads, kv_heads, vocab,
+        "qwen2", hidden, intermediate, layers, heads, kv_heads, hidden // heads, vocab,
         known.max_position_embeddings, known.rms_norm_eps, known.rotary_base,
     )  # fmt: skip
 

@@ -11,10 +11,11 @@ import hashlib
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -27,15 +28,23 @@ from .errors import (
 )
 from .front_end import FrontEndSpec
 
-SCHEMA_VERSION = 1  # the newest that this version reads
+SCHEMA_VERSION = 2  # the newest that this version reads
 MANIFEST = "manifest.json"
 FRONT_END = "front_end.onnx"
 ENCODER = "encoder.onnx"
 PROJECTOR = "projector.onnx"
 DECODER = "decoder.gguf"
 GOLDEN = "golden.npz"
+MODEL_CARD = "README.md"
 _WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES)
-REQUIRED = (FRONT_END, ENCODER, PROJECTOR, DECODER, GOLDEN)
+# What a model consists of, told by its tensors: MiDashengLM with the Dasheng encoder (7B, micro) or with
+# DashengTokenizer's two branches (0.6B), or a Dasheng encoder alone.
+Variant: TypeAlias = Literal["midashenglm", "midashenglm-tokenizer", "dasheng"]
+_ENCODER_FILES = (FRONT_END, ENCODER, GOLDEN)
+_ALL_FILES = (FRONT_END, ENCODER, PROJECTOR, DECODER, GOLDEN)
+REQUIRED: Mapping[Variant, tuple[str, ...]] = {
+    "midashenglm": _ALL_FILES, "midashenglm-tokenizer": _ALL_FILES, "dasheng": _ENCODER_FILES,
+}  # fmt: skip
 _UNREADABLE = (OSError, ValueError, RecursionError)  # what a file that is no JSON raises; the last: nested too deeply
 
 
@@ -112,10 +121,12 @@ class Tolerances(_Model):
     """
 
     log_mel_db: Annotated[float, Field(ge=0)]
+    acoustic_nepers: Annotated[float, Field(ge=0)] | None = None  # of models with an acoustic branch
     patches_relative: Annotated[float, Field(ge=0)]
-    embeddings_relative: Annotated[float, Field(ge=0)]
-    logits_relative: Annotated[float, Field(ge=0)]
-    token_margin: Annotated[float, Field(ge=0)]
+    # Of models with a decoder:
+    embeddings_relative: Annotated[float, Field(ge=0)] | None = None
+    logits_relative: Annotated[float, Field(ge=0)] | None = None
+    token_margin: Annotated[float, Field(ge=0)] | None = None
 
 
 class Provenance(_Model):
@@ -123,6 +134,7 @@ class Provenance(_Model):
 
     tool: str  # "dasheng-edge 0.1.0"
     checkpoint: str  # folder name or hub id, never an absolute path
+    revision: str | None = None  # commit on the hub
     checkpoint_sha256: str  # over the tensors' files
     adapters: tuple[str, ...] = ()  # "name sha256", in the order they were merged
     versions: dict[str, str] = {}  # of the libraries that made it
@@ -131,13 +143,15 @@ class Provenance(_Model):
 class Manifest(_Model):
     """`manifest.json`: everything that the runtime must know and that no file says itself."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = 2
     name: str
-    variant: Literal["midashenglm"]
+    variant: Variant
     front_end: FrontEndSpec
     encoder: EncoderFacts
-    decoder: DecoderFacts
-    prompt: PromptFacts
+    projector_parameters: int | None = None
+    # None where there is no decoder ("dasheng")
+    decoder: DecoderFacts | None = None
+    prompt: PromptFacts | None = None
     tolerances: Tolerances
     provenance: Provenance
     files: dict[Annotated[str, AfterValidator(_plain_name)], FileFacts]
@@ -225,7 +239,7 @@ class Bundle:
             BundleFileError: a file is missing, truncated or altered, or the manifest does not list it.
         """
         files = self.manifest.files
-        if missing := [name for name in REQUIRED if name not in files]:
+        if missing := [name for name in REQUIRED[self.manifest.variant] if name not in files]:
             raise BundleFileError(f"{self.folder / MANIFEST} does not list {', '.join(missing)}; export again")
         for name, facts in files.items():
             path = self.path(name)

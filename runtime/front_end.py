@@ -17,6 +17,23 @@ from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveFloat, Pos
 from .devices import Device, check_graph, onnx_session, run_graph
 
 
+class AcousticSpec(BaseModel):
+    """The second spectrogram of a DashengTokenizer encoder: magnitudes on the HTK mel scale, natural logarithm.
+
+    Equals torchaudio's MelSpectrogram with power 1, then log(max(mel, log_floor)); hop and centring are those of
+    the first, so both have the same number of frames. Nothing in it depends on the rest of the clip.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    n_mels: PositiveInt
+    n_fft: PositiveInt = 1024
+    win_length: PositiveInt = 1024
+    f_min_hz: NonNegativeFloat = 0.0
+    f_max_hz: PositiveFloat = 8000.0
+    log_floor: PositiveFloat = 1e-7  # magnitude; its natural logarithm is -16.1
+
+
 class FrontEndSpec(BaseModel):
     """How a clip becomes a log-mel spectrogram and how that is cut into patches and tokens.
 
@@ -39,6 +56,10 @@ class FrontEndSpec(BaseModel):
     chunk_frames: PositiveInt = 1008  # the encoder's window: 10.08 s
     tokens_patches: PositiveInt = 5  # patches that the projector joins into one audio token: 200 ms
     min_samples: PositiveInt = 3200  # a shorter clip is padded with silence to this, which yields one token
+    acoustic: AcousticSpec | None = None  # of an encoder with an acoustic branch
+    # Plain Dasheng fills the last chunk of a clip of several up to full length, behind the batch norm, with zeros
+    # that are attended to like patches; MiDashengLM runs it short, and masks.
+    pads_last_chunk: bool = False
 
     @model_validator(mode="after")
     def _check_sizes(self) -> FrontEndSpec:
