@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import reprlib
-from typing import Annotated, Any, TypeVar
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (  # fmt: skip
+    AliasChoices,
     BaseModel,
     ConfigDict,
     Field,
@@ -25,12 +28,15 @@ class _Stated(BaseModel):
 
 
 class EncoderConfig(_Stated):
-    """`audio_encoder_config`; the defaults are those of the published class, since only differences are stored."""
+    """`audio_encoder_config`; the defaults are those of the published class, since only differences are stored.
 
-    num_heads: PositiveInt = 12
+    A Dasheng encoder alone calls two of the fields `win_size` and `hop_size`.
+    """
+
+    num_heads: PositiveInt | None = None  # its default differs by class
     n_fft: PositiveInt = 512
-    win_length: PositiveInt = 512
-    hop_length: PositiveInt = 160
+    win_length: PositiveInt = Field(default=512, validation_alias=AliasChoices("win_length", "win_size"))
+    hop_length: PositiveInt = Field(default=160, validation_alias=AliasChoices("hop_length", "hop_size"))
     f_min: NonNegativeFloat = 0.0
     f_max: Annotated[float, Field(gt=0, le=8000)] = 8000.0  # at most half the sample rate
 
@@ -43,6 +49,15 @@ class EncoderConfig(_Stated):
         return self
 
 
+class AcousticConfig(_Stated):
+    """The fields of `audio_encoder_config` that say how a DashengTokenizer's second spectrogram is made, if any do."""
+
+    n_fft_patch: PositiveInt | None = None
+    win_length_patch: PositiveInt | None = None
+    f_min_patch: NonNegativeFloat | None = None
+    f_max_patch: Annotated[float, Field(gt=0, le=8000)] | None = None
+
+
 class Rope(_Stated):
     """`rope_scaling` or, since transformers 5, `rope_parameters`, which holds the base too."""
 
@@ -52,7 +67,7 @@ class Rope(_Stated):
 
 
 class TextConfig(_Stated):
-    """`text_config`; the defaults are those of transformers' class."""
+    """`text_config`; the defaults are those of transformers' classes, where these differ Qwen2.5-Omni's."""
 
     num_attention_heads: PositiveInt = 28
     rms_norm_eps: PositiveFloat = 1e-6
@@ -60,12 +75,21 @@ class TextConfig(_Stated):
     rope_theta: PositiveFloat | None = None
     rope_scaling: Rope | None = None
     rope_parameters: Rope | None = None
+    layer_types: list[str] | None = None
+    tie_word_embeddings: bool | None = None
 
     @property
-    def rotary_base(self) -> float:
+    def rotary_base(self) -> float | None:
         """The base of the rotation, wherever it stands."""
         nested = self.rope_parameters.rope_theta if self.rope_parameters else None
-        return self.rope_theta or nested or 1e6
+        return self.rope_theta or nested
+
+
+class PullRecord(_Stated):
+    """What `dasheng-edge pull` writes beside the files: where they are from."""
+
+    repo: str  # "owner/name"
+    revision: str  # a commit
 
 
 class LoraFacts(_Stated):
@@ -74,9 +98,16 @@ class LoraFacts(_Stated):
     r: PositiveInt = 8
     lora_alpha: float = 8
     use_rslora: bool = False
+    use_dora: bool = False
     rank_pattern: dict[str, PositiveInt] | None = None
     alpha_pattern: dict[str, float] | None = None
+    target_modules: str | list[str]
+    exclude_modules: str | list[str] | None = None
+    layers_to_transform: int | list[int] | None = None
+    layers_pattern: str | list[str] | None = None
     modules_to_save: list[str] | None = None
+    bias: Literal["none", "all", "lora_only"] = "none"
+    ensure_weight_tying: bool = False
 
 
 class Step(_Stated):
@@ -120,6 +151,19 @@ class BpeModel(_Stated):
 
     vocab: dict[str, NonNegativeInt]
     merges: list[str | Annotated[list[str], Field(min_length=2, max_length=2)]]
+
+
+def read_json(path: Path, *, missing_ok: bool = False) -> dict[str, Any]:
+    """A JSON object from a side file; empty when it may be missing and is."""
+    if missing_ok and not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointFileError(f"cannot read {path}: {error}; download it again") from error
+    if not isinstance(content, dict):
+        raise CheckpointFileError(f"{path} holds a {type(content).__name__}, expected a JSON object")
+    return content
 
 
 Model = TypeVar("Model", bound=BaseModel)

@@ -1,4 +1,4 @@
-"""A MiDashengLM checkpoint with the 7B's tensor names and files, tiny sizes and random weights, and an adapter for it.
+"""Checkpoints with the published tensor names and files, tiny sizes and random weights, and adapters for them.
 
 The weights are scaled so that every part passes its signal on: patches differ between clips, the audio
 moves the logits, and no softmax saturates. It exercises the whole chain; it captions nothing.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -19,10 +19,20 @@ from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from torch import Tensor, nn
 
-EMBED, DEPTH, HEADS = 64, 2, 2  # encoder
-HIDDEN, INTERMEDIATE, LAYERS, Q_HEADS, KV_HEADS = 256, 512, 2, 4, 2  # decoder; K-quants need multiples of 256
-ROWS = 448  # rows of the embedding, more than the tokenizer has tokens, as in the 7B (152064 for 151657)
-MEL_OFFSET_DB, MEL_SCALE_DB = -40.0, 20.0  # what the batch norm takes log-mels to be like
+from dasheng_edge.runtime.bundle import Variant
+from tests.tiny_model import (
+    DEPTH,
+    EMBED,
+    HEADS,
+    ROWS,
+    random_tensor,
+    stored_buffers,
+    tiny_config,
+    tiny_shapes,
+    tiny_tensors,
+)
+
+__all__ = ["ROWS", "tiny_shapes"]  # what tests import from here, too
 
 CONTROL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>")
 _PATTERN = (  # Qwen2's
@@ -46,89 +56,6 @@ MDL_TOOLKIT_TARGETS = (  # what mdl-toolkit trains, as one regular expression
     r"^audio_encoder\.blocks\.\d+\.attn\.(qkv|proj)$|^audio_projector\.net\.(0|2)$"
     r"|^decoder\.model\.layers\.\d+\.(self_attn|mlp)\.(up|gate|down)_proj$"
 )
-
-
-def tiny_config() -> dict[str, object]:
-    """`config.json` with the fields of the 7B's."""
-    return {
-        "architectures": ["MiDashengLMModel"],
-        "model_type": "midashenglm",
-        "torch_dtype": "float32",
-        "subsample_factor": 5,
-        "audio_token_id": None,  # filled in from the tokenizer
-        "audio_encoder_config": {
-            "model_type": "midashenglm_dasheng_encoder",
-            "embed_dim": EMBED, "depth": DEPTH, "num_heads": HEADS, "mlp_ratio": 4.0, "qkv_bias": True,
-            "init_values": None, "drop_rate": 0.0, "attn_drop_rate": 0.0, "input_channels": 1, "outputdim": 527,
-            "patch_size": [64, 4], "patch_stride": [64, 4], "target_length": 1008, "n_mels": 64, "n_fft": 512,
-            "win_length": 512, "hop_length": 160, "f_min": 0, "f_max": 8000, "sample_rate": 16000, "center": True,
-        },
-        "text_config": {
-            "model_type": "qwen2_5_omni_text",
-            "hidden_size": HIDDEN, "intermediate_size": INTERMEDIATE, "num_hidden_layers": LAYERS,
-            "num_attention_heads": Q_HEADS, "num_key_value_heads": KV_HEADS, "vocab_size": ROWS,
-            "hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 1e6, "max_position_embeddings": 4096,
-            "rope_scaling": {"mrope_section": [8, 12, 12], "rope_type": "default", "type": "default"},
-            "use_sliding_window": False, "attention_dropout": 0.0, "tie_word_embeddings": False,
-        },
-    }  # fmt: skip
-
-
-def tiny_shapes() -> dict[str, tuple[int, ...]]:
-    """Every tensor of the checkpoint under its name, in the order of the published ones."""
-    kv = HIDDEN // Q_HEADS * KV_HEADS
-    shapes: dict[str, tuple[int, ...]] = {
-        **{f"audio_encoder.init_bn.{name}": (64,) for name in ("weight", "bias", "running_mean", "running_var")},
-        "audio_encoder.init_bn.num_batches_tracked": (),
-        "audio_encoder.patch_embed.proj.weight": (EMBED, 1, 64, 4),
-        "audio_encoder.patch_embed.proj.bias": (EMBED,),
-        "audio_encoder.time_pos_embed": (1, EMBED, 1, 252),
-        "audio_encoder.freq_pos_embed": (1, EMBED, 1, 1),
-    }
-    for block in (f"audio_encoder.blocks.{i}" for i in range(DEPTH)):
-        for name in ("norm1", "norm2"):
-            shapes |= {f"{block}.{name}.weight": (EMBED,), f"{block}.{name}.bias": (EMBED,)}
-        for name, rows, columns in (
-            ("attn.qkv", 3 * EMBED, EMBED), ("attn.proj", EMBED, EMBED),
-            ("mlp.fc1", 4 * EMBED, EMBED), ("mlp.fc2", EMBED, 4 * EMBED),
-        ):  # fmt: skip
-            shapes |= {f"{block}.{name}.weight": (rows, columns), f"{block}.{name}.bias": (rows,)}
-    shapes |= {"audio_encoder.norm.weight": (EMBED,), "audio_encoder.norm.bias": (EMBED,)}
-    for name, columns in (("0", 5 * EMBED), ("2", HIDDEN)):
-        shapes |= {
-            f"audio_projector.net.{name}.weight": (HIDDEN, columns),
-            f"audio_projector.net.{name}.bias": (HIDDEN,),
-        }
-    shapes["decoder.model.embed_tokens.weight"] = (ROWS, HIDDEN)
-    for layer in (f"decoder.model.layers.{i}" for i in range(LAYERS)):
-        for name, rows in (("q_proj", HIDDEN), ("k_proj", kv), ("v_proj", kv)):
-            shapes |= {f"{layer}.self_attn.{name}.weight": (rows, HIDDEN), f"{layer}.self_attn.{name}.bias": (rows,)}
-        shapes[f"{layer}.self_attn.o_proj.weight"] = (HIDDEN, HIDDEN)
-        for name in ("gate_proj", "up_proj"):
-            shapes[f"{layer}.mlp.{name}.weight"] = (INTERMEDIATE, HIDDEN)
-        shapes[f"{layer}.mlp.down_proj.weight"] = (HIDDEN, INTERMEDIATE)
-        for name in ("input_layernorm", "post_attention_layernorm"):
-            shapes[f"{layer}.{name}.weight"] = (HIDDEN,)
-    shapes |= {"decoder.model.norm.weight": (HIDDEN,), "decoder.lm_head.weight": (ROWS, HIDDEN)}
-    return shapes
-
-
-def random_tensor(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """A random weight, float32 (int64 for the counter), of a size that keeps signals at about one."""
-    if name.endswith("num_batches_tracked"):
-        return torch.tensor(1000)
-    noise = torch.randn(shape, generator=generator)
-    if name.endswith("running_mean"):
-        return MEL_OFFSET_DB + 3 * noise
-    if name.endswith("running_var"):
-        return MEL_SCALE_DB**2 * (1 + 0.1 * noise.tanh())
-    if "norm" in name or "init_bn" in name:
-        return 0.1 * noise + (1.0 if name.endswith("weight") else 0.0)
-    if name.endswith("bias") or "pos_embed" in name:
-        return 0.1 * noise
-    if "embed_tokens" in name:
-        return 0.5 * noise
-    return noise / math.sqrt(math.prod(shape[1:]))
 
 
 def train_tokenizer() -> Tokenizer:
@@ -196,15 +123,36 @@ def _write_weights(folder: Path, tensors: dict[str, Tensor], shards: int) -> Non
 
 
 def write_tiny_checkpoint(
-    folder: Path, *, seed: int = 0, shards: int = 1, dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    folder: Path,
+    *,
+    seed: int = 0,
+    shards: int = 1,
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    variant: Variant = "midashenglm",
+    extra: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Path:
-    """Write the checkpoint as a Hugging Face folder (about 5 MB in float32) and return the folder."""
+    """Write the checkpoint as a Hugging Face folder (about 5 MB in float32) and return the folder.
+
+    `extra` are shapes of further tensors, by name, e.g. those that one writer stores and another does not.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    config = tiny_config(variant) | {"torch_dtype": dtype}
+    if variant != "dasheng":
+        config["audio_token_id"] = _write_text_side(folder)
+    _write_json(folder / "config.json", config)
+    generator = torch.Generator().manual_seed(seed)
+    tensors = tiny_tensors(variant, seed)
+    tensors |= {name: random_tensor(name, shape, generator) for name, shape in (extra or {}).items()}
+    stored = {name: t.to(getattr(torch, dtype)) if t.is_floating_point() else t for name, t in tensors.items()}
+    _write_weights(folder, stored, shards)
+    return folder
+
+
+def _write_text_side(folder: Path) -> int:
+    """Write tokenizer, generation_config.json and preprocessor_config.json; the id of the audio token."""
     tokenizer = train_tokenizer()
     _write_tokenizer(folder, tokenizer)
     ids = {token: tokenizer.token_to_id(token) for token in CONTROL_TOKENS}
-    config = tiny_config() | {"audio_token_id": ids["<|AUDIO|>"], "torch_dtype": dtype}
-    _write_json(folder / "config.json", config)
     _write_json(
         folder / "generation_config.json",
         {
@@ -223,11 +171,24 @@ def write_tiny_checkpoint(
             "padding_side": "right",
         },
     )
+    return int(ids["<|AUDIO|>"])
+
+
+def write_tiny_dasheng_torch(
+    path: Path, *, seed: int = 0, extra: Mapping[str, tuple[int, ...]] | None = None, **config: object
+) -> Path:
+    """Write the Dasheng encoder as its authors do, as a torch file of "model" and "config"; return the path.
+
+    Its weights are those of `write_tiny_checkpoint(variant="dasheng")`. `config` replaces the fields of the
+    encoder's configuration.
+    """
     generator = torch.Generator().manual_seed(seed)
-    tensors = {name: random_tensor(name, shape, generator) for name, shape in tiny_shapes().items()}
-    stored = {name: t.to(getattr(torch, dtype)) if t.is_floating_point() else t for name, t in tensors.items()}
-    _write_weights(folder, stored, shards)
-    return folder
+    tensors = {name.removeprefix("encoder."): tensor for name, tensor in tiny_tensors("dasheng", seed).items()}
+    shapes = stored_buffers("") | dict(extra or {})
+    tensors |= {name: random_tensor(name, shape, generator) for name, shape in shapes.items()}
+    stated = config or {"embed_dim": EMBED, "depth": DEPTH, "num_heads": HEADS, "target_length": 1008}
+    torch.save({"model": tensors, "config": stated}, path)
+    return path
 
 
 class Skeleton(nn.Module):
@@ -258,6 +219,7 @@ def write_tiny_adapter(
     folder: Path,
     *,
     seed: int = 0,
+    variant: Variant = "midashenglm",
     r: int = 4,
     lora_alpha: int = 8,
     target_modules: str | list[str] = MDL_TOOLKIT_TARGETS,
@@ -281,7 +243,7 @@ def write_tiny_adapter(
         rank_pattern=rank_pattern or {},
         alpha_pattern=alpha_pattern or {},
     )
-    model = PeftModel(Skeleton(tiny_shapes()), config)
+    model = PeftModel(Skeleton(tiny_shapes(variant)), config)
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         for _, value in _lora_weights(model):

@@ -1,0 +1,129 @@
+"""Where tensors are stored, and how they are read: one at a time, in blocks of rows, as float32."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from dasheng_edge.runtime.errors import CheckpointFileError
+
+from .model_config import read_json
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+BLOCK_BYTES = 256 << 20  # of float32: how much of a tensor is in memory at a time
+
+
+@dataclass(frozen=True)
+class Source(ABC):
+    """Where a tensor is stored."""
+
+    file: Path
+    name: str  # in the file
+    dtype: str  # safetensors' name: "F32", "BF16" ...
+    shape: tuple[int, ...]
+
+    @abstractmethod
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Rows [start, stop) as a float32 copy."""
+
+
+@dataclass(frozen=True)
+class SafetensorsSource(Source):
+    """A tensor in a safetensors file, whose rows are read from the file, not mapped.
+
+    `safe_open` maps the whole file as memory that could be written to, which a machine with less memory than the
+    file has bytes refuses; and what it has read of the mapping counts as this process's memory.
+    """
+
+    offset: int  # of the first byte, in the file
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        start, stop, _ = slice(start, stop).indices(self.shape[0])
+        dtype = _DTYPES[self.dtype]
+        row_bytes = dtype.itemsize * torch.Size(self.shape[1:]).numel()
+        data = np.fromfile(self.file, np.uint8, (stop - start) * row_bytes, offset=self.offset + start * row_bytes)
+        return torch.from_numpy(data).view(dtype).reshape(stop - start, *self.shape[1:]).to(torch.float32)
+
+
+def row_blocks(shape: tuple[int, ...], block_bytes: int = BLOCK_BYTES) -> Iterator[tuple[int, int]]:
+    """Half-open row ranges of at most `block_bytes` of float32 each, at least one row."""
+    row_bytes = 4 * torch.Size(shape[1:]).numel()
+    step = max(1, block_bytes // row_bytes)
+    return ((start, min(start + step, shape[0])) for start in range(0, shape[0], step))
+
+
+def equal_tensors(one: Source, other: Source) -> bool:
+    """Whether two tensors hold the same values, block by block; the first block that differs ends it."""
+    return one.shape == other.shape and all(
+        torch.equal(one.rows(*block), other.rows(*block)) for block in row_blocks(one.shape)
+    )
+
+
+def tensors_in(path: Path) -> dict[str, Source]:
+    """All tensors of a safetensors file by name; raises SafetensorError or OSError where it is not one.
+
+    The format: eight bytes for the length of a JSON header, the header, the data that its offsets count from.
+    """
+    with safe_open(path, framework="np"):
+        pass  # the library checks the header, and that the data are as long as it says
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    return {
+        name: SafetensorsSource(
+            path, name, entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0]
+        )
+        for name, entry in header.items()
+    }
+
+
+def read_header(path: Path) -> dict[str, Source]:
+    """All tensors of a safetensors file of a checkpoint.
+
+    Raises:
+        CheckpointFileError: it is missing, truncated or no safetensors file.
+    """
+    if not path.is_file():
+        raise CheckpointFileError(f"{path} is missing, the index lists it; download the checkpoint again")
+    try:
+        return tensors_in(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointFileError(
+            f"{path} is truncated or not safetensors ({path.stat().st_size} bytes: {error}); download it again"
+        ) from error
+
+
+def read_shards(index: Path) -> dict[str, Source]:
+    """All tensors by their stored names, from the headers of the shards that an index lists, in its order.
+
+    Raises:
+        CheckpointFileError: the index or a shard is not what it should be.
+    """
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointFileError(f"{index} has no weight_map; download it again")
+    sources: dict[str, Source] = {}
+    for file in dict.fromkeys(weight_map.values()):
+        if not isinstance(file, str) or Path(file).name != file:
+            raise CheckpointFileError(f"{index} names {file!r}, expected a file name inside the folder")
+        sources |= read_header(index.parent / file)
+    if absent := sorted(set(weight_map) - set(sources)):
+        raise CheckpointFileError(
+            f"{index} says that {weight_map[absent[0]]} holds {absent[0]}, which no shard does "
+            f"({len(absent)} such tensors); download index and shards again, from one revision"
+        )
+    return {name: sources[name] for name in weight_map}

@@ -1,0 +1,138 @@
+"""What somebody may give as a checkpoint although it is none that can be exported, and what to give instead."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from dasheng_edge.runtime.errors import CheckpointNotFoundError, CheckpointVariantError
+
+from .tensor_files import INDEX, WEIGHTS, Source
+from .torch_file import SUFFIXES
+
+# Published checkpoints that hold plain float weights, hence can be exported.
+EXPORTABLE = (
+    "mispeech/midashenglm-7b-1021-bf16", "mispeech/midashenglm-7b-1021-fp32",
+    "mispeech/midashenglm-7b-bf16", "mispeech/midashenglm-7b-0804-fp32", "mispeech/midashenglm-0.6b-fp32",
+    "mispeech/dasheng-base", "mispeech/dasheng-0.6B", "mispeech/dasheng-1.2B",
+)  # fmt: skip
+READABLE_DTYPES = ("F32", "F16", "BF16")  # anything else is packed or scaled
+_QUANTIZED_NAME = re.compile(
+    r"(midashenglm-[\w.]+?(?:-\d{4})?)-(?:fp8|int8|int4|nf4|\d+bit|w\d+a\d+|gptq|awq|bnb|gguf|mlx)", re.IGNORECASE
+)
+_PACKED_TENSORS = (  # what GPTQ, AWQ, compressed-tensors, fp8 and bitsandbytes store beside or instead of a weight
+    "qweight", "qzeros", "g_idx", "weight_scale", "weight_scale_inv", "input_scale", "weight_packed",
+    "weight_zero_point", "absmax", "quant_map", "SCB",
+)  # fmt: skip
+_DOWNLOAD = "download one with `hf download mispeech/midashenglm-7b-1021-bf16 --local-dir FOLDER`"
+
+
+def plain_repository(names: Iterable[str]) -> str:
+    """The published float repository that a quantized one was made from, or all of them where that is not clear."""
+    for name in names:
+        if found := _QUANTIZED_NAME.search(name):
+            stem = f"mispeech/{found[1].lower()}"
+            for repository in (f"{stem}-bf16", f"{stem}-fp32", f"{stem}-0804-fp32"):
+                if repository in EXPORTABLE:
+                    return repository
+    return f"one of {', '.join(EXPORTABLE)}"
+
+
+def refuse_quantized(
+    where: Path, config: Mapping[str, Any], sources: Mapping[str, Source], names: Iterable[str]
+) -> None:
+    """Refuse packed weights, whether the configuration says so or only the tensors do.
+
+    `names` are what the checkpoint may be called, the most telling first.
+
+    Raises:
+        CheckpointVariantError: naming the repository to use instead.
+    """
+    if quantization := config.get("quantization_config"):
+        method = quantization.get("quant_method", "?") if isinstance(quantization, dict) else quantization
+        how = f"quant_method {method!r}"
+    elif packed := [name for name in sources if name.rpartition(".")[2] in _PACKED_TENSORS]:
+        how = f"it stores {packed[0]}"
+    elif dtypes := sorted({source.dtype for source in sources.values() if source.shape} - set(READABLE_DTYPES)):
+        how = f"it holds {', '.join(dtypes)} weights, expected float32, bfloat16 or float16 throughout"
+    else:
+        return
+    raise CheckpointVariantError(
+        f"{where} is a quantized checkpoint ({how}), which cannot be exported; export {plain_repository(names)} "
+        "and let --decoder and --encoder quantize it"
+    )
+
+
+def refuse_other_models(where: Path, config: Mapping[str, Any]) -> None:
+    """Refuse by name what has tensors like ours and is something else.
+
+    Raises:
+        CheckpointVariantError: it is MiDashengLM-Gen.
+    """
+    architectures = config.get("architectures")
+    said = [str(config.get("model_type")), *(map(str, architectures) if isinstance(architectures, list) else ())]
+    if any(re.search(r"[-_]gen\b|LMGen", name) for name in said):
+        raise CheckpointVariantError(
+            f"{where} is MiDashengLM-Gen ({', '.join(said)}), which generates audio and is not supported; "
+            f"export one of {', '.join(EXPORTABLE)}"
+        )
+
+
+def not_a_folder(path: Path) -> CheckpointNotFoundError:
+    """The error for a path that is neither a folder nor a torch file."""
+    if path.suffix == ".gguf":
+        reason = "it is a GGUF, which is a result of an export; give the float checkpoint that it was made from"
+    elif path.suffix == ".bin":
+        reason = "it is a pickle, which is not opened; give a folder with safetensors in it"
+    elif path.suffix == ".safetensors" or path.name == INDEX:
+        reason = f"it is one of the files of a checkpoint; give the folder that it lies in, {path.parent}"
+    else:
+        what = "a file" if path.exists() else "nothing"
+        reason = f"found {what} there, expected a local folder in the Hugging Face layout; {_DOWNLOAD}"
+    return CheckpointNotFoundError(f"cannot open checkpoint {path}: {reason}")
+
+
+def not_a_checkpoint(folder: Path) -> CheckpointNotFoundError:
+    """The error for a folder without config.json or without tensors, by what lies in it."""
+    has_config = (folder / "config.json").is_file()
+    torch_files = sorted(path.name for path in folder.iterdir() if path.suffix in SUFFIXES)
+    if (folder / "adapter_config.json").is_file():
+        reason = "it is a LoRA adapter; give the checkpoint that it was trained on, and this with --adapter"
+    elif (folder / "manifest.json").is_file():
+        reason = "it is a bundle, the result of an export; give the checkpoint that it was made from"
+    elif runs := _training_outputs(folder):
+        reason = f"it is the output of a training; {runs}"
+    elif ggufs := sorted(folder.glob("*.gguf")):
+        reason = (
+            f"it holds {ggufs[0].name}, a result of an export; "
+            f"give {plain_repository([folder.resolve().name, ggufs[0].name])}"
+        )
+    elif len(torch_files) > 1:
+        reason = f"it holds several torch files ({', '.join(torch_files)}); give one of them"
+    elif not has_config:
+        reason = "no config.json in it; give the folder that holds config.json"
+    else:
+        pickles = sorted(path.name for path in folder.glob("*.bin"))
+        found = f"only {pickles[0]}, a pickle, which is not opened" if pickles else "none"
+        reason = (
+            f"no {WEIGHTS} and no {INDEX} (found {found}); download the safetensors, or save the model again with "
+            "safe_serialization=True"
+        )
+    return CheckpointNotFoundError(f"{folder} is not a checkpoint: {reason}")
+
+
+def _training_outputs(folder: Path) -> str | None:
+    """What to give of a training's output folder: the merged model, or the last adapter with its base."""
+    if (folder / "final" / "config.json").is_file():
+        return f"give the merged model in it, {folder / 'final'}"
+    steps = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    if final := [path for path in (folder / "final",) if (path / "adapter_config.json").is_file()]:
+        steps = final
+    if not steps:
+        return None
+    last = max(steps, key=lambda path: int(path.name.rpartition("-")[2]) if path.name != "final" else 0)
+    if (last / "adapter_config.json").is_file():
+        return f"give the checkpoint that it started from, and {last} with --adapter"
+    return f"give the model in it, {last}"
