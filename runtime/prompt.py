@@ -11,13 +11,13 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol, TypeAlias
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -65,9 +65,13 @@ class Audio:
 
 Segment: TypeAlias = Text | Audio
 
-# Two code points for private use around a number, to which no template or tokenizer gives a meaning.
+# Two code points for private use around a number, to which no template or tokenizer gives a meaning. Python's repr
+# escapes them: a template that prints a whole list of parts loses them, and is found out by that.
 _MARK = "\ue0f0{}\ue0f1"
 _MARK_PATTERN = re.compile("\ue0f0(\\d)\ue0f1")
+# Whether the user's and the system's content are lists of parts, as processors of audio models send them, or plain
+# text, which is all that templates of text models take. The first that a template can render is right.
+CONTENT_FORMS = ((True, True), (True, False), (False, False))
 
 
 def compile_template(source: str) -> jinja2.Template:
@@ -76,17 +80,39 @@ def compile_template(source: str) -> jinja2.Template:
     Raises:
         PromptError: it is not valid Jinja.
     """
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationTag]
-    )
-    environment.filters["tojson"] = _to_json
     functions = {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
     try:
-        return environment.from_string(source, globals=functions)
+        return _environment().from_string(source, globals=functions)
     except jinja2.TemplateError as error:
         raise PromptError(
             f"the bundle's chat template is not valid: {error}; correct it in the checkpoint and export again"
         ) from error
+
+
+def template_names(source: str) -> frozenset[str]:
+    """Names that a valid chat template takes from outside, such as `messages` and `eos_token`."""
+    return frozenset(meta.find_undeclared_variables(_environment().parse(source)))
+
+
+def render_chat(
+    template: jinja2.Template,
+    messages: Sequence[Mapping[str, object]],
+    special_tokens: Mapping[str, str | list[str]],
+    *,
+    add_generation_prompt: bool = True,
+) -> str:
+    """What transformers renders of messages; like there, what was not asked for is None, not undefined."""
+    return template.render(
+        special_tokens, messages=messages, tools=None, documents=None, add_generation_prompt=add_generation_prompt
+    )
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationTag]
+    )
+    environment.filters["tojson"] = _to_json
+    return environment
 
 
 class _GenerationTag(Extension):
@@ -144,7 +170,7 @@ class PromptBuilder:
         self._special = re.compile("|".join(map(re.escape, names)))
 
     def build(self, prompt: str | None = None, *, system: str | None = None, clips: int = 1) -> tuple[Segment, ...]:
-        """Segments of one request; None means the bundle's default, and `system=""` no system turn.
+        """Segments of one request; None means the bundle's default, and `system=""` no system turn but the template's.
 
         Raises:
             PromptError: the template fails, leaves a text out, or has not one place for each clip.
@@ -152,9 +178,18 @@ class PromptBuilder:
         texts = [_checked(self._facts.prompt if prompt is None else prompt)]
         if system := self._facts.system if system is None else system:
             texts.append(_checked(system))
-        rendered = self._render(has_system=bool(system), clips=clips)
-        for index, what in enumerate(("prompt", "system text")[: len(texts)]):
-            if _MARK.format(index) not in rendered:
+        errors: list[PromptError] = []
+        for form in CONTENT_FORMS:
+            try:
+                return self._built(texts, clips, form)
+            except PromptError as error:  # noqa: PERF203  # three rounds at most
+                errors.append(error)
+        raise errors[0]
+
+    def _built(self, texts: list[str], clips: int, form: tuple[bool, bool]) -> tuple[Segment, ...]:
+        rendered = self._render([_marked(index, text) for index, text in enumerate(texts)], clips, form)
+        for index, (what, text) in enumerate(zip(("prompt", "system text"), texts, strict=False)):
+            if text.strip() and _MARK.format(index) not in rendered:
                 raise PromptError(f"the bundle's chat template leaves the {what} out; it does not support one")
         segments = tuple(segment for segment in self._segments(rendered, texts) if segment != Text(()))
         if (places := sum(isinstance(segment, Audio) for segment in segments)) != clips:
@@ -164,16 +199,13 @@ class PromptBuilder:
             )
         return segments
 
-    def _render(self, *, has_system: bool, clips: int) -> str:
-        audio: list[dict[str, str]] = [{"type": "audio"}] * clips
-        text = [{"type": "text", "text": _MARK.format(0)}]
-        content = audio + text if self._facts.audio_first else text + audio
-        messages: list[dict[str, object]] = [{"role": "user", "content": content}]
-        if has_system:
-            turn = [{"type": "text", "text": _MARK.format(1)}]
-            messages.insert(0, {"role": "system", "content": turn})
+    def _render(self, marked: list[str], clips: int, form: tuple[bool, bool]) -> str:
+        messages = chat_messages(marked[0], self._facts, form=form, system="".join(marked[1:]), clips=clips)
+        special_tokens = self._facts.special_tokens
+        if special_tokens is None:  # the bundle does not say, as those of schema 1
+            special_tokens = dict(self._tokenizer.special_texts)
         try:
-            return self._template.render(self._tokenizer.special_texts, messages=messages, add_generation_prompt=True)
+            return render_chat(self._template, messages, special_tokens)
         except Exception as error:  # a template can fail in any way that Python can
             raise PromptError(f"the bundle's chat template fails on this request: {error}") from error
 
@@ -209,9 +241,36 @@ class PromptBuilder:
         return [piece for piece in (*pieces, rendered[end:]) if piece]
 
     def _plain(self, run: str, texts: list[str]) -> tuple[int, ...]:
-        text = _MARK_PATTERN.sub(lambda match: texts[int(match.group(1))], run)
+        text = _MARK_PATTERN.sub(lambda match: texts[int(match.group(1))].strip(), run)
         # Qwen2's and Qwen3's tokenizers normalise before they split; llama.cpp leaves that to its caller.
         return self._tokenizer.tokenize(unicodedata.normalize("NFC", text), parse_special=False)
+
+
+def chat_messages(
+    prompt: str, facts: PromptFacts, *, form: tuple[bool, bool] = (True, True), system: str = "", clips: int = 1
+) -> list[dict[str, object]]:
+    """The messages of one request, for a chat template; `form` is one of CONTENT_FORMS."""
+    user_parts, system_parts = form
+    audio: list[dict[str, str]] = [{"type": "audio"}] * clips
+    text = [{"type": "text", "text": prompt}]
+    content: object = audio + text if facts.audio_first else text + audio
+    if not user_parts:
+        places = facts.audio_token * clips
+        content = places + prompt if facts.audio_first else prompt + places
+    messages: list[dict[str, object]] = [{"role": "user", "content": content}]
+    if system:
+        turn: object = [{"type": "text", "text": system}] if system_parts else system
+        messages.insert(0, {"role": "system", "content": turn})
+    return messages
+
+
+def _marked(index: int, text: str) -> str:
+    """The mark of a text between the blanks around that text, so that a template that strips it strips those.
+
+    Blanks alone are harmless and stay as they are.
+    """
+    core = text.strip()
+    return text.replace(core, _MARK.format(index), 1) if core else text
 
 
 def _checked(text: str) -> str:

@@ -1,0 +1,241 @@
+"""How a checkpoint wants to be asked: what its files say, and for what they do not say one table of defaults."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import jinja2
+
+from dasheng_edge.runtime.bundle import PromptFacts, Sampling
+from dasheng_edge.runtime.errors import CheckpointFileError, CheckpointVariantError, ExportError
+from dasheng_edge.runtime.prompt import CONTENT_FORMS, chat_messages, template_names
+
+from .chat_template import AudioTokens, ChatTemplate, read_audio_tokens, read_chat_template
+from .checkpoint import Checkpoint
+from .generation_config import GENERATION, LONGEST, GenerationConfig, read_generation_config
+from .options import PromptOverrides
+from .reference_decoder import AUDIO_MARK
+
+# What a caption is asked for in the published evaluation of MiDashengLM (evaluate/prompt.csv).
+CAPTION_PROMPT = "Write an audio caption describing the sound"
+README_PROMPT = "Caption the audio."
+GREEDY = Sampling()
+
+Edition: TypeAlias = Literal["7b-0804", "7b-1021", "0.6b", "fine-tuned", "own"]
+
+
+@dataclass(frozen=True)
+class PromptDefaults:
+    """What holds where the checkpoint says nothing."""
+
+    prompt: str
+    audio_first: bool
+    source: str  # what it rests on
+    system: str | None = None
+    sampling: Sampling = GREEDY  # where generation_config.json does not say whether to sample
+    max_new_tokens: int = 128
+
+
+# Order, system turn and prompt of the published models are those of the usage example in their README
+# (github.com/xiaomi-research/dasheng-lm): text before audio. A system turn was in it until 2025-11-04, two weeks after
+# 1021 came out. Those who trained a model further had the audio first: mdl-toolkit builds its conversations so, and
+# without a system turn unless told; ms-swift puts the audio of a question that does not place it before the question.
+PROMPT_DEFAULTS: Mapping[Edition, PromptDefaults] = {
+    "7b-0804": PromptDefaults(
+        README_PROMPT, audio_first=False, source="MiDashengLM's README before 2025-11-04",
+        system="You are a helpful language and speech assistant.",
+    ),
+    "7b-1021": PromptDefaults(README_PROMPT, audio_first=False, source="MiDashengLM's README since 2025-11-04"),
+    # The example in this model's card samples with these values, and with a repetition penalty that is not known here.
+    "0.6b": PromptDefaults(
+        README_PROMPT, audio_first=False, source="MiDashengLM's README since 2026-04-21 and the card of the 0.6B",
+        sampling=Sampling(temperature=1.0, top_k=50, top_p=0.8),
+    ),
+    "fine-tuned": PromptDefaults(CAPTION_PROMPT, audio_first=True, source="as mdl-toolkit trains adapters"),
+    "own": PromptDefaults(CAPTION_PROMPT, audio_first=True, source="as mdl-toolkit trains models"),
+}  # fmt: skip
+# Widths of encoder and decoder of the published models; models of other sizes are people's own.
+_PUBLISHED: Mapping[tuple[str, int, int], Edition] = {
+    ("midashenglm", 1280, 3584): "7b-1021",
+    ("midashenglm-tokenizer", 768, 1024): "0.6b",
+}
+CHOSEN = "chosen at export"
+_PROBE = "\ue0f2"  # private use: no template gives it a meaning, and Python's repr escapes it
+
+
+def prompt_facts(
+    checkpoint: Checkpoint, overrides: PromptOverrides | None = None, *, adapted: bool = False
+) -> PromptFacts:
+    """Prompt defaults of a checkpoint; `adapted` tells that adapters are merged in.
+
+    Raises:
+        CheckpointFileError: a side file does not parse, contradicts another or states an impossible value.
+        CheckpointVariantError: the tokenizer lacks a token that marks audio.
+    """
+    folder, asked = checkpoint.folder, overrides or PromptOverrides()
+    template, audio, tokenizer = read_chat_template(folder), read_audio_tokens(folder), _tokenizer(folder)
+    _check_audio_tokens(checkpoint, tokenizer, audio)
+    defaults = PROMPT_DEFAULTS[edition(checkpoint, adapted=adapted)]
+    config, unused = read_generation_config(folder)
+    facts = PromptFacts(
+        prompt=defaults.prompt if asked.prompt is None else asked.prompt,
+        audio_first=defaults.audio_first if asked.audio_first is None else asked.audio_first,
+        audio_token=audio.audio,
+        audio_bos_token=audio.bos,
+        audio_eos_token=audio.eos,
+        max_new_tokens=config.new_tokens(defaults.max_new_tokens),
+        sampling=config.sampling(defaults.sampling),
+        special_tokens=_special_tokens(folder, template, tokenizer),
+    )
+    system, where = _system(asked, defaults, written=_writes_system_turn(tokenizer, template.text, facts))
+    wording = defaults.source if defaults.prompt == README_PROMPT else "MiDashengLM's published evaluation of captions"
+    order = "audio before text" if facts.audio_first else "text before audio"
+    notes = (
+        f"chat template: {template.source}",
+        f"prompt: {wording if asked.prompt is None else CHOSEN}",
+        f"system turn: {where}",
+        f"{order}: {defaults.source if asked.audio_first is None else CHOSEN}",
+        *_generation_notes(config, facts, defaults),
+        *(f"{GENERATION}: {name} is not used" for name in unused),
+    )
+    return facts.model_copy(update={"system": system, "notes": notes})
+
+
+def edition(checkpoint: Checkpoint, *, adapted: bool = False) -> Edition:
+    """Which row of PROMPT_DEFAULTS holds. Merged fine-tunes of a published model cannot be told from it."""
+    if adapted:
+        return "fine-tuned"
+    hidden = checkpoint.decoder.hidden_size if checkpoint.decoder else 0
+    found = _PUBLISHED.get((checkpoint.variant, checkpoint.encoder.embed_dim, hidden), "own")
+    # 0804 stores the filterbank and the window of its spectrogram, 1021 does not.
+    mel_buffers = any("front_end" in name.split(".") for name in checkpoint.ignored)
+    return "7b-0804" if found == "7b-1021" and mel_buffers else found
+
+
+def golden_prompt(folder: Path, facts: PromptFacts) -> list[int]:
+    """Token ids of the default prompt, rendered and encoded by transformers, with AUDIO_MARK for the audio.
+
+    Raises:
+        ExportError: the chat template fails, or does not put the audio in exactly once, or the prompt has control
+            tokens in it.
+    """
+    tokenizer, template = _tokenizer(folder), read_chat_template(folder).text
+    for text in (facts.prompt, facts.system or ""):
+        if typed := [token for token in tokenizer.all_special_tokens if token in text]:
+            raise ExportError(
+                f"the default prompt {text!r} has the control token {typed[0]} in it, which no text of a user ever "
+                "becomes; leave it out, or put it into the chat template"
+            )
+    mark, bos, eos = facts.audio_token, facts.audio_bos_token, facts.audio_eos_token
+    rendered = _rendered(tokenizer, template, facts, _probe(tokenizer, template, facts)[0])
+    # As MiDashengLM's processor does; the ones that have a neighbour stay as they are.
+    bare = re.compile(rf"(?<!{re.escape(bos)}){re.escape(mark)}(?!{re.escape(eos)})")
+    ids = [int(token) for token in tokenizer(bare.sub(bos + mark + eos, rendered))["input_ids"]]
+    mark_id = tokenizer.convert_tokens_to_ids(mark)
+    if ids.count(mark_id) != 1:
+        raise ExportError(
+            f"the chat template of {folder.name} puts {mark} into the prompt {ids.count(mark_id)} times, expected "
+            f"once; its rendering is {rendered!r}"
+        )
+    return [AUDIO_MARK if token == mark_id else token for token in ids]
+
+
+def _probe(tokenizer: Any, template: str, facts: PromptFacts) -> tuple[tuple[bool, bool], str]:
+    """The first form of content with which transformers renders the audio once and all texts, and what comes of it.
+
+    Where there is none: the first form, and nothing.
+    """
+    texts = {"prompt": _PROBE, "system": _PROBE if facts.system else None}
+    for form in CONTENT_FORMS:
+        try:
+            rendered = _rendered(tokenizer, template, facts.model_copy(update=texts), form)
+        except ExportError:
+            continue
+        if rendered.count(facts.audio_token) == 1 and rendered.count(_PROBE) == (2 if facts.system else 1):
+            return form, rendered
+    return CONTENT_FORMS[0], ""
+
+
+def _rendered(tokenizer: Any, template: str, facts: PromptFacts, form: tuple[bool, bool]) -> str:
+    messages = chat_messages(facts.prompt, facts, form=form, system=facts.system or "")
+    try:
+        return str(
+            tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, add_generation_prompt=True)
+        )
+    except Exception as error:  # a template can fail in any way that Python can
+        raise ExportError(f"the chat template cannot be rendered: {error}; correct it in the checkpoint") from error
+
+
+def _tokenizer(folder: Path) -> Any:
+    from transformers import Qwen2TokenizerFast
+
+    try:
+        return Qwen2TokenizerFast.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # whatever a malformed file makes of it
+        raise CheckpointFileError(
+            f"transformers cannot load the tokenizer in {folder}: {error}; take its files from the revision of the "
+            "weights"
+        ) from error
+
+
+def _check_audio_tokens(checkpoint: Checkpoint, tokenizer: Any, audio: AudioTokens) -> None:
+    """All three must be control tokens, and the one that config.json names by its id the one that stands for audio."""
+    control = {token.content: index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    for token in (audio.audio, audio.bos, audio.eos):
+        if token not in control:
+            others = ", ".join(name for name in control if "audio" in name.lower()) or "none"
+            raise CheckpointVariantError(
+                f"{checkpoint.folder}: the tokenizer has no control token {token}, so no audio can be put into a "
+                f"prompt (control tokens that sound like it: {others}); name the right ones as audio_token, "
+                "audio_bos_token and audio_eos_token in tokenizer_config.json"
+            )
+    stated, got = checkpoint.config.get("audio_token_id"), control[audio.audio]
+    if stated is not None and stated != got:
+        raise CheckpointFileError(
+            f"{checkpoint.folder}: config.json says audio_token_id {stated!r}, tokenizer.json has {audio.audio} at "
+            f"{got}; take both from one revision"
+        )
+
+
+def _special_tokens(folder: Path, template: ChatTemplate, tokenizer: Any) -> dict[str, str | list[str]]:
+    """Of the special tokens that transformers hands to a template, those that this one asks for."""
+    try:
+        names = template_names(template.text)
+    except jinja2.TemplateError as error:
+        raise CheckpointFileError(
+            f"{folder / template.source}: the chat template is not valid: {error}; download it again"
+        ) from error
+    return {name: value for name, value in tokenizer.special_tokens_map.items() if name in names}
+
+
+def _system(asked: PromptOverrides, defaults: PromptDefaults, *, written: bool) -> tuple[str | None, str]:
+    """The system text, None where the template writes one (`written`) or there is none; and where it comes from."""
+    if asked.system:
+        return asked.system, CHOSEN
+    if written:
+        return None, "written by the chat template"
+    if asked.system is not None:
+        return None, f"none, {CHOSEN}"
+    return defaults.system, f"{'' if defaults.system else 'none, '}{defaults.source}"
+
+
+def _writes_system_turn(tokenizer: Any, template: str, facts: PromptFacts) -> bool:
+    """Whether the template puts a system turn before the user's although none is given."""
+    before_the_text = _probe(tokenizer, template, facts)[1].split(_PROBE)[0]
+    return re.search(r"\bsystem\b", before_the_text) is not None
+
+
+def _generation_notes(config: GenerationConfig, facts: PromptFacts, defaults: PromptDefaults) -> tuple[str, str]:
+    silent = defaults.source if defaults.sampling.temperature else f"greedy, since {GENERATION} does not say"
+    stated = config.max_new_tokens or config.max_length
+    length = f"{GENERATION} states {stated}" if stated else "default"
+    if stated and stated > LONGEST:
+        length += ", which is taken for no limit"
+    return (
+        f"sampling: {silent if config.do_sample is None else GENERATION}",
+        f"at most {facts.max_new_tokens} new tokens: {length}",
+    )
