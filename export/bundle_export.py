@@ -7,82 +7,64 @@ Whatever happens before the end, nothing stays on the disk.
 from __future__ import annotations
 
 import gc
+import shutil
 import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Protocol
+from pathlib import Path
 
 from dasheng_edge.runtime.bundle import (
     DECODER,
     ENCODER,
     FRONT_END,
     GOLDEN,
+    MODEL_CARD,
     PROJECTOR,
     Bundle,
-    BundleWriter,
     DecoderFacts,
     EncoderFacts,
     Manifest,
     PromptFacts,
     Provenance,
-    Sampling,
     Tolerances,
 )
-from dasheng_edge.runtime.errors import (
-    CheckpointFileError,
-    DashengEdgeError,
-    ExportError,
-    MissingExtraError,
-    OutputWriteError,
-)
+from dasheng_edge.runtime.bundle_writer import BundleWriter
+from dasheng_edge.runtime.errors import DashengEdgeError, ExportError, MissingExtraError, OutputWriteError
 
 from .adapter import MergedTensors, adapted_matrices, check_finite, measured_merge_error, open_adapters
-from .checkpoint import Checkpoint, open_checkpoint, read_json
+from .checkpoint import Checkpoint, open_checkpoint
 from .decoder_gguf import (
     PREFIX,
     intermediate_type,
     measure,
+    needed_bytes,
     quantize,
     stored_bytes,
     tensor_count,
     write_gguf,
 )
-from .encoder_onnx import (
-    GraphReport,
-    export_encoder,
-    export_front_end,
-    export_projector,
-    load_encoder,
-    load_projector,
-)
-from .golden import check_memory, golden_clips, golden_prompt, write_golden
+from .encoder_onnx import GraphReport, export_encoder, export_front_end, export_projector
+from .gguf_metadata import hub_id
+from .gguf_metadata import model_card as card_of_checkpoint
+from .golden import GoldenRequest, golden_mel_error, golden_tokens, write_golden
+from .model_card import model_card
 from .options import ExportOptions
-from .tokenizer import AUDIO, AUDIO_BOS, AUDIO_EOS, Vocabulary, check_audio_token, read_vocabulary
+from .progress import NoProgress, Progress, StepReport
+from .prompt_facts import golden_prompt, prompt_facts
+from .tokenizer import Vocabulary, read_vocabulary
 from .tolerances import DECODER_TOLERANCES, check_prompt, check_tensors, golden_logits_error, token_margin
+from .variants import assumptions
 
-CAPTION_PROMPT = "Write an audio caption describing the sound"  # MiDashengLM's evaluation prompt for captions
 LIBRARIES = ("torch", "transformers", "onnx", "onnxscript", "gguf", "llama-cpp-python")
 ONNX_RUNTIMES = ("onnxruntime", "onnxruntime-gpu")  # two distributions of one library; one is installed
 MERGE_TOLERANCE = 1e-6  # float32 against float64
 
 
 # The fp32 encoder's seams.
-LOG_MEL_DB, PATCHES, EMBEDDINGS = 1e-3, 1e-4, 1e-4
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """One step: what it wrote, and how far that is from its source."""
-
-    name: str
-    error: float
-    tolerance: float
-    unit: str  # "dB" or "relative RMS"
-    seconds: float
-    bytes: int
-    note: str = ""
+LOG_MEL_DB, ACOUSTIC_NEPERS, PATCHES, EMBEDDINGS = 1e-3, 1e-4, 1e-4, 1e-4
+MARGIN_BYTES = 100_000_000  # for what is small: front end, test vectors, headers
 
 
 @dataclass(frozen=True)
@@ -93,58 +75,68 @@ class ExportReport:
     steps: tuple[StepReport, ...]
     seconds: float
     bytes: int
-
-
-class Progress(Protocol):
-    """Who is told how the export goes on."""
-
-    def begin(self, step: str, total: int, unit: str) -> None:
-        """A step begins; it will advance to `total` of `unit` (bytes, graphs, clips)."""
-
-    def advance(self, amount: int) -> None:
-        """The current step went on by so much."""
-
-    def end(self, report: StepReport) -> None:
-        """The current step is done."""
-
-
-class NoProgress:
-    """Tells nobody."""
-
-    def begin(self, step: str, total: int, unit: str) -> None:
-        """Nothing."""
-
-    def advance(self, amount: int) -> None:
-        """Nothing."""
-
-    def end(self, report: StepReport) -> None:
-        """Nothing."""
+    assumptions: tuple[str, ...] = ()  # what the checkpoint does not say and was taken for granted
 
 
 def export_bundle(options: ExportOptions, progress: Progress | None = None) -> ExportReport:
-    """Export a checkpoint, with its adapters merged in, to a bundle.
+    """Export a checkpoint as `options` say, and tell `progress` about it.
+
+    Whatever can be refused is refused before the first step.
 
     Raises:
-        CheckpointError, AdapterError: an input cannot be used; found out before work begins, but for weights
-            that are not finite.
-        MissingExtraError: a library is not installed.
-        OutputExistsError: the output is there and `overwrite` is False.
+        CheckpointError, AdapterError: an input is missing, broken or of another model.
+        OutputExistsError: the output exists and `overwrite` is False.
         OutputWriteError: the output cannot be written.
         ExportError: a step failed, or differs from its source by more than its tolerance.
     """
     start = time.perf_counter()
     checkpoint = open_checkpoint(options.checkpoint)
-    vocabulary = read_vocabulary(checkpoint.folder, checkpoint.decoder.vocab_size)
-    check_audio_token(checkpoint, vocabulary)
-    facts = prompt_facts(checkpoint)
+    text = read_text(checkpoint, options) if checkpoint.decoder else None
     merged = open_adapters(options.adapters, checkpoint)
-    prompt = golden_prompt(checkpoint.folder, facts)
-    check_memory(merged)
-    export = _Export(options, merged, vocabulary, (facts, prompt), progress or NoProgress())
+    export = _Export(options, merged, text, progress or NoProgress())
     with _write_errors(options), BundleWriter(options.out, overwrite=options.overwrite) as writer:
+        check_space(writer.out.parent, export.needed_bytes())
         export.run(writer)
-        bundle = writer.finish(export.manifest())
-    return ExportReport(bundle, tuple(export.steps), time.perf_counter() - start, bundle.manifest.total_bytes)
+        bundle = export.finish(writer)
+    return ExportReport(
+        bundle, tuple(export.steps), time.perf_counter() - start, bundle.manifest.total_bytes, assumptions(checkpoint)
+    )
+
+
+@dataclass(frozen=True)
+class TextSide:
+    """What belongs to the decoder: its tokenizer, the prompt's facts, and the default prompt's token ids."""
+
+    vocabulary: Vocabulary
+    facts: PromptFacts
+    prompt: list[int]  # as transformers renders it
+
+
+def read_text(checkpoint: Checkpoint, options: ExportOptions) -> TextSide:
+    """Tokenizer and prompt of a checkpoint.
+
+    Raises:
+        CheckpointError: a file is missing, broken or of a tokenizer that is not known.
+        ExportError: the chat template cannot be rendered.
+    """
+    assert checkpoint.decoder is not None
+    vocabulary = read_vocabulary(checkpoint.folder, checkpoint.decoder.vocab_size)
+    facts = prompt_facts(checkpoint, options.overrides, adapted=bool(options.adapters))
+    return TextSide(vocabulary, facts, golden_prompt(checkpoint.folder, facts))
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Running out of disk after a quarter of an hour helps nobody.
+
+    Raises:
+        OutputWriteError: there is less free space than needed.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OutputWriteError(
+            f"the export needs about {needed / 1e9:.1f} GB in {folder}, the intermediate file of the decoder included, "
+            f"and {free / 1e9:.1f} GB are free; free some space or choose another --out"
+        )
 
 
 def library_versions() -> dict[str, str]:
@@ -165,46 +157,13 @@ def library_versions() -> dict[str, str]:
     return versions
 
 
-def prompt_facts(checkpoint: Checkpoint) -> PromptFacts:
-    """Prompt defaults: the caption prompt, and sampling as `generation_config.json` says."""
-    path = checkpoint.folder / "generation_config.json"
-    config = read_json(path, missing_ok=True)
-    try:
-        sampling = Sampling(repetition_penalty=config.get("repetition_penalty") or 1.0)
-        if config.get("do_sample"):  # what is not stated has the defaults of transformers' GenerationConfig
-            sampling = Sampling(
-                temperature=config.get("temperature", 1.0),
-                top_k=config.get("top_k", 50),
-                top_p=config.get("top_p", 1.0),
-                min_p=config.get("min_p") or 0.0,
-                repetition_penalty=sampling.repetition_penalty,
-            )
-        return PromptFacts(
-            prompt=CAPTION_PROMPT,
-            audio_token=AUDIO,
-            audio_bos_token=AUDIO_BOS,
-            audio_eos_token=AUDIO_EOS,
-            max_new_tokens=config.get("max_new_tokens") or 128,
-            sampling=sampling,
-        )
-    except ValueError as error:  # pydantic's
-        raise CheckpointFileError(f"{path} holds a value out of range: {error}") from error
-
-
 class _Export:
     """The steps of one export, in order."""
 
     def __init__(
-        self,
-        options: ExportOptions,
-        merged: MergedTensors,
-        vocabulary: Vocabulary,
-        prompt: tuple[PromptFacts, list[int]],
-        progress: Progress,
+        self, options: ExportOptions, merged: MergedTensors, text: TextSide | None, progress: Progress
     ) -> None:
-        self.options, self.merged, self.vocabulary = options, merged, vocabulary
-        self.facts, self.prompt = prompt  # and as transformers renders it
-        self.progress = progress
+        self.options, self.merged, self.text, self.progress = options, merged, text, progress
         # Before the work begins, since one may be missing.
         self.tool, self.versions = f"dasheng-edge {version('dasheng-edge')}", library_versions()
         self.limits = DECODER_TOLERANCES[options.decoder]
@@ -212,79 +171,97 @@ class _Export:
         self.token_margin = 0.0  # in logits, whose scale the golden step learns
         self._began = 0.0
 
+    def needed_bytes(self) -> int:
+        """Most that lies on the disk at a time, roughly."""
+        checkpoint = self.merged.checkpoint
+        graphs = 4 * (checkpoint.parameters("audio_encoder.") + checkpoint.parameters("audio_projector."))
+        return graphs + (needed_bytes(self.merged, self.options.decoder) if self.text else 0) + MARGIN_BYTES
+
     def run(self, writer: BundleWriter) -> None:
-        """Write all files of the bundle but the manifest."""
+        """Write all files of the bundle but model card and manifest."""
         if self.merged.adapters:
             self._begin("adapters", len(adapted_matrices(self.merged)), "matrices")
             for adapter in self.merged.adapters:
                 check_finite(adapter)
             self._end("adapters", measured_merge_error(self.merged, self.progress.advance), MERGE_TOLERANCE, 0)
         self._graphs(writer)
-        self._decoder(writer)
-        check_prompt(writer.path(DECODER), self.merged.checkpoint.folder.name, self.facts, self.prompt)
-        self._begin(GOLDEN, len(golden_clips(self.merged.checkpoint.front_end)), "clips")
-        path = writer.path(GOLDEN)
-        vectors = write_golden(path, self.merged, self.vocabulary, self.prompt, self.progress.advance)
-        gc.collect()
-        scale = max(float(vectors[f"logits_{i}"].std()) for i in range(len(vectors["names"])))
-        self.token_margin = token_margin(scale, self.options.decoder)
-        size = writer.path(GOLDEN).stat().st_size
-        error = golden_logits_error(writer.path(DECODER), vectors)
-        note = f"first logits of {DECODER} in llama.cpp, {len(vectors['names'])} clips"
-        self._end(GOLDEN, error, self.limits.logits, size, note=note)
+        if self.text is not None:
+            self._decoder(writer)
+            check_prompt(writer.path(DECODER), self.merged.checkpoint.name, self.text.facts, self.text.prompt)
+        self._golden(writer, self.text)
 
-    def manifest(self) -> Manifest:
+    def finish(self, writer: BundleWriter) -> Bundle:
+        """Write the model card, which tells what the steps measured, and the manifest."""
+        manifest = self._manifest()
+        checkpoint = self.merged.checkpoint
+        card = model_card(
+            manifest, writer.sizes(), self.steps,
+            header=card_of_checkpoint(checkpoint.folder), base_model=hub_id(checkpoint),
+            assumptions=assumptions(checkpoint),
+        )  # fmt: skip
+        writer.path(MODEL_CARD).write_text(card, encoding="utf-8")
+        return writer.finish(manifest)
+
+    def _manifest(self) -> Manifest:
         """The manifest, without the files' sizes and hashes."""
-        checkpoint, limits = self.merged.checkpoint, self.limits
-        encoder, decoder = checkpoint.encoder, checkpoint.decoder
-        adapters = tuple(f"{adapter.name} {adapter.sha256}" for adapter in self.merged.adapters)
-        name = checkpoint.folder.resolve().name
+        checkpoint, limits, text = self.merged.checkpoint, self.limits, self.text
+        encoder, decoder, origin = checkpoint.encoder, checkpoint.decoder, checkpoint.origin
+        tolerances = Tolerances(
+            log_mel_db=LOG_MEL_DB, patches_relative=PATCHES,
+            acoustic_nepers=ACOUSTIC_NEPERS if checkpoint.front_end.acoustic else None,
+            embeddings_relative=EMBEDDINGS if decoder else None,
+            logits_relative=limits.logits if decoder else None, token_margin=self.token_margin if decoder else None,
+        )  # fmt: skip
         return Manifest(
-            name=name,
-            variant="midashenglm",
+            name=checkpoint.name,
+            variant=checkpoint.variant,
             front_end=checkpoint.front_end,
             encoder=EncoderFacts(
                 embed_dim=encoder.embed_dim, depth=encoder.depth, num_heads=encoder.num_heads,
                 parameters=checkpoint.parameters("audio_encoder."), precision=self.options.encoder,
             ),
-            decoder=DecoderFacts(
-                arch="qwen2", hidden_size=decoder.hidden_size, layers=decoder.layers, vocab_size=decoder.vocab_size,
-                context_length=decoder.context_length, parameters=checkpoint.parameters(PREFIX),
-                precision=self.options.decoder,
+            projector_parameters=checkpoint.parameters("audio_projector.") if decoder else None,
+            decoder=decoder and DecoderFacts(
+                arch=decoder.arch, hidden_size=decoder.hidden_size, layers=decoder.layers,
+                vocab_size=decoder.vocab_size, context_length=decoder.context_length,
+                parameters=checkpoint.parameters(PREFIX), precision=self.options.decoder,
             ),
-            prompt=self.facts,
-            tolerances=Tolerances(
-                log_mel_db=LOG_MEL_DB, patches_relative=PATCHES, embeddings_relative=EMBEDDINGS,
-                logits_relative=limits.logits, token_margin=self.token_margin,
-            ),
+            prompt=text and text.facts,
+            tolerances=tolerances,
             provenance=Provenance(
-                tool=self.tool, checkpoint=name,
-                checkpoint_sha256=checkpoint.sha256(), adapters=adapters,
+                tool=self.tool, checkpoint=origin.repo if origin else checkpoint.name,
+                revision=origin.revision if origin else None, checkpoint_sha256=checkpoint.sha256(),
+                adapters=tuple(f"{adapter.name} {adapter.sha256}" for adapter in self.merged.adapters),
                 versions=self.versions,
             ),
             files={},
         )  # fmt: skip
 
     def _graphs(self, writer: BundleWriter) -> None:
-        checkpoint = self.merged.checkpoint
         self._begin(FRONT_END, 1, "graphs")
-        report = export_front_end(writer.path(FRONT_END), checkpoint.front_end)
+        report = export_front_end(writer.path(FRONT_END), self.merged.checkpoint.front_end)
         self._end_graph(FRONT_END, report, LOG_MEL_DB, "dB")
+        if report.acoustic_error is not None:
+            acoustic = GraphReport(0, report.acoustic_error, report.cases)
+            self._end_graph(f"{FRONT_END}: acoustic", acoustic, ACOUSTIC_NEPERS, "nepers")
         self._begin(ENCODER, 1, "graphs")
-        report = export_encoder(writer.path(ENCODER), load_encoder(self.merged))
+        report = export_encoder(writer.path(ENCODER), self.merged)
         gc.collect()
         self._end_graph(ENCODER, report, PATCHES, "relative RMS")
+        if self.text is None:
+            return
         self._begin(PROJECTOR, 1, "graphs")
-        report = export_projector(writer.path(PROJECTOR), load_projector(self.merged), checkpoint.encoder.embed_dim)
+        report = export_projector(writer.path(PROJECTOR), self.merged)
         gc.collect()
         self._end_graph(PROJECTOR, report, EMBEDDINGS, "relative RMS")
 
     def _decoder(self, writer: BundleWriter) -> None:
+        assert self.text is not None
         kind, path = self.options.decoder, writer.path(DECODER)
         first = intermediate_type(self.merged, kind)
         source = path if first == kind else writer.path(f"decoder.{first}.gguf")
         self._begin(DECODER, stored_bytes(self.merged, first), "bytes")
-        write_gguf(source, self.merged, self.vocabulary, first, self.progress.advance)
+        write_gguf(source, self.merged, self.text.vocabulary, first, self.progress.advance, self.text.facts.sampling)
         tensors = tensor_count(self.merged)
         if source != path:
             self.progress.begin(f"{DECODER}: quantizing", tensors, "tensors")
@@ -298,6 +275,24 @@ class _Export:
             note += f"; {len(report.fallbacks)} matrices have rows that {kind} cannot divide and fell back"
         self._end(DECODER, report.relative_error, self.limits.weights, report.bytes, note=note)
         check_tensors(report, self.limits)
+
+    def _golden(self, writer: BundleWriter, text: TextSide | None) -> None:
+        path = writer.path(GOLDEN)
+        self._begin(GOLDEN, golden_tokens(self.merged) if text else 1, "passes")
+        request = GoldenRequest(text.prompt, text.vocabulary.stop_ids) if text else None
+        vectors = write_golden(path, self.merged, request, self.progress.advance)
+        gc.collect()
+        clips, size = len(vectors["names"]), path.stat().st_size
+        if text is None:
+            error = golden_mel_error(writer.path(FRONT_END), self.merged.checkpoint.front_end, vectors)
+            self._end(GOLDEN, error, LOG_MEL_DB, size, unit="dB", note=f"log-mel of {clips} clips in the runtime")
+            return
+        scale = max(float(vectors[f"logits_{i}"].std()) for i in range(clips))
+        self.token_margin = token_margin(scale, self.options.decoder)
+        error = golden_logits_error(writer.path(DECODER), vectors)
+        self._end(
+            GOLDEN, error, self.limits.logits, size, note=f"first logits of {DECODER} in llama.cpp, {clips} clips"
+        )
 
     def _begin(self, step: str, total: int, unit: str) -> None:
         self._began = time.perf_counter()

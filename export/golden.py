@@ -1,47 +1,41 @@
 """Test vectors of a bundle, made by the float32 reference with the merged weights.
 
-Encoder and projector are those of `dasheng.py`; the decoder is transformers' Qwen2 fed with `inputs_embeds`;
-prompt and token ids come from transformers' tokenizer and chat template. The clips are synthesised.
+Encoder and projector are those of `dasheng.py`; the decoder is transformers' Qwen2 or Qwen3; prompt and token ids
+come from transformers' tokenizer and chat template. The clips are synthesised.
 """
 
 from __future__ import annotations
 
 import gc
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
-from dasheng_edge.runtime.bundle import PromptFacts
 from dasheng_edge.runtime.errors import ExportError
-from dasheng_edge.runtime.front_end import FrontEndSpec
+from dasheng_edge.runtime.front_end import FrontEnd, FrontEndSpec
+from dasheng_edge.runtime.verify import largest_difference
 
 from .adapter import MergedTensors
-from .dasheng import LogMel
-from .encoder_onnx import load_encoder, load_projector
-from .tokenizer import Vocabulary
+from .reference import load_projector, reference_features, stream_patches
+from .reference_decoder import greedy_texts
 
-AUDIO_MARK = -1  # stands for all audio rows in a golden prompt
-MAX_TOKENS = 16
+TOKENS = 16  # greedy tokens of each clip ...
+# ... but each costs one more pass through the checkpoint, so a decoder with more values than this gets fewer.
+LARGE, TOKENS_OF_LARGE = 2_000_000_000, 4
 FULL_SCALE = 32768.0  # waveforms are stored as int16: x = v / 32768
-MEMINFO = Path("/proc/meminfo")
 
 
 @dataclass(frozen=True)
-class GoldenText:
-    """What the decoder made of one clip."""
+class GoldenRequest:
+    """What the decoder is asked about each clip."""
 
-    prompt: list[int]  # token ids, AUDIO_MARK where the audio rows go
-    logits: npt.NDArray[np.float32]  # [vocab], after the prompt
-    tokens: list[int]  # greedy, at most MAX_TOKENS, the stop token included
-    margins: list[float]  # best logit minus second best, for each token
+    prompt: Sequence[int]  # as `golden_prompt` gives it, with a mark for the audio
+    stop_ids: frozenset[int]
 
 
 def golden_clips(spec: FrontEndSpec) -> dict[str, npt.NDArray[np.int16]]:
@@ -78,158 +72,74 @@ def padded(waveform: npt.NDArray[np.int16], spec: FrontEndSpec) -> npt.NDArray[n
     return np.pad(samples, (0, spec.padded_samples_of(len(samples)) - len(samples)))
 
 
-def golden_prompt(folder: Path, facts: PromptFacts) -> list[int]:
-    """Token ids of the default prompt, rendered and encoded by transformers, with AUDIO_MARK for the audio.
-
-    Raises:
-        ExportError: the chat template fails, or does not put the audio in exactly once.
-    """
-    from transformers import Qwen2TokenizerFast
-
-    tokenizer = Qwen2TokenizerFast.from_pretrained(str(folder), local_files_only=True)
-    audio, text = {"type": "audio"}, {"type": "text", "text": facts.prompt}
-    content = [audio, text] if facts.audio_first else [text, audio]
-    messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
-    if facts.system is not None:
-        messages.insert(0, {"role": "system", "content": facts.system})
-    try:
-        rendered = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    except jinja2.TemplateError as error:
-        raise ExportError(f"the chat template of {folder.name} cannot be rendered: {error}; correct it") from error
-    mark, bos, eos = facts.audio_token, facts.audio_bos_token, facts.audio_eos_token
-    if f"{bos}{mark}" not in rendered and f"{mark}{eos}" not in rendered:
-        rendered = rendered.replace(mark, f"{bos}{mark}{eos}")  # as MiDashengLM's processor does
-    ids = [int(token) for token in tokenizer(rendered)["input_ids"]]
-    mark_id = tokenizer.convert_tokens_to_ids(mark)
-    if ids.count(mark_id) != 1:
-        raise ExportError(
-            f"the chat template of {folder.name} puts {mark} into the prompt {ids.count(mark_id)} times, expected "
-            f"once; its rendering is {rendered!r}"
-        )
-    return [AUDIO_MARK if token == mark_id else token for token in ids]
-
-
-def load_decoder(merged: MergedTensors) -> Any:
-    """transformers' Qwen2ForCausalLM in float32 with the merged weights."""
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-    from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
-
-    spec = merged.checkpoint.decoder
-    config = Qwen2Config(
-        hidden_size=spec.hidden_size, intermediate_size=spec.intermediate_size, num_hidden_layers=spec.layers,
-        num_attention_heads=spec.heads, num_key_value_heads=spec.kv_heads, vocab_size=spec.vocab_size,
-        max_position_embeddings=spec.context_length, rms_norm_eps=spec.rms_norm_eps, rope_theta=spec.rope_theta,
-        tie_word_embeddings=False, attn_implementation="sdpa",
-    )  # fmt: skip
-    with torch.device("meta"):
-        decoder = Qwen2ForCausalLM(config)
-    decoder.model.rotary_emb = Qwen2RotaryEmbedding(config)  # its buffer is in no checkpoint
-    decoder.load_state_dict(merged.state_dict("decoder."), assign=True)
-    return decoder.eval().requires_grad_(requires_grad=False)
-
-
-@torch.inference_mode()
-def golden_text(decoder: Any, prompt: Sequence[int], audio: Tensor, stop_ids: frozenset[int]) -> GoldenText:
-    """Greedy answer of the reference decoder to one prompt with audio rows float32 [n, hidden]."""
-    embed = decoder.model.embed_tokens
-    place = list(prompt).index(AUDIO_MARK)
-    before, after = (embed(torch.tensor(part, dtype=torch.int64)) for part in (prompt[:place], prompt[place + 1 :]))
-    rows, cache = torch.cat([before, audio, after])[None], None
-    first: npt.NDArray[np.float32] | None = None
-    tokens: list[int] = []
-    margins: list[float] = []
-    while len(tokens) < MAX_TOKENS and not (tokens and tokens[-1] in stop_ids):
-        step = decoder(inputs_embeds=rows, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        cache, logits = step.past_key_values, step.logits[0, -1]
-        first = logits.numpy().copy() if first is None else first
-        best, second = logits.topk(2).values.tolist()
-        tokens.append(int(logits.argmax()))
-        margins.append(best - second)
-        rows = embed(torch.tensor([[tokens[-1]]]))
-    assert first is not None
-    return GoldenText(list(prompt), first, tokens, margins)
-
-
-def check_memory(merged: MergedTensors) -> None:
-    """The reference decoder is held whole in float32: refuse before it makes the machine swap.
-
-    Raises:
-        ExportError: less memory is available; silent where the system does not tell.
-    """
-    names = [name for name in merged.checkpoint.sources if name.startswith("decoder.")]
-    needed = sum(4 * torch.Size(merged.shape(name)).numel() for name in names)
-    available = available_memory()
-    if available is not None and needed > available:
-        raise ExportError(
-            f"the golden vectors need the decoder of {merged.checkpoint.folder.name} in float32, {needed / 2**30:.1f} "
-            f"GiB of memory, and {available / 2**30:.1f} GiB are available; close other programs, or export on a "
-            "machine with more memory"
-        )
-
-
-def available_memory() -> int | None:
-    """Bytes that programs can still have (Linux), else None.
-
-    Not os.sysconf("SC_AVPHYS_PAGES"), which leaves out what the system would give back, such as cached files.
-    """
-    try:
-        text = MEMINFO.read_text(encoding="ascii")
-    except OSError:
-        return None
-    found = re.search(r"^MemAvailable:\s+(\d+) kB$", text, re.MULTILINE)
-    return int(found[1]) << 10 if found else None
-
-
 @torch.inference_mode()
 def golden_audio(merged: MergedTensors) -> dict[str, npt.NDArray[Any]]:
-    """Waveforms, log-mels [mels, frames], patches [patches, dim] and embeddings [n, llm_dim] of all clips."""
-    spec = merged.checkpoint.front_end
-    log_mel, encoder, projector = LogMel(spec), load_encoder(merged), load_projector(merged)
-    clips = golden_clips(spec)
+    """Waveforms, spectrograms [mels, frames] and patches [patches, dim] of all clips.
+
+    With a decoder also the audio embeddings [n, llm_dim].
+    """
+    spec, clips = merged.checkpoint.front_end, golden_clips(merged.checkpoint.front_end)
     vectors: dict[str, npt.NDArray[Any]] = {"names": np.array(list(clips))}
+    features = [reference_features(spec, padded(waveform, spec)) for waveform in clips.values()]
+    patches = stream_patches(merged, features)
     for i, waveform in enumerate(clips.values()):
-        samples = padded(waveform, spec)
-        mel = log_mel(torch.from_numpy(samples)[None])
-        patches = encoder(mel, len(samples))
-        vectors[f"waveform_{i}"] = waveform
-        vectors[f"log_mel_{i}"] = mel[0].numpy()
-        vectors[f"patches_{i}"] = patches[0].numpy()
-        vectors[f"embeddings_{i}"] = projector(patches)[0].numpy()
+        vectors[f"waveform_{i}"], vectors[f"log_mel_{i}"] = waveform, features[i].log_mel
+        acoustic = features[i].acoustic
+        if acoustic is not None:
+            vectors[f"acoustic_mel_{i}"] = acoustic
+        vectors[f"patches_{i}"] = patches[i]
+    if merged.checkpoint.decoder:
+        projector = load_projector(merged)
+        for i, rows in enumerate(patches):
+            vectors[f"embeddings_{i}"] = projector(torch.from_numpy(rows)[None])[0].numpy()
     return vectors
+
+
+def golden_tokens(merged: MergedTensors) -> int:
+    """How many greedy tokens each clip gets at most."""
+    large = merged.checkpoint.parameters("decoder.") > LARGE
+    return TOKENS_OF_LARGE if large else TOKENS
 
 
 def write_golden(
     path: Path,
     merged: MergedTensors,
-    vocabulary: Vocabulary,
-    prompt: Sequence[int],
+    text: GoldenRequest | None,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Mapping[str, npt.NDArray[Any]]:
-    """Write `golden.npz` and return what is in it; encoder and decoder are in memory one after the other.
+    """Write `golden.npz` and return what is in it; `text` is None where there is no decoder.
 
-    `prompt` is that of `golden_prompt`; `advance` is told of each clip.
+    `advance` is told of each pass through the decoder, `golden_tokens` in all.
 
     Raises:
-        ExportError: there is not enough memory, or the reference itself yields NaN.
+        ExportError: the reference itself yields NaN.
     """
     vectors = golden_audio(merged)
     gc.collect()
-    check_memory(merged)
-    decoder = load_decoder(merged)
-    for i in range(len(vectors["names"])):
-        audio = torch.from_numpy(vectors[f"embeddings_{i}"])
-        text = golden_text(decoder, prompt, audio, vocabulary.stop_ids)
-        vectors[f"prompt_{i}"] = np.array(text.prompt, np.int32)
-        vectors[f"logits_{i}"] = text.logits
-        vectors[f"tokens_{i}"] = np.array(text.tokens, np.int32)
-        vectors[f"margins_{i}"] = np.array(text.margins, np.float32)
-        advance(1)
+    if text is not None:
+        audio = [torch.from_numpy(vectors[f"embeddings_{i}"]) for i in range(len(vectors["names"]))]
+        count = golden_tokens(merged)
+        for i, answer in enumerate(greedy_texts(merged, text.prompt, audio, text.stop_ids, count, advance)):
+            vectors[f"prompt_{i}"] = np.array(answer.prompt, np.int32)
+            vectors[f"logits_{i}"] = answer.logits
+            vectors[f"tokens_{i}"] = np.array(answer.tokens, np.int32)
+            vectors[f"margins_{i}"] = np.array(answer.margins, np.float32)
     for name, value in vectors.items():
         if value.dtype == np.float32 and not np.isfinite(value).all():
             raise ExportError(
-                f"the reference yields NaN or infinity in {name}, so a weight of {merged.checkpoint.folder.name} is "
+                f"the reference yields NaN or infinity in {name}, so a weight of {merged.checkpoint.name} is "
                 "not finite; download the checkpoint again"
             )
     with path.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **vectors)
     return vectors
+
+
+def golden_mel_error(path: Path, spec: FrontEndSpec, vectors: Mapping[str, npt.NDArray[Any]]) -> float:
+    """Largest difference in dB between the log-mels of the golden clips and what the runtime's front end gives."""
+    front_end = FrontEnd(path, spec)
+    errors = []
+    for i in range(len(vectors["names"])):
+        got = front_end.features([padded(vectors[f"waveform_{i}"], spec)]).log_mel
+        errors.append(largest_difference(got, vectors[f"log_mel_{i}"]))
+    return float(np.max(errors))

@@ -17,6 +17,15 @@ EncoderPrecision = Literal["fp32"]
 
 
 @dataclass(frozen=True)
+class PromptOverrides:
+    """What the exporter was told to take instead; None: as the checkpoint or its variant says, `system=""`: none."""
+
+    prompt: str | None = None
+    system: str | None = None
+    audio_first: bool | None = None  # order in the user's turn
+
+
+@dataclass(frozen=True)
 class ExportOptions:
     """One export: a checkpoint and its adapters, merged in this order, to a bundle."""
 
@@ -26,3 +35,4 @@ class ExportOptions:
     encoder: EncoderPrecision = "fp32"
     decoder: DecoderType = "F16"
     overwrite: bool = False
+    overrides: PromptOverrides = PromptOverrides()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from dasheng_edge.runtime.prompt import Audio, PromptBuilder
 from dasheng_edge.runtime.verify import relative_rms
 
 from .decoder_gguf import DecoderReport
-from .golden import AUDIO_MARK
 from .options import DecoderType
+from .reference_decoder import AUDIO_MARK
+from .residency import few_mapped_pages
 
 
 @dataclass(frozen=True)
@@ -86,16 +88,14 @@ def check_prompt(decoder_path: Path, name: str, facts: PromptFacts, wanted: Sequ
     Raises:
         ExportError: it does not, or cannot.
     """
-    decoder = Decoder.open(decoder_path)
-    try:
-        got: list[int] = []
-        for segment in PromptBuilder(decoder.chat_template, facts, decoder).build():
-            got += [AUDIO_MARK] if isinstance(segment, Audio) else segment.tokens
-        difference = "" if got == list(wanted) else f"{_shown(decoder, got)} instead of {_shown(decoder, wanted)}"
-    except PromptError as error:
-        difference = f"fails ({error}) instead of giving {_shown(decoder, wanted)}"
-    finally:
-        decoder.close()
+    with _opened(decoder_path) as decoder:
+        try:
+            got: list[int] = []
+            for segment in PromptBuilder(decoder.chat_template, facts, decoder).build():
+                got += [AUDIO_MARK] if isinstance(segment, Audio) else segment.tokens
+            difference = "" if got == list(wanted) else f"{_shown(decoder, got)} instead of {_shown(decoder, wanted)}"
+        except PromptError as error:
+            difference = f"fails ({error}) instead of giving {_shown(decoder, wanted)}"
     if difference:
         raise ExportError(
             f"the chat template of {name} renders differently in the runtime than in transformers: {difference}; "
@@ -112,15 +112,23 @@ def _shown(decoder: Decoder, prompt: Sequence[int]) -> str:
 
 def golden_logits_error(decoder_path: Path, vectors: Mapping[str, npt.NDArray[Any]]) -> float:
     """Largest error of the first logits between llama.cpp and the reference."""
-    decoder = Decoder.open(decoder_path)
     errors = []
-    try:
+    with _opened(decoder_path) as decoder:
         for i in range(len(vectors["names"])):
             decoder.prefill(golden_segments(vectors[f"prompt_{i}"].tolist(), vectors[f"embeddings_{i}"]))
             errors.append(logits_error(decoder.logits(), vectors[f"logits_{i}"]))
-    finally:
-        decoder.close()
     return float(np.max(errors))
+
+
+@contextmanager
+def _opened(decoder_path: Path) -> Generator[Decoder]:
+    """The decoder in llama.cpp, in as little memory as it can do with."""
+    with few_mapped_pages(decoder_path):
+        decoder = Decoder.open(decoder_path, repack=False)
+        try:
+            yield decoder
+        finally:
+            decoder.close()
 
 
 def logits_error(got: npt.NDArray[np.float32], want: npt.NDArray[np.float32]) -> float:

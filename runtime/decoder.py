@@ -125,8 +125,11 @@ class Decoder:
         n_ctx: int = FIRST_CONTEXT,
         n_threads: int | None = None,
         device: Device = "cpu",
+        repack: bool = True,
     ) -> Decoder:
         """Load a GGUF file; `cuda` puts all layers on the GPU.
+
+        `repack` lets llama.cpp copy weights into layouts that compute faster; without, they stay in the file's pages.
 
         Raises:
             MissingExtraError: llama-cpp-python is not installed.
@@ -145,7 +148,7 @@ class Decoder:
         params.n_gpu_layers = 0 if device == "cpu" else -1
         # llama.cpp's AMX kernels end the process on quantized weights (ggml-org/llama.cpp#20824). The switch
         # that keeps weights out of their layout turns off repacking too, so it is left on elsewhere.
-        params.use_extra_bufts = b"AMX_INT8 = 1" not in llama.llama_print_system_info()
+        params.use_extra_bufts = repack and b"AMX_INT8 = 1" not in llama.llama_print_system_info()
         log.lines.clear()
         model = llama.llama_model_load_from_file(os.fsencode(path), params)
         if not model:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +11,17 @@ import onnxruntime
 import pytest
 from safetensors.torch import load_file, save_file
 
-from dasheng_edge.export import golden
 from dasheng_edge.export.adapter import MergedTensors
 from dasheng_edge.export.bundle_export import PATCHES
 from dasheng_edge.export.checkpoint import open_checkpoint
-from dasheng_edge.export.golden import AUDIO_MARK, golden_clips, golden_prompt, padded, write_golden
+from dasheng_edge.export.golden import GoldenRequest, golden_clips, padded, write_golden
+from dasheng_edge.export.reference_decoder import AUDIO_MARK
 from dasheng_edge.export.tokenizer import read_vocabulary
 from dasheng_edge.runtime.bundle import ENCODER, GOLDEN, PromptFacts
 from dasheng_edge.runtime.errors import ExportError
 from dasheng_edge.runtime.front_end import FrontEndSpec
 from dasheng_edge.runtime.verify import relative_rms
-from tests.tiny_checkpoint import CHAT_TEMPLATE, ROWS
+from tests.tiny_checkpoint import ROWS
 
 pytestmark = pytest.mark.torch
 
@@ -101,44 +100,6 @@ def test_the_file_holds_every_seam_of_every_clip(tiny_bundle: Path) -> None:
     assert not vectors
 
 
-def test_the_prompt_is_the_templates(tiny_checkpoint: Path) -> None:
-    assert text_of(tiny_checkpoint, golden_prompt(tiny_checkpoint, FACTS)) == (
-        "<|im_start|>user\n<|audio_bos|>{audio}<|audio_eos|>Write an audio caption describing the sound<|im_end|>\n"
-        "<|im_start|>assistant\n"
-    )
-
-
-def test_system_text_and_order_are_options(tiny_checkpoint: Path) -> None:
-    facts = PromptFacts(prompt="What?", system="Be brief.", audio_first=False)
-
-    assert text_of(tiny_checkpoint, golden_prompt(tiny_checkpoint, facts)) == (
-        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhat?<|audio_bos|>{audio}<|audio_eos|><|im_end|>\n"
-        "<|im_start|>assistant\n"
-    )
-
-
-def test_a_bare_audio_token_is_wrapped(checkpoint: Path) -> None:
-    bare = CHAT_TEMPLATE.replace("<|audio_bos|><|AUDIO|><|audio_eos|>", "<|AUDIO|>")
-    (checkpoint / "chat_template.jinja").write_text(bare)
-
-    assert "<|audio_bos|>{audio}<|audio_eos|>Write" in text_of(checkpoint, golden_prompt(checkpoint, FACTS))
-
-
-@pytest.mark.parametrize(
-    ("edit", "message"),
-    [
-        (lambda text: text.replace("<|AUDIO|>", ""), r"puts <\|AUDIO\|> into the prompt 0 times, expected once"),
-        (lambda text: text.replace("<|AUDIO|>", "<|AUDIO|><|AUDIO|>"), "2 times, expected once"),
-        (lambda text: text + "{{ raise_exception('no audio here') }}", "cannot be rendered: no audio here"),
-        (lambda text: text + "{% if %}", "cannot be rendered"),
-    ],
-)
-def test_a_template_that_cannot_be_used_is_refused(checkpoint: Path, edit: Callable[[str], str], message: str) -> None:
-    (checkpoint / "chat_template.jinja").write_text(edit(CHAT_TEMPLATE))
-    with pytest.raises(ExportError, match=message):
-        golden_prompt(checkpoint, FACTS)
-
-
 def test_a_reference_that_yields_nan_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     tensors: dict[str, Any] = load_file(checkpoint / "model.safetensors")
     tensors["decoder.model.norm.weight"][3] = float("nan")
@@ -146,35 +107,5 @@ def test_a_reference_that_yields_nan_is_refused(checkpoint: Path, tmp_path: Path
     merged = MergedTensors(open_checkpoint(checkpoint))
 
     with pytest.raises(ExportError, match="NaN or infinity in logits_0"):
-        write_golden(tmp_path / GOLDEN, merged, read_vocabulary(checkpoint, ROWS), golden_prompt(checkpoint, FACTS))
+        write_golden(tmp_path / GOLDEN, merged, GoldenRequest([3, AUDIO_MARK, 4], frozenset()))
     assert not (tmp_path / GOLDEN).exists()
-
-
-def meminfo(path: Path, available: str) -> Path:
-    path.write_text(f"MemTotal:       16000000 kB\nMemFree:            1000 kB\n{available}Buffers: 7 kB\n")
-    return path
-
-
-def test_a_decoder_larger_than_the_memory_is_refused(
-    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    merged = MergedTensors(open_checkpoint(tiny_checkpoint))  # its decoder takes 5.4 MiB
-    monkeypatch.setattr(golden, "MEMINFO", meminfo(tmp_path / "meminfo", "MemAvailable:       4000 kB\n"))
-    with pytest.raises(ExportError, match=r"checkpoint in float32, 0\.0 GiB of memory, and 0\.0 GiB are available"):
-        golden.check_memory(merged)
-    monkeypatch.setattr(golden, "available_memory", lambda: 5_645_311)
-    with pytest.raises(ExportError, match=r"export on a machine with more memory"):
-        write_golden(
-            tmp_path / GOLDEN, merged, read_vocabulary(tiny_checkpoint, ROWS), golden_prompt(tiny_checkpoint, FACTS)
-        )
-    monkeypatch.setattr(golden, "available_memory", lambda: 5_645_312)
-    golden.check_memory(merged)
-
-
-def test_where_the_system_does_not_tell_the_memory_nothing_is_refused(
-    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for path in (tmp_path / "absent", meminfo(tmp_path / "meminfo", "")):
-        monkeypatch.setattr(golden, "MEMINFO", path)
-        assert golden.available_memory() is None
-        golden.check_memory(MergedTensors(open_checkpoint(tiny_checkpoint)))

@@ -25,14 +25,14 @@ from dasheng_edge.export.checkpoint import open_checkpoint
 from dasheng_edge.export.dasheng import LogMel, mel_filterbank
 from dasheng_edge.export.decoder_gguf import COPIED, add_vocabulary, quantize, write_gguf
 from dasheng_edge.export.encoder_onnx import load_encoder, load_projector
-from dasheng_edge.export.golden import AUDIO_MARK, golden_text, load_decoder
+from dasheng_edge.export.reference_decoder import AUDIO_MARK, greedy_texts
 from dasheng_edge.export.options import DecoderType
 from dasheng_edge.export.tokenizer import read_vocabulary
 from dasheng_edge.export.tolerances import DECODER_TOLERANCES, golden_segments
 from dasheng_edge.runtime.bundle import DECODER, ENCODER, FRONT_END, PROJECTOR
 from dasheng_edge.runtime.decoder import Decoder
 from dasheng_edge.runtime.encoder import Encoder, Projector
-from dasheng_edge.runtime.front_end import FrontEndSpec
+from dasheng_edge.runtime.front_end import Features, FrontEndSpec
 from dasheng_edge.runtime.verify import relative_rms
 from tests.tiny_checkpoint import CONTROL_TOKENS
 
@@ -82,7 +82,7 @@ def graphs(tiny_bundle: Path) -> Callable[[NDArray[np.float32]], tuple[NDArray[n
 
     def run(waveform: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
         mel = front_end.run(None, {"waveform": waveform[None]})[0][0]
-        patches = encoder.patches(mel, len(waveform))
+        patches = encoder.patches(Features(mel, None, len(waveform)))
         return mel, patches, projector.embeddings(patches)
 
     return run
@@ -167,7 +167,7 @@ LOGITS: dict[DecoderType, float] = {"F32": 1e-5, "BF16": 0.02, "F16": 4e-3, "Q8_
 def test_decoder_equals_transformers(kind: DecoderType, audio_rows: int, decoders: Any, merged: MergedTensors) -> None:
     audio = np.random.default_rng(audio_rows).normal(0, 1, (audio_rows, 256)).astype(np.float32)
     prompt = [382, 338, 198, 385, AUDIO_MARK, 386, 300, 301, 383, 198]
-    want = golden_text(load_decoder(merged), prompt, torch.from_numpy(audio), frozenset())
+    (want,) = greedy_texts(merged, prompt, [torch.from_numpy(audio)], frozenset(), 16)
     decoder = decoders(kind)
     try:
         decoder.prefill(golden_segments(prompt, audio), reserve=16)

@@ -1,0 +1,167 @@
+"""The reference decoder, transformers' Qwen2 or Qwen3 in float32, with one layer in memory at a time.
+
+Layer i of all texts is computed before layer i + 1 is read, so that 31 GB of weights (7B) need 1 GB. Each
+further token reads the checkpoint once more, from the system's cache where it fits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from .adapter import MergedTensors
+from .checkpoint import DecoderSpec, row_blocks
+
+EMBEDDING, NORM, HEAD = "decoder.model.embed_tokens.weight", "decoder.model.norm.weight", "decoder.lm_head.weight"
+AUDIO_MARK = -1  # stands for all audio rows in a golden prompt
+
+
+@dataclass(frozen=True)
+class GoldenText:
+    """What the decoder made of one clip."""
+
+    prompt: list[int]  # token ids, AUDIO_MARK where the audio rows go
+    logits: npt.NDArray[np.float32]  # [vocab], after the prompt
+    tokens: list[int]  # greedy, the stop token included
+    margins: list[float]  # best logit minus second best, for each token
+
+
+@dataclass
+class Decoding:
+    """One text in the making: rows that are to be decoded next, and the keys and values of those before."""
+
+    rows: Tensor  # float32 [n, hidden]
+    cache: Any  # transformers' DynamicCache
+    past: int = 0  # rows in the cache
+    tokens: list[int] = field(default_factory=list)
+    margins: list[float] = field(default_factory=list)
+    first: npt.NDArray[np.float32] | None = None  # logits after the prompt
+
+
+class ReferenceDecoder:
+    """Decodes several sequences side by side, layer by layer."""
+
+    def __init__(self, merged: MergedTensors) -> None:
+        self._merged = merged
+        self._config = decoder_config(_spec(merged))
+        self._modules = decoder_modules(_spec(merged))
+        self._rotary = self._modules["rotary"](self._config)
+
+    def embed(self, tokens: Sequence[int]) -> Tensor:
+        """Token ids -> float32 [n, hidden]."""
+        return torch.cat([self._merged.rows(EMBEDDING, token, token + 1) for token in tokens])
+
+    @torch.inference_mode()
+    def step(self, sequences: Sequence[Decoding]) -> Tensor:
+        """Decode the rows of each sequence; returns the logits of each last row, float32 [sequences, vocab]."""
+        hidden = [sequence.rows[None] for sequence in sequences]
+        for index in range(_spec(self._merged).layers):
+            hidden = self._layer(index, hidden, sequences)
+        for sequence in sequences:
+            sequence.past += len(sequence.rows)
+        last = torch.cat([rows[:, -1] for rows in hidden])
+        norm = self._modules["norm"](last.shape[-1], eps=self._config.rms_norm_eps)
+        norm.load_state_dict({"weight": self._merged.tensor(NORM)})
+        head = EMBEDDING if self._merged.tied else HEAD
+        last = norm(last)
+        blocks = row_blocks(self._merged.shape(head))
+        return torch.cat([last @ self._merged.rows(head, start, stop).T for start, stop in blocks], dim=1)
+
+    def _layer(self, index: int, hidden: Sequence[Tensor], sequences: Sequence[Decoding]) -> list[Tensor]:
+        with torch.device("meta"):
+            layer = self._modules["layer"](self._config, index)
+        layer.load_state_dict(self._merged.state_dict(f"decoder.model.layers.{index}."), assign=True)
+        layer.eval()
+        results = []
+        for rows, sequence in zip(hidden, sequences, strict=True):
+            positions = torch.arange(sequence.past, sequence.past + rows.shape[1])
+            out = layer(
+                rows,
+                position_embeddings=self._rotary(rows, positions[None]),
+                past_key_values=sequence.cache,
+                cache_position=positions,
+            )
+            results.append(out[0] if isinstance(out, tuple) else out)
+        return results
+
+
+def decoder_modules(spec: DecoderSpec) -> dict[str, Any]:
+    """transformers' classes of an architecture: whole model, layer, norm and rotary embedding."""
+    if spec.arch == "qwen3":
+        from transformers.models.qwen3 import modeling_qwen3 as qwen3
+
+        return {
+            "model": qwen3.Qwen3ForCausalLM, "layer": qwen3.Qwen3DecoderLayer,
+            "norm": qwen3.Qwen3RMSNorm, "rotary": qwen3.Qwen3RotaryEmbedding,
+        }  # fmt: skip
+    from transformers.models.qwen2 import modeling_qwen2 as qwen2
+
+    return {
+        "model": qwen2.Qwen2ForCausalLM, "layer": qwen2.Qwen2DecoderLayer,
+        "norm": qwen2.Qwen2RMSNorm, "rotary": qwen2.Qwen2RotaryEmbedding,
+    }  # fmt: skip
+
+
+def decoder_config(spec: DecoderSpec) -> Any:
+    """transformers' configuration of a decoder."""
+    from transformers import Qwen2Config, Qwen3Config
+
+    return (Qwen3Config if spec.arch == "qwen3" else Qwen2Config)(
+        hidden_size=spec.hidden_size, intermediate_size=spec.intermediate_size, num_hidden_layers=spec.layers,
+        num_attention_heads=spec.heads, num_key_value_heads=spec.kv_heads, head_dim=spec.head_dim,
+        vocab_size=spec.vocab_size, max_position_embeddings=spec.context_length, rms_norm_eps=spec.rms_norm_eps,
+        rope_theta=spec.rope_theta, tie_word_embeddings=spec.tied, attn_implementation="sdpa",
+    )  # fmt: skip
+
+
+def greedy_texts(
+    merged: MergedTensors,
+    prompt: Sequence[int],
+    audio: Sequence[Tensor],
+    stop_ids: frozenset[int],
+    count: int,
+    advance: Callable[[int], None] = lambda _: None,
+) -> list[GoldenText]:
+    """Greedy answers, at most `count` tokens each, to one prompt with each clip's audio rows float32 [n, hidden].
+
+    `advance` is told of each pass through the decoder, of which there are at most `count`.
+    """
+    from transformers import DynamicCache
+
+    decoder = ReferenceDecoder(merged)
+    place = list(prompt).index(AUDIO_MARK)
+    before, after = decoder.embed(prompt[:place]), decoder.embed(prompt[place + 1 :])
+    texts = [Decoding(torch.cat([before, rows, after]), DynamicCache()) for rows in audio]
+    for _ in range(count):
+        open_texts = [text for text in texts if not (text.tokens and text.tokens[-1] in stop_ids)]
+        if open_texts:
+            for text, logits in zip(open_texts, decoder.step(open_texts), strict=True):
+                _take(text, logits)
+                text.rows = decoder.embed(text.tokens[-1:])
+        advance(1)
+    return [_golden(prompt, text) for text in texts]
+
+
+def _take(text: Decoding, logits: Tensor) -> None:
+    """Append the likeliest token."""
+    if text.first is None:
+        text.first = logits.numpy().copy()
+    best, second = logits.topk(2).values.tolist()
+    text.tokens.append(int(logits.argmax()))
+    text.margins.append(best - second)
+
+
+def _golden(prompt: Sequence[int], text: Decoding) -> GoldenText:
+    assert text.first is not None
+    return GoldenText(list(prompt), text.first, text.tokens, text.margins)
+
+
+def _spec(merged: MergedTensors) -> DecoderSpec:
+    assert merged.checkpoint.decoder is not None
+    return merged.checkpoint.decoder
