@@ -1,4 +1,4 @@
-"""Captions audio with an exported bundle; needs neither PyTorch nor transformers.
+"""Captions and embeds audio with an exported bundle; needs neither PyTorch nor transformers.
 
 >>> from dasheng_edge.runtime import Captioner      # doctest: +SKIP
 >>> with Captioner.open("bundle") as captioner:
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from .bundle import Manifest as Manifest
     from .captioner import Caption as Caption
     from .captioner import Captioner as Captioner
+    from .embedder import Embedder as Embedder
+    from .embedder import Embedding as Embedding
     from .errors import DashengEdgeError as DashengEdgeError
 
 # Resolved on first use, so that `dasheng-edge --help` loads neither ONNX Runtime nor llama.cpp.
@@ -23,9 +25,11 @@ _HOMES = {
     "Caption": "captioner",
     "Captioner": "captioner",
     "DashengEdgeError": "errors",
+    "Embedder": "embedder",
+    "Embedding": "embedder",
 }
 
-__all__ = ["Bundle", "Caption", "Captioner", "DashengEdgeError", "Manifest"]
+__all__ = ["Bundle", "Caption", "Captioner", "DashengEdgeError", "Embedder", "Embedding", "Manifest"]
 
 
 def __getattr__(name: str) -> object:

@@ -1,30 +1,25 @@
 """The bundle: a folder that holds one exported model, and the only module that knows its file names.
 
 `Bundle.open` refuses, before anything is loaded, a bundle whose manifest or files are not what they should be.
-`BundleWriter` writes one so that a folder under the final name is always complete.
+`bundle_writer` writes one.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import (
     BundleFileError,
+    BundleKindError,
     BundleManifestError,
     BundleNotFoundError,
-    OutputExistsError,
-    OutputWriteError,
 )
 from .front_end import FrontEndSpec
 
@@ -35,20 +30,18 @@ ENCODER = "encoder.onnx"
 PROJECTOR = "projector.onnx"
 DECODER = "decoder.gguf"
 GOLDEN = "golden.npz"
-MODEL_CARD = "README.md"
-_WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES)
+MODEL_CARD = "README.md"  # beside the files that the manifest lists: people may edit it
 # What a model consists of, told by its tensors: MiDashengLM with the Dasheng encoder (7B, micro) or with
 # DashengTokenizer's two branches (0.6B), or a Dasheng encoder alone.
 Variant: TypeAlias = Literal["midashenglm", "midashenglm-tokenizer", "dasheng"]
-_ENCODER_FILES = (FRONT_END, ENCODER, GOLDEN)
 _ALL_FILES = (FRONT_END, ENCODER, PROJECTOR, DECODER, GOLDEN)
 REQUIRED: Mapping[Variant, tuple[str, ...]] = {
-    "midashenglm": _ALL_FILES, "midashenglm-tokenizer": _ALL_FILES, "dasheng": _ENCODER_FILES,
+    "midashenglm": _ALL_FILES, "midashenglm-tokenizer": _ALL_FILES, "dasheng": (FRONT_END, ENCODER, GOLDEN),
 }  # fmt: skip
-_UNREADABLE = (OSError, ValueError, RecursionError)  # what a file that is no JSON raises; the last: nested too deeply
+UNREADABLE = (OSError, ValueError, RecursionError)  # what a file that is no JSON raises; the last: nested too deeply
 
 
-def _plain_name(name: str) -> str:
+def plain_name(name: str) -> str:
     if name != Path(name).name or name in ("", ".", "..", MANIFEST) or "\\" in name or ":" in name:
         raise ValueError(f"{name!r} is not a plain file name inside the bundle")
     return name
@@ -102,7 +95,7 @@ class Sampling(_Model):
 class PromptFacts(_Model):
     """What the prompt is made of when the caller does not say otherwise. The chat template is in the GGUF."""
 
-    system: str | None = None  # None: no system turn
+    system: str | None = None  # None: no system turn but one that the template writes by itself
     prompt: str
     audio_first: bool = True  # order of audio and text in the user turn
     audio_token: str = "<|AUDIO|>"
@@ -111,6 +104,8 @@ class PromptFacts(_Model):
     max_new_tokens: Annotated[int, Field(gt=0)] = 128
     sampling: Sampling = Sampling()
     comfortable_s: Annotated[float, Field(gt=0)] = 210.0  # beyond this, output was seen to degrade
+    special_tokens: dict[str, str | list[str]] | None = None  # that the template asks for; None: see the GGUF
+    notes: tuple[str, ...] = ()  # where these come from, for readers
 
 
 class Tolerances(_Model):
@@ -148,13 +143,30 @@ class Manifest(_Model):
     variant: Variant
     front_end: FrontEndSpec
     encoder: EncoderFacts
+    # None where there is no decoder ("dasheng"); bundles of schema 1 do not count the projector's either
     projector_parameters: int | None = None
-    # None where there is no decoder ("dasheng")
     decoder: DecoderFacts | None = None
     prompt: PromptFacts | None = None
     tolerances: Tolerances
     provenance: Provenance
-    files: dict[Annotated[str, AfterValidator(_plain_name)], FileFacts]
+    files: dict[Annotated[str, AfterValidator(plain_name)], FileFacts]
+
+    @model_validator(mode="after")
+    def _check_parts(self) -> Manifest:
+        limits, decodes = self.tolerances, DECODER in REQUIRED[self.variant]
+        facts: dict[str, object] = {
+            "decoder": self.decoder, "prompt": self.prompt,
+            "tolerances.embeddings_relative": limits.embeddings_relative,
+            "tolerances.logits_relative": limits.logits_relative, "tolerances.token_margin": limits.token_margin,
+        }  # fmt: skip
+        if not decodes:
+            facts["projector_parameters"] = self.projector_parameters
+        if wrong := [key for key, value in facts.items() if (value is not None) != decodes]:
+            what = "lacks" if decodes else "has no decoder, but states"
+            raise ValueError(f"variant {self.variant!r} {what} {', '.join(wrong)}")
+        if (self.front_end.acoustic is None) != (limits.acoustic_nepers is None):
+            raise ValueError("front_end.acoustic and tolerances.acoustic_nepers go together, expected both or neither")
+        return self
 
     @property
     def total_bytes(self) -> int:
@@ -191,7 +203,7 @@ def read_manifest(folder: Path) -> Manifest:
         )
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise BundleManifestError(f"cannot read {path}: {error}; export the bundle again") from error
     version = raw.get("schema_version") if isinstance(raw, dict) else None
     if isinstance(version, int) and version > SCHEMA_VERSION:
@@ -228,6 +240,20 @@ class Bundle:
         bundle.verify_files(check_sha256=check_sha256)
         return bundle
 
+    def text_facts(self) -> tuple[DecoderFacts, PromptFacts]:
+        """What the manifest says about the decoder and the prompt.
+
+        Raises:
+            BundleKindError: the bundle has neither.
+        """
+        decoder, prompt = self.manifest.decoder, self.manifest.prompt
+        if decoder is None or prompt is None:
+            raise BundleKindError(
+                f"{self.folder} cannot answer in words: this bundle holds a Dasheng encoder only; use "
+                "`dasheng-edge embed`, or export a MiDashengLM checkpoint"
+            )
+        return decoder, prompt
+
     def path(self, name: str) -> Path:
         """Path of a file of the bundle, e.g. `bundle.path(ENCODER)`."""
         return self.folder / name
@@ -250,125 +276,8 @@ class Bundle:
                 raise BundleFileError(
                     f"{path} has {size} bytes, expected {facts.bytes}; it was truncated or replaced: copy it again"
                 )
-        if check_sha256:
-            self._verify_content()
-
-    def _verify_content(self) -> None:
-        for name, facts in self.manifest.files.items():
-            got = sha256_of(self.path(name))
-            if got != facts.sha256:
+        for name, facts in files.items() if check_sha256 else ():
+            if (got := sha256_of(self.path(name))) != facts.sha256:
                 raise BundleFileError(
                     f"{self.path(name)} was altered: SHA-256 is {got}, expected {facts.sha256}; copy it again"
                 )
-
-
-def _why_not_a_bundle(folder: Path) -> str:
-    """What keeps a folder from being empty or a bundle, of any schema, with nothing beside it; "" if nothing does."""
-    if not folder.is_dir():
-        return "it is a file"
-    entries = sorted(folder.iterdir())
-    if not entries:
-        return ""
-    if not (folder / MANIFEST).is_file():
-        return f"it has no {MANIFEST}"
-    try:
-        raw = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except _UNREADABLE as error:
-        return f"its {MANIFEST} cannot be read: {error}"
-    files = raw.get("files") if isinstance(raw, dict) and "schema_version" in raw else None
-    if not isinstance(files, dict):
-        return f"its {MANIFEST} is not that of one"
-    foreign = [path.name for path in entries if path.name not in (MANIFEST, *files) or not path.is_file()]
-    return f"{foreign[0]} is no file of one" if foreign else ""
-
-
-class BundleWriter:
-    """Writes a bundle under a temporary name beside `out` and renames it when it is complete.
-
-    >>> with BundleWriter(out) as writer:          # doctest: +SKIP
-    ...     export_to(writer.path(ENCODER))
-    ...     writer.finish(manifest_without_files)
-
-    Leaving the block before `finish` (an error, Ctrl-C) removes everything that was written.
-
-    Raises:
-        OutputExistsError: `out` exists and `overwrite` is False, or is or holds something other than a bundle.
-        OutputWriteError: the disk is full or the place is not writable.
-    """
-
-    def __init__(self, out: str | Path, *, overwrite: bool = False) -> None:
-        self.out = Path(out).resolve()  # a link stays, and what it points to is replaced
-        self._overwrite = overwrite
-        self._folder: Path | None = None
-        self._check_out()
-
-    def _check_out(self) -> None:
-        if not self.out.exists():
-            return
-        if not self._overwrite:
-            raise OutputExistsError(f"{self.out} already exists; pass --overwrite or choose another --out")
-        if why := _why_not_a_bundle(self.out):
-            raise OutputExistsError(
-                f"{self.out} exists and is not a bundle ({why}), so --overwrite will not delete it; "
-                "choose another --out"
-            )
-
-    def __enter__(self) -> BundleWriter:
-        try:
-            self.out.parent.mkdir(parents=True, exist_ok=True)
-            self._folder = Path(tempfile.mkdtemp(prefix=f".{self.out.name}.partial-", dir=self.out.parent))
-        except OSError as error:
-            raise OutputWriteError(
-                f"cannot write to {self.out.parent}: {error.strerror}; choose another --out"
-            ) from error
-        self._folder.chmod(0o755)
-        return self
-
-    def path(self, name: str) -> Path:
-        """Where to write a file of the bundle."""
-        if self._folder is None:
-            raise RuntimeError("BundleWriter is used outside its `with` block")
-        return self._folder / _plain_name(name)
-
-    def finish(self, manifest: Manifest) -> Bundle:
-        """Add sizes and hashes to the manifest, write it, and move the folder to its final name."""
-        if self._folder is None:
-            raise RuntimeError("BundleWriter is used outside its `with` block")
-        files = {
-            path.name: FileFacts(bytes=path.stat().st_size, sha256=sha256_of(path))
-            for path in sorted(self._folder.iterdir())
-        }
-        manifest = manifest.model_copy(update={"files": files})
-        text = manifest.model_dump_json(indent=2) + "\n"
-        (self._folder / MANIFEST).write_text(text, encoding="utf-8")
-        bundle = Bundle(self.out, manifest)
-        Bundle(self._folder, manifest).verify_files(check_sha256=False)
-        self._move()
-        return bundle
-
-    def _move(self) -> None:
-        assert self._folder is not None
-        self._check_out()
-        old = self._folder.with_name(self._folder.name + ".old")
-        try:
-            if self.out.exists():
-                self.out.rename(old)
-            self._folder.rename(self.out)
-        except BaseException:
-            if old.exists() and not self.out.exists():
-                old.rename(self.out)
-            raise
-        self._folder = None
-        shutil.rmtree(old, ignore_errors=True)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
-        if isinstance(error, OSError) and error.errno in _WRITE_ERRORS:
-            raise OutputWriteError(
-                f"cannot write {self.out}: {error.strerror}; nothing was left behind: free some space or "
-                "choose another --out"
-            ) from error

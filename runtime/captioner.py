@@ -14,12 +14,12 @@ from typing import Literal
 import numpy as np
 
 from .audio import AudioSource, Waveform, describe_audio, read_audio
-from .bundle import DECODER, ENCODER, FRONT_END, PROJECTOR, Bundle, Sampling
+from .bundle import DECODER, PROJECTOR, Bundle, Sampling
 from .decoder import Decoder, Embeddings, Tokens
 from .devices import Device, checked_device, checked_threads
-from .encoder import Encoder, Projector
+from .embedder import AudioParts
+from .encoder import Projector
 from .errors import AudioTooLongError, CaptionerBusyError, PromptError
-from .front_end import FrontEnd
 from .prompt import PromptBuilder, Segment, Text
 
 
@@ -61,8 +61,7 @@ class Caption:
 class Parts:
     """The opened sessions of a bundle."""
 
-    front_end: FrontEnd
-    encoder: Encoder
+    audio: AudioParts
     projector: Projector
     decoder: Decoder
     prompts: PromptBuilder
@@ -71,15 +70,15 @@ class Parts:
     def open(cls, bundle: Bundle, *, device: Device, threads: int | None) -> Parts:
         """Open all parts on one device.
 
-        Raises what `onnx_session`, `Decoder.open` and `PromptBuilder` raise.
+        Raises `BundleKindError` where the bundle has no decoder, and what `onnx_session`, `Decoder.open` and
+        `PromptBuilder` raise.
         """
-        device, threads, spec = checked_device(device), checked_threads(threads), bundle.manifest.front_end
-        front_end = FrontEnd(bundle.path(FRONT_END), spec, device=device, threads=threads)
-        encoder = Encoder(bundle.path(ENCODER), spec, device=device, threads=threads)
-        projector = Projector(bundle.path(PROJECTOR), spec, device=device, threads=threads)
+        device, threads, (_, facts) = checked_device(device), checked_threads(threads), bundle.text_facts()
+        audio = AudioParts.open(bundle, device=device, threads=threads)
+        projector = Projector(bundle.path(PROJECTOR), bundle.manifest.front_end, device=device, threads=threads)
         decoder = Decoder.open(bundle.path(DECODER), n_threads=threads, device=device)
-        prompts = PromptBuilder(decoder.chat_template, bundle.manifest.prompt, decoder)
-        return cls(front_end, encoder, projector, decoder, prompts)
+        prompts = PromptBuilder(decoder.chat_template, facts, decoder)
+        return cls(audio, projector, decoder, prompts)
 
 
 class _Stopwatch:
@@ -199,7 +198,8 @@ class Captioner:
     def __init__(self, bundle: Bundle, parts: Parts) -> None:
         self.bundle = bundle
         self.parts = parts
-        self.context_length = min(bundle.manifest.decoder.context_length, parts.decoder.context_length)
+        decoder, _ = bundle.text_facts()
+        self.context_length = min(decoder.context_length, parts.decoder.context_length)
         self._rate_hz = bundle.manifest.front_end.sample_rate_hz
         self._lock = threading.Lock()
         self._streams: weakref.WeakSet[CaptionStream] = weakref.WeakSet()
@@ -282,7 +282,7 @@ class Captioner:
             CaptionerBusyError: the captioner is closed, or another caption is under way.
             DecoderError, DeviceError: llama.cpp or ONNX Runtime failed.
         """
-        facts = self.bundle.manifest.prompt
+        _, facts = self.bundle.text_facts()
         limit = facts.max_new_tokens if max_new_tokens is None else max_new_tokens
         if limit < 1:
             raise PromptError(f"max_new_tokens is {limit}; expected at least 1")
@@ -361,11 +361,11 @@ class Captioner:
 
     def _embed(self, meter: _Meter, watch: _Stopwatch) -> Embeddings:
         """The audio -> one row per audio token, float32 [tokens, llm_dim]."""
-        log_mel, samples = self.parts.front_end.log_mel(meter)
+        features = self.parts.audio.front_end.features(meter)
         watch.lap("front_end")
-        encoder, projector = self.parts.encoder, self.parts.projector
+        encoder, projector = self.parts.audio.encoder, self.parts.projector
         rows = []
-        for group in projector.groups(encoder.chunks(log_mel, samples)):
+        for group in projector.groups(encoder.chunks(features)):
             watch.lap("encoder")
             rows.append(projector.embeddings(group))
             watch.lap("projector")
@@ -373,7 +373,7 @@ class Captioner:
         return np.concatenate(rows)
 
     def _warnings(self, meter: _Meter) -> tuple[str, ...]:
-        seconds, comfortable_s = meter.samples / self._rate_hz, self.bundle.manifest.prompt.comfortable_s
+        seconds, comfortable_s = meter.samples / self._rate_hz, self.bundle.text_facts()[1].comfortable_s
         if seconds <= comfortable_s:
             return ()
         length = f"the audio is {seconds:.0f} s long"

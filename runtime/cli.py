@@ -25,7 +25,7 @@ from .devices import Device
 from .errors import AudioError, BundleVerifyError, DashengEdgeError, DecoderError, DeviceError
 
 if TYPE_CHECKING:
-    from .bundle import Sampling
+    from .bundle import Manifest, Sampling
     from .captioner import Caption, Captioner, CaptionStream
     from .doctor import DoctorReport
     from .verify import Seam, VerifyReport
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 COMMAND_MODULES = ("dasheng_edge.export.cli", "dasheng_edge.quant.cli")
 
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder made by `dasheng-edge export`.")]
+AudioArgument = Annotated[list[str], typer.Argument(metavar="AUDIO", help="Audio or video files; - is stdin.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 DeviceOption = Annotated[Device, typer.Option(help="Where all parts run; fails if it is not there.")]
 ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads; default: one per usable core.")]
@@ -60,7 +61,7 @@ def build_app() -> typer.Typer:
     """The command line with the commands of all packages that are installed."""
     app = typer.Typer(cls=_Group, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
     app.callback()(_root)
-    for command in (caption, verify, info, doctor):
+    for command in (caption, embed, verify, info, doctor):
         app.command()(command)
     for name in COMMAND_MODULES:
         if find_spec(name) is not None:
@@ -96,12 +97,12 @@ def _root(
         typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
-    """Captions audio and answers questions about it, offline: MiDashengLM in ONNX Runtime and llama.cpp."""
+    """Captions audio, answers questions about it and embeds it, offline: MiDashengLM in ONNX Runtime and llama.cpp."""
 
 
 def caption(
     bundle: BundleArgument,
-    audio: Annotated[list[str], typer.Argument(metavar="AUDIO", help="Audio or video files; - is stdin.")],
+    audio: AudioArgument,
     *,
     prompt: Annotated[str | None, typer.Option(help="What to ask; default: the bundle's prompt.")] = None,
     system: Annotated[str | None, typer.Option(help="System text; '' for none. Default: the bundle's.")] = None,
@@ -126,10 +127,7 @@ def caption(
     """
     if stream and as_json:
         raise typer.BadParameter("--stream prints text and --json prints objects; choose one")
-    if "-" in audio and sys.stdin is None:
-        raise typer.BadParameter("stdin (-) is closed; pipe audio into the command or name a file")
-    if audio.count("-") > 1:
-        raise typer.BadParameter("stdin (-) can be read only once")
+    _check_stdin(audio)
     from .captioner import Captioner
 
     options = {
@@ -149,6 +147,13 @@ def caption(
         raise typer.Exit(1)
 
 
+def _check_stdin(audio: list[str]) -> None:
+    if "-" in audio and sys.stdin is None:
+        raise typer.BadParameter("stdin (-) is closed; pipe audio into the command or name a file")
+    if audio.count("-") > 1:
+        raise typer.BadParameter("stdin (-) can be read only once")
+
+
 def _sampling(captioner: Captioner, options: dict[str, float | None]) -> Sampling:
     """The bundle's sampling with the options that were given."""
     from pydantic import ValidationError
@@ -157,7 +162,8 @@ def _sampling(captioner: Captioner, options: dict[str, float | None]) -> Samplin
 
     given = {name: value for name, value in options.items() if value is not None}
     try:
-        return Sampling.model_validate(captioner.bundle.manifest.prompt.sampling.model_dump() | given)
+        _, facts = captioner.bundle.text_facts()
+        return Sampling.model_validate(facts.sampling.model_dump() | given)
     except ValidationError as error:
         first = error.errors()[0]
         raise typer.BadParameter(f"--{str(first['loc'][0]).replace('_', '-')}: {first['msg']}") from error
@@ -205,6 +211,43 @@ def _caption_fields(result: Caption) -> dict[str, object]:
 
 def _print_json(value: object, indent: int | None = None) -> None:
     typer.echo(json.dumps(value, ensure_ascii=False, indent=indent))
+
+
+def embed(
+    bundle: BundleArgument,
+    audio: AudioArgument,
+    *,
+    out: Annotated[Path, typer.Option(metavar="FILE.npz", help="File to write, for numpy.load.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per file.")] = False,
+    device: DeviceOption = "cpu",
+    threads: ThreadsOption = None,
+    check_sha256: Sha256Option = True,
+) -> None:
+    """Write what the encoder makes of audio files to an npz file: 25 vectors per second, and their mean.
+
+    The file holds names [n], mean [n, dim], seconds [n], and frames_0 [frames, dim], frames_1, ... of each name.
+    Any bundle will do. An audio file that cannot be read costs one line on stderr and exit code 1; the others are
+    still embedded, and names lists only those.
+    """
+    _check_stdin(audio)
+    if str(out) == "-":
+        raise typer.BadParameter("an npz file cannot be written to stdout (-); name a file", param_hint="--out")
+    from .embed_files import embed_files
+    from .embedder import Embedder
+    from .embeddings_file import EmbeddingsWriter
+
+    with (
+        EmbeddingsWriter(out, overwrite=overwrite) as writer,
+        Embedder.open(bundle, device=device, threads=threads, check_sha256=check_sha256) as embedder,
+    ):
+        done = embed_files(embedder, writer, audio, as_json=as_json)
+        dim = embedder.dim
+    if done.files and not as_json:
+        size = f"{done.frames:,} frames of {dim} numbers from {done.audio_s:,.1f} s of audio"
+        typer.echo(f"{out}: {done.files} of {len(audio)} files, {size}")
+    if done.failed:
+        raise typer.Exit(1)
 
 
 def verify(
@@ -287,12 +330,21 @@ def info(bundle: BundleArgument, as_json: JsonOption = False) -> None:
 
     table = Table(title=Text(f"{manifest.name} ({manifest.variant})"), show_header=False)
     for section in ("encoder", "decoder", "prompt", "tolerances", "provenance"):
-        values = getattr(manifest, section).model_dump(exclude_none=True)
-        lines = "\n".join(f"{key}: {_plain(value)}" for key, value in values.items())
-        table.add_row(section, Text(lines), end_section=True)
+        table.add_row(section, Text(_section(manifest, section)), end_section=True)
     sizes = {**{name: facts.bytes for name, facts in manifest.files.items()}, "total": manifest.total_bytes}
     table.add_row("files", Text("\n".join(f"{name}: {size / 1e6:,.3f} MB" for name, size in sizes.items())))
     _print_table(table)
+
+
+def _section(manifest: Manifest, name: str) -> str:
+    """Part of a manifest, a line for each thing it says."""
+    part = getattr(manifest, name)
+    if part is None:
+        return "none: this bundle embeds audio and does not caption it"
+    values: dict[str, object] = part.model_dump(exclude_none=True)
+    if name == "encoder" and manifest.projector_parameters is not None:
+        values["projector_parameters"] = manifest.projector_parameters
+    return "\n".join(f"{key}: {_plain(value)}" for key, value in values.items())
 
 
 def _plain(value: object) -> str:

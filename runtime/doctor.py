@@ -34,6 +34,7 @@ DEPENDENCIES = {
     "onnx-ir": "export",
     "safetensors": "export",
     "gguf": "export",
+    "huggingface-hub": "export",
 }
 # Instruction sets that ONNX Runtime's or llama.cpp's kernels ask for, x86 then Arm.
 CPU_FLAGS = (
@@ -46,7 +47,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class DoctorReport:
-    """The state of the installation; `problems` hold the fix, and are empty where captioning will work."""
+    """The state of the installation; `problems` hold the fix; without any, captioning and embedding will work."""
 
     python: str
     os: str

@@ -10,12 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .devices import Device, check_graph, onnx_session, run_graph
-from .front_end import FrontEndSpec
+from .front_end import Features, FrontEndSpec
 
 
 class Encoder:
-    """`encoder.onnx`: log_mel float32 [1, n_mels, frames <= 1008], valid_patches int64 [1]
-    -> patches float32 [1, frames // 4, audio_dim].
+    """`encoder.onnx`: log_mel float32 [1, n_mels, frames <= 1008] -> patches float32 [1, frames // 4, audio_dim].
+
+    What else it asks for, all int64 [1] but the spectrogram:
+
+    - valid_patches: how many patches of the chunk may be attended to.
+    - Two branches: also acoustic_mel float32 [1, n_acoustic, frames], and kept_patches: how many leading patches
+      keep their semantic part.
+    - Plain Dasheng: instead padded_patches: how many patches the chunk is filled up to, its own included.
 
     Chunks do not see each other, so they run one after another, and what the graph needs of memory does not
     grow with the clip.
@@ -24,24 +30,35 @@ class Encoder:
     def __init__(self, path: Path, spec: FrontEndSpec, *, device: Device = "cpu", threads: int = 1) -> None:
         self.spec = spec
         self._session = onnx_session(path, device, threads)
-        check_graph(self._session, path, ("log_mel", "valid_patches"), ("patches",))
+        if spec.acoustic:
+            inputs: tuple[str, ...] = ("log_mel", "acoustic_mel", "valid_patches", "kept_patches")
+        else:
+            inputs = ("log_mel", "padded_patches" if spec.pads_last_chunk else "valid_patches")
+        check_graph(self._session, path, inputs, ("patches",))
 
-    def patches(self, log_mel: NDArray[np.float32], samples: int) -> NDArray[np.float32]:
-        """Log-mel float32 [n_mels, frames] of a clip of so many samples -> float32 [patches, audio_dim]."""
-        return np.concatenate(list(self.chunks(log_mel, samples)))
+    def patches(self, features: Features) -> NDArray[np.float32]:
+        """The spectrograms of a clip -> float32 [patches, audio_dim]."""
+        return np.concatenate(list(self.chunks(features)))
 
-    def chunks(self, log_mel: NDArray[np.float32], samples: int) -> Iterator[NDArray[np.float32]]:
+    def chunks(self, features: Features) -> Iterator[NDArray[np.float32]]:
         """As `patches`, but one chunk after another."""
+        for chunk in self.spec.chunks_of(features.log_mel.shape[1] // self.spec.patch_frames):
+            yield run_graph(self._session, self._feed(features, *chunk))[0]
+
+    def _feed(self, features: Features, start: int, stop: int) -> dict[str, NDArray[Any]]:
+        """What the graph is given for patches [start, stop) of a clip, and the frames behind that fill no patch."""
         spec = self.spec
-        valid = spec.valid_patches_of(samples)
-        for start, stop in spec.chunks_of(log_mel.shape[1] // spec.patch_frames):
-            frames = log_mel[None, :, start * spec.patch_frames : stop * spec.patch_frames]
-            attended = min(max(valid - start, 0), stop - start)
-            feed: dict[str, NDArray[Any]] = {
-                "log_mel": np.ascontiguousarray(frames, np.float32),
-                "valid_patches": np.array([attended], np.int64),
-            }
-            yield run_graph(self._session, feed)[0]
+        frames = slice(start * spec.patch_frames, start * spec.patch_frames + spec.chunk_frames)
+        feed: dict[str, NDArray[Any]] = {"log_mel": np.ascontiguousarray(features.log_mel[None, :, frames])}
+        if spec.pads_last_chunk:
+            feed["padded_patches"] = np.array([spec.chunk_patches if start else stop], np.int64)
+            return feed
+        valid = min(max(spec.valid_patches_of(features.samples) - start, 0), stop - start)
+        feed["valid_patches"] = np.array([valid], np.int64)
+        if features.acoustic is not None:
+            feed["acoustic_mel"] = np.ascontiguousarray(features.acoustic[None, :, frames])
+            feed["kept_patches"] = np.array([valid if start else stop], np.int64)
+        return feed
 
 
 class Projector:

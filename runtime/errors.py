@@ -13,6 +13,7 @@
     |   |-- BundleNotFoundError(FileNotFoundError)
     |   |-- BundleManifestError(ValueError) the manifest is not readable or not of this schema
     |   |-- BundleFileError(ValueError)     a file is missing, truncated, altered or outside the bundle
+    |   |-- BundleKindError(ValueError)     it holds an encoder only, and a decoder is needed
     |   `-- BundleVerifyError               a seam is outside the tolerance that the manifest states
     |-- CheckpointError(ValueError)         the checkpoint cannot be exported
     |   |-- CheckpointNotFoundError(FileNotFoundError)
@@ -20,11 +21,12 @@
     |   `-- CheckpointVariantError          not a variant that the exporter knows
     |-- AdapterError(ValueError)            the adapter cannot be read or does not fit the checkpoint
     |-- ExportError(RuntimeError)           a step of the export failed, or its error is too large
+    |-- DownloadError(ConnectionError)      the hub cannot be reached, refuses, or sends something else
     |-- OutputExistsError(FileExistsError)  the output is there and --overwrite was not given
     |-- OutputWriteError(OSError)           the output cannot be written (disk full, read-only)
     |-- DeviceError(RuntimeError)           the device that was asked for is not there
     |-- DecoderError(RuntimeError)          llama.cpp refused to load or to decode
-    |-- CaptionerBusyError(RuntimeError)    one Captioner was used from two threads at once, or after close
+    |-- CaptionerBusyError(RuntimeError)    one Captioner or Embedder was used by two threads at once, or after close
     `-- MissingExtraError(ImportError)      an optional dependency is not installed
 
 Each message says what was attempted, what was got, what was expected and how to fix it.
@@ -78,6 +80,10 @@ class BundleFileError(BundleError, ValueError):
     """A file of the bundle is missing, truncated, altered or lies outside the bundle."""
 
 
+class BundleKindError(BundleError, ValueError):
+    """The bundle holds an encoder only, and what was asked for needs a decoder."""
+
+
 class BundleVerifyError(BundleError):
     """A seam differs from the golden vectors by more than the manifest allows."""
 
@@ -106,6 +112,10 @@ class ExportError(DashengEdgeError, RuntimeError):
     """A step of the export failed, or differs too much from its source."""
 
 
+class DownloadError(DashengEdgeError, ConnectionError):
+    """The hub cannot be reached, refuses, or sends something else than it says."""
+
+
 class OutputExistsError(DashengEdgeError, FileExistsError):
     """The output is already there, and overwriting was not asked for."""
 
@@ -123,7 +133,7 @@ class DecoderError(DashengEdgeError, RuntimeError):
 
 
 class CaptionerBusyError(DashengEdgeError, RuntimeError):
-    """A Captioner was used from two threads at once, or after it was closed."""
+    """A Captioner or Embedder was used from two threads at once, or after it was closed."""
 
 
 class MissingExtraError(DashengEdgeError, ImportError):

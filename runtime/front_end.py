@@ -7,14 +7,16 @@ the prompt reserves audio tokens by it and the exporter sizes its graphs by it.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from .devices import Device, check_graph, onnx_session, run_graph
+from .devices import Device, check_graph, onnx_session
+from .errors import DeviceError
 
 
 class AcousticSpec(BaseModel):
@@ -116,15 +118,27 @@ class FrontEndSpec(BaseModel):
         return [(start, min(start + size, patches)) for start in range(0, patches, size)]
 
 
+@dataclass(frozen=True)
+class Features:
+    """What the encoder sees of a clip."""
+
+    log_mel: NDArray[np.float32]  # [n_mels, frames], in dB
+    acoustic: NDArray[np.float32] | None  # [n_acoustic, frames], in nepers, where the encoder has that branch
+    samples: int  # of the clip, after short ones were padded
+
+
 class FrontEnd:
-    """`front_end.onnx`: waveform float32 [1, samples] at 16 kHz -> log-mel [1, n_mels, frames], in dB.
+    """`front_end.onnx`: waveform float32 [1, samples] at 16 kHz -> log_mel [1, n_mels, frames], in dB.
+
+    Where the encoder has an acoustic branch, there is a second output: acoustic_mel [1, n_acoustic, frames].
 
     The graph runs on blocks of about 10 s, so that its memory does not grow with the clip, and the result is
     that of one run over the whole clip. Two things need care:
 
-    - A frame sees win_length / 2 samples on either side of its centre, and the graph reflects the waveform at
-      its ends. So each block gets context on both sides and the frames computed from reflections are dropped.
-    - The graph raises what lies more than top_db below the loudest bin of *its block*. Since
+    - A frame sees half a window on either side of its centre (of the longer one, where there are two), and the
+      graph reflects the waveform at its ends. So each block gets context on both sides and the frames computed
+      from reflections are dropped.
+    - The graph raises the log-mel where it lies more than top_db below the loudest bin of *its block*. Since
       max(max(x, block - top_db), clip - top_db) = max(x, clip - top_db) for block <= clip, raising once more
       by the loudest bin of the clip gives the clip's result. A dropped frame may be louder than all true
       ones, though, and then `block <= clip` fails: such a block is cut elsewhere.
@@ -136,17 +150,22 @@ class FrontEnd:
     def __init__(self, path: Path, spec: FrontEndSpec, *, device: Device = "cpu", threads: int = 1) -> None:
         self.spec = spec
         self._session = onnx_session(path, device, threads)
-        check_graph(self._session, path, ("waveform",), ("log_mel",))
-        self._edge_frames = -(-spec.n_fft // (2 * spec.hop_length))  # frames that a reflection reaches: 2
+        outputs = ("log_mel", "acoustic_mel") if spec.acoustic else ("log_mel",)
+        check_graph(self._session, path, ("waveform",), outputs)
+        n_fft = max(spec.n_fft, spec.acoustic.n_fft) if spec.acoustic else spec.n_fft
+        self._edge_frames = -(-n_fft // (2 * spec.hop_length))  # frames that a reflection reaches: 2, or 4 of 1024
 
-    def log_mel(self, blocks: Iterable[NDArray[np.float32]]) -> tuple[NDArray[np.float32], int]:
-        """Waveform blocks float32 [n] of one clip -> (log-mel float32 [n_mels, frames], samples).
+    def features(self, blocks: Iterable[NDArray[np.float32]]) -> Features:
+        """Waveform blocks float32 [n] of one clip -> its spectrograms.
 
-        A clip shorter than `min_samples` is padded with silence at its end; samples counts the padding.
+        A clip shorter than `min_samples` is padded with silence at its end.
+
+        Raises:
+            DeviceError: ONNX Runtime failed.
         """
         spec = self.spec
         context = self._edge_frames + self.CUTS
-        parts: list[NDArray[np.float32]] = []
+        parts: list[list[NDArray[np.float32]]] = []  # each a list of what the graph returns
         waveform = np.zeros(0, np.float32)  # from frame `start` on
         start = done = samples = 0  # frames cut off in front, frames computed, samples seen
         for block in blocks:
@@ -162,22 +181,38 @@ class FrontEnd:
             waveform = np.pad(waveform, (0, spec.min_samples - samples))
             samples = spec.min_samples
         parts.append(self._frames(waveform, done - start, spec.frames_of(samples) - done))
-        log_mel = np.concatenate(parts, axis=1)
-        return np.maximum(log_mel, log_mel.max() - np.float32(spec.top_db)), samples
+        log_mel, *others = (np.concatenate(part, axis=1) for part in zip(*parts, strict=True))
+        limited = np.maximum(log_mel, log_mel.max() - np.float32(spec.top_db))
+        return Features(limited, others[0] if others else None, samples)
 
-    def _frames(self, waveform: NDArray[np.float32], first: int, count: int) -> NDArray[np.float32]:
-        """Frames [first, first + count) of a stretch of the clip; the stretch starts on a frame's centre."""
+    def _frames(self, waveform: NDArray[np.float32], first: int, count: int) -> list[NDArray[np.float32]]:
+        """Frames [first, first + count) of a stretch of the clip, one array for each output of the graph.
+
+        The stretch starts on a frame's centre.
+        """
         hop = self.spec.hop_length
-        out = np.zeros(0, np.float32)
+        results: list[NDArray[np.float32]] = []
+        begin = 0
         for cut in range(self._edge_frames, self._edge_frames + self.CUTS):
             begin = max(0, first - cut)
             end = min(len(waveform), (first + count - 1 + cut) * hop)
-            feed = {"waveform": waveform[None, begin * hop : end]}
-            result = run_graph(self._session, feed)
+            results = self._run(waveform[None, begin * hop : end])
+            log_mel = results[0]
             true = self._edge_frames if begin else 0
-            last = result.shape[-1] - (0 if end == len(waveform) else self._edge_frames)
-            out = result[0, :, first - begin : first - begin + count]
-            raised = out.min() < result.max() - self.spec.top_db + 1e-3  # dB, more than float32 rounds
-            if not raised or result.max() <= result[0, :, true:last].max():
+            last = log_mel.shape[-1] - (0 if end == len(waveform) else self._edge_frames)
+            kept = log_mel[0, :, first - begin : first - begin + count]
+            raised = kept.min() < log_mel.max() - self.spec.top_db + 1e-3  # dB, more than float32 rounds
+            if not raised or log_mel.max() <= log_mel[0, :, true:last].max():
                 break
-        return out
+        return [result[0, :, first - begin : first - begin + count] for result in results]
+
+    def _run(self, waveform: NDArray[np.float32]) -> list[NDArray[Any]]:
+        """The graph's outputs for float32 [1, samples]."""
+        try:
+            outputs: list[NDArray[Any]] = self._session.run(None, {"waveform": waveform})
+        except Exception as error:  # ONNX Runtime's exceptions share no other base
+            raise DeviceError(
+                f"ONNX Runtime failed on {self._session.get_providers()[0]} with waveform {waveform.shape}: {error}; "
+                "free memory, or choose another device"
+            ) from error
+        return outputs

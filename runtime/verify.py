@@ -1,7 +1,8 @@
 """Replays a bundle's golden vectors on this machine and compares every seam with the fp32 reference.
 
 `golden.npz` holds `names`, and for clip i: `waveform_i` int16 [n] (the samples are v / 32768), `log_mel_i`
-float32 [n_mels, frames], `patches_i` float32 [patches, audio_dim], `embeddings_i` float32 [tokens, llm_dim],
+float32 [n_mels, frames] and `patches_i` float32 [patches, audio_dim]; where the encoder has an acoustic branch,
+`acoustic_mel_i` float32 [n_acoustic, frames]; where there is a decoder, `embeddings_i` float32 [tokens, llm_dim],
 `prompt_i` int32 (token ids of the default prompt, one -1 where the audio goes), `logits_i` float32 [vocab]
 (after the prompt), `tokens_i` int32 (what greedy decoding gives) and `margins_i` float32 (by how much the
 reference preferred each of them to the next best, in logits).
@@ -13,7 +14,6 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from .bundle import GOLDEN, Bundle, Tolerances
 from .captioner import Parts
 from .devices import Device
+from .embedder import AudioParts
 from .errors import BundleFileError, DecoderError
 from .prompt import Audio, Segment
 
@@ -30,10 +31,10 @@ AUDIO_MARK = -1  # in `prompt_i`
 _DAMAGE = (
     OSError, EOFError, KeyError, ValueError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
-_FIELDS = {  # of a clip -> (dtype, dimensions)
-    "waveform": (np.int16, 1),
-    "log_mel": (np.float32, 2),
-    "patches": (np.float32, 2),
+# Fields of a clip -> (dtype, dimensions)
+_AUDIO_FIELDS = {"waveform": (np.int16, 1), "log_mel": (np.float32, 2), "patches": (np.float32, 2)}
+_ACOUSTIC_FIELDS = {"acoustic_mel": (np.float32, 2)}
+_TEXT_FIELDS = {
     "embeddings": (np.float32, 2),
     "prompt": (np.int32, 1),
     "logits": (np.float32, 1),
@@ -73,13 +74,9 @@ class VerifyReport:
 
 
 @dataclass(frozen=True)
-class GoldenClip:
-    """The reference's values for one clip; see the module's docstring."""
+class GoldenText:
+    """What the reference's decoder made of one clip; see the module's docstring."""
 
-    name: str
-    waveform: NDArray[np.int16]
-    log_mel: Array
-    patches: Array
     embeddings: Array
     prompt: NDArray[np.int32]
     logits: Array
@@ -87,27 +84,52 @@ class GoldenClip:
     margins: Array
 
 
-def read_golden(path: Path) -> tuple[GoldenClip, ...]:
-    """Read all golden clips.
+@dataclass(frozen=True)
+class GoldenClip:
+    """The reference's values for one clip; see the module's docstring."""
+
+    name: str
+    waveform: NDArray[np.int16]
+    log_mel: Array
+    patches: Array
+    acoustic_mel: Array | None = None
+    text: GoldenText | None = None
+
+
+def read_golden(bundle: Bundle) -> tuple[GoldenClip, ...]:
+    """Read all golden clips, with the fields that a bundle of its kind has.
 
     Raises:
-        BundleFileError: the file is not a golden file, or is damaged.
+        BundleFileError: the file is not a golden file, lacks a field, is damaged or holds no clip.
     """
+    path, manifest = bundle.path(GOLDEN), bundle.manifest
+    acoustic = _ACOUSTIC_FIELDS if manifest.front_end.acoustic else {}
+    text = _TEXT_FIELDS if manifest.decoder else {}
+    fields = {**_AUDIO_FIELDS, **acoustic, **text}
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             names = [str(name) for name in arrays["names"]]
-            fields = [{field: arrays[f"{field}_{index}"] for field in _FIELDS} for index in range(len(names))]
+            clips = [{field: arrays[f"{field}_{index}"] for field in fields} for index in range(len(names))]
     except _DAMAGE as error:
         raise BundleFileError(f"{path} is not a readable golden file ({error}); export the bundle again") from error
-    for name, clip in zip(names, fields, strict=True):
-        for field, (dtype, ndim) in _FIELDS.items():
+    if not clips:
+        raise BundleFileError(f"{path} holds no clip, so nothing can be verified; export again")
+    for name, clip in zip(names, clips, strict=True):
+        for field, (dtype, ndim) in fields.items():
             got = clip[field]
             if got.dtype != dtype or got.ndim != ndim or not got.size:
                 raise BundleFileError(
                     f"{path}: {field} of clip {name!r} is {got.dtype} of shape {got.shape}, expected "
                     f"{np.dtype(dtype)} with {ndim} dimensions and not empty; export the bundle again"
                 )
-    return tuple(GoldenClip(name, *clip.values()) for name, clip in zip(names, fields, strict=True))
+    return tuple(
+        GoldenClip(
+            name,
+            **{field: clip[field] for field in (*_AUDIO_FIELDS, *acoustic)},
+            text=GoldenText(**{field: clip[field] for field in text}) if text else None,
+        )
+        for name, clip in zip(names, clips, strict=True)
+    )
 
 
 def verify_bundle(bundle: Bundle, *, device: Device = "cpu", threads: int | None = None) -> VerifyReport:
@@ -116,38 +138,50 @@ def verify_bundle(bundle: Bundle, *, device: Device = "cpu", threads: int | None
     Raises:
         BundleFileError: the golden file is damaged or holds no clip.
     """
-    clips = read_golden(bundle.path(GOLDEN))
-    if not clips:
-        raise BundleFileError(f"{bundle.path(GOLDEN)} holds no clip, so nothing can be verified; export again")
+    clips, limits = read_golden(bundle), bundle.manifest.tolerances
+    if bundle.manifest.decoder is None:
+        audio = AudioParts.open(bundle, device=device, threads=threads)
+        return VerifyReport(str(bundle.folder), tuple(seam for clip in clips for seam in _seams(audio, clip, limits)))
     parts = Parts.open(bundle, device=device, threads=threads)
     try:
-        tolerances = bundle.manifest.tolerances
-        seams = tuple(seam for clip in clips for seam in _seams(parts, clip, tolerances))
+        seams = tuple(seam for clip in clips for seam in _seams(parts.audio, clip, limits, parts))
     finally:
         parts.decoder.close()
     return VerifyReport(str(bundle.folder), seams)
 
 
-def _seams(parts: Parts, clip: GoldenClip, tolerances: Tolerances) -> Iterator[Seam]:
+def _seams(audio: AudioParts, clip: GoldenClip, limits: Tolerances, parts: Parts | None = None) -> Iterator[Seam]:
     waveform = clip.waveform.astype(np.float32) / np.float32(32768)
-    log_mel, samples = parts.front_end.log_mel([waveform])
-    yield Seam(clip.name, "log-mel", largest_difference(log_mel, clip.log_mel), tolerances.log_mel_db, "dB")
-    patches = parts.encoder.patches(log_mel, samples)
-    yield Seam(clip.name, "patches", relative_rms(patches, clip.patches), tolerances.patches_relative, "relative")
-    embeddings = parts.projector.embeddings(patches)
-    error = relative_rms(embeddings, clip.embeddings)
-    yield Seam(clip.name, "embeddings", error, tolerances.embeddings_relative, "relative")
+    features = audio.front_end.features([waveform])
+    yield Seam(clip.name, "log-mel", largest_difference(features.log_mel, clip.log_mel), limits.log_mel_db, "dB")
+    if features.acoustic is not None and clip.acoustic_mel is not None:
+        error = largest_difference(features.acoustic, clip.acoustic_mel)
+        yield Seam(clip.name, "acoustic mel", error, _stated(limits.acoustic_nepers), "nepers")
+    patches = audio.encoder.patches(features)
+    yield Seam(clip.name, "patches", relative_rms(patches, clip.patches), limits.patches_relative, "relative")
+    if parts is not None and clip.text is not None:
+        yield from _text_seams(parts, clip.name, patches, clip.text, limits)
+
+
+def _text_seams(parts: Parts, name: str, patches: Array, text: GoldenText, limits: Tolerances) -> Iterator[Seam]:
+    embeddings, logits_limit = parts.projector.embeddings(patches), _stated(limits.logits_relative)
+    error = relative_rms(embeddings, text.embeddings)
+    yield Seam(name, "embeddings", error, _stated(limits.embeddings_relative), "relative")
     segments = parts.prompts.build()
-    differ = 0.0 if _ids(segments) == clip.prompt.tolist() else float("inf")
-    yield Seam(clip.name, "prompt", differ, 0.0, "tokens")
+    yield Seam(name, "prompt", 0.0 if _ids(segments) == text.prompt.tolist() else float("inf"), 0.0, "tokens")
     try:
-        logits, tokens = _decode(parts, segments, embeddings, len(clip.tokens))
-    except DecoderError as error:  # NaN on the way, mostly
-        yield Seam(clip.name, "first logits", float("nan"), tolerances.logits_relative, "relative", str(error))
+        logits, tokens = _decode(parts, segments, embeddings, len(text.tokens))
+    except DecoderError as failure:  # NaN on the way, mostly
+        yield Seam(name, "first logits", float("nan"), logits_limit, "relative", str(failure))
         return
-    error_logits = relative_rms(_centred(logits), _centred(clip.logits))
-    yield Seam(clip.name, "first logits", error_logits, tolerances.logits_relative, "relative")
-    yield Seam(clip.name, "greedy tokens", token_margin(tokens, clip), tolerances.token_margin, "logits")
+    yield Seam(name, "first logits", relative_rms(_centred(logits), _centred(text.logits)), logits_limit, "relative")
+    yield Seam(name, "greedy tokens", token_margin(tokens, text), _stated(limits.token_margin), "logits")
+
+
+def _stated(limit: float | None) -> float:
+    """A tolerance that the manifest's own check has found to be there."""
+    assert limit is not None
+    return limit
 
 
 def _decode(parts: Parts, segments: tuple[Segment, ...], embeddings: Array, count: int) -> tuple[Array, list[int]]:
@@ -188,12 +222,12 @@ def _centred(logits: Array) -> Array:
     return centred
 
 
-def token_margin(tokens: list[int], clip: GoldenClip) -> float:
+def token_margin(tokens: list[int], text: GoldenText) -> float:
     """By how much the reference preferred its token at the first one that differs; 0 where none does.
 
     Behind that place the two continue different texts, so later tokens say nothing.
     """
-    for got, want, margin in zip(tokens, clip.tokens.tolist(), clip.margins.tolist(), strict=False):
+    for got, want, margin in zip(tokens, text.tokens.tolist(), text.margins.tolist(), strict=False):
         if got != want:
             return float(margin)
-    return 0.0 if len(tokens) == len(clip.tokens) else float("inf")
+    return 0.0 if len(tokens) == len(text.tokens) else float("inf")

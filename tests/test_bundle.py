@@ -12,10 +12,14 @@ import pytest
 
 from dasheng_edge.runtime.bundle import (
     DECODER,
+    ENCODER,
+    FRONT_END,
+    GOLDEN,
     MANIFEST,
+    MODEL_CARD,
     REQUIRED,
+    SCHEMA_VERSION,
     Bundle,
-    BundleWriter,
     DecoderFacts,
     EncoderFacts,
     Manifest,
@@ -24,8 +28,10 @@ from dasheng_edge.runtime.bundle import (
     Tolerances,
     read_manifest,
 )
+from dasheng_edge.runtime.bundle_writer import BundleWriter
 from dasheng_edge.runtime.errors import (
     BundleFileError,
+    BundleKindError,
     BundleManifestError,
     BundleNotFoundError,
     OutputExistsError,
@@ -48,13 +54,24 @@ EMPTY = Manifest(
     provenance=Provenance(tool="test", checkpoint="toy", checkpoint_sha256="0" * 64),
     files={},
 )
+ENCODER_ONLY = EMPTY.model_copy(
+    update={
+        "variant": "dasheng",
+        "decoder": None,
+        "prompt": None,
+        "tolerances": Tolerances(log_mel_db=1e-3, patches_relative=1e-4),
+    }
+)
+FILES = REQUIRED["midashenglm"]
 
 
-def write_toy(out: Path, *, overwrite: bool = False, content: str = "content") -> Bundle:
+def write_toy(
+    out: Path, *, overwrite: bool = False, content: str = "content", manifest: Manifest = EMPTY, extra: str = ""
+) -> Bundle:
     with BundleWriter(out, overwrite=overwrite) as writer:
-        for name in REQUIRED:
+        for name in (*REQUIRED[manifest.variant], *([extra] if extra else [])):
             writer.path(name).write_text(f"{content} of {name}")
-        return writer.finish(EMPTY)
+        return writer.finish(manifest)
 
 
 @pytest.fixture
@@ -71,8 +88,8 @@ def edit(toy: Path, change: Callable[[dict[str, Any]], object]) -> None:
 def test_what_is_written_can_be_opened(toy: Path) -> None:
     bundle = Bundle.open(toy)
     assert bundle.manifest == EMPTY.model_copy(update={"files": bundle.manifest.files})
-    assert set(bundle.manifest.files) == set(REQUIRED)
-    assert bundle.manifest.total_bytes == sum((toy / name).stat().st_size for name in REQUIRED)
+    assert set(bundle.manifest.files) == set(FILES)
+    assert bundle.manifest.total_bytes == sum((toy / name).stat().st_size for name in FILES)
     assert bundle.path(DECODER).read_text() == f"content of {DECODER}"
     assert sorted(path.name for path in toy.parent.iterdir()) == ["toy"]
 
@@ -95,16 +112,76 @@ def test_manifests_that_are_none(toy: Path, text: str) -> None:
 
 
 def test_a_newer_schema_asks_for_an_upgrade(toy: Path) -> None:
-    edit(toy, lambda manifest: manifest.update(schema_version=2, new_key=1))
-    with pytest.raises(BundleManifestError, match="schema version 2, this dasheng-edge reads up to 1; upgrade"):
+    edit(toy, lambda manifest: manifest.update(schema_version=SCHEMA_VERSION + 1, new_key=1))
+    with pytest.raises(BundleManifestError, match="schema version 3, this dasheng-edge reads up to 2; upgrade"):
         Bundle.open(toy)
+
+
+def test_schema_1_is_still_read(toy: Path) -> None:
+    def as_schema_1(manifest: dict[str, Any]) -> None:
+        manifest["schema_version"] = 1
+        for section, keys in {
+            "front_end": ("acoustic", "pads_last_chunk"),
+            "tolerances": ("acoustic_nepers",),
+            "prompt": ("special_tokens", "notes"),
+            "provenance": ("revision",),
+        }.items():
+            for key in keys:  # which schema 1 did not have
+                del manifest[section][key]
+        del manifest["projector_parameters"]
+
+    edit(toy, as_schema_1)
+    old = Bundle.open(toy).manifest
+    assert old.schema_version == 1
+    assert old == EMPTY.model_copy(update={"schema_version": 1, "files": old.files})
+
+
+def test_an_encoder_only_bundle(tmp_path: Path) -> None:
+    bundle = Bundle.open(write_toy(tmp_path / "encoder", manifest=ENCODER_ONLY).folder)
+    assert set(bundle.manifest.files) == {FRONT_END, ENCODER, GOLDEN}
+    with pytest.raises(BundleKindError, match="this bundle holds a Dasheng encoder only; use `dasheng-edge embed`"):
+        bundle.text_facts()
+    edit(bundle.folder, lambda manifest: manifest["files"].pop(GOLDEN))
+    with pytest.raises(BundleFileError, match=f"does not list {GOLDEN}"):
+        Bundle.open(bundle.folder)
+
+
+def test_a_bundle_with_a_decoder_tells_its_facts(toy: Path) -> None:
+    assert Bundle.open(toy).text_facts() == (EMPTY.decoder, EMPTY.prompt)
+
+
+def test_a_model_card_may_be_edited(toy: Path, tmp_path: Path) -> None:
+    card = write_toy(tmp_path / "card", extra=MODEL_CARD)
+    assert MODEL_CARD not in card.manifest.files
+    (card.folder / MODEL_CARD).write_text("my notes")
+
+    assert Bundle.open(card.folder).manifest == card.manifest
+    write_toy(card.folder, overwrite=True)
+    assert not (card.folder / MODEL_CARD).exists()
+
+
+def test_sizes_are_those_of_what_was_written_so_far(tmp_path: Path) -> None:
+    with BundleWriter(tmp_path / "out") as writer:
+        writer.path(ENCODER).write_bytes(b"12345")
+        writer.path(MODEL_CARD).write_text("card")
+        assert writer.sizes() == {ENCODER: 5}
+    with pytest.raises(RuntimeError, match="outside its `with` block"):
+        writer.sizes()
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda m: m.update(surprise=1), "surprise: Extra inputs"),
-        (lambda m: m.pop("prompt"), "prompt: Field required"),
+        (lambda m: m.pop("name"), "name: Field required"),
+        (lambda m: m.pop("prompt"), "the top level: .*variant 'midashenglm' lacks prompt"),
+        (lambda m: m.update(decoder=None), "lacks decoder"),
+        (lambda m: m["tolerances"].pop("embeddings_relative"), r"lacks tolerances\.embeddings_relative"),
+        (lambda m: m["tolerances"].pop("logits_relative"), r"lacks tolerances\.logits_relative"),
+        (lambda m: m["tolerances"].pop("token_margin"), r"lacks tolerances\.token_margin"),
+        (lambda m: m["tolerances"].update(acoustic_nepers=1.0), "acoustic_nepers go together"),
+        (lambda m: m["front_end"].update(acoustic={"n_mels": 8}), "acoustic_nepers go together"),
+        (lambda m: m.update(variant="dasheng"), "'dasheng' has no decoder, but states decoder, prompt, tolerances"),
         (lambda m: m["decoder"].update(arch="llama"), "decoder.arch"),
         (lambda m: m["decoder"].update(layers="many"), "decoder.layers"),
         (lambda m: m["front_end"].update(sample_rate_hz=8000), "front_end.sample_rate_hz"),
@@ -126,6 +203,24 @@ def test_wrong_manifests_name_the_place(toy: Path, change: Callable[[dict[str, A
     edit(toy, change)
     with pytest.raises(BundleManifestError, match=message):
         Bundle.open(toy)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.update(decoder=EMPTY.model_dump()["decoder"]),
+        lambda m: m.update(prompt={"prompt": "Caption it"}),
+        lambda m: m.update(projector_parameters=1),
+        lambda m: m["tolerances"].update(token_margin=0.1),
+    ],
+)
+def test_an_encoder_only_bundle_states_nothing_about_a_decoder(
+    tmp_path: Path, change: Callable[[dict[str, Any]], object]
+) -> None:
+    folder = write_toy(tmp_path / "encoder", manifest=ENCODER_ONLY).folder
+    edit(folder, change)
+    with pytest.raises(BundleManifestError, match="variant 'dasheng' has no decoder, but states"):
+        Bundle.open(folder)
 
 
 def test_files_that_are_not_what_the_manifest_says(toy: Path) -> None:
@@ -187,8 +282,8 @@ def test_a_bundle_with_something_beside_it_is_not_overwritten(
 
 
 def test_a_bundle_of_another_schema_is_overwritten(toy: Path) -> None:
-    edit(toy, lambda manifest: manifest.update(schema_version=2, new_key=1))
-    assert Bundle.open(write_toy(toy, overwrite=True).folder).manifest.schema_version == 1
+    edit(toy, lambda manifest: manifest.update(schema_version=SCHEMA_VERSION + 1, new_key=1))
+    assert Bundle.open(write_toy(toy, overwrite=True).folder).manifest.schema_version == SCHEMA_VERSION
 
 
 def test_what_an_earlier_run_left_does_not_matter(toy: Path) -> None:

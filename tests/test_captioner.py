@@ -66,7 +66,7 @@ def test_different_audio_gives_different_captions(captioner: Captioner) -> None:
 
 def test_prompt_and_system_change_the_caption(captioner: Captioner, clip: Path) -> None:
     default = captioner.caption(clip)
-    assert captioner.caption(clip, captioner.bundle.manifest.prompt.prompt).tokens == default.tokens
+    assert captioner.caption(clip, captioner.bundle.text_facts()[1].prompt).tokens == default.tokens
     other = captioner.caption(clip, "Which labels describe the sound?")
     system = captioner.caption(clip, system="You are brief.")
     assert len({default.tokens, other.tokens, system.tokens}) == 3
@@ -281,7 +281,7 @@ def test_a_prompt_that_leaves_no_room(captioner: Captioner) -> None:
 
 def test_long_audio_comes_with_a_warning(captioner: Captioner, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = captioner.bundle.manifest
-    prompt = manifest.prompt.model_copy(update={"comfortable_s": 1.0})
+    prompt = captioner.bundle.text_facts()[1].model_copy(update={"comfortable_s": 1.0})
     bundle = dataclasses.replace(captioner.bundle, manifest=manifest.model_copy(update={"prompt": prompt}))
     monkeypatch.setattr(captioner, "bundle", bundle)
     assert captioner.caption(tone(1), max_new_tokens=1).warnings == ()

@@ -14,7 +14,7 @@ from dasheng_edge.runtime.bundle import GOLDEN, MANIFEST, Bundle, FileFacts, sha
 from dasheng_edge.runtime.encoder import Projector
 from dasheng_edge.runtime.errors import BundleFileError
 from dasheng_edge.runtime.verify import (
-    GoldenClip,
+    GoldenText,
     Seam,
     VerifyReport,
     largest_difference,
@@ -23,6 +23,7 @@ from dasheng_edge.runtime.verify import (
     token_margin,
     verify_bundle,
 )
+from tests.bundle_kinds import write_encoder_bundle, write_two_branch_bundle
 
 SEAMS = ["log-mel", "patches", "embeddings", "prompt", "first logits", "greedy tokens"]
 Arrays = dict[str, NDArray[Any]]
@@ -58,10 +59,39 @@ def failed(report: VerifyReport) -> set[tuple[str, str]]:
 def test_a_good_bundle_passes_every_seam(tiny_bundle: Path) -> None:
     bundle = Bundle.open(tiny_bundle)
     report = run(bundle)
-    clips = read_golden(bundle.path(GOLDEN))
+    clips = read_golden(bundle)
     assert report.ok
     assert [(seam.clip, seam.name) for seam in report.seams] == [(c.name, s) for c in clips for s in SEAMS]
     assert all(seam.error < seam.tolerance / 20 for seam in report.seams if seam.name not in ("prompt", "log-mel"))
+
+
+def test_an_encoder_only_bundle_has_fewer_seams(tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = Bundle.open(write_encoder_bundle(tiny_bundle, tmp_path / "bundle"))
+    report = run(bundle)
+    assert report.ok
+    clips = read_golden(bundle)
+    assert [clip.text for clip in clips] == [clip.acoustic_mel for clip in clips] == [None] * len(clips)
+    assert [(seam.clip, seam.name) for seam in report.seams] == [(c.name, s) for c in clips for s in SEAMS[:2]]
+
+    def change(arrays: Arrays) -> None:
+        arrays["patches_1"] *= np.float32(1.01)
+
+    assert failed(run(with_golden(bundle.folder, change))) == {(clips[1].name, "patches")}
+
+
+def test_a_bundle_with_two_branches_has_one_more(tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = Bundle.open(write_two_branch_bundle(tiny_bundle, tmp_path / "bundle"))
+    report = run(bundle)
+    assert report.ok
+    assert [seam.name for seam in report.seams][:7] == ["log-mel", "acoustic mel", *SEAMS[1:]]
+    assert (report.seams[1].unit, report.seams[1].tolerance) == ("nepers", 1e-3)
+
+    def change(arrays: Arrays) -> None:
+        arrays["acoustic_mel_0"][0, 0] += 1
+
+    assert {seam for _, seam in failed(run(with_golden(bundle.folder, change)))} == {"acoustic mel"}
+    with pytest.raises(BundleFileError, match="acoustic_mel_0"):
+        run(with_golden(bundle.folder, lambda arrays: arrays.pop("acoustic_mel_0")))
 
 
 @pytest.mark.parametrize(
@@ -81,7 +111,7 @@ def test_each_seam_is_compared(bundle_copy: Path, field: str, value: float, seam
         arrays[f"{field}_0"].flat[0] += value
 
     bundle = with_golden(bundle_copy, change)
-    name = read_golden(bundle.path(GOLDEN))[0].name
+    name = read_golden(bundle)[0].name
     report = run(bundle)
     assert not report.ok
     assert failed(report) == {(name, seam) for seam in seams}
@@ -187,8 +217,8 @@ def test_seams_and_reports_without_numbers_are_not_ok() -> None:
 def test_token_margin() -> None:
     floats, ints = np.zeros(1, np.float32), np.zeros(1, np.int32)
     tokens, margins = np.array([4, 5, 6], np.int32), np.array([0.3, 0.2, 0.1], np.float32)
-    clip = GoldenClip("a", np.zeros(1, np.int16), floats, floats, floats, ints, floats, tokens, margins)
-    assert token_margin([4, 5, 6], clip) == 0
-    assert token_margin([4, 9, 9], clip) == pytest.approx(0.2)
-    assert token_margin([4, 9], clip) == pytest.approx(0.2)
-    assert token_margin([4, 5], clip) == float("inf")
+    text = GoldenText(floats[None], ints, floats, tokens, margins)
+    assert token_margin([4, 5, 6], text) == 0
+    assert token_margin([4, 9, 9], text) == pytest.approx(0.2)
+    assert token_margin([4, 9], text) == pytest.approx(0.2)
+    assert token_margin([4, 5], text) == float("inf")

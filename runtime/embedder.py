@@ -1,0 +1,153 @@
+"""Audio -> what the encoder heard: one vector per 40 ms, and their mean; needs no decoder."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .audio import AudioSource, Waveform, read_audio
+from .bundle import ENCODER, FRONT_END, Bundle
+from .devices import Device, checked_device, checked_threads
+from .encoder import Encoder
+from .errors import CaptionerBusyError
+from .front_end import FrontEnd
+
+
+@dataclass(frozen=True)
+class AudioParts:
+    """The sessions that every bundle has: waveform -> log-mel -> patches."""
+
+    front_end: FrontEnd
+    encoder: Encoder
+
+    @classmethod
+    def open(cls, bundle: Bundle, *, device: Device, threads: int | None) -> AudioParts:
+        """Open both on one device.
+
+        Raises what `onnx_session` raises.
+        """
+        device, threads, spec = checked_device(device), checked_threads(threads), bundle.manifest.front_end
+        front_end = FrontEnd(bundle.path(FRONT_END), spec, device=device, threads=threads)
+        return cls(front_end, Encoder(bundle.path(ENCODER), spec, device=device, threads=threads))
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """What the encoder made of one clip."""
+
+    frames: NDArray[np.float32]  # [patches, dim]; patch p covers 40 ms from p * 40 ms on
+    mean: NDArray[np.float32]  # [dim], over the frames
+    audio_s: float
+
+
+class Embedder:
+    """Embeds clips with the encoder of any bundle, one at a time.
+
+    Not for two threads at once: the second one gets `CaptionerBusyError`. Open one embedder per thread, or hold
+    a lock of your own.
+    """
+
+    def __init__(self, bundle: Bundle, parts: AudioParts) -> None:
+        self.bundle = bundle
+        self._parts: AudioParts | None = parts
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        device: Device = "cpu",
+        threads: int | None = None,
+        check_sha256: bool = True,
+    ) -> Embedder:
+        """Open a bundle's front end and encoder; arguments as in `Captioner.open`.
+
+        Raises what `Bundle.open` and `AudioParts.open` raise, all of them `DashengEdgeError`.
+        """
+        bundle = Bundle.open(path, check_sha256=check_sha256)
+        return cls(bundle, AudioParts.open(bundle, device=device, threads=threads))
+
+    def __enter__(self) -> Embedder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def dim(self) -> int:
+        """Length of each vector."""
+        return self.bundle.manifest.encoder.embed_dim
+
+    @property
+    def rate_hz(self) -> float:
+        """Frames per second (25)."""
+        spec = self.bundle.manifest.front_end
+        return spec.sample_rate_hz / (spec.hop_length * spec.patch_frames)
+
+    def close(self) -> None:
+        """Free the encoder. Harmless when repeated.
+
+        Raises:
+            CaptionerBusyError: another thread is embedding right now.
+        """
+        self._acquire()
+        try:
+            self._parts = None
+        finally:
+            self._lock.release()
+
+    def embed(self, audio: AudioSource) -> Embedding:
+        """Embed one clip, however long; `audio` is what `read_audio` takes.
+
+        There are as many frames as the clip has whole groups of four log-mel frames, the first of them centred on
+        its first sample: 25 per second, and one for a clip of 30 ms. The encoder needs a clip of `min_samples`,
+        so a shorter one is padded with silence; it still sees the silence, but frames that are nothing else are
+        dropped, down to the one that every clip has. The mean is over the frames that are returned.
+
+        Raises:
+            AudioError: the audio cannot be read.
+            CaptionerBusyError: the embedder is closed, or busy with another clip.
+            DeviceError: ONNX Runtime failed.
+        """
+        self._acquire()
+        try:
+            if self._parts is None:
+                raise CaptionerBusyError("the embedder is closed; open a new one")
+            return self._embed(self._parts, audio)
+        finally:
+            self._lock.release()
+
+    def _acquire(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            raise CaptionerBusyError(
+                "the embedder is busy with another clip; wait for it, or open one embedder per thread"
+            )
+
+    def _embed(self, parts: AudioParts, audio: AudioSource) -> Embedding:
+        spec = self.bundle.manifest.front_end
+        samples = 0  # without padding
+
+        def counted() -> Iterator[Waveform]:
+            nonlocal samples
+            for block in read_audio(audio, sample_rate_hz=spec.sample_rate_hz):
+                samples += len(block)
+                yield block
+
+        features = parts.front_end.features(counted())
+        frames = np.empty((spec.patches_of(features.samples), self.dim), np.float32)
+        done = 0
+        for chunk in parts.encoder.chunks(features):
+            frames[done : done + len(chunk)] = chunk
+            done += len(chunk)
+        frames = frames[: max(1, spec.patches_of(samples))]
+        mean = frames.mean(axis=0, dtype=np.float64).astype(np.float32)  # float32 would lose digits over an hour
+        return Embedding(frames, mean, samples / spec.sample_rate_hz)
