@@ -172,7 +172,11 @@ def _rendered(tokenizer: Any, template: str, facts: PromptFacts, form: tuple[boo
 
 def _tokenizer(folder: Path) -> Any:
     from transformers import Qwen2TokenizerFast
+    from transformers.utils import logging
 
+    verbosity = logging.get_verbosity()
+    # It takes a large local tokenizer for one of another family, and advises to change how it cuts text.
+    logging.set_verbosity_error()
     try:
         return Qwen2TokenizerFast.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # whatever a malformed file makes of it
@@ -180,6 +184,8 @@ def _tokenizer(folder: Path) -> Any:
             f"transformers cannot load the tokenizer in {folder}: {error}; take its files from the revision of the "
             "weights"
         ) from error
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _check_audio_tokens(checkpoint: Checkpoint, tokenizer: Any, audio: AudioTokens) -> None:

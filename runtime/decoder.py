@@ -375,7 +375,7 @@ class Decoder:
         self._decode(np.array([token], np.int32), logits=True)
 
     def _new_sampler(self, sampling: Sampling) -> Any:
-        """llama.cpp's chain in its usual order; temperature 0 is greedy."""
+        """In the order of transformers, whose settings these are: temperature first. At 0 it is greedy."""
         llama = self._llama
         chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
         if sampling.repetition_penalty != 1.0:
@@ -385,10 +385,10 @@ class Decoder:
             llama.llama_sampler_chain_add(chain, llama.llama_sampler_init_greedy())
             return chain
         for sampler in (
+            llama.llama_sampler_init_temp(sampling.temperature),
             llama.llama_sampler_init_top_k(min(sampling.top_k, self.n_vocab)),
             llama.llama_sampler_init_top_p(sampling.top_p, 1),
             llama.llama_sampler_init_min_p(sampling.min_p, 1),
-            llama.llama_sampler_init_temp(sampling.temperature),
             llama.llama_sampler_init_dist(sampling.seed % 0xFFFFFFFF),  # that very value asks for a random seed
         ):
             llama.llama_sampler_chain_add(chain, sampler)

@@ -180,6 +180,26 @@ def test_sampling_is_reproducible_and_follows_its_options(decoder: Decoder) -> N
     assert len(set(run(repetition_penalty=1e6))) == 12  # nothing twice
 
 
+def nucleus(logits: NDArray[np.float32], top_p: float) -> set[int]:
+    """The smallest set of likeliest tokens with at least this probability."""
+    order = np.argsort(-logits)
+    shares = np.exp(logits[order] - logits.max())
+    return set(order[: 1 + int(np.searchsorted(np.cumsum(shares / shares.sum()), top_p))].tolist())
+
+
+def test_temperature_comes_before_the_other_filters_as_in_transformers(decoder: Decoder) -> None:
+    logits = logits_of(decoder, (1, 2, 3))
+    hot, cold = nucleus(logits / 8, 0.5), nucleus(logits, 0.5)
+    seen = set()
+    for seed in range(200):
+        decoder.prefill([(1, 2, 3)])
+        seen |= set(decoder.generate(1, Sampling(temperature=8.0, top_p=0.5, seed=seed)))
+
+    assert len(cold) < len(hot) / 2  # else both orders would look alike
+    assert seen - cold
+    assert seen <= hot
+
+
 def test_generation_ends_with_the_token_that_ends_it(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = list(decoder_run(decoder, 12))
     monkeypatch.setattr(decoder, "is_end", lambda token: token == tokens[3])
