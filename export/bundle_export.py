@@ -243,7 +243,7 @@ class _Export:
         self._end_graph(FRONT_END, report, LOG_MEL_DB, "dB")
         if report.acoustic_error is not None:
             acoustic = GraphReport(0, report.acoustic_error, report.cases)
-            self._end_graph(f"{FRONT_END}: acoustic", acoustic, ACOUSTIC_NEPERS, "nepers")
+            self._end_graph("acoustic mel", acoustic, ACOUSTIC_NEPERS, "nepers")
         self._begin(ENCODER, 1, "graphs")
         report = export_encoder(writer.path(ENCODER), self.merged)
         gc.collect()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import glob
 import json
+import os
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -44,6 +47,28 @@ def _why_not_a_bundle(folder: Path) -> str:
     return f"{foreign[0]} is no file of one" if foreign else ""
 
 
+def _lock(folder: Path) -> int | None:
+    """An exclusive lock on a folder, which ends with this process however it ends; None where there can be none.
+
+    Raises:
+        BlockingIOError: another writer holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise
+    except OSError:  # file systems without locks
+        os.close(handle)
+        return None
+    return handle
+
+
 class BundleWriter:
     """Writes a bundle under a temporary name beside `out` and renames it when it is complete.
 
@@ -51,7 +76,8 @@ class BundleWriter:
     ...     export_to(writer.path(ENCODER))
     ...     writer.finish(manifest_without_files)
 
-    Leaving the block before `finish` (an error, Ctrl-C) removes everything that was written.
+    Leaving the block before `finish` (an error, Ctrl-C) removes everything that was written. What a killed writer
+    of the same bundle could not remove, the next one does.
 
     Raises:
         OutputExistsError: `out` exists and `overwrite` is False, or is or holds something other than a bundle.
@@ -62,6 +88,7 @@ class BundleWriter:
         self.out = Path(out).resolve()  # a link stays, and what it points to is replaced
         self._overwrite = overwrite
         self._folder: Path | None = None
+        self._handle: int | None = None  # of the lock
         self._check_out()
 
     def _check_out(self) -> None:
@@ -78,11 +105,30 @@ class BundleWriter:
     def __enter__(self) -> BundleWriter:
         try:
             self.out.parent.mkdir(parents=True, exist_ok=True)
-            self._folder = Path(tempfile.mkdtemp(prefix=f".{self.out.name}.partial-", dir=self.out.parent))
+            self._remove_abandoned()
+            self._folder = Path(tempfile.mkdtemp(prefix=self._prefix, dir=self.out.parent))
+            self._handle = _lock(self._folder)
         except OSError as error:
             raise OutputWriteError(f"cannot write to {self.out.parent}: {error.strerror}; use another --out") from error
         self._folder.chmod(0o755)
         return self
+
+    @property
+    def _prefix(self) -> str:
+        return f".{self.out.name}.partial-"
+
+    def _remove_abandoned(self) -> None:
+        """Remove what writers left that were killed: theirs are the folders that nobody holds a lock on."""
+        for folder in self.out.parent.glob(f"{glob.escape(self._prefix)}*"):
+            with suppress(OSError):  # in use, gone meanwhile, or somebody else's
+                if (handle := _lock(folder)) is not None:
+                    shutil.rmtree(folder, ignore_errors=True)
+                    os.close(handle)
+
+    def _unlock(self) -> None:
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
 
     def path(self, name: str) -> Path:
         """Where to write a file of the bundle."""
@@ -124,6 +170,7 @@ class BundleWriter:
                 old.rename(self.out)
             raise
         self._folder = None
+        self._unlock()
         shutil.rmtree(old, ignore_errors=True)
 
     def __exit__(
@@ -132,6 +179,7 @@ class BundleWriter:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
+        self._unlock()
         if isinstance(error, OSError) and error.errno in _WRITE_ERRORS:
             raise OutputWriteError(
                 f"cannot write {self.out}: {error.strerror}; nothing was left behind: free some space or "
