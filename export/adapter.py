@@ -1,19 +1,17 @@
-"""LoRA adapters, merged tensor by tensor: W + s * B @ A, in float32, for encoder, projector and decoder.
+"""LoRA adapters, merged tensor by tensor and by blocks of rows, in float32, for encoder, projector and decoder.
 
-Which matrices are changed is told by the tensors in the adapter's file; the configuration gives the scale
-s = alpha / r (alpha / sqrt(r) for rank-stabilised LoRA, arXiv 2312.03732), which may differ by module.
-LoRA: arXiv 2106.09685; the file layout is peft's. Whatever is not plain LoRA is refused by name.
+Which module a name means, what each tensor of an adapter's file is for, and what several adapters come to are
+peft's: each adapter is merged into what those before it left, as when peft's merge_and_unload is called after
+each. `adapter_config.py` reads the configuration, `lora.py` has the arithmetic.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,51 +19,39 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from dasheng_edge.runtime.bundle import sha256_of
-from dasheng_edge.runtime.errors import AdapterError, CheckpointFileError
+from dasheng_edge.runtime.errors import AdapterError
 
-from .checkpoint import Checkpoint, Source, row_blocks, tensors_in
-from .model_config import LoraFacts, checked
+from .adapter_config import Matcher, check_folder, read_config
+from .checkpoint import Checkpoint
+from .lora import Adapted, LowRank, Stored
+from .tensor_files import Source, row_blocks, tensors_in
 
-CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."  # peft's, before the checkpoint's own names
+EMBEDDING, HEAD = "decoder.model.embed_tokens.weight", "decoder.lm_head.weight"
 MEASURED_BYTES = 4 << 20  # of each adapted matrix, when the merge is measured
 
-# Read here, or without effect on what is stored: how it was trained and which modules were chosen.
-_UNDERSTOOD = {
-    "peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "modules_to_save",
-    "init_lora_weights", "bias",
-    "base_model_name_or_path", "revision", "task_type", "inference_mode", "auto_mapping", "peft_version",
-    "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
-    "fan_in_fan_out",  # for Conv1D layers, which this model has none of; peft ignores it on linear layers
-    "loftq_config", "eva_config", "corda_config", "lora_ga_config", "megatron_config", "megatron_core",
-    "qalora_group_size", "ensure_weight_tying",
+# What peft calls the tensors beside a module -> which one it is.
+_FACTORS = {
+    ".lora_A.weight": "lora_A", ".lora_B.weight": "lora_B",
+    ".lora_embedding_A": "lora_embedding_A", ".lora_embedding_B": "lora_embedding_B",
+    ".lora_magnitude_vector": "lora_magnitude_vector", ".lora_magnitude_vector.weight": "lora_magnitude_vector",
 }  # fmt: skip
-# Initialisations that leave the base weights alone; PiSSA, OLoRA, LoftQ, CorDA ... change them.
-_PLAIN_INITIALISATIONS = (True, False, "gaussian", "eva", "orthogonal")
-
-
-@dataclass(frozen=True)
-class LowRank:
-    """One adapted matrix: s * B @ A is added to it."""
-
-    a: Source  # [r, in]
-    b: Source  # [out, r]
-    scale: float
-
-    def rows(self, start: int, stop: int) -> Tensor:
-        """Rows [start, stop) of s * B @ A, float32."""
-        return self.scale * (self.b.rows(start, stop) @ self.a.rows(0, self.a.shape[0]))
+# Where the base's own tensors, and their copies, are in what peft puts around a module: sometimes with its own name.
+_BASE, _ORIGINAL = ".base_layer.", ".original_module."
+_COPIES = (re.compile(r"\.modules_to_save\."), re.compile(r"\.modules_to_save\.[^.]+\."))
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """An opened adapter: what it adds to and what it replaces, by the checkpoint's names."""
+    """An opened adapter: what it adds to and what it replaces, by canonical names."""
 
     name: str
     sha256: str
     low_rank: Mapping[str, LowRank]
-    replaced: Mapping[str, Source]  # modules_to_save
+    loaded: Mapping[str, Source]  # written over the base before anything is merged: trained biases, vocabularies
+    replaced: Mapping[str, Source]  # modules_to_save, put in the modules' places at the end
+    keeps_tie: bool = False  # ensure_weight_tying: a replaced embedding is also the head
 
 
 @dataclass(frozen=True)
@@ -75,29 +61,34 @@ class MergedTensors:
     checkpoint: Checkpoint
     adapters: tuple[Adapter, ...] = ()
 
+    @cached_property
+    def _weights(self) -> Mapping[str, Stored | Adapted]:
+        return _merge(self.checkpoint, self.adapters)
+
     @property
     def tied(self) -> bool:
         """Whether the head is still the embedding after the merge."""
-        decoder = self.checkpoint.decoder
-        return decoder is not None and decoder.tied
+        return _is_tied(self.checkpoint) and HEAD not in self._weights
 
     def names(self, prefix: str) -> list[str]:
-        """Canonical names of the tensors under a prefix, in the checkpoint's order."""
-        return [name for name in self.checkpoint.sources if name.startswith(prefix)]
+        """Canonical names of the tensors under a prefix, in the checkpoint's order; a head set free is the last."""
+        return [name for name in self._weights if name.startswith(prefix)]
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor."""
-        return self.checkpoint.sources[name].shape
+        return self._weights[name].shape
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows [start, stop) of a tensor, float32."""
-        weight = self.checkpoint.rows(name, start, stop)
-        for adapter in self.adapters:
-            if name in adapter.replaced:
-                weight = adapter.replaced[name].rows(start, stop)
-            elif name in adapter.low_rank:
-                weight += adapter.low_rank[name].rows(start, stop)
-        return weight
+        return self._weights[name].rows(start, stop, torch.float32)
+
+    def exact_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """The same, computed in float64."""
+        return self._weights[name].rows(start, stop, torch.float64)
+
+    def adapted(self) -> list[str]:
+        """Names of the matrices that an adapter adds to."""
+        return sorted(name for name, weight in self._weights.items() if isinstance(weight, Adapted))
 
     def tensor(self, name: str) -> Tensor:
         """A whole tensor, float32."""
@@ -108,32 +99,30 @@ class MergedTensors:
         return {name.removeprefix(prefix): self.tensor(name) for name in self.names(prefix)}
 
 
-def open_adapter(folder: str | Path, checkpoint: Checkpoint) -> Adapter:
-    """Open an adapter in peft's layout and check that it fits the checkpoint; reads no weights.
+def _is_tied(checkpoint: Checkpoint) -> bool:
+    return checkpoint.decoder is not None and checkpoint.decoder.tied
 
-    Raises:
-        AdapterError: there is none, it is not plain LoRA, or it was made for another model.
+
+def _merge(checkpoint: Checkpoint, adapters: Iterable[Adapter]) -> Mapping[str, Stored | Adapted]:
+    """Every tensor, as what peft makes of it.
+
+    While the head is the embedding, the two are one tensor for peft, too: it changes both by what is merged into
+    either. A copy that modules_to_save puts in the place of one of them sets the other free.
     """
-    folder = Path(folder)
-    config = _read_config(folder)
-    tensors = _read_header(folder)
-    targets: dict[str, dict[str, Source]] = {}
-    replaced: dict[str, Source] = {}
-    for stored, source in tensors.items():
-        name = stored.removeprefix(PREFIX)
-        if name == stored:
-            raise AdapterError(f"{folder}: tensor {stored} does not begin with {PREFIX}; save the adapter with peft")
-        for factor in ("A", "B"):
-            if name.endswith(f".lora_{factor}.weight"):
-                module = name.removesuffix(f".lora_{factor}.weight")
-                targets.setdefault(f"{module}.weight", {})[factor] = source
-                break
-        else:
-            replaced[name] = _check_replaced(folder, name, source, config, checkpoint)
-    low_rank = {name: _low_rank(folder, name, pair, config, checkpoint) for name, pair in targets.items()}
-    if not low_rank and not replaced:
-        raise AdapterError(f"{folder / WEIGHTS} holds no tensor, expected lora_A and lora_B matrices")
-    return Adapter(folder.resolve().name, sha256_of(folder / WEIGHTS), low_rank, replaced)
+    weights: dict[str, Stored | Adapted] = {name: Stored(source) for name, source in checkpoint.sources.items()}
+    for adapter in adapters:
+        tied = _is_tied(checkpoint) and HEAD not in weights
+        shared = {HEAD: EMBEDDING} if tied else {}
+        for name, source in adapter.loaded.items():
+            weights[shared.get(name, name)] = Stored(source)
+        for name, change in adapter.low_rank.items():
+            target = shared.get(name, name)
+            weights[target] = Adapted(weights[target], change)
+        if tied and not adapter.keeps_tie and {EMBEDDING, HEAD} & adapter.replaced.keys():
+            weights[HEAD], shared = weights[EMBEDDING], {}
+        for name, source in adapter.replaced.items():
+            weights[shared.get(name, name)] = Stored(source)
+    return weights
 
 
 def open_adapters(folders: Iterable[str | Path], checkpoint: Checkpoint) -> MergedTensors:
@@ -141,131 +130,199 @@ def open_adapters(folders: Iterable[str | Path], checkpoint: Checkpoint) -> Merg
     return MergedTensors(checkpoint, tuple(open_adapter(folder, checkpoint) for folder in folders))
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    """`adapter_config.json`, after everything that is not plain LoRA has been refused."""
-    path = folder / CONFIG
-    if not path.is_file():
-        raise AdapterError(f"{folder} is not an adapter: no {CONFIG} in it; give the folder that peft saved")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise AdapterError(f"cannot read {path}: {error}; save the adapter again") from error
-    config: dict[str, Any] = content if isinstance(content, dict) else {}
-    if (kind := config.get("peft_type")) != "LORA":
-        raise AdapterError(f"{path}: peft_type is {kind!r}, only 'LORA' can be merged")
-    for key, value in config.items():
-        if key not in _UNDERSTOOD and not _is_default(key, value):
-            raise AdapterError(
-                f"{path}: {key} = {value!r} is not supported, only plain LoRA is; merge it with peft's "
-                "merge_and_unload, save the whole model and export that"
-            )
-    if (init := config.get("init_lora_weights", True)) not in _PLAIN_INITIALISATIONS:
+def open_adapter(folder: str | Path, checkpoint: Checkpoint) -> Adapter:
+    """Open an adapter in peft's layout and check that it fits the checkpoint; reads no weights.
+
+    Raises:
+        AdapterError: there is none, it cannot be merged, or it was made for another model.
+    """
+    folder = Path(folder)
+    check_folder(folder)
+    facts = read_config(folder)
+    reader = _Reader(folder, Matcher(folder, facts), checkpoint)
+    factors: dict[str, dict[str, Source]] = {}
+    whole: dict[str, Source] = {}
+    for stored, source in _read_header(folder).items():
+        name = stored.removeprefix(PREFIX)
+        if name == stored:
+            raise AdapterError(f"{folder}: tensor {stored} does not begin with {PREFIX}; save the adapter with peft")
+        suffix = next((suffix for suffix in _FACTORS if name.endswith(suffix)), None)
+        if suffix is None:
+            whole[name] = source
+        else:
+            factors.setdefault(name.removesuffix(suffix), {})[_FACTORS[suffix]] = source
+    names = {module: reader.canonical(f"{module}.weight") for module in factors}
+    if facts.ensure_weight_tying and _is_tied(checkpoint) and {EMBEDDING, HEAD} & set(names.values()):
         raise AdapterError(
-            f"{path}: init_lora_weights = {init!r} changes the base weights, which the checkpoint does not have; "
-            "convert the adapter with peft's path_initial_model_for_weight_conversion"
+            f"{folder}: ensure_weight_tying with LoRA on the embedding of {reader.base}, which is also its "
+            "head, is not supported: peft's own merge adds the change twice; train it in modules_to_save instead"
         )
-    if (bias := config.get("bias", "none")) != "none":
-        raise AdapterError(f"{path}: bias = {bias!r} (trained biases) is not supported, expected 'none'")
-    try:
-        checked(LoraFacts, str(path), config, "save the adapter again")
-    except CheckpointFileError as error:
-        raise AdapterError(str(error)) from error
-    return config
-
-
-def _is_default(key: str, value: object) -> bool:
-    """Whether a field that is not understood here says the same as if it were absent."""
-    from peft import LoraConfig
-
-    if value is None or value is False or value in ({}, []):
-        return True
-    fields = {field.name: field for field in dataclasses.fields(LoraConfig)}
-    return key in fields and fields[key].default == value
+    low_rank = {names[module]: reader.low_rank(module, parts) for module, parts in factors.items()}
+    loaded, replaced = reader.whole(whole, factors)
+    if not low_rank and not replaced and not loaded:
+        raise AdapterError(f"{folder / WEIGHTS} holds no tensor, expected lora_A and lora_B matrices")
+    order = {name: position for position, name in enumerate((*checkpoint.sources, HEAD))}  # peft merges in this order
+    return Adapter(
+        folder.resolve().name,
+        sha256_of(folder / WEIGHTS),
+        dict(sorted(low_rank.items(), key=lambda item: order[item[0]])),
+        loaded,
+        replaced,
+        facts.ensure_weight_tying,
+    )
 
 
 def _read_header(folder: Path) -> dict[str, Source]:
     path = folder / WEIGHTS
     if not path.is_file():
-        pickles = sorted(file.name for file in folder.glob("*.bin"))
-        found = f"only {pickles[0]}, a pickle, which is not opened" if pickles else "none"
-        raise AdapterError(f"{folder} has no {WEIGHTS} (found {found}); save it with safe_serialization=True")
+        others = sorted(file.name for pattern in ("*.safetensors", "*.bin") for file in folder.glob(pattern))
+        pickled = " (a pickle, which is not opened)" if others and others[0].endswith(".bin") else ""
+        raise AdapterError(
+            f"{folder} has no {WEIGHTS} (found {others[0] if others else 'none'}{pickled}); save it with peft's "
+            "save_pretrained(safe_serialization=True), which writes one such file"
+        )
     try:
-        return tensors_in(path)
+        tensors = tensors_in(path)
     except (SafetensorError, OSError) as error:
         raise AdapterError(f"{path} is truncated or not safetensors ({error}); copy it again") from error
+    used = {name: source for name, source in tensors.items() if not name.endswith(".num_batches_tracked")}
+    if packed := {source.dtype for source in used.values()} - {"F32", "F16", "BF16", "F64"}:
+        raise AdapterError(f"{path} holds {_listed(packed)} values, expected floating-point ones; save it unquantized")
+    return used
 
 
-def _low_rank(
-    folder: Path, name: str, pair: Mapping[str, Source], config: Mapping[str, Any], checkpoint: Checkpoint
-) -> LowRank:
-    """Check one pair of factors against the matrix that it changes."""
-    module = name.removesuffix(".weight")
-    if name not in checkpoint.sources:
-        raise AdapterError(
-            f"{folder} was made for another model: it changes {module}, which {checkpoint.folder.name} has not; "
-            "give the checkpoint that it was trained on"
-        )
-    if lacking := {"A", "B"} - pair.keys():
-        raise AdapterError(f"{folder}: {module} has no lora_{lacking.pop()}.weight; save the adapter again")
-    a, b, shape = pair["A"], pair["B"], checkpoint.sources[name].shape
-    rank, alpha = _rank_and_alpha(module, config)
-    expected = ((rank, shape[-1]), (shape[0], rank))
-    if len(shape) != 2 or (a.shape, b.shape) != expected:
-        raise AdapterError(
-            f"{folder} does not fit {checkpoint.folder.name}: {module} has lora_A {a.shape} and lora_B {b.shape}, "
-            f"expected {expected[0]} and {expected[1]} for rank {rank} and a weight of {shape}; give the checkpoint "
-            "that it was trained on"
-        )
-    scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    return LowRank(a, b, scale)
+class _Reader:
+    """Checks an adapter's tensors against its configuration and the checkpoint."""
+
+    def __init__(self, folder: Path, matcher: Matcher, checkpoint: Checkpoint) -> None:
+        self.folder, self.matcher, self.facts, self.checkpoint = folder, matcher, matcher.facts, checkpoint
+        self.base = checkpoint.name or checkpoint.folder.name
+        self.shapes = {name: source.shape for name, source in checkpoint.sources.items()}
+        self.stored = {name: source.name for name, source in checkpoint.sources.items()}
+        if _is_tied(checkpoint):  # a module without a tensor of its own
+            beside = self.stored[EMBEDDING].removesuffix("embed_tokens.weight").removesuffix("model.")
+            self.shapes[HEAD], self.stored[HEAD] = self.shapes[EMBEDDING], f"{beside}lm_head.weight"
+
+    def canonical(self, stored: str) -> str:
+        """The canonical name of a stored one."""
+        return HEAD if stored == self.stored.get(HEAD) else self.checkpoint.canonical(stored)
+
+    def low_rank(self, module: str, parts: Mapping[str, Source]) -> LowRank:
+        """The matrices beside one module, checked against the configuration and the weight that they change."""
+        name = self.canonical(f"{module}.weight")
+        shape = self.shapes.get(name, ())
+        if len(shape) < 2:
+            raise AdapterError(
+                f"{self.folder} was made for another model: it changes {module}, which {self.base} has not (or not as "
+                "a matrix); give the checkpoint that it was trained on"
+            )
+        if not self.matcher.is_target(module):
+            raise AdapterError(
+                f"{self.folder} holds {min(parts)} of {module}, but its configuration (target_modules, "
+                "exclude_modules, layers_to_transform, modules_to_save) leaves that module out, so that peft would "
+                "ignore it; mend adapter_config.json or save the adapter again"
+            )
+        kind = "lora_embedding_" if name == EMBEDDING else "lora_"
+        expected = {f"{kind}A", f"{kind}B"} | ({"lora_magnitude_vector"} if self.facts.use_dora else set())
+        if expected != set(parts):
+            raise AdapterError(
+                f"{self.folder}: {module} has {_listed(parts)}, expected {_listed(expected)} (use_dora "
+                f"{self.facts.use_dora}); save the adapter again"
+            )
+        rank, scale = self.matcher.rank_and_scale(module)
+        for part, want in _expected_shapes(name, shape, rank).items():
+            if part in parts and parts[part].shape != want:
+                raise AdapterError(
+                    f"{self.folder} does not fit {self.base}: {module} has {part} {parts[part].shape}, expected {want} "
+                    f"for rank {rank} and a weight of {shape}; give the checkpoint that it was trained on"
+                )
+        magnitude = parts.get("lora_magnitude_vector")
+        return LowRank(parts[f"{kind}A"], parts[f"{kind}B"], scale, magnitude, embedding=name == EMBEDDING)
+
+    def whole(
+        self, tensors: Mapping[str, Source], adapted: Mapping[str, object]
+    ) -> tuple[dict[str, Source], dict[str, Source]]:
+        """The whole tensors of an adapter: those that peft loads into the base, and those of modules_to_save."""
+        loaded: dict[str, Source] = {}
+        replaced: dict[str, Source] = {}
+        for name, source in tensors.items():
+            if any(pattern.sub(".", name, 1) in tensors.keys() - {name} for pattern in _COPIES):
+                continue  # stored twice: peft ignores the one that says how the module was wrapped
+            plain = name.replace(_ORIGINAL, ".").replace(_BASE, ".")
+            if self._is_loaded(name, plain, adapted):
+                self._add(loaded, plain, source)
+            elif self._is_saved(name.rpartition(".")[0]):
+                self._add(replaced, name, source)
+            else:
+                raise AdapterError(
+                    f"{self.folder}: tensor {name} is neither of LoRA nor of a module in modules_to_save "
+                    f"({self.facts.modules_to_save}), so that peft would ignore it; save the adapter again"
+                )
+        for name, stored in self.stored.items():
+            if name not in replaced and self._is_saved(stored.rpartition(".")[0]):
+                raise AdapterError(
+                    f"{self.folder} has no {stored}, although modules_to_save ({self.facts.modules_to_save}) names it; "
+                    "save the adapter again"
+                )
+        return loaded, replaced
+
+    def _is_saved(self, module: str) -> bool:
+        """Whether modules_to_save names a module; of a head that stays tied, whether it names the embedding."""
+        if self.matcher.is_saved(module):
+            return True
+        ends = {name: self.stored[name].removesuffix(".weight") for name in (EMBEDDING, HEAD) if name in self.stored}
+        tying = self.facts.ensure_weight_tying and _is_tied(self.checkpoint) and module in ends.values()
+        return tying and any(self.matcher.is_saved(end) for end in ends.values())
+
+    def _is_loaded(self, name: str, plain: str, adapted: Mapping[str, object]) -> bool:
+        """Whether peft loads a tensor into the base itself: trained biases, and the two ends of the vocabulary.
+
+        Around a module that it changes, peft puts another, so that the name of the base's own tensor tells which.
+        """
+        module = plain.rpartition(".")[0]
+        if self._is_saved(module):
+            return _ORIGINAL in name
+        if module in adapted:
+            return _BASE in name
+        vocabulary = module.endswith(("embed_tokens", "lm_head"))  # stored where it may have been resized
+        return name == plain and (vocabulary or (self.facts.bias == "all" and name.endswith(".bias")))
+
+    def _add(self, to: dict[str, Source], stored: str, source: Source) -> None:
+        name = self.canonical(stored)
+        if ".front_end." in f".{name}" and name not in self.shapes:
+            return  # the filterbank, which some checkpoints store and nobody needs
+        if (shape := self.shapes.get(name)) is None:
+            raise AdapterError(
+                f"{self.folder} was made for another model: it replaces {stored}, which {self.base} has not; give the "
+                "checkpoint that it was trained on"
+            )
+        if source.shape != shape:
+            raise AdapterError(
+                f"{self.folder} does not fit {self.base}: {stored} has shape {source.shape}, expected {shape}; give "
+                "the checkpoint that it was trained on"
+            )
+        to[name] = source
 
 
-def _rank_and_alpha(module: str, config: Mapping[str, Any]) -> tuple[int, float]:
-    """Rank and alpha of a module: the patterns' entry that peft would match, else the common values."""
-    rank, alpha = config.get("r", 8), config.get("lora_alpha", 8)
-    return (
-        int(_by_pattern(config.get("rank_pattern"), module, rank)),
-        float(_by_pattern(config.get("alpha_pattern"), module, alpha)),
-    )
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names))
 
 
-def _by_pattern(values: Mapping[str, float] | None, module: str, common: float) -> float:
-    if not values:
-        return common
-    from peft.utils.other import get_pattern_key
-
-    return values.get(str(get_pattern_key(list(values), module)), common)
-
-
-def _check_replaced(
-    folder: Path, name: str, source: Source, config: Mapping[str, Any], checkpoint: Checkpoint
-) -> Source:
-    """A whole tensor may only stand in an adapter if `modules_to_save` names its module.
-
-    peft also stores the two ends of the vocabulary whenever it suspects that they were resized.
-    """
-    saved = (*(config.get("modules_to_save") or ()), "embed_tokens", "lm_head")
-    module = name.rpartition(".")[0]
-    if not any(module == entry or module.endswith(f".{entry}") for entry in saved):
-        raise AdapterError(
-            f"{folder}: tensor {name} is neither lora_A, lora_B nor of a module in modules_to_save "
-            f"({config.get('modules_to_save')}); merge it with peft's merge_and_unload and export the whole model"
-        )
-    if name not in checkpoint.sources:
-        raise AdapterError(
-            f"{folder} was made for another model: it replaces {name}, which {checkpoint.folder.name} has not"
-        )
-    if source.shape != checkpoint.sources[name].shape:
-        raise AdapterError(
-            f"{folder} does not fit {checkpoint.folder.name}: {name} has shape {source.shape}, "
-            f"expected {checkpoint.sources[name].shape}; give the checkpoint that it was trained on"
-        )
-    return source
+def _expected_shapes(name: str, shape: tuple[int, ...], rank: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of peft's tensors beside a linear layer, a convolution, or the embedding."""
+    ones = (1,) * (len(shape) - 2)
+    if name == EMBEDDING:
+        vocabulary, dim = shape
+        return {
+            "lora_embedding_A": (rank, vocabulary), "lora_embedding_B": (dim, rank), "lora_magnitude_vector": (dim,)
+        }  # fmt: skip
+    magnitude = (1, shape[0], *ones) if ones else shape[:1]
+    return {"lora_A": (rank, *shape[1:]), "lora_B": (shape[0], rank, *ones), "lora_magnitude_vector": magnitude}
 
 
 def adapted_matrices(merged: MergedTensors) -> list[str]:
     """Names of the matrices that an adapter adds to."""
-    return sorted({name for adapter in merged.adapters for name in adapter.low_rank})
+    return merged.adapted()
 
 
 def check_finite(adapter: Adapter) -> None:
@@ -274,9 +331,10 @@ def check_finite(adapter: Adapter) -> None:
     Raises:
         AdapterError: one holds NaN or infinity.
     """
-    tensors = [(f"{name} (lora_A)", pair.a) for name, pair in adapter.low_rank.items()]
-    tensors += [(f"{name} (lora_B)", pair.b) for name, pair in adapter.low_rank.items()]
-    for name, source in (*tensors, *adapter.replaced.items()):
+    tensors = [
+        (f"{name} ({part})", source) for name, pair in adapter.low_rank.items() for part, source in pair.sources()
+    ]
+    for name, source in (*tensors, *adapter.loaded.items(), *adapter.replaced.items()):
         for start, stop in row_blocks(source.shape):
             if not torch.isfinite(source.rows(start, stop)).all():
                 raise AdapterError(
@@ -286,20 +344,14 @@ def check_finite(adapter: Adapter) -> None:
 
 
 def measured_merge_error(merged: MergedTensors, advance: Callable[[int], None] = lambda _: None) -> float:
-    """Largest relative RMS difference to the same sum in float64, over one block of each adapted matrix.
+    """Largest relative RMS difference to the same merge in float64, over one block of each adapted matrix.
 
     NaN where there is one; `advance` is told of each matrix.
     """
     errors = [0.0]
     for name in adapted_matrices(merged):
         start, stop = next(row_blocks(merged.shape(name), MEASURED_BYTES))
-        want = merged.checkpoint.rows(name, start, stop).double()
-        for adapter in merged.adapters:
-            if name in adapter.replaced:
-                want = adapter.replaced[name].rows(start, stop).double()
-            elif pair := adapter.low_rank.get(name):
-                factor = pair.a.rows(0, pair.a.shape[0]).double()
-                want += pair.scale * (pair.b.rows(start, stop).double() @ factor)
+        want = merged.exact_rows(name, start, stop)
         difference = merged.rows(name, start, stop).double() - want
         scale = want.square().mean().sqrt().clamp(min=torch.finfo(torch.float64).tiny)
         errors.append(float(difference.square().mean().sqrt() / scale))

@@ -1,0 +1,196 @@
+"""`adapter_config.json`: what cannot be merged is refused by name, the rest is matched to modules as peft matches it.
+
+The fields are those of peft's LoraConfig, as peft, ms-swift and mdl-toolkit save it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from dasheng_edge.runtime.errors import AdapterError, CheckpointFileError
+
+from .model_config import LoraFacts, checked
+
+CONFIG = "adapter_config.json"
+BESIDE = "vit.safetensors"  # ms-swift, "lora_llm": LoRA for the language model, all of the encoder
+_BELOW = (f"*/{CONFIG}", f"*/*/{CONFIG}")  # where a training run has its adapters; ms-swift: v0-DATE/checkpoint-N
+
+# Read here, or without effect on the merge: how it was trained, on what, and where its first values came from.
+_UNDERSTOOD = {
+    *LoraFacts.model_fields, "peft_type", "init_lora_weights",
+    "base_model_name_or_path", "revision", "task_type", "inference_mode", "auto_mapping", "peft_version",
+    "lora_dropout",
+    "fan_in_fan_out",  # of Conv1D layers, which this model has none of: peft resets it for linear ones
+    "loftq_config", "eva_config", "corda_config", "lora_ga_config", "qalora_group_size", "megatron_core",
+}  # fmt: skip
+_PLAIN_INITIALISATIONS = (True, False, "gaussian", "eva", "orthogonal", "mica")  # leave the base weights alone
+_CONVERTIBLE = ("pissa", "olora", "corda", "lora_ga")  # change them, and peft can convert the adapter afterwards
+_MERGE = "merge it with peft's merge_and_unload, save the whole model and export that"
+# Where that would not help.
+_REASONS = {
+    "alora_invocation_tokens": "it acts on some tokens only, so that there are no merged weights; train plain LoRA",
+    "arrow_config": "it chooses between adapters for each token, so that there are no merged weights; give one adapter",
+    "layer_replication": "it repeats layers, which is another model; train on the layers as they are",
+    "megatron_config": "its layers are Megatron's, split over devices; train or convert it with peft's own layers",
+}
+
+
+def check_folder(folder: Path) -> None:
+    """That a folder is one adapter, as peft, ms-swift or mdl-toolkit (`checkpoint-N`) leaves it; nothing is opened.
+
+    Raises:
+        AdapterError: it is not, and where the adapter is, if one can be seen.
+    """
+    if folder.is_file():
+        raise AdapterError(f"{folder} is a file, expected the folder with {CONFIG}: give {folder.parent}")
+    if (folder / CONFIG).is_file():
+        if (folder / BESIDE).exists():
+            raise AdapterError(
+                f"{folder} holds {BESIDE}, an encoder that ms-swift trained in full beside the adapter, which is not "
+                "supported; merge it with `swift export --merge_lora true` and export the whole model"
+            )
+        return
+    if below := sorted((path.parent for depth in _BELOW for path in folder.glob(depth)), key=_training_step):
+        raise AdapterError(
+            f"{folder} is not an adapter but holds {len(below)}: give one of them, the newest is {below[-1]}"
+        )
+    if (folder / "config.json").is_file():
+        raise AdapterError(
+            f"{folder} is not an adapter but a whole checkpoint (it has a config.json): if it was merged or trained "
+            "in full, export it by itself, as the checkpoint"
+        )
+    raise AdapterError(f"{folder} is not an adapter: no {CONFIG} in it; give the folder that peft saved")
+
+
+def _training_step(folder: Path) -> tuple[list[int], str]:
+    """What orders the adapters of training runs: the numbers in "v1-20250101-120000/checkpoint-300"."""
+    return [int(number) for part in folder.parts[-2:] for number in re.findall(r"\d+", part)], folder.name
+
+
+def read_config(folder: Path) -> LoraFacts:
+    """The configuration of an adapter, after everything that is not LoRA or DoRA has been refused.
+
+    Raises:
+        AdapterError: it cannot be read, or asks for what cannot be merged.
+    """
+    path = folder / CONFIG
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"cannot read {path}: {error}; save the adapter again") from error
+    config: dict[str, Any] = content if isinstance(content, dict) else {}
+    if (kind := config.get("peft_type")) != "LORA":
+        raise AdapterError(f"{path}: peft_type is {kind!r}, only 'LORA' can be merged; {_MERGE}")
+    for key, value in config.items():
+        if key not in _UNDERSTOOD and not _is_default(key, value):
+            fix = _REASONS.get(key, f"only LoRA and DoRA are; {_MERGE}")
+            raise AdapterError(f"{path}: {key} = {value!r} is not supported: {fix}")
+    _check_initialisation(path, config.get("init_lora_weights", True))
+    if config.get("target_modules") is None:
+        raise AdapterError(f"{path}: target_modules is not stated, so that peft would load nothing; save it again")
+    try:
+        return checked(LoraFacts, str(path), config, "save the adapter again")
+    except CheckpointFileError as error:
+        raise AdapterError(str(error)) from error
+
+
+def _check_initialisation(path: Path, init: object) -> None:
+    if init in _PLAIN_INITIALISATIONS:
+        return
+    if str(init).lower().startswith(_CONVERTIBLE):
+        fix = "convert the adapter with peft's save_pretrained(path_initial_model_for_weight_conversion=...)"
+    elif init == "loftq":
+        fix = "export the model that LoftQ wrote, with the adapter merged into it by peft's merge_and_unload"
+    else:
+        fix = f"expected one of {', '.join(map(repr, _PLAIN_INITIALISATIONS))}; {_MERGE}"
+    raise AdapterError(
+        f"{path}: init_lora_weights = {init!r} changes the base weights, which the checkpoint does not have; {fix}"
+    )
+
+
+def _is_default(key: str, value: object) -> bool:
+    """Whether a field that is not understood here says the same as if it were absent."""
+    from peft import LoraConfig
+
+    if value is None or value is False or value in ({}, []):
+        return True
+    fields = {field.name: field for field in dataclasses.fields(LoraConfig)}
+    return key in fields and fields[key].default == value
+
+
+class Matcher:
+    """Which modules an adapter changes, and how, by their stored names: peft's own matching.
+
+    Raises:
+        AdapterError: peft would not load such a configuration.
+    """
+
+    def __init__(self, folder: Path, facts: LoraFacts) -> None:
+        from peft import LoraConfig
+
+        self.facts = facts
+        _check_patterns(folder / CONFIG, facts)
+        try:
+            self._config = LoraConfig(
+                target_modules=facts.target_modules,
+                exclude_modules=facts.exclude_modules,
+                layers_to_transform=facts.layers_to_transform,
+                layers_pattern=facts.layers_pattern,
+                modules_to_save=facts.modules_to_save,
+            )
+        except ValueError as error:
+            raise AdapterError(f"{folder / CONFIG}: peft refuses it: {error}; save the adapter again") from error
+
+    def is_target(self, module: str) -> bool:
+        """Whether peft would give a module LoRA matrices."""
+        from peft.tuners.tuners_utils import check_target_module_exists
+
+        config = self._config
+        if config.target_modules == "all-linear":  # which peft writes out as names when it saves
+            config = dataclasses.replace(config, target_modules=[module])
+        return bool(check_target_module_exists(config, module))
+
+    def is_saved(self, module: str) -> bool:
+        """Whether `modules_to_save` names a module or one that it is in; peft compares the ends of names."""
+        ends = tuple(self.facts.modules_to_save or ())
+        return any(above.endswith(ends) for above in (module, *_modules_above(module)))
+
+    def rank_and_scale(self, module: str) -> tuple[int, float]:
+        """Rank r of a module, and its scale: alpha / r, or alpha / sqrt(r) where rank-stabilised."""
+        from peft.utils.other import get_pattern_key
+
+        ranks, alphas = self.facts.rank_pattern or {}, self.facts.alpha_pattern or {}
+        rank = ranks.get(get_pattern_key(list(ranks), module), self.facts.r)
+        alpha = alphas.get(get_pattern_key(list(alphas), module), self.facts.lora_alpha)
+        return rank, alpha / (math.sqrt(rank) if self.facts.use_rslora else rank)
+
+
+def _modules_above(module: str) -> list[str]:
+    """The modules that a module is in: "a.b.c" -> "a", "a.b"."""
+    parts = module.split(".")
+    return [".".join(parts[:stop]) for stop in range(1, len(parts))]
+
+
+def _check_patterns(path: Path, facts: LoraFacts) -> None:
+    """What peft takes as regular expressions must be some."""
+    patterns = [("target_modules", facts.target_modules), ("exclude_modules", facts.exclude_modules)]
+    stated = [(field, value) for field, value in patterns if isinstance(value, str)]
+    stated += [("rank_pattern", key) for key in facts.rank_pattern or ()]
+    stated += [("alpha_pattern", key) for key in facts.alpha_pattern or ()]
+    stated += [("modules_to_save", entry) for entry in facts.modules_to_save or ()]
+    many = [facts.layers_pattern] if isinstance(facts.layers_pattern, str) else facts.layers_pattern or ()
+    stated += [("layers_pattern", entry) for entry in many]
+    for field, pattern in stated:
+        _check_pattern(f"{path}: {field}", pattern)
+
+
+def _check_pattern(field: str, pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise AdapterError(f"{field} has {pattern!r}, not a regular expression ({error}); save it again") from error

@@ -1,0 +1,86 @@
+"""Merging adapters equals peft's own merge, whatever the configuration."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+pytestmark = pytest.mark.torch
+
+_SLOW = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example, HealthCheck.filter_too_much)
+Record = Callable[[str, object], None]
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    from benchmarks.lora import Bench
+
+    return Bench(tmp_path_factory.mktemp("lora"))
+
+
+def check(bench: Any, examples: int, record: Record) -> None:
+    """Draw so many cases, hold each against peft, and record how many there were and how far off the worst was."""
+    from benchmarks.lora import TOLERANCE
+    from benchmarks.lora_cases import random_case
+
+    seen: list[float] = []
+
+    @settings(max_examples=examples, deadline=None, suppress_health_check=_SLOW)
+    @given(st.randoms(use_true_random=False))
+    def equals_peft(random: Random) -> None:
+        case = random_case(random)
+        seen.append(bench.worst_difference(case))
+        assert seen[-1] <= TOLERANCE, case
+
+    equals_peft()
+    record("configurations", len(seen))
+    record("worst_difference", max(seen))
+    assert len(seen) >= examples
+
+
+def test_merging_equals_pefts_merge(bench: Any, record_property: Record) -> None:
+    check(bench, 60, record_property)
+
+
+@pytest.mark.slow
+def test_merging_equals_pefts_merge_for_many_configurations(bench: Any, record_property: Record) -> None:
+    check(bench, 500, record_property)
+
+
+def test_a_case_that_differs_is_seen(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The comparison can fail: with other values, and with other tensors."""
+    from benchmarks.lora_cases import random_case
+    from dasheng_edge.export.adapter import MergedTensors
+
+    case = random_case(Random(3))
+    right = MergedTensors.rows
+    monkeypatch.setattr(MergedTensors, "rows", lambda self, *block: right(self, *block) * (1 + 3e-6))
+    assert 1e-6 < bench.worst_difference(case) < 1e-5
+    monkeypatch.setattr(MergedTensors, "names", lambda _self, _prefix: ["decoder.model.norm.weight"])
+    assert math.isinf(bench.worst_difference(case))
+
+
+def test_the_benchmark_ends_with_a_record(capsys: pytest.CaptureFixture[str]) -> None:
+    from benchmarks import lora
+
+    assert lora.main(["-n", "3", "--seed", "5"]) == 0
+    table, _, record = capsys.readouterr().out.rstrip().rpartition("\n")
+    assert "worst difference" in table
+    assert json.loads(record)["configurations"] == 3
+    assert json.loads(record)["worst_difference"] <= lora.TOLERANCE
+
+
+def test_cases_are_the_same_for_a_seed() -> None:
+    from benchmarks.lora_cases import random_case
+
+    assert random_case(Random(7)) == random_case(Random(7))
+    features = {feature for seed in range(200) for feature in random_case(Random(seed)).features()}
+    wanted = {"use_dora", "use_rslora", "tied head", "3 adapters", "modules_to_save", "bias: all", "layers_pattern"}
+    assert wanted <= features
