@@ -221,12 +221,12 @@ class _Export:
                 parameters=checkpoint.parameters("audio_encoder."), precision=self.options.encoder,
             ),
             projector_parameters=checkpoint.parameters("audio_projector.") if decoder else None,
-            decoder=decoder and DecoderFacts(
+            decoder=None if decoder is None else DecoderFacts(
                 arch=decoder.arch, hidden_size=decoder.hidden_size, layers=decoder.layers,
                 vocab_size=decoder.vocab_size, context_length=decoder.context_length,
                 parameters=checkpoint.parameters(PREFIX), precision=self.options.decoder,
             ),
-            prompt=text and text.facts,
+            prompt=None if text is None else text.facts,
             tolerances=tolerances,
             provenance=Provenance(
                 tool=self.tool, checkpoint=origin.repo if origin else checkpoint.name,

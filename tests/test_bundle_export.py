@@ -276,7 +276,7 @@ def test_an_existing_bundle_is_replaced_only_on_request(
         export_bundle(ExportOptions(tiny_checkpoint, bundle_copy))
     report = export_bundle(ExportOptions(tiny_checkpoint, bundle_copy, overwrite=True))
 
-    assert report.bundle.manifest.decoder.precision == "F16"
+    assert report.bundle.text_facts()[0].precision == "F16"
     assert (bundle_copy / ENCODER).read_bytes() == b"graph"
 
 

@@ -189,7 +189,7 @@ def nucleus(logits: NDArray[np.float32], top_p: float) -> set[int]:
 
 def test_temperature_comes_before_the_other_filters_as_in_transformers(decoder: Decoder) -> None:
     logits = logits_of(decoder, (1, 2, 3))
-    hot, cold = nucleus(logits / 8, 0.5), nucleus(logits, 0.5)
+    hot, cold = nucleus(logits / np.float32(8), 0.5), nucleus(logits, 0.5)
     seen = set()
     for seed in range(200):
         decoder.prefill([(1, 2, 3)])

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from dasheng_edge.export import residency
 from dasheng_edge.export.residency import few_mapped_pages, mapped_ranges
 
 MIB = 1 << 20
@@ -44,8 +43,8 @@ def test_pages_are_handed_back_and_come_again(tmp_path: Path) -> None:
 
 def test_other_files_and_private_mappings_are_left_alone(tmp_path: Path) -> None:
     path, other = tmp_path / "model", tmp_path / "other"
-    for file in (path, other):
-        file.write_bytes(bytes(MIB))
+    for each in (path, other):
+        each.write_bytes(bytes(MIB))
     with path.open("r+b") as file, mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE, mmap.PROT_READ) as private:
         assert mapped_ranges(path) == []
         assert mapped_ranges(other) == []
@@ -61,7 +60,7 @@ def test_the_thread_ends_with_the_block_even_on_an_error(tmp_path: Path) -> None
 
 
 def test_nothing_happens_on_other_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(residency.sys, "platform", "darwin")
+    monkeypatch.setattr(sys, "platform", "darwin")
     with few_mapped_pages(tmp_path / "model"):
         import threading
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from dasheng_edge.export.bundle_export import ExportReport, export_bundle
 from dasheng_edge.export.options import DecoderType, ExportOptions, PromptOverrides
-from dasheng_edge.runtime.bundle import ENCODER, FRONT_END, GOLDEN, MODEL_CARD, Bundle
+from dasheng_edge.runtime.bundle import ENCODER, FRONT_END, GOLDEN, MODEL_CARD, Bundle, Variant
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.embedder import Embedder
 from dasheng_edge.runtime.errors import BundleKindError, OutputWriteError
@@ -33,7 +34,7 @@ def exported(checkpoint: Path, decoder: DecoderType = "F32", adapters: tuple[Pat
 def test_a_model_with_two_branches_and_a_tied_qwen3_decoder(
     decoder: DecoderType, adapted: bool, tmp_path: Path
 ) -> None:
-    variant = "midashenglm-tokenizer"
+    variant: Variant = "midashenglm-tokenizer"
     checkpoint = write_tiny_checkpoint(tmp_path / "two-branches", variant=variant)
     adapters = (write_tiny_adapter(tmp_path / "adapter", variant=variant),) if adapted else ()
 
@@ -86,12 +87,10 @@ def test_prompt_defaults_can_be_chosen(tiny_checkpoint: Path, tmp_path: Path) ->
 def test_too_little_space_is_found_before_work_begins(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import shutil
-
     from dasheng_edge.export import bundle_export
 
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(bundle_export.shutil, "disk_usage", lambda _: usage._replace(free=10_000_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10_000_000))
     monkeypatch.setattr(bundle_export, "export_front_end", lambda *_: pytest.fail("work has begun"))
     with pytest.raises(OutputWriteError, match=r"needs about 0\.1 GB in .*, and 0\.0 GB are free; free some space"):
         export_bundle(ExportOptions(tiny_checkpoint, tmp_path / "out" / "bundle"))
