@@ -35,24 +35,18 @@ from dasheng_edge.runtime.errors import DashengEdgeError, ExportError, MissingEx
 
 from .adapter import MergedTensors, adapted_matrices, check_finite, measured_merge_error, open_adapters
 from .checkpoint import Checkpoint, open_checkpoint
-from .decoder_gguf import (
-    PREFIX,
-    intermediate_type,
-    measure,
-    needed_bytes,
-    quantize,
-    stored_bytes,
-    tensor_count,
-    write_gguf,
-)
-from .encoder_onnx import GraphReport, export_encoder, export_front_end, export_projector
-from .gguf_metadata import hub_id
+from .decoder_gguf import intermediate_type, measure, needed_bytes, stored_bytes, tensor_count, write_gguf
+from .encoder_onnx import export_encoder, export_projector
+from .front_end_onnx import export_front_end
+from .gguf_metadata import PREFIX, hub_id
 from .gguf_metadata import model_card as card_of_checkpoint
 from .golden import GoldenRequest, golden_mel_error, golden_tokens, write_golden
+from .graph_check import GraphReport
 from .model_card import model_card
 from .options import ExportOptions
 from .progress import NoProgress, Progress, StepReport
 from .prompt_facts import golden_prompt, prompt_facts
+from .quantizer import quantize
 from .tokenizer import Vocabulary, read_vocabulary
 from .tolerances import DECODER_TOLERANCES, check_prompt, check_tensors, golden_logits_error, token_margin
 from .variants import assumptions

@@ -1,45 +1,52 @@
 """The text decoder as GGUF: merged tensors are streamed into the file, llama.cpp's own quantizer does the rest.
 
-Architecture `qwen2`. Its rotation is of the NEOX kind, as in transformers, so q and k are stored as they
-are; the multimodal rotary sections of the checkpoint change nothing for one-dimensional positions.
+Architectures `qwen2` and `qwen3`. Their rotation is of the NEOX kind, as in transformers, so q and k are stored as
+they are; the multimodal rotary sections of the 7B's checkpoint change nothing for one-dimensional positions.
 """
 
 from __future__ import annotations
 
-import ctypes
-import re
-from collections.abc import Callable, Generator, Iterable, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any, get_args
+from typing import Literal, cast, get_args
 
 import gguf
 import numpy as np
 import numpy.typing as npt
-from gguf import GGMLQuantizationType, LlamaFileType
+import torch
+from gguf import GGMLQuantizationType
+from torch import Tensor
 
-from dasheng_edge.runtime.errors import ExportError, OutputWriteError
+from dasheng_edge.runtime.bundle import Sampling
+from dasheng_edge.runtime.errors import ExportError
 
-from .adapter import MergedTensors
-from .checkpoint import BLOCK_BYTES, row_blocks
+from .adapter import EMBEDDING, HEAD, MergedTensors
+from .gguf_file import gguf_tensors
+from .gguf_metadata import PREFIX, add_metadata, add_vocabulary
+from .model_sizes import DecoderSpec
 from .options import DecoderType
+from .quantizer import FILE_TYPES
+from .tensor_files import row_blocks
 from .tokenizer import Vocabulary
 
-PREFIX = "decoder."
+ARCHITECTURES = {"qwen2": gguf.MODEL_ARCH.QWEN2, "qwen3": gguf.MODEL_ARCH.QWEN3}
 COPIED: Mapping[str, GGMLQuantizationType] = {  # written here; the others by llama.cpp's quantizer
     "F32": GGMLQuantizationType.F32,
     "F16": GGMLQuantizationType.F16,
     "BF16": GGMLQuantizationType.BF16,
 }
-FILE_TYPES: Mapping[str, LlamaFileType] = {
-    name: LlamaFileType["ALL_F32" if name == "F32" else f"MOSTLY_{name}"] for name in get_args(DecoderType)
-}
+WrittenType = DecoderType | Literal["exact"]  # the last: each tensor in a type that holds it exactly
+BLOCK_BYTES = 64 << 20  # of float32: how much of a tensor is in memory at a time, twice
 SUPER_BLOCK = 256  # values that a K-quant or IQ4_XS block holds
+F16_LIMIT = 65520  # the smallest value that rounds to infinity
+VOCABULARY_BYTES = 16 << 20  # more than tokenizer and metadata take
+# More than the layers take, bits for each value, by what a type's name begins with: llama.cpp stores some of their
+# matrices in larger types. Embedding and head may become Q8_0 in any.
+LAYER_BITS = {"Q8": 8.5, "Q6": 6.6, "Q5": 6.1, "Q4": 5.1, "IQ": 5.1, "Q3": 4.6, "Q2": 3.6}
+END_BITS = 8.5
 SAMPLED_VALUES = 1 << 18  # of each tensor, at each of SAMPLED_PLACES, when the error is measured
 SAMPLED_PLACES = 4
-_QUANTIZED_TENSOR = re.compile(rb"\[ *\d+/ *\d+\] ")  # how a line of the quantizer's log about a tensor begins
 
 Advance = Callable[[int], None]  # is told how many bytes were written, or tensors are done
 
@@ -59,94 +66,78 @@ class DecoderReport:
 
 def tensor_count(merged: MergedTensors) -> int:
     """Tensors of the decoder."""
-    return len(_names(merged))
+    return len(merged.names(PREFIX))
 
 
-def stored_bytes(merged: MergedTensors, kind: DecoderType) -> int:
-    """Bytes of tensor data that `write_gguf` writes for F32, F16 or BF16."""
-    shapes = [merged.shape(name) for name in _names(merged)]
-    return sum(int(np.prod(shape)) * (4 if len(shape) == 1 or kind == "F32" else 2) for shape in shapes)
-
-
-def intermediate_type(merged: MergedTensors, kind: DecoderType) -> DecoderType:
-    """What the quantizer is fed with: BF16 where that is the source itself, else F32; both are exact."""
+def intermediate_type(merged: MergedTensors, kind: DecoderType) -> WrittenType:
+    """What `write_gguf` must write first: the file itself, or what the quantizer is fed with, which is exact."""
     if kind in COPIED:
         return kind
-    sources = [merged.checkpoint.sources[name] for name in _names(merged)]
-    exact = not merged.adapters and all(source.dtype == "BF16" for source in sources)
-    return "BF16" if exact else "F32"
+    types = _stored_types(merged, "exact")
+    exact = {stored for name, stored in types.items() if len(merged.shape(name)) > 1}
+    for whole in get_args(DecoderType):
+        if whole in COPIED and exact == {COPIED[whole]}:
+            return cast("DecoderType", whole)
+    return "exact"
+
+
+def stored_bytes(merged: MergedTensors, kind: WrittenType) -> int:
+    """Bytes of tensor data that `write_gguf` writes."""
+    return sum(_bytes(merged.shape(name), stored) for name, stored in _stored_types(merged, kind).items())
+
+
+def needed_bytes(merged: MergedTensors, kind: DecoderType) -> int:
+    """Free space that the decoder takes while it is made, at most: the file, and the one that the quantizer reads."""
+    first = stored_bytes(merged, intermediate_type(merged, kind)) + VOCABULARY_BYTES
+    if kind in COPIED:
+        return first
+    bits = 0.0
+    for name in merged.names(PREFIX):
+        of_a_value = LAYER_BITS[kind[:2]] if ".layers." in name else END_BITS
+        bits += float(np.prod(merged.shape(name))) * (32 if len(merged.shape(name)) == 1 else of_a_value)
+    return first + int(bits / 8) + VOCABULARY_BYTES
 
 
 def write_gguf(
     path: Path,
     merged: MergedTensors,
     vocabulary: Vocabulary,
-    kind: DecoderType,
+    kind: WrittenType,
     advance: Advance = lambda _: None,
+    sampling: Sampling | None = None,
 ) -> None:
-    """Write the decoder as F32, F16 or BF16 (matrices; vectors stay F32), a block of rows at a time.
+    """Write the decoder as F32, F16, BF16 or exactly (matrices; vectors stay F32), a block of rows at a time.
+
+    `sampling` is what other programs shall do by default.
 
     Raises:
         ExportError: a weight does not fit into the type's range.
     """
     names = _tensor_names(merged)
-    writer = gguf.GGUFWriter(path, "qwen2")
+    types = _stored_types(merged, kind)
+    writer = gguf.GGUFWriter(path, _spec(merged).arch)
     try:
-        _add_metadata(writer, merged, kind)
+        # Of a mixture there is none; the quantizer states its own when it is done.
+        add_metadata(writer, merged, FILE_TYPES["F32" if kind == "exact" else kind], sampling)
         add_vocabulary(writer, vocabulary)
         for stored, name in names.items():
-            shape = merged.shape(name)
-            stored_type = _type_of(shape, kind)
-            width = 4 if stored_type == GGMLQuantizationType.F32 else 2
-            writer.add_tensor_info(
-                stored, shape, np.dtype(np.float32), int(np.prod(shape)) * width, raw_dtype=stored_type
-            )
+            shape, kept_as = merged.shape(name), types[name]
+            writer.add_tensor_info(stored, shape, np.dtype(np.float32), _bytes(shape, kept_as), raw_dtype=kept_as)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         assert writer.fout is not None
         file = writer.fout[0]
         writer.write_padding(file, file.tell())
-        for name in names.values():
+        for name, stored_type in types.items():
             start = file.tell()
             for first, last in row_blocks(merged.shape(name), BLOCK_BYTES):
-                block = _encode(name, merged.rows(name, first, last).numpy(), _type_of(merged.shape(name), kind))
+                block = _encode(name, merged.rows(name, first, last), stored_type)
                 file.write(block.data)
                 advance(block.nbytes)
             writer.write_padding(file, file.tell() - start)
     finally:
         writer.close()
-
-
-@cache
-def _llama() -> Any:
-    """The bindings, loaded on first use: `Any`, since their functions are C calls."""
-    from llama_cpp import llama_cpp
-
-    return llama_cpp
-
-
-def quantize(
-    source: Path, target: Path, kind: DecoderType, threads: int = 0, advance: Advance = lambda _: None
-) -> None:
-    """Quantize a GGUF with llama.cpp's quantizer; 0 threads means one per core.
-
-    Raises:
-        OutputWriteError: llama.cpp could not write the file.
-        ExportError: llama.cpp refused for another reason, with its own words.
-    """
-    llama = _llama()
-    parameters = llama.llama_model_quantize_default_params()
-    parameters.ftype = int(FILE_TYPES[kind])
-    parameters.nthread = threads
-    with _llama_log(advance) as lines:
-        failed = llama.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.pointer(parameters))
-    if not failed:
-        return
-    said = " ".join(" ".join(lines).split()) or "no reason given"
-    if "iostream" in said:  # the C++ library's word for a failed write
-        raise OutputWriteError(f"cannot write {target.name}: llama.cpp says {said!r}; is the disk full?")
-    raise ExportError(f"llama.cpp could not quantize the decoder to {kind}: {said}; try another --decoder")
 
 
 def measure(path: Path, merged: MergedTensors, kind: DecoderType, advance: Advance = lambda _: None) -> DecoderReport:
@@ -158,13 +149,13 @@ def measure(path: Path, merged: MergedTensors, kind: DecoderType, advance: Advan
     types: dict[str, int] = {}
     matrices: dict[str, tuple[float, float]] = {}
     vectors: dict[str, tuple[float, float]] = {}
-    for tensor in gguf.GGUFReader(path).tensors:
-        types[tensor.tensor_type.name] = types.get(tensor.tensor_type.name, 0) + 1
+    for stored, tensor in gguf_tensors(path).items():
+        types[tensor.kind.name] = types.get(tensor.kind.name, 0) + 1
         error = power = 0.0
-        name = names[tensor.name]
+        name = names[stored]
         for start, stop in _sampled_rows(merged.shape(name)):
             want = merged.rows(name, start, stop).numpy().astype(np.float64)
-            got = gguf.quants.dequantize(tensor.data[start:stop], tensor.tensor_type).astype(np.float64)
+            got = tensor.rows(start, stop).astype(np.float64)
             error += float(np.square(got - want).sum())
             power += float(np.square(want).sum())
         (vectors if len(merged.shape(name)) == 1 else matrices)[name] = error, power
@@ -189,40 +180,59 @@ def _relative(squares: Iterable[tuple[float, float]]) -> float:
     return float((error / power if power else error) ** 0.5)
 
 
-def _names(merged: MergedTensors) -> list[str]:
-    return [name for name in merged.checkpoint.sources if name.startswith(PREFIX)]
+def _spec(merged: MergedTensors) -> DecoderSpec:
+    spec = merged.checkpoint.decoder
+    assert spec is not None, "a checkpoint without a decoder has no GGUF"
+    return spec
 
 
 def _tensor_names(merged: MergedTensors) -> dict[str, str]:
     """llama.cpp's tensor names -> the checkpoint's."""
-    mapping = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, merged.checkpoint.decoder.layers)
+    spec = _spec(merged)
+    mapping = gguf.get_tensor_name_map(ARCHITECTURES[spec.arch], spec.layers)
     names: dict[str, str] = {}
-    for name in _names(merged):
+    for name in merged.names(PREFIX):
         stored = mapping.get_name(name.removeprefix(PREFIX), try_suffixes=(".weight", ".bias"))
         assert stored is not None, name
         names[stored] = name
     return names
 
 
-def _type_of(shape: tuple[int, ...], kind: DecoderType) -> GGMLQuantizationType:
-    """Norms and biases stay F32 as in llama.cpp's own converter: some of its operators take nothing else."""
-    return GGMLQuantizationType.F32 if len(shape) == 1 else COPIED[kind]
+def _stored_types(merged: MergedTensors, kind: WrittenType) -> dict[str, GGMLQuantizationType]:
+    """The type of each tensor; what adapters change is exact in F32 only.
+
+    Norms and biases stay F32 as in llama.cpp's own converter: some of its operators take nothing else.
+    """
+    changed = set(merged.adapted()).union(*(adapter.replaced for adapter in merged.adapters))
+    changed = changed.union(*(adapter.loaded for adapter in merged.adapters))
+    if changed & {EMBEDDING, HEAD}:  # which may be one tensor, and adapters may name it either way
+        changed |= {EMBEDDING, HEAD}
+    types: dict[str, GGMLQuantizationType] = {}
+    for name in merged.names(PREFIX):
+        if len(merged.shape(name)) == 1:
+            types[name] = GGMLQuantizationType.F32
+        elif kind in COPIED:
+            types[name] = COPIED[kind]
+        else:
+            types[name] = COPIED["F32" if name in changed else merged.checkpoint.sources[name].dtype]
+    return types
+
+
+def _bytes(shape: tuple[int, ...], kind: GGMLQuantizationType) -> int:
+    return int(np.prod(shape)) * (4 if kind == GGMLQuantizationType.F32 else 2)
 
 
 def _encode(
-    name: str, block: npt.NDArray[np.float32], kind: GGMLQuantizationType
-) -> npt.NDArray[np.float32 | np.float16 | np.uint8]:
+    name: str, block: Tensor, kind: GGMLQuantizationType
+) -> npt.NDArray[np.float32] | npt.NDArray[np.float16] | npt.NDArray[np.int16]:
+    """Rows float32 in the type; PyTorch rounds to nearest even, as llama.cpp does, and three times as fast."""
     if kind == GGMLQuantizationType.F32:
-        return np.ascontiguousarray(block)
+        return block.contiguous().numpy()
     if kind == GGMLQuantizationType.BF16:
-        return np.ascontiguousarray(gguf.quants.quantize(block, kind))
-    with np.errstate(over="ignore"):
-        half = block.astype(np.float16)
-    if not np.isfinite(half).all():
-        raise ExportError(
-            f"{name} holds {float(np.abs(block).max()):g}, F16 reaches 65504; export with --decoder BF16 or F32"
-        )
-    return half
+        return block.to(torch.bfloat16).view(torch.int16).numpy()
+    if not (largest := float(block.abs().max())) < F16_LIMIT:  # written so that NaN is refused, too
+        raise ExportError(f"{name} holds {largest:g}, F16 reaches 65504; export with --decoder BF16 or F32")
+    return block.to(torch.float16).numpy()
 
 
 def _falls_back(shape: tuple[int, ...], kind: DecoderType) -> bool:
@@ -238,73 +248,3 @@ def _sampled_rows(shape: tuple[int, ...]) -> list[tuple[int, int]]:
         return [(0, rows)]
     starts = np.linspace(0, rows - step, SAMPLED_PLACES).astype(int)
     return [(int(start), int(start) + step) for start in starts]
-
-
-def _add_metadata(writer: gguf.GGUFWriter, merged: MergedTensors, kind: DecoderType) -> None:
-    checkpoint, spec = merged.checkpoint, merged.checkpoint.decoder
-    name = checkpoint.folder.resolve().name
-    writer.add_type("model")
-    writer.add_name(" + ".join((name, *(adapter.name for adapter in merged.adapters))))
-    writer.add_size_label(gguf.size_label(checkpoint.parameters(PREFIX), 0, 0, 0))
-    if licence := _licence(checkpoint.folder):
-        writer.add_license(licence)
-    writer.add_context_length(spec.context_length)
-    writer.add_embedding_length(spec.hidden_size)
-    writer.add_block_count(spec.layers)
-    writer.add_feed_forward_length(spec.intermediate_size)
-    writer.add_head_count(spec.heads)
-    writer.add_head_count_kv(spec.kv_heads)
-    writer.add_rope_freq_base(spec.rope_theta)
-    writer.add_layer_norm_rms_eps(spec.rms_norm_eps)
-    writer.add_vocab_size(spec.vocab_size)
-    writer.add_file_type(FILE_TYPES[kind])
-    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-
-
-def _licence(folder: Path) -> str | None:
-    """Licence that the model card states in its YAML header."""
-    card = folder / "README.md"
-    header = re.match(r"---\n(.*?)\n---\n", card.read_text("utf-8", "replace"), re.DOTALL) if card.is_file() else None
-    stated = re.search(r"^license:\s*(\S+)", header[1], re.MULTILINE) if header else None
-    return stated[1] if stated else None
-
-
-def add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary) -> None:
-    """State the tokenizer; nothing is added before a text, since the chat template says all there is."""
-    writer.add_tokenizer_model("gpt2")  # llama.cpp's name for byte-level BPE
-    writer.add_tokenizer_pre("qwen2")
-    writer.add_token_list(list(vocabulary.tokens))
-    writer.add_token_types([int(kind) for kind in vocabulary.types])
-    writer.add_token_merges(list(vocabulary.merges))
-    writer.add_eos_token_id(vocabulary.eos_id)
-    if vocabulary.pad_id is not None:
-        writer.add_pad_token_id(vocabulary.pad_id)
-    if vocabulary.bos_id is not None:
-        writer.add_bos_token_id(vocabulary.bos_id)
-    writer.add_add_bos_token(False)
-    writer.add_chat_template(vocabulary.chat_template)
-
-
-@contextmanager
-def _llama_log(advance: Advance) -> Generator[list[str]]:
-    """Collects llama.cpp's warnings and errors; whoever listened before does so again afterwards.
-
-    `advance` is told of each tensor that the quantizer begins with: "[   3/  27] blk.0.attn_k.weight ...".
-    """
-    llama = _llama()
-    lines: list[str] = []
-
-    def collect(level: int, text: bytes, _: object) -> None:
-        if level in (3, 4):  # GGML_LOG_LEVEL_WARN, GGML_LOG_LEVEL_ERROR
-            lines.append(text.decode("utf-8", "replace"))
-        elif _QUANTIZED_TENSOR.match(text):
-            advance(1)
-
-    callback = llama.llama_log_callback(collect)  # must outlive the calls of llama.cpp
-    before, data = llama.llama_log_callback(), ctypes.c_void_p()
-    llama.llama_log_get(ctypes.byref(before), ctypes.byref(data))
-    llama.llama_log_set(callback, None)
-    try:
-        yield lines
-    finally:
-        llama.llama_log_set(before, data)

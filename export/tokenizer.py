@@ -6,17 +6,16 @@ tokens are looked up by their text, since they differ between models.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from gguf import TokenType
 
 from dasheng_edge.runtime.errors import CheckpointFileError, CheckpointVariantError
 
-from .checkpoint import Checkpoint, read_json
-from .model_config import AddedToken, BpeModel, TokenizerFile, checked
+from .chat_template import read_audio_tokens, read_chat_template
+from .model_config import AddedToken, BpeModel, TokenizerFile, checked, read_json
 
 AUDIO, AUDIO_BOS, AUDIO_EOS = "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>"
 IM_START, IM_END, END_OF_TEXT = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
@@ -27,6 +26,18 @@ QWEN2_PATTERN = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
+# llama.cpp ends generation at these, whatever a model says: tokens that it knows as ends by their text ...
+ENDS_BY_TEXT = frozenset({
+    IM_END, END_OF_TEXT, "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|end_of_text|>", "<end_of_turn>", "<turn|>",
+    "<end_of_utterance>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<eos>", "</s>", "<|return|>", "<|call|>", "<|calls|>",
+    "<|flush|>", "<|tool_response>", "<\uff5cend\u2581of\u2581sentence\uff5c>", "[e~[",
+    # ... and those that pad or part files in code.
+    "<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]",
+    "<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>", "<|file_sep|>",
+})  # fmt: skip
+# It takes these for control tokens, too, and warns where a file says otherwise, as Qwen3's tokenizer.json does.
+CONTROL_BY_TEXT = ENDS_BY_TEXT | {"<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>"}
+
 
 @dataclass(frozen=True)
 class Vocabulary:
@@ -36,14 +47,17 @@ class Vocabulary:
     types: tuple[TokenType, ...]
     merges: tuple[str, ...]
     eos_id: int  # ends a turn
+    eot_id: int  # another end that generation_config.json states and llama.cpp does not know by its text, else eos_id
+    eom_id: int | None  # and one more
     pad_id: int | None
     bos_id: int | None
     chat_template: str
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        """Ids that end generation, as llama.cpp finds them: the end of a turn and the end of text."""
-        return frozenset(index for index, token in enumerate(self.tokens) if token in (IM_END, END_OF_TEXT))
+        """Ids that end generation in llama.cpp: those that it finds by text, and those that the GGUF names."""
+        named = {self.eos_id, self.eot_id, self.eom_id} - {None}
+        return frozenset(i for i, token in enumerate(self.tokens) if token in ENDS_BY_TEXT or i in named)
 
     def id_of(self, token: str) -> int:
         """Id of a token by its text."""
@@ -67,30 +81,24 @@ def read_vocabulary(folder: Path, rows: int) -> Vocabulary:
     _check_kind(path, content)
     model = checked(BpeModel, f"{path}: model", content.model, again)
     tokens, types = _by_id(path, model, content.added_tokens, rows)
-    for token in (AUDIO, AUDIO_BOS, AUDIO_EOS, IM_START, IM_END):
+    audio = read_audio_tokens(folder)
+    for token in (audio.audio, audio.bos, audio.eos, IM_START, IM_END):
         if token not in tokens:
             raise CheckpointVariantError(f"{path} has no token {token}, so no audio can be put into a prompt")
     config = read_json(folder / "tokenizer_config.json", missing_ok=True)
     generation = read_json(folder / "generation_config.json", missing_ok=True)
+    ends = _other_ends(folder, tokens, generation.get("eos_token_id"))
     return Vocabulary(
         tuple(tokens),
         tuple(types),
         tuple(merge if isinstance(merge, str) else " ".join(merge) for merge in model.merges),
         tokens.index(IM_END),
+        ends[0] if ends else tokens.index(IM_END),
+        ends[1] if len(ends) > 1 else None,
         _id_of(tokens, config.get("pad_token"), generation.get("pad_token_id")),
         _id_of(tokens, config.get("bos_token"), generation.get("bos_token_id")),
-        _chat_template(folder, config),
+        read_chat_template(folder).text,
     )
-
-
-def check_audio_token(checkpoint: Checkpoint, vocabulary: Vocabulary) -> None:
-    """The id that config.json gives for `<|AUDIO|>` must be the tokenizer's."""
-    stated, got = checkpoint.config.get("audio_token_id"), vocabulary.id_of(AUDIO)
-    if stated is not None and stated != got:
-        raise CheckpointFileError(
-            f"{checkpoint.folder}: config.json says audio_token_id {stated}, tokenizer.json has {AUDIO} at {got}; "
-            "take both from one revision"
-        )
 
 
 def _check_kind(path: Path, content: TokenizerFile) -> None:
@@ -111,18 +119,48 @@ def _check_kind(path: Path, content: TokenizerFile) -> None:
 def _by_id(
     path: Path, model: BpeModel, added_tokens: Sequence[AddedToken], rows: int
 ) -> tuple[list[str], list[TokenType]]:
-    """Tokens by id; ids without a token become `[PADn]`, as in llama.cpp's own converter."""
-    named = {index: token for token, index in model.vocab.items()}
+    """Tokens by id; ids without a token become `[PADn]`, as in llama.cpp's own converter.
+
+    So does an id of the vocabulary whose text an added token has under another id: tokenizers find the added one,
+    and llama.cpp ends the process when two tokens have one text.
+    """
+    elsewhere = {added.content: added.id for added in added_tokens}
+    named = {index: token for token, index in model.vocab.items() if elsewhere.get(token, index) == index}
     kinds = dict.fromkeys(named, TokenType.NORMAL)
     for added in added_tokens:
         named[added.id] = added.content
-        kinds[added.id] = TokenType.CONTROL if added.special else TokenType.USER_DEFINED
+        control = added.special or added.content in CONTROL_BY_TEXT
+        kinds[added.id] = TokenType.CONTROL if control else TokenType.USER_DEFINED
     if (largest := max(named, default=0)) >= rows:
         raise CheckpointFileError(
             f"{path} has token ids up to {largest}, the embedding has {rows} rows; take both from one revision"
         )
     tokens = [named.get(index, f"[PAD{index}]") for index in range(rows)]
+    if len(set(tokens)) < rows:
+        twice = next(token for token in tokens if tokens.count(token) > 1)
+        raise CheckpointFileError(f"{path} has the token {twice} twice, expected one id for each; download it again")
     return tokens, [kinds.get(index, TokenType.UNUSED) for index in range(rows)]
+
+
+def _other_ends(folder: Path, tokens: list[str], stated: object) -> list[int]:
+    """Ids at which transformers ends generation and llama.cpp would not; a GGUF can name two of them."""
+    listed: list[object] = stated if isinstance(stated, list) else [] if stated is None else [stated]
+    ids = [
+        index for index in listed if isinstance(index, int) and not isinstance(index, bool) and 0 <= index < len(tokens)
+    ]
+    if len(ids) < len(listed):
+        raise CheckpointFileError(
+            f"{folder / 'generation_config.json'}: eos_token_id is {stated!r}, expected ids below {len(tokens)}; "
+            "take it from the revision of the weights"
+        )
+    ends = [index for index in dict.fromkeys(ids) if tokens[index] not in ENDS_BY_TEXT]
+    if len(ends) > 2:  # eot and eom
+        names = ", ".join(tokens[index] for index in ends)
+        raise CheckpointVariantError(
+            f"{folder}: generation ends at {names} besides {IM_END} and {END_OF_TEXT}, a GGUF can name two more; "
+            "leave those that the model never writes out of eos_token_id in generation_config.json"
+        )
+    return ends
 
 
 def _id_of(tokens: list[str], token: object, stated: object) -> int | None:
@@ -134,19 +172,3 @@ def _id_of(tokens: list[str], token: object, stated: object) -> int | None:
     if isinstance(token, str) and token in tokens:
         return tokens.index(token)
     return stated if isinstance(stated, int) and 0 <= stated < len(tokens) else None
-
-
-def _chat_template(folder: Path, config: Mapping[str, Any]) -> str:
-    """`chat_template.jinja`, or where older checkpoints keep it."""
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        try:
-            return path.read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            raise CheckpointFileError(f"cannot read {path}: {error}; download it again") from error
-    for source in (config, read_json(folder / "chat_template.json", missing_ok=True)):
-        if isinstance(template := source.get("chat_template"), str):
-            return template
-    raise CheckpointFileError(
-        f"{folder} has no chat template: expected chat_template.jinja, or chat_template in tokenizer_config.json"
-    )

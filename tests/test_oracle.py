@@ -23,10 +23,12 @@ from tokenizers import Tokenizer
 from dasheng_edge.export.adapter import MergedTensors
 from dasheng_edge.export.checkpoint import open_checkpoint
 from dasheng_edge.export.dasheng import LogMel, mel_filterbank
-from dasheng_edge.export.decoder_gguf import COPIED, add_vocabulary, quantize, write_gguf
-from dasheng_edge.export.encoder_onnx import load_encoder, load_projector
-from dasheng_edge.export.reference_decoder import AUDIO_MARK, greedy_texts
+from dasheng_edge.export.decoder_gguf import COPIED, write_gguf
+from dasheng_edge.export.gguf_metadata import add_vocabulary
 from dasheng_edge.export.options import DecoderType
+from dasheng_edge.export.quantizer import quantize
+from dasheng_edge.export.reference import load_encoder, load_projector
+from dasheng_edge.export.reference_decoder import AUDIO_MARK, greedy_texts
 from dasheng_edge.export.tokenizer import read_vocabulary
 from dasheng_edge.export.tolerances import DECODER_TOLERANCES, golden_segments
 from dasheng_edge.runtime.bundle import DECODER, ENCODER, FRONT_END, PROJECTOR

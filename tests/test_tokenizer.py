@@ -8,15 +8,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 from gguf import TokenType
 
-from dasheng_edge.export.checkpoint import open_checkpoint
-from dasheng_edge.export.tokenizer import check_audio_token, read_vocabulary
+from dasheng_edge.export.gguf_metadata import add_vocabulary
+from dasheng_edge.export.tokenizer import ENDS_BY_TEXT, Vocabulary, read_vocabulary
+from dasheng_edge.runtime.decoder import Decoder
 from dasheng_edge.runtime.errors import CheckpointFileError, CheckpointVariantError
 from tests.tiny_checkpoint import CHAT_TEMPLATE, CONTROL_TOKENS, ROWS
 
 pytestmark = pytest.mark.torch
+
+QWEN = Path(__file__).resolve().parents[2] / "shared" / "data" / "qwen2_5_omni_tokenizer"
+needs_qwen = pytest.mark.skipif(not QWEN.is_dir(), reason="no shared data: Qwen2.5-Omni's tokenizer")
 
 
 @pytest.fixture
@@ -153,9 +158,135 @@ def test_a_chat_template_that_is_no_text_is_refused(checkpoint: Path) -> None:
         read_vocabulary(checkpoint, ROWS)
 
 
-def test_the_audio_token_is_cross_checked(checkpoint: Path) -> None:
+def ends_in_llama_cpp(vocabulary: Vocabulary, path: Path) -> set[int]:
+    """Ids at which llama.cpp ends generation, when it has read this vocabulary from a GGUF without tensors."""
+    import llama_cpp
+
+    writer = gguf.GGUFWriter(path, "qwen2")
+    add_vocabulary(writer, vocabulary)
+    sizes = {"context_length": 256, "embedding_length": 256, "feed_forward_length": 256, "block_count": 1}
+    for name, size in {**sizes, "attention.head_count": 1, "attention.head_count_kv": 1}.items():
+        writer.add_uint32(f"qwen2.{name}", size)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    parameters = llama_cpp.llama_model_default_params()
+    parameters.vocab_only = True
+    decoder = Decoder(
+        llama_cpp.llama_model_load_from_file(str(path).encode(), parameters), n_ctx=8, n_threads=1, device="cpu"
+    )
+    try:
+        return {token for token in range(decoder.n_vocab) if decoder.is_end(token)}
+    finally:
+        decoder.close()
+
+
+def stop_at(folder: Path, *ids: int) -> None:
+    change(folder / "generation_config.json", lambda content: content.update(eos_token_id=list(ids)))
+
+
+def test_the_ends_that_are_stated_are_llama_cpps(checkpoint: Path, tmp_path: Path) -> None:
+    usual = read_vocabulary(checkpoint, ROWS).stop_ids
+    stop_at(checkpoint, 383, 300, 381, 301, 300)
     vocabulary = read_vocabulary(checkpoint, ROWS)
-    check_audio_token(open_checkpoint(checkpoint), vocabulary)
-    change(checkpoint / "config.json", lambda content: content.update(audio_token_id=151_646))
-    with pytest.raises(CheckpointFileError, match=r"audio_token_id 151646, tokenizer\.json has <\|AUDIO\|> at 384"):
-        check_audio_token(open_checkpoint(checkpoint), vocabulary)
+
+    assert (vocabulary.eos_id, vocabulary.eot_id, vocabulary.eom_id) == (383, 300, 301)
+    assert vocabulary.stop_ids == usual | {300, 301} == ends_in_llama_cpp(vocabulary, tmp_path / "x.gguf")
+
+
+@pytest.mark.parametrize("special", [True, False])
+@pytest.mark.parametrize("text", sorted(ENDS_BY_TEXT - {"<|im_end|>", "<|endoftext|>"}))
+def test_ends_by_text_are_llama_cpps(special: bool, text: str, checkpoint: Path, tmp_path: Path) -> None:
+    def add(content: Any) -> None:
+        content["added_tokens"].append(content["added_tokens"][0] | {"id": 400, "content": text, "special": special})
+
+    change(checkpoint / "tokenizer.json", add)
+    vocabulary = read_vocabulary(checkpoint, ROWS)
+
+    assert vocabulary.stop_ids == {381, 383, 400} == ends_in_llama_cpp(vocabulary, tmp_path / "x.gguf")
+
+
+def test_no_other_control_token_is_an_end(checkpoint: Path, tmp_path: Path) -> None:
+    texts = ["<think>", "</think>", "<tool_call>", "<|vision_start|>", "<|object_ref_start|>", "<|fim_prefix|>", "<s>"]
+
+    def add(content: Any) -> None:
+        first = content["added_tokens"][0]
+        content["added_tokens"] += [first | {"id": 400 + i, "content": text} for i, text in enumerate(texts)]
+
+    change(checkpoint / "tokenizer.json", add)
+    vocabulary = read_vocabulary(checkpoint, ROWS)
+
+    assert vocabulary.stop_ids == {381, 383} == ends_in_llama_cpp(vocabulary, tmp_path / "x.gguf")
+
+
+@pytest.mark.parametrize("text", ["<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|file_sep|>"])
+def test_what_llama_cpp_takes_for_control_tokens_is_stated_so(text: str, checkpoint: Path) -> None:
+    """Qwen3's tokenizer.json has them as words."""
+
+    def add(content: Any) -> None:
+        content["added_tokens"].append(content["added_tokens"][0] | {"id": 400, "content": text, "special": False})
+
+    change(checkpoint / "tokenizer.json", add)
+    assert read_vocabulary(checkpoint, ROWS).types[400] == TokenType.CONTROL
+
+
+@needs_qwen
+def test_the_real_ends_are_llama_cpps(tmp_path: Path) -> None:
+    for file in QWEN.glob("*.json"):
+        shutil.copy(file, tmp_path)
+    (tmp_path / "chat_template.jinja").write_text("{{ messages }}", encoding="utf-8")
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [151645, 151643]}', encoding="utf-8")
+    vocabulary = read_vocabulary(tmp_path, 152_064)
+    by_name = {vocabulary.tokens[token] for token in vocabulary.stop_ids}
+
+    # </s> is a piece of text there, which the pre-tokenizer never leaves whole; llama.cpp takes it for an end.
+    assert by_name == {"<|im_end|>", "<|endoftext|>", "</s>"}
+    assert vocabulary.stop_ids == ends_in_llama_cpp(vocabulary, tmp_path / "x.gguf")
+    assert (vocabulary.eos_id, vocabulary.eot_id, vocabulary.eom_id) == (151_645, 151_645, None)
+
+
+@pytest.mark.parametrize("stated", [448, -1, "<|im_end|>", [383, True], [383, 1.0], {"id": 3}])
+def test_an_end_that_is_no_id_is_refused(stated: object, checkpoint: Path) -> None:
+    change(checkpoint / "generation_config.json", lambda content: content.update(eos_token_id=stated))
+    with pytest.raises(
+        CheckpointFileError, match=r"generation_config\.json: eos_token_id is .*, expected ids below 448"
+    ):
+        read_vocabulary(checkpoint, ROWS)
+
+
+def test_more_ends_than_a_gguf_can_name_are_refused(checkpoint: Path) -> None:
+    stop_at(checkpoint, 383, 300, 301, 302)
+    with pytest.raises(CheckpointVariantError, match=r"generation ends at .* besides <\|im_end\|> and <\|endoftext\|>"):
+        read_vocabulary(checkpoint, ROWS)
+
+
+def test_one_end_or_none_may_be_stated(checkpoint: Path) -> None:
+    change(checkpoint / "generation_config.json", lambda content: content.update(eos_token_id=383))
+    one = read_vocabulary(checkpoint, ROWS)
+    (checkpoint / "generation_config.json").unlink()
+
+    assert read_vocabulary(checkpoint, ROWS).stop_ids == one.stop_ids == {381, 383}
+
+
+def test_a_text_with_two_ids_keeps_the_added_one(checkpoint: Path, tmp_path: Path) -> None:
+    """As tokenizers does; llama.cpp would end the process."""
+    change(checkpoint / "tokenizer.json", lambda content: content["model"]["vocab"].update({"<|AUDIO|>": 400}))
+    vocabulary = read_vocabulary(checkpoint, ROWS)
+
+    assert vocabulary.id_of("<|AUDIO|>") == 384
+    assert (vocabulary.tokens[400], vocabulary.types[400]) == ("[PAD400]", TokenType.UNUSED)
+    assert ends_in_llama_cpp(vocabulary, tmp_path / "x.gguf") == vocabulary.stop_ids
+
+
+def test_a_text_that_stays_twice_is_refused(checkpoint: Path) -> None:
+    change(checkpoint / "tokenizer.json", lambda content: content["model"]["vocab"].update({"[PAD401]": 400}))
+    with pytest.raises(CheckpointFileError, match=r"has the token \[PAD401\] twice"):
+        read_vocabulary(checkpoint, ROWS)
+
+
+def test_audio_tokens_have_the_names_that_the_processor_knows(checkpoint: Path) -> None:
+    change(checkpoint / "tokenizer_config.json", lambda content: content.update(audio_token="<|sound|>"))
+    with pytest.raises(CheckpointVariantError, match=r"has no token <\|sound\|>"):
+        read_vocabulary(checkpoint, ROWS)
