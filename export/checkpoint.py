@@ -25,31 +25,16 @@ from .dasheng import EncoderSpec
 from .model_config import PullRecord, TextConfig, checked, read_json
 from .model_sizes import FIX, DecoderSpec, Stated, decoder_sizes, encoder_sizes, expected_shapes
 from .tensor_files import (
-    BLOCK_BYTES,
     INDEX,
     WEIGHTS,
     Source,
     equal_tensors,
     read_header,
     read_shards,
-    row_blocks,
-    tensors_in,
 )
 from .torch_file import SUFFIXES, read_torch_file
 from .unsupported import not_a_checkpoint, not_a_folder, refuse_other_models, refuse_quantized
 from .variants import Layout, find_layout, renamed
-
-__all__ = [
-    "BLOCK_BYTES",
-    "Checkpoint",
-    "DecoderSpec",
-    "Origin",
-    "Source",
-    "open_checkpoint",
-    "read_json",
-    "row_blocks",
-    "tensors_in",
-]
 
 PULL_RECORD = ".dasheng-edge.json"  # what `dasheng-edge pull` leaves in the folder
 _EMBEDDING, _HEAD = "decoder.model.embed_tokens.weight", "decoder.lm_head.weight"

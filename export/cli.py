@@ -1,4 +1,4 @@
-"""`dasheng-edge export`: parse, export, print what each step cost."""
+"""`dasheng-edge export` and `pull`: parse, run, print what each step cost and what came."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ import typer
 
 from dasheng_edge.runtime.errors import MissingExtraError
 
-from .options import DecoderType, EncoderPrecision, ExportOptions
+from .options import DecoderType, EncoderPrecision, ExportOptions, PromptOverrides
 
 if TYPE_CHECKING:
-    from .bundle_export import ExportReport, StepReport
+    from .bundle_export import ExportReport
+    from .progress import StepReport
+    from .pull import PullOptions, PullReport
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command to the command line."""
+    """Add the commands to the command line."""
     app.command("export")(export)
+    app.command("pull")(pull)
 
 
 def export(
@@ -38,6 +41,16 @@ def export(
         DecoderType,
         typer.Option(metavar="TYPE", help=f"llama.cpp's file type of the decoder: {', '.join(get_args(DecoderType))}."),
     ] = "F16",
+    prompt: Annotated[
+        str | None, typer.Option(help="What the bundle asks by default, instead of what its variant is asked.")
+    ] = None,
+    system: Annotated[
+        str | None, typer.Option(help="Default system text, '' for none, instead of the checkpoint's or variant's.")
+    ] = None,
+    audio_first: Annotated[
+        bool | None,
+        typer.Option("--audio-first/--text-first", help="Order in the user's turn; default: as its variant is used."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, for machines.")] = False,
 ) -> None:
@@ -46,27 +59,110 @@ def export(
     Each step prints its error against its source. If one is out of tolerance, or anything else goes wrong,
     nothing is written.
     """
-    options = ExportOptions(checkpoint, out, tuple(adapter or ()), encoder, decoder, overwrite)
-    bundle_export = _bundle_export()
+    overrides = PromptOverrides(prompt, system, audio_first)
+    options = ExportOptions(checkpoint, out, tuple(adapter or ()), encoder, decoder, overwrite, overrides)
+    bundle_export = _load("bundle_export", "export")
     with _Bars() as progress:
         report: ExportReport = bundle_export.export_bundle(options, progress)
     if as_json:
         typer.echo(_as_json(report))
         return
     typer.echo(f"{out}: {report.bytes / 1e6:.1f} MB in {report.seconds:.1f} s, every step within its tolerance")
+    for assumption in report.assumptions:
+        typer.echo(f"assumed: {assumption}", err=True)
     typer.echo(f"check it wherever it runs with: dasheng-edge verify {out}")
 
 
-def _bundle_export() -> Any:
-    """The exporter and everything heavy; a missing library is one sentence with the line that installs it."""
+def pull(
+    model_id: Annotated[
+        str, typer.Argument(metavar="MODEL_ID", help="OWNER/NAME on the hub, or the address of its page.")
+    ],
+    *,
+    revision: Annotated[
+        str | None, typer.Option(metavar="REV", help="Branch, tag or commit; default: the newest.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder to make; default: NAME, in the current folder.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, for machines.")] = False,
+) -> None:
+    """Download a checkpoint or a LoRA adapter from the Hugging Face hub, for `dasheng-edge export`.
+
+    Only what the export reads is fetched, and all of it is checked: no code, no pickles. After an interruption the
+    same command goes on where it stopped. HF_ENDPOINT names another hub, HF_TOKEN a token for private models.
+    """
+    module = _load("pull", "pull")
+    options: PullOptions = module.PullOptions(model_id, revision, out)
     try:
-        return import_module("dasheng_edge.export.bundle_export")
+        with _PullBar() as progress:
+            report: PullReport = module.pull(options, progress)
+    except (KeyboardInterrupt, SystemExit):  # Ctrl-C, SIGTERM
+        if note := module.left_behind(options.partial):
+            typer.echo(note, err=True)
+        raise
+    if as_json:
+        fields = dataclasses.asdict(report) | {"folder": str(report.folder)}
+        typer.echo(json.dumps(fields))
+        return
+    there = "" if report.fetched_bytes else ", was there already"
+    typer.echo(
+        f"{report.folder}: {report.repo} at {report.revision}, {report.bytes / 1e6:,.1f} MB in {len(report.files)} "
+        f"files{there}"
+    )
+    checkpoint = f"CHECKPOINT --adapter {report.folder}" if report.adapter else report.folder
+    typer.echo(f"export it with: dasheng-edge export {checkpoint} --out BUNDLE")
+
+
+def _load(module: str, command: str) -> Any:
+    """A module and everything heavy with it; a missing library is one sentence with the line that installs it."""
+    try:
+        return import_module(f"dasheng_edge.export.{module}")
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("dasheng_edge"):
             raise
         raise MissingExtraError(
-            f"export needs {error.name}, which is not installed; run pip install 'dasheng-edge[export,cpu]'"
+            f"{command} needs {error.name}, which is not installed; run pip install 'dasheng-edge[export,cpu]'"
         ) from error
+
+
+class _PullBar:
+    """Progress on stderr: one bar for all bytes, and how many of the files are there."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import (  # fmt: skip
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
+
+        columns = TextColumn("{task.fields[files]}"), BarColumn(), DownloadColumn()
+        speed = TransferSpeedColumn(), TimeRemainingColumn()
+        console = Console(stderr=True)
+        self._bar = Progress(*columns, *speed, console=console, transient=True, disable=not console.is_terminal)
+        self._task = self._bar.add_task("", total=None, files="asking the hub")
+        self._files, self._done = 0, 0
+
+    def __enter__(self) -> _PullBar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def begin(self, files: int, total_bytes: int) -> None:
+        self._files, self._done = files, 0
+        self._bar.update(self._task, total=total_bytes, files=f"0/{files} files")
+
+    def advance(self, amount_bytes: int) -> None:
+        self._bar.advance(self._task, amount_bytes)
+
+    def file_done(self) -> None:
+        self._done += 1
+        self._bar.update(self._task, files=f"{self._done}/{self._files} files")
 
 
 class _Bars:
@@ -119,4 +215,5 @@ def _as_json(report: ExportReport) -> str:
         "bytes": report.bytes,
         "seconds": report.seconds,
         "steps": [dataclasses.asdict(step) for step in report.steps],
+        "assumptions": report.assumptions,
     })  # fmt: skip

@@ -26,7 +26,7 @@ _PACKED_TENSORS = (  # what GPTQ, AWQ, compressed-tensors, fp8 and bitsandbytes 
     "qweight", "qzeros", "g_idx", "weight_scale", "weight_scale_inv", "input_scale", "weight_packed",
     "weight_zero_point", "absmax", "quant_map", "SCB",
 )  # fmt: skip
-_DOWNLOAD = "download one with `hf download mispeech/midashenglm-7b-1021-bf16 --local-dir FOLDER`"
+_DOWNLOAD = "download one with `dasheng-edge pull mispeech/midashenglm-7b-1021-bf16`"
 
 
 def plain_repository(names: Iterable[str]) -> str:
