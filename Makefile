@@ -137,6 +137,18 @@ docs: $(STAMP_READY) build/micro  ## run the README's examples and paste their o
 docs-check: $(STAMP_READY) build/micro  ## run the README's examples and compare
 	@$(BIN)/python -m benchmarks.docs README.md
 
+# ---- measurements, and the programs that tests compare with --------------------------------------------------
+
+.PHONY: llama-tools
+llama-tools: $(STAMP_READY)  ## build llama.cpp's own programs, which some tests compare with (ten minutes)
+	@$(BIN)/python -m benchmarks.llama_cpp_tools
+
+.PHONY: bench-export bench-export-full
+bench-export: $(STAMP_READY)  ## export every variant but the 7B at full size, and record time, memory and errors
+	@$(BIN)/python -m benchmarks.export
+bench-export-full: $(STAMP_READY)  ## the same with the 7B: half an hour, 45 GB of disk
+	@$(BIN)/python -m benchmarks.export --full
+
 .PHONY: clean distclean
 clean:  ## remove what was built, but not .venv
 	@rm -rf build dist *.egg-info .types .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

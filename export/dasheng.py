@@ -1,11 +1,11 @@
-"""The Dasheng encoder, the projector and their mel front end in PyTorch: the reference.
+"""The Dasheng encoders, the projector and their mel front ends in PyTorch: the reference.
 
 Everything that the toolkit exports is compared against this file, so it is written for reading and
-follows the published model step by step. Parameter names equal those of the checkpoints: a MiDashengLM
-checkpoint's `audio_encoder.*` loads into `DashengEncoder`, its `audio_projector.*` into `AudioProjector`.
+follows the published models step by step. Parameter names equal those of the checkpoints: a MiDashengLM
+checkpoint's `audio_encoder.*` loads into what `build_encoder` returns, its `audio_projector.*` into `AudioProjector`.
 
-Sources: Dasheng (arXiv 2406.06992), MiDashengLM (arXiv 2508.03983), torchaudio's MelSpectrogram and
-AmplitudeToDB for the front end, whose filterbank is HTK's (The HTK Book, section 5.6).
+Sources: Dasheng (arXiv 2406.06992), MiDashengLM (arXiv 2508.03983), DashengTokenizer (arXiv 2602.23765),
+torchaudio's MelSpectrogram and AmplitudeToDB for the front ends, whose filterbank is HTK's (The HTK Book, section 5.6).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dasheng_edge.runtime.front_end import FrontEndSpec
+from dasheng_edge.runtime.front_end import AcousticSpec, FrontEndSpec
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class EncoderSpec:
     mlp_ratio: float = 4.0
 
 
-def mel_filterbank(spec: FrontEndSpec) -> Tensor:
+def mel_filterbank(spec: FrontEndSpec | AcousticSpec, sample_rate_hz: int = 16_000) -> Tensor:
     """Triangular filters on the HTK mel scale, without normalisation.
 
     Returns float64 [n_fft // 2 + 1, n_mels]. mel(f) = 2595 log10(1 + f / 700).
@@ -38,7 +38,7 @@ def mel_filterbank(spec: FrontEndSpec) -> Tensor:
     def to_mel(hz: Tensor) -> Tensor:
         return 2595.0 * torch.log10(1.0 + hz / 700.0)
 
-    bins_hz = torch.linspace(0, spec.sample_rate_hz / 2, spec.n_fft // 2 + 1, dtype=torch.float64)
+    bins_hz = torch.linspace(0, sample_rate_hz / 2, spec.n_fft // 2 + 1, dtype=torch.float64)
     low, high = to_mel(torch.tensor([spec.f_min_hz, spec.f_max_hz], dtype=torch.float64))
     edges_mel = torch.linspace(float(low), float(high), spec.n_mels + 2, dtype=torch.float64)
     edges_hz = 700.0 * (10.0 ** (edges_mel / 2595.0) - 1.0)
@@ -79,6 +79,33 @@ class LogMel(nn.Module):
         decibel = 10.0 * mel.clamp(min=spec.log_floor).log10()
         loudest = decibel.amax(dim=(-2, -1), keepdim=True)
         return torch.maximum(decibel, loudest - spec.top_db).float()
+
+
+class AcousticMel(nn.Module):
+    """Waveform float32 [batch, samples] at 16 kHz -> mel magnitudes float32 [batch, n_mels, frames], in nepers.
+
+    ln(max(mel, floor)), as torchaudio's MelSpectrogram with power 1 gives it; float64 inside for the reason
+    that `LogMel` names. It has as many frames as the log-mel: same hop, same centring.
+    """
+
+    window: Tensor
+    filterbank: Tensor
+
+    def __init__(self, spec: AcousticSpec, hop_length: int = 160) -> None:
+        super().__init__()
+        self.spec, self.hop_length = spec, hop_length
+        window = torch.hann_window(spec.win_length, periodic=True, dtype=torch.float64)
+        self.register_buffer("window", window, persistent=False)
+        self.register_buffer("filterbank", mel_filterbank(spec), persistent=False)
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        spec = self.spec
+        spectrum = torch.stft(
+            waveform.double(), spec.n_fft, self.hop_length, spec.win_length, self.window,
+            center=True, pad_mode="reflect", return_complex=True,
+        )  # fmt: skip
+        mel = self.filterbank.T @ spectrum.abs()
+        return mel.clamp(min=spec.log_floor).log().float()
 
 
 class PatchEmbed(nn.Module):
@@ -151,8 +178,46 @@ class Block(nn.Module):
         return out
 
 
+@dataclass(frozen=True)
+class Chunk:
+    """At most 10.08 s of a clip, which the encoder sees at once, and what it must know about it."""
+
+    log_mel: Tensor  # float32 [batch, n_mels, frames <= 1008]
+    valid: Tensor | None = None  # int64 [batch]: leading patches that may be attended to; None: all
+    padded: int | None = None  # patches that plain Dasheng fills the chunk up to, its own included
+    acoustic: Tensor | None = None  # float32 [batch, n_acoustic, frames]
+    kept: Tensor | None = None  # int64 [batch]: leading patches that keep their semantic part; None: all
+
+
+def chunks_of_clip(
+    spec: FrontEndSpec, log_mel: Tensor, samples: int | None = None, acoustic: Tensor | None = None
+) -> list[Chunk]:
+    """Cut the spectrograms of a clip, float32 [batch, mels, frames], as the published models do.
+
+    `samples` is the clip's length, which decides how many patches are keys; None masks nothing. Trailing
+    frames that fill no patch go with the last chunk: only where it is padded do they make a difference.
+    """
+    chunks = []
+    for start, stop in spec.chunks_of(log_mel.shape[-1] // spec.patch_frames):
+        first = start * spec.patch_frames
+        frames = slice(first, first + spec.chunk_frames)
+        if spec.pads_last_chunk:
+            chunks.append(Chunk(log_mel[..., frames], padded=spec.chunk_patches if start else stop))
+            continue
+        valid = None
+        if samples is not None:
+            count = min(max(spec.valid_patches_of(samples) - start, 0), stop - start)
+            valid = torch.full((log_mel.shape[0],), count, device=log_mel.device)
+        sound = None if acoustic is None else acoustic[..., frames]
+        chunks.append(Chunk(log_mel[..., frames], valid, acoustic=sound, kept=valid if start else None))
+    return chunks
+
+
 class DashengEncoder(nn.Module):
-    """Log-mel -> patches at 25 Hz, in chunks of 1008 frames that do not see each other."""
+    """Log-mel -> patches at 25 Hz, in chunks of 1008 frames that do not see each other.
+
+    Plain Dasheng has no mask, and fills the last chunk of a clip of several with zeros behind the batch norm.
+    """
 
     def __init__(self, spec: EncoderSpec, front_end: FrontEndSpec | None = None) -> None:
         super().__init__()
@@ -165,35 +230,78 @@ class DashengEncoder(nn.Module):
         self.blocks = nn.ModuleList(Block(spec) for _ in range(spec.depth))
         self.norm = nn.LayerNorm(spec.embed_dim, eps=1e-6)
 
-    def forward_chunk(self, log_mel: Tensor, valid: Tensor | None = None) -> Tensor:
-        """One chunk: float32 [batch, n_mels, frames <= 1008] -> [batch, frames // 4, embed_dim].
-
-        `valid`, int64 [batch], counts the leading patches that may be attended to; None means all.
-        """
-        x = self.init_bn(log_mel[:, :, :, None]).permute(0, 3, 1, 2)  # [batch, 1, n_mels, frames]
+    def embed(self, chunk: Chunk) -> Tensor:
+        """What goes into the first block: float32 [batch, patches, embed_dim], padding included."""
+        x = self.init_bn(chunk.log_mel[:, :, :, None]).permute(0, 3, 1, 2)  # [batch, 1, n_mels, frames]
+        if chunk.padded is not None:  # a negative width cuts off what fills no patch
+            x = F.pad(x, (0, chunk.padded * self.front_end.patch_frames - x.shape[-1]))
         x = self.patch_embed(x)  # [batch, dim, 1, patches]
         x = x + self.time_pos_embed[..., : x.shape[-1]] + self.freq_pos_embed
-        x = x.flatten(2).transpose(1, 2)
-        for block in self.blocks:
-            x = block(x, valid)
-        out: Tensor = self.norm(x)
+        out: Tensor = x.flatten(2).transpose(1, 2)
         return out
 
-    def forward(self, log_mel: Tensor, samples: int | None = None) -> Tensor:
+    def finish(self, x: Tensor, chunk: Chunk) -> Tensor:
+        """What comes out of the last block -> the chunk's own patches, float32 [batch, frames // 4, embed_dim]."""
+        out: Tensor = self.norm(x)
+        return out if chunk.padded is None else out[:, : chunk.log_mel.shape[-1] // self.front_end.patch_frames]
+
+    def forward_chunk(self, chunk: Chunk) -> Tensor:
+        """One chunk -> float32 [batch, frames // 4, embed_dim]."""
+        x = self.embed(chunk)
+        for block in self.blocks:
+            x = block(x, chunk.valid)
+        return self.finish(x, chunk)
+
+    def forward(self, log_mel: Tensor, samples: int | None = None, acoustic: Tensor | None = None) -> Tensor:
         """A whole clip: float32 [batch, n_mels, frames] -> [batch, frames // 4, embed_dim].
 
-        `samples` is the clip's length, which decides how many patches are keys; None masks nothing.
+        The other arguments are those of `chunks_of_clip`.
         """
-        fe = self.front_end
-        chunks = []
-        for start, stop in fe.chunks_of(log_mel.shape[-1] // fe.patch_frames):
-            valid = None
-            if samples is not None:
-                count = min(max(fe.valid_patches_of(samples) - start, 0), stop - start)
-                valid = torch.full((log_mel.shape[0],), count, device=log_mel.device)
-            frames = slice(start * fe.patch_frames, stop * fe.patch_frames)
-            chunks.append(self.forward_chunk(log_mel[..., frames], valid))
-        return torch.cat(chunks, dim=1)
+        chunks = chunks_of_clip(self.front_end, log_mel, samples, acoustic)
+        return torch.cat([self.forward_chunk(chunk) for chunk in chunks], dim=1)
+
+
+class AcousticBranch(nn.Module):
+    """Acoustic mel [batch, n_mels, frames] -> patches [batch, frames // 4, dim], each seen for itself."""
+
+    def __init__(self, dim: int, n_mels: int, patch_frames: int) -> None:
+        super().__init__()
+        size = (n_mels, patch_frames)
+        self.patch_embed = nn.Conv2d(1, dim, kernel_size=size, stride=size)
+        self.norm = nn.LayerNorm(dim, eps=1e-5)  # unlike the 1e-6 of the other norms
+
+    def forward(self, acoustic: Tensor) -> Tensor:
+        patches = self.patch_embed(acoustic[:, None]).flatten(2).transpose(1, 2)
+        out: Tensor = self.norm(patches)
+        return out
+
+
+class DashengTokenizerEncoder(DashengEncoder):
+    """A Dasheng encoder for what the sound means, plus one convolution for how it sounds.
+
+    As published for one clip: a patch beyond the first chunk that may not be attended to (the last one, if the
+    clip ends within it) has its semantic part zeroed behind the last norm; the same patch of the first chunk
+    keeps it. A query without keys attends to nothing, as in the published softmax, whose NaN become 0.
+    """
+
+    def __init__(self, spec: EncoderSpec, front_end: FrontEndSpec) -> None:
+        super().__init__(spec, front_end)
+        assert front_end.acoustic is not None
+        self.acoustic = AcousticBranch(spec.embed_dim, front_end.acoustic.n_mels, front_end.patch_frames)
+
+    def finish(self, x: Tensor, chunk: Chunk) -> Tensor:
+        semantic = super().finish(x, chunk)
+        if chunk.kept is not None:
+            keeps = torch.arange(semantic.shape[1], device=x.device) < chunk.kept[:, None]
+            semantic = semantic * keeps[..., None].to(semantic.dtype)
+        assert chunk.acoustic is not None
+        out: Tensor = semantic + self.acoustic(chunk.acoustic)
+        return out
+
+
+def build_encoder(spec: EncoderSpec, front_end: FrontEndSpec) -> DashengEncoder:
+    """The encoder that belongs to a front end, with weights that are yet to be loaded."""
+    return DashengTokenizerEncoder(spec, front_end) if front_end.acoustic else DashengEncoder(spec, front_end)
 
 
 class AudioProjector(nn.Module):

@@ -1,8 +1,8 @@
-"""The three graphs: waveform -> log-mel -> patches of one chunk -> audio embeddings.
+"""The graphs with weights: patches of one chunk by the encoder, audio embeddings by the projector.
 
-Front end: written as ONNX text, since it is a dozen operators; float64 inside, like the reference.
-Encoder and projector: torch's exporter at opset 23, whose `Attention` operator ONNX Runtime runs fused.
-Each graph is run with ONNX Runtime right after it was written and compared with its source.
+torch's exporter writes them at opset 23, whose `Attention` operator ONNX Runtime runs fused. It sees zeros that
+take no memory; the weights are put in one by one while the file is written, so that no more than one of them is
+in memory at a time. Each graph is run with ONNX Runtime right after it was written and compared with the reference.
 """
 
 from __future__ import annotations
@@ -13,75 +13,85 @@ import warnings
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnx.parser
 import onnx_ir as ir
 import torch
-from onnx import numpy_helper
 from torch import Tensor, nn
 
-from dasheng_edge.runtime.devices import load_onnxruntime
 from dasheng_edge.runtime.errors import ExportError
 from dasheng_edge.runtime.front_end import FrontEndSpec
-from dasheng_edge.runtime.verify import largest_difference, relative_rms
+from dasheng_edge.runtime.verify import relative_rms
 
 from .adapter import MergedTensors
-from .dasheng import AudioProjector, DashengEncoder, LogMel, mel_filterbank
+from .dasheng import AudioProjector, Chunk, DashengEncoder
+from .graph_check import GraphReport, graph_bytes, graph_session, weights_file
+from .reference import (
+    ENCODER_PREFIX,
+    PROJECTOR_PREFIX,
+    load_projector,
+    meta_encoder,
+    meta_projector,
+    stream_chunks,
+)
 
 OPSET = 23  # the first with Attention
-# protobuf cannot hold more than 2 GiB; above this the weights go to a file beside the graph
-EXTERNAL_BYTES = 1_500_000_000
+# Above this, the weights go to a file beside the graph, which ONNX Runtime maps instead of copying it. A file
+# that holds them itself may have 2 GiB at most, and needs three times its size to be written.
+EXTERNAL_BYTES = 500_000_000
+PAGE_BYTES = 4096  # large weights begin on a page
 
 Array: TypeAlias = npt.NDArray[np.float32]
 Feed: TypeAlias = Mapping[str, npt.NDArray[np.float32] | npt.NDArray[np.int64]]
 
-# Power spectrum by STFT, mel filters, decibels, floor relative to the loudest bin (torchaudio's
-# MelSpectrogram and AmplitudeToDB). Measured on two cores for 10 s of audio: 9 ms by the STFT operator, 7 ms by
-# framing and a MatMul with the DFT matrix, which would need 2 MB of constants.
-FRONT_END_TEXT = """
-<ir_version: 10, opset_import: ["" : 23]>
-front_end (float[1, samples] waveform) => (float[1, {mels}, frames] log_mel) {{
-    precise = Cast <to = 11> (waveform)
-    padded = Pad <mode = "reflect"> (precise, pads)
-    spectrum = STFT <onesided = 1> (padded, hop_length, window, n_fft)
-    squared = Mul (spectrum, spectrum)
-    power = ReduceSum <keepdims = 0> (squared, last_axis)
-    mel = MatMul (power, filterbank)
-    audible = Max (mel, log_floor)
-    nepers = Log (audible)
-    decibel = Mul (nepers, decibel_per_neper)
-    loudest = ReduceMax <keepdims = 1> (decibel)
-    lowest = Sub (loudest, top_db)
-    limited = Max (decibel, lowest)
-    by_mel = Transpose <perm = [0, 2, 1]> (limited)
-    log_mel = Cast <to = 1> (by_mel)
-}}
-"""
-
 
 @dataclass(frozen=True)
-class GraphReport:
-    """A graph's largest error against its source: dB for the front end, relative RMS for the others."""
+class _Seam:
+    """What a graph takes and gives: example inputs by name, their dynamic axes, and the output."""
 
-    bytes: int
-    error: float
-    cases: int
+    inputs: Mapping[str, Tensor]
+    dynamic: Mapping[str, Mapping[int, object]]
+    output: str
+    output_axis: str
 
 
-class ChunkEncoder(nn.Module):
-    """`DashengEncoder.forward_chunk` under the name that the exporter calls."""
+class _OneChunk(nn.Module):
+    """An encoder of one chunk; the exporter names a graph's inputs by the signature of `forward`."""
 
     def __init__(self, encoder: DashengEncoder) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.audio_encoder = encoder
+
+
+class MaskedChunk(_OneChunk):
+    """MiDashengLM's."""
 
     def forward(self, log_mel: Tensor, valid_patches: Tensor) -> Tensor:
         """float32 [1, n_mels, frames], int64 [1] -> float32 [1, frames // 4, dim]."""
-        return self.encoder.forward_chunk(log_mel, valid_patches)
+        return self.audio_encoder.forward_chunk(Chunk(log_mel, valid_patches))
+
+
+class TwoBranchChunk(_OneChunk):
+    """DashengTokenizer's."""
+
+    def forward(self, log_mel: Tensor, acoustic_mel: Tensor, valid_patches: Tensor, kept_patches: Tensor) -> Tensor:
+        """Two spectrograms [1, mels, frames], int64 [1] each -> float32 [1, frames // 4, dim]."""
+        chunk = Chunk(log_mel, valid_patches, acoustic=acoustic_mel, kept=kept_patches)
+        return self.audio_encoder.forward_chunk(chunk)
+
+
+class PaddedChunk(_OneChunk):
+    """Plain Dasheng's."""
+
+    def forward(self, log_mel: Tensor, padded_patches: Tensor) -> Tensor:
+        """float32 [1, n_mels, frames], int64 [1] -> float32 [1, frames // 4, dim]."""
+        padded = cast("int", padded_patches[0].item())  # a symbol, while it is traced
+        torch._check(padded >= 1)  # noqa: SLF001  # how torch.export is told the range of a size
+        torch._check(padded <= self.audio_encoder.front_end.chunk_patches)  # noqa: SLF001
+        return self.audio_encoder.forward_chunk(Chunk(log_mel, padded=padded))
 
 
 class ExactProjector(nn.Module):
@@ -89,151 +99,130 @@ class ExactProjector(nn.Module):
 
     def __init__(self, projector: AudioProjector) -> None:
         super().__init__()
-        self.projector = projector
+        self.audio_projector = projector
 
     def forward(self, patches: Tensor) -> Tensor:
         """float32 [1, 5n, dim] -> float32 [1, n, llm_dim]."""
-        joined = patches.reshape(1, -1, self.projector.factor * patches.shape[-1])
-        out: Tensor = self.projector.net(joined)
+        joined = patches.reshape(1, -1, self.audio_projector.factor * patches.shape[-1])
+        out: Tensor = self.audio_projector.net(joined)
         return out
 
 
-def load_encoder(merged: MergedTensors) -> DashengEncoder:
-    """The reference encoder in float32 with the merged weights, ready for inference."""
-    checkpoint = merged.checkpoint
-    with torch.device("meta"):
-        encoder = DashengEncoder(checkpoint.encoder, checkpoint.front_end)
-    state = merged.state_dict("audio_encoder.")
-    state["init_bn.num_batches_tracked"] = torch.zeros((), dtype=torch.int64)  # used in training only
-    encoder.load_state_dict(state, assign=True)
-    return encoder.eval().requires_grad_(requires_grad=False)
+def export_encoder(path: Path, merged: MergedTensors) -> GraphReport:
+    """Write the encoder of one chunk: log_mel [1, n_mels, frames] -> patches [1, frames // 4, dim].
 
-
-def load_projector(merged: MergedTensors) -> AudioProjector:
-    """The reference projector in float32 with the merged weights."""
-    checkpoint = merged.checkpoint
-    sizes = checkpoint.encoder.embed_dim, checkpoint.decoder.hidden_size, checkpoint.front_end.tokens_patches
-    with torch.device("meta"):
-        projector = AudioProjector(*sizes)
-    projector.load_state_dict(merged.state_dict("audio_projector."), assign=True)
-    return projector.eval().requires_grad_(requires_grad=False)
-
-
-def export_front_end(path: Path, spec: FrontEndSpec) -> GraphReport:
-    """Write waveform float32 [1, samples] -> log-mel float32 [1, n_mels, frames]; the error is in dB."""
-    model = onnx.parser.parse_model(FRONT_END_TEXT.format(mels=spec.n_mels))
-    model.producer_name = "dasheng-edge"
-    for name, value in _front_end_constants(spec).items():
-        model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
-    onnx.checker.check_model(model)
-    path.write_bytes(model.SerializeToString())
-    reference, session = LogMel(spec), _session(path)
-    generator = torch.Generator().manual_seed(0)
-    errors = []
-    for samples in (spec.min_samples, 16_000, 163_201):
-        noise = torch.rand(1, samples, generator=generator) * 2 - 1
-        for waveform in (noise, torch.zeros_like(noise), 1e-4 * noise, noise.sign()):
-            got = session.run(None, {"waveform": waveform.numpy()})[0]
-            errors.append(largest_difference(got, reference(waveform).numpy()))
-    return GraphReport(_bytes(path), float(np.max(errors)), len(errors))
-
-
-def export_encoder(path: Path, encoder: DashengEncoder) -> GraphReport:
-    """Write log-mel [1, n_mels, frames] and valid_patches int64 [1] -> patches [1, frames // 4, dim].
+    Its other inputs are int64 [1]: valid_patches, or padded_patches of plain Dasheng. With an acoustic branch it
+    also takes acoustic_mel [1, n_acoustic, frames] and kept_patches.
 
     Raises:
         ExportError: the exporter did not emit one `Attention` per block.
     """
-    spec = encoder.front_end
-    inputs = {
-        "log_mel": torch.zeros(1, spec.n_mels, spec.chunk_frames // 2),
-        "valid_patches": torch.tensor([spec.chunk_patches // 4]),
-    }
+    encoder, spec = meta_encoder(merged), merged.checkpoint.front_end
     frames = torch.export.Dim("frames", min=spec.patch_frames, max=spec.chunk_frames)
-    dynamic: dict[str, dict[int, object]] = {"log_mel": {2: frames}, "valid_patches": {}}
-    model = _trace(ChunkEncoder(encoder), inputs, dynamic, "patches", "patches")
+    inputs = {name: torch.from_numpy(value) for name, value in _chunk_cases(spec)[-1].items()}
+    dynamic: dict[str, dict[int, object]] = {name: {2: frames} if x.ndim == 3 else {} for name, x in inputs.items()}
+    model = _trace(_chunk_module(encoder), _Seam(inputs, dynamic, "patches", "patches"))
     fused = sum(node.op_type == "Attention" for node in model.graph)
     if fused != encoder.spec.depth:
         raise ExportError(
             f"the exporter emitted {fused} Attention nodes for {encoder.spec.depth} blocks; "
             "use the torch and onnxscript versions of constraints.txt"
         )
+    _save(model, path, merged, ENCODER_PREFIX)
     cases = _chunk_cases(spec)
-    wanted = [
-        encoder.forward_chunk(torch.from_numpy(case["log_mel"]), torch.from_numpy(case["valid_patches"])).numpy()
-        for case in cases
-    ]
-    _save(model, path)
+    wanted = [patches.numpy() for patches in stream_chunks(merged, [_chunk(case) for case in cases])]
     return _compare(path, cases, wanted)
 
 
-def export_projector(path: Path, projector: AudioProjector, audio_dim: int) -> GraphReport:
+def export_projector(path: Path, merged: MergedTensors) -> GraphReport:
     """Write patches [1, 5n, dim] -> embeddings [1, n, llm_dim]."""
-    factor = projector.factor
+    factor, dim = merged.checkpoint.front_end.tokens_patches, merged.checkpoint.encoder.embed_dim
     # 5 * (a dimension of its own) tells the exporter that the patches are a multiple of 5.
     tokens = torch.export.Dim("tokens", min=1, max=1 << 20)
-    model = _trace(
-        ExactProjector(projector), {"patches": torch.zeros(1, 3 * factor, audio_dim)},
-        {"patches": {1: factor * tokens}}, "embeddings", "tokens",
-    )  # fmt: skip
+    example, dynamic = {"patches": torch.zeros(1, 3 * factor, dim)}, {"patches": {1: factor * tokens}}
+    module = ExactProjector(meta_projector(merged))
+    _save(_trace(module, _Seam(example, dynamic, "embeddings", "tokens")), path, merged, PROJECTOR_PREFIX)
     generator = np.random.default_rng(0)
-    cases = [
-        {"patches": generator.standard_normal((1, n * factor, audio_dim), dtype=np.float32)} for n in (1, 2, 50, 252)
-    ]
+    cases = [{"patches": generator.standard_normal((1, n * factor, dim), dtype=np.float32)} for n in (1, 2, 50, 252)]
+    projector = load_projector(merged)
     wanted = [projector(torch.from_numpy(case["patches"])).numpy() for case in cases]
-    _save(model, path)
     return _compare(path, cases, wanted)
 
 
-def _front_end_constants(spec: FrontEndSpec) -> dict[str, npt.NDArray[np.float64] | npt.NDArray[np.int64]]:
-    window = torch.hann_window(spec.win_length, periodic=True, dtype=torch.float64).numpy()
-    left = (spec.n_fft - spec.win_length) // 2  # a window shorter than the transform is centred in it
-    window = np.pad(window, (left, spec.n_fft - spec.win_length - left))
-    return {
-        "pads": np.array([0, spec.n_fft // 2, 0, spec.n_fft // 2]),
-        "hop_length": np.array(spec.hop_length),
-        "window": window,
-        "n_fft": np.array(spec.n_fft),
-        "last_axis": np.array([3]),
-        "filterbank": mel_filterbank(spec).numpy(),
-        "log_floor": np.array(spec.log_floor),
-        "decibel_per_neper": np.array(10.0 / np.log(10.0)),  # of power
-        "top_db": np.array(spec.top_db),
-    }
+def _chunk_module(encoder: DashengEncoder) -> nn.Module:
+    if encoder.front_end.acoustic:
+        return TwoBranchChunk(encoder)
+    return PaddedChunk(encoder) if encoder.front_end.pads_last_chunk else MaskedChunk(encoder)
 
 
 def _chunk_cases(spec: FrontEndSpec) -> list[Feed]:
-    """Chunks that catch mistakes: one patch, ragged ends, last patch no key, no key at all."""
+    """Chunks that catch mistakes, by the graph's inputs; the last one is also what the exporter traces.
+
+    One patch, ragged ends, a last patch that is no key, no key at all; all padding of plain Dasheng.
+    """
     full = spec.chunk_patches
-    sizes = [(4, 1), (4, 0), (7, 1), (12, 3), (20, 4), (400, 100), (1001, 250), (1008, full - 1), (1008, full)]
     generator = np.random.default_rng(0)
+
+    def mel(bands: int, frames: int, mean: float, deviation: float) -> Array:
+        return generator.normal(mean, deviation, (1, bands, frames)).clip(-100, 40).astype(np.float32)
+
+    if spec.pads_last_chunk:
+        sizes = [(4, 1), (4, full), (7, 1), (7, full), (20, 5), (402, 100), (403, full), (1008, full), (504, 200)]
+        return [
+            {"log_mel": mel(spec.n_mels, frames, -40, 20), "padded_patches": np.array([padded])}
+            for frames, padded in sizes
+        ]
+    sizes = [(4, 1), (4, 0), (7, 1), (12, 3), (20, 4), (400, 100), (1001, 250), (1008, full - 1), (1008, full)]
     cases: list[Feed] = []
-    for frames, valid in sizes:
-        log_mel = generator.normal(-40, 20, (1, spec.n_mels, frames)).clip(-100, 40).astype(np.float32)
-        cases.append({"log_mel": log_mel, "valid_patches": np.array([valid])})
+    for frames, valid in (*sizes, (504, full // 4)):
+        case: dict[str, Any] = {"log_mel": mel(spec.n_mels, frames, -40, 20)}
+        if spec.acoustic:
+            case["acoustic_mel"] = mel(spec.acoustic.n_mels, frames, -5, 3)
+        case["valid_patches"] = np.array([valid])
+        if spec.acoustic:  # both those of a first chunk and those of a later one
+            case["kept_patches"] = np.array([valid if valid % 2 else frames // spec.patch_frames])
+        cases.append(case)
     return cases
 
 
-def _trace(
-    module: nn.Module,
-    inputs: Mapping[str, Tensor],
-    dynamic: Mapping[str, Mapping[int, object]],
-    output: str,
-    output_axis: str,
-) -> ir.Model:
-    """torch's exporter, without what it prints and what it notes about the machine it ran on."""
+def _chunk(case: Feed) -> Chunk:
+    """What the graph is fed, as the reference takes it."""
+    tensors = {name: torch.from_numpy(value) for name, value in case.items()}
+    if "padded_patches" in tensors:
+        return Chunk(tensors["log_mel"], padded=int(tensors["padded_patches"]))
+    return Chunk(
+        tensors["log_mel"], tensors["valid_patches"],
+        acoustic=tensors.get("acoustic_mel"), kept=tensors.get("kept_patches"),
+    )  # fmt: skip
+
+
+def _trace(module: nn.Module, seam: _Seam) -> ir.Model:
+    """torch's exporter, without what it prints and what it notes about the machine it ran on.
+
+    The module's weights become inputs of the graph, behind those of the seam. As initializers they would all be
+    equal, and the optimizer would merge them into one and fold them into what follows.
+    """
+    state = module.state_dict()  # on the meta device
+    zeros = {name: torch.zeros((), dtype=value.dtype).expand(value.shape) for name, value in state.items()}
+    module.load_state_dict(zeros, assign=True)
     with _quiet():
         program = torch.onnx.export(
-            module.eval(), tuple(inputs.values()), dynamo=True, opset_version=OPSET, verbose=False,
-            input_names=list(inputs), output_names=[output], dynamic_shapes=dict(dynamic),
+            module.eval().requires_grad_(requires_grad=False), tuple(seam.inputs.values()), dynamo=True,
+            opset_version=OPSET, verbose=False, optimize=False, input_names=list(seam.inputs),
+            output_names=[seam.output], dynamic_shapes=dict(seam.dynamic),
         )  # fmt: skip
-    assert program is not None
-    model = program.model
-    _strip(model)
-    result = model.graph.outputs[0]
+        assert program is not None
+        graph = program.model.graph
+        for name in [name for name in graph.initializers if name in state]:
+            value = graph.initializers.pop(name)
+            value.const_value = None
+            graph.inputs.append(value)
+        program.optimize()
+    _strip(program.model)
+    result = graph.outputs[0]
     assert result.shape is not None
-    result.shape = ir.Shape([result.shape[0], output_axis, result.shape[2]])
-    return model
+    result.shape = ir.Shape([result.shape[0], seam.output_axis, result.shape[2]])
+    return program.model
 
 
 @contextlib.contextmanager
@@ -261,27 +250,50 @@ def _strip(model: ir.Model) -> None:
         part.metadata_props.clear()
 
 
-def _save(model: ir.Model, path: Path) -> None:
-    """Write and check a graph; large weights are streamed to `<name>.data` beside it."""
+def _put_weights(graph: ir.Graph, merged: MergedTensors, prefix: str) -> None:
+    """Turn the inputs that stand for weights into weights, read when the file is written.
+
+    The exporter multiplies by transposed matrices; they are stored so.
+    """
+    weights = [value for value in graph.inputs if value.name and value.name.startswith(prefix)]
+    assert {value.name for value in weights} == set(merged.names(prefix))
+    for value in weights:
+        assert value.name is not None
+        graph.inputs.remove(value)
+        for node, _ in tuple(value.uses()):
+            if node.op_type == "Transpose":
+                tensor = _lazy(merged, value.name, f"{value.name}.transposed", node.attributes["perm"].as_ints())
+                stored = ir.Value(name=tensor.name, shape=tensor.shape, type=value.type, const_value=tensor)
+                node.outputs[0].replace_all_uses_with(stored)
+                graph.remove(node, safe=True)
+                graph.register_initializer(stored)
+        if value.uses():
+            value.const_value = _lazy(merged, value.name, value.name, range(len(merged.shape(value.name))))
+            graph.register_initializer(value)
+
+
+def _lazy(merged: MergedTensors, source: str, name: str, axes: Sequence[int]) -> ir.LazyTensor:
+    """A weight with its axes in this order, which is read each time that somebody looks at it."""
+    shape = ir.Shape([merged.shape(source)[axis] for axis in axes])
+
+    def read() -> ir.TensorProtocol:
+        return ir.Tensor(np.ascontiguousarray(merged.tensor(source).numpy().transpose(axes)), name=name)
+
+    return ir.LazyTensor(read, dtype=ir.DataType.FLOAT, shape=shape, name=name)
+
+
+def _save(model: ir.Model, path: Path, merged: MergedTensors, prefix: str) -> None:
+    """Write and check a graph; many weights are streamed to a file beside it."""
+    _put_weights(model.graph, merged, prefix)
     model.producer_name, model.producer_version = "dasheng-edge", None
     weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
-    ir.save(model, path, external_data=f"{path.name}.data" if weights > EXTERNAL_BYTES else None)
+    beside = weights_file(path).name if weights > EXTERNAL_BYTES else None
+    ir.save(model, path, external_data=beside, alignment=PAGE_BYTES)
     onnx.checker.check_model(path)
-
-
-def _session(path: Path) -> Any:
-    onnxruntime = load_onnxruntime()
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 def _compare(path: Path, cases: Sequence[Feed], wanted: Sequence[Array]) -> GraphReport:
     """Largest relative RMS difference over the cases; NaN where the graph yields one."""
-    session = _session(path)
-    errors = [relative_rms(session.run(None, case)[0], want) for case, want in zip(cases, wanted, strict=True)]
-    return GraphReport(_bytes(path), float(np.max(errors)), len(cases))
-
-
-def _bytes(path: Path) -> int:
-    return sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
+    with graph_session(path) as session:
+        errors = [relative_rms(session.run(None, case)[0], want) for case, want in zip(cases, wanted, strict=True)]
+    return GraphReport(graph_bytes(path), float(np.max(errors)), len(cases))

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from .adapter import MergedTensors
-from .checkpoint import DecoderSpec, row_blocks
+from .model_sizes import DecoderSpec
+from .tensor_files import row_blocks
 
 EMBEDDING, NORM, HEAD = "decoder.model.embed_tokens.weight", "decoder.model.norm.weight", "decoder.lm_head.weight"
 AUDIO_MARK = -1  # stands for all audio rows in a golden prompt

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from dasheng_edge.export import bundle_export
 from dasheng_edge.export.bundle_export import ExportReport, export_bundle
-from dasheng_edge.export.encoder_onnx import GraphReport
+from dasheng_edge.export.graph_check import GraphReport
 from dasheng_edge.export.options import DecoderType, ExportOptions
 from dasheng_edge.export.progress import StepReport
 from dasheng_edge.export.tolerances import DECODER_TOLERANCES, WORST_MATRIX, logits_error, token_margin

@@ -12,8 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dasheng_edge.export.checkpoint import open_checkpoint, row_blocks
+from dasheng_edge.export.checkpoint import open_checkpoint
 from dasheng_edge.export.dasheng import EncoderSpec
+from dasheng_edge.export.tensor_files import row_blocks
 from dasheng_edge.runtime.errors import CheckpointFileError, CheckpointNotFoundError, CheckpointVariantError
 from tests.tiny_checkpoint import tiny_shapes, write_tiny_checkpoint
 

@@ -8,6 +8,7 @@ import torch
 
 from dasheng_edge.export.dasheng import (
     AudioProjector,
+    Chunk,
     DashengEncoder,
     EncoderSpec,
     LogMel,
@@ -103,11 +104,11 @@ def test_frames_and_patches_follow_the_counting_law(encoder: DashengEncoder) -> 
 
 def test_a_chunk_without_keys_attends_to_nothing_and_is_no_nan(encoder: DashengEncoder) -> None:
     log_mel = torch.randn(1, 64, 40, generator=torch.Generator().manual_seed(0))
-    out = encoder.forward_chunk(log_mel, torch.tensor([0]))
+    out = encoder.forward_chunk(Chunk(log_mel, torch.tensor([0])))
     # Patches that attend to nothing cannot know their neighbours.
     changed = log_mel.clone()
     changed[..., 20:] += 10
-    other = encoder.forward_chunk(changed, torch.tensor([0]))
+    other = encoder.forward_chunk(Chunk(changed, torch.tensor([0])))
 
     assert torch.isfinite(out).all()
     assert torch.equal(out[:, :5], other[:, :5])
@@ -131,7 +132,7 @@ def test_chunks_do_not_see_each_other(encoder: DashengEncoder) -> None:
     changed = log_mel.clone()
     changed[..., 1008:] += 10
     out, other = encoder(log_mel), encoder(changed)
-    alone = encoder.forward_chunk(log_mel[..., 1008:])
+    alone = encoder.forward_chunk(Chunk(log_mel[..., 1008:]))
 
     assert torch.equal(out[:, :252], other[:, :252])
     assert torch.equal(out[:, 252:], alone)  # positions begin again in each chunk

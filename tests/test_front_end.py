@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from dasheng_edge.runtime.bundle import FRONT_END
+from dasheng_edge.runtime.bundle import FRONT_END, PROJECTOR
 from dasheng_edge.runtime.devices import onnx_session
-from dasheng_edge.runtime.front_end import FrontEnd, FrontEndSpec
+from dasheng_edge.runtime.errors import BundleFileError, DeviceError
+from dasheng_edge.runtime.front_end import AcousticSpec, FrontEnd, FrontEndSpec
 
 SPEC = FrontEndSpec()
 
@@ -112,8 +113,9 @@ def scene(samples: int, seed: int) -> NDArray[np.float32]:
 @example(161_120 // 4, 0, [6_400])
 def test_blocks_give_what_one_run_gives(front_end: FrontEnd, samples: int, seed: int, sizes: list[int]) -> None:
     waveform = scene(samples, seed)
-    got, counted = front_end.log_mel(cut(waveform, sizes))
-    assert counted == samples
+    features = front_end.features(cut(waveform, sizes))
+    got = features.log_mel
+    assert features.samples == samples
     want = at_once(front_end, waveform)
     assert got.shape == want.shape
     assert np.abs(got - want).max() <= 1e-4  # dB; rounding, since the two multiply matrices of other sizes
@@ -126,14 +128,15 @@ def test_a_reflection_that_is_louder_than_the_clip(front_end: FrontEnd, before_e
     waveform = np.zeros(16_000, np.float32)
     edge = (SmallBlocks.BLOCK_FRAMES + 1) * SPEC.hop_length
     waveform[edge - before_edge - 100 : edge - before_edge] = np.cos(np.arange(100)[::-1] * 2 * np.pi / 16)
-    got, _ = front_end.log_mel([waveform])
+    got = front_end.features([waveform]).log_mel
     assert np.abs(got - at_once(front_end, waveform)).max() <= 1e-4
 
 
 @pytest.mark.parametrize("samples", [1, 3_039, 3_199, 3_200, 3_201, 12_000])
 def test_short_clips_are_padded_with_silence(front_end: FrontEnd, samples: int) -> None:
     waveform = np.full(samples, 0.5, np.float32)
-    log_mel, counted = front_end.log_mel([waveform])
+    features = front_end.features([waveform])
+    log_mel, counted = features.log_mel, features.samples
     assert counted == max(samples, 3_200)
     padded = np.pad(waveform, (0, counted - samples))
     assert np.array_equal(log_mel, at_once(front_end, padded))
@@ -145,26 +148,109 @@ def test_full_blocks(tiny_bundle: Path, samples: int) -> None:
     front_end = FrontEnd(tiny_bundle / FRONT_END, SPEC, threads=1)
     square = np.sign(np.sin(np.arange(samples) / 7)).astype(np.float32)
     for waveform in (square, np.zeros_like(square), scene(samples, 1)):
-        got, _ = front_end.log_mel(cut(waveform, [16_000] * 30))
+        got = front_end.features(cut(waveform, [16_000] * 30)).log_mel
         assert np.abs(got - at_once(front_end, waveform)).max() <= 1e-4
 
 
 def test_silence_is_at_the_floor(front_end: FrontEnd) -> None:
-    log_mel, _ = front_end.log_mel([np.zeros(8_000, np.float32)])
+    log_mel = front_end.features([np.zeros(8_000, np.float32)]).log_mel
     assert np.all(log_mel == -100.0)  # 10 log10(1e-10)
 
 
 def test_nothing_lies_further_below_the_loudest_bin_than_top_db(front_end: FrontEnd) -> None:
     waveform = np.zeros(40_000, np.float32)
     waveform[30_000:30_100] = 1.0
-    log_mel, _ = front_end.log_mel(cut(waveform, [5_000] * 8))
+    log_mel = front_end.features(cut(waveform, [5_000] * 8)).log_mel
     assert log_mel.min() == log_mel.max() - np.float32(SPEC.top_db)
 
 
 def test_the_graph_is_checked(tiny_bundle: Path) -> None:
-    from dasheng_edge.runtime.bundle import PROJECTOR
-    from dasheng_edge.runtime.errors import BundleFileError
-
     with pytest.raises(BundleFileError, match="expected \\('waveform',\\) to \\('log_mel',\\)"):
         FrontEnd(tiny_bundle / PROJECTOR, SPEC)
+    with pytest.raises(BundleFileError, match="expected \\('waveform',\\) to \\('log_mel', 'acoustic_mel'\\)"):
+        FrontEnd(tiny_bundle / FRONT_END, TWO_SPECTRA)
     assert onnx_session(tiny_bundle / FRONT_END, "cpu", 1).get_providers() == ["CPUExecutionProvider"]
+
+
+def test_a_failure_says_where_and_what_to_do(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class NoMemory:
+        def run(self, *_: object) -> None:
+            raise RuntimeError("bad allocation")
+
+        def get_providers(self) -> list[str]:
+            return ["CPUExecutionProvider"]
+
+    front_end = FrontEnd(tiny_bundle / FRONT_END, SPEC)
+    monkeypatch.setattr(front_end, "_session", NoMemory())
+    with pytest.raises(DeviceError, match=r"on CPUExecutionProvider with waveform \(1, 4000\): bad allocation; free"):
+        front_end.features([np.zeros(4_000, np.float32)])
+
+
+TWO_SPECTRA = FrontEndSpec(acoustic=AcousticSpec(n_mels=20))
+
+
+@pytest.fixture(scope="module")
+def two_spectra(tmp_path_factory: pytest.TempPathFactory) -> FrontEnd:
+    from dasheng_edge.export.front_end_onnx import export_front_end
+
+    path = tmp_path_factory.mktemp("two") / FRONT_END
+    export_front_end(path, TWO_SPECTRA)
+    return SmallBlocks(path, TWO_SPECTRA, threads=1)
+
+
+def both_at_once(front_end: FrontEnd, waveform: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    return [output[0] for output in front_end._session.run(None, {"waveform": waveform[None]})]
+
+
+@pytest.mark.torch
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(3_200, 60_000), st.integers(0, 2**32 - 1), st.lists(st.integers(1, 9_000), min_size=1, max_size=9))
+@example(161_120 // 4, 0, [6_400])
+def test_blocks_give_both_spectrograms_of_one_run(
+    two_spectra: FrontEnd, samples: int, seed: int, sizes: list[int]
+) -> None:
+    waveform = scene(samples, seed)
+    features = two_spectra.features(cut(waveform, sizes))
+    log_mel, acoustic = both_at_once(two_spectra, waveform)
+    assert features.acoustic is not None
+    assert features.acoustic.shape == acoustic.shape == (20, features.log_mel.shape[1])
+    assert np.abs(features.log_mel - log_mel).max() <= 1e-4  # dB
+    assert np.abs(features.acoustic - acoustic).max() <= 1e-5  # nepers
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("before_edge", range(1, 700, 57))
+def test_no_frame_sees_a_reflection_within_the_longer_window(two_spectra: FrontEnd, before_edge: int) -> None:
+    # The first block's frames are kept up to the 40th; a click near where it is cut is reflected in both spectra.
+    waveform = np.full(20_000, 1e-4, np.float32)
+    waveform[(SmallBlocks.BLOCK_FRAMES + 3) * SPEC.hop_length - before_edge] = 1.0
+    features = two_spectra.features([waveform])
+    log_mel, acoustic = both_at_once(two_spectra, waveform)
+    assert features.acoustic is not None
+    assert np.abs(features.log_mel - log_mel).max() <= 1e-4
+    assert np.abs(features.acoustic - acoustic).max() <= 1e-5
+
+
+@pytest.mark.torch
+def test_the_acoustic_mel_has_no_floor_of_the_clip(two_spectra: FrontEnd) -> None:
+    waveform = np.zeros(40_000, np.float32)
+    waveform[30_000:30_100] = 1.0
+    features = two_spectra.features([waveform])
+    assert features.acoustic is not None
+    assert features.acoustic.min() == np.log(np.float32(1e-7))
+    assert features.log_mel.min() > -100
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("samples", [1, 3_199])
+def test_short_clips_are_padded_in_both(two_spectra: FrontEnd, samples: int) -> None:
+    waveform = np.full(samples, 0.5, np.float32)
+    features = two_spectra.features([waveform])
+    _, acoustic = both_at_once(two_spectra, np.pad(waveform, (0, 3_200 - samples)))
+    assert features.samples == 3_200
+    assert features.acoustic is not None
+    assert np.array_equal(features.acoustic, acoustic)
+
+
+def test_one_spectrogram_is_no_second(front_end: FrontEnd) -> None:
+    assert front_end.features([np.zeros(4_000, np.float32)]).acoustic is None
