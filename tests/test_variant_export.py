@@ -29,8 +29,7 @@ def exported(checkpoint: Path, decoder: DecoderType = "F32", adapters: tuple[Pat
     return report
 
 
-@pytest.mark.parametrize("decoder", ["F32", "Q8_0"])
-@pytest.mark.parametrize("adapted", [False, True], ids=["plain", "adapted"])
+@pytest.mark.parametrize(("decoder", "adapted"), [("F32", True), ("Q8_0", False)], ids=["adapted", "quantized"])
 def test_a_model_with_two_branches_and_a_tied_qwen3_decoder(
     decoder: DecoderType, adapted: bool, tmp_path: Path
 ) -> None:
