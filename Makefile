@@ -75,7 +75,7 @@ setup: $(STAMP_READY)  ## create .venv and install everything (the other targets
 # ---- the model that the examples and tests run on ------------------------------------------------------------
 
 # Files that decide what the bundle holds.
-BUNDLE_SOURCES := $(wildcard $(MICRO)/checkpoint/* $(MICRO)/adapter/* export/*.py runtime/bundle.py runtime/front_end.py)
+BUNDLE_SOURCES := $(wildcard $(MICRO)/checkpoint/* $(MICRO)/adapter/* export/*.py runtime/*.py)
 
 build/micro/manifest.json: $(BUNDLE_SOURCES) | $(STAMP_READY)
 	@echo "export: $(MICRO)/checkpoint with $(MICRO)/adapter -> build/micro"
@@ -146,8 +146,8 @@ llama-tools: $(STAMP_READY)  ## build llama.cpp's own programs, which some tests
 .PHONY: bench-export bench-export-full
 bench-export: $(STAMP_READY)  ## export every variant but the 7B at full size, and record time, memory and errors
 	@$(BIN)/python -m benchmarks.export
-bench-export-full: $(STAMP_READY)  ## the same with the 7B: half an hour, 45 GB of disk
-	@$(BIN)/python -m benchmarks.export --full
+bench-export-full: $(STAMP_READY)  ## the same with the 7B (half an hour, 50 GB of disk), to benchmarks/results
+	@$(BIN)/python -m benchmarks.export --full --save
 
 .PHONY: clean distclean
 clean:  ## remove what was built, but not .venv

@@ -25,7 +25,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks import machine
-from benchmarks.export_table import as_markdown, as_table
+from benchmarks.export_table import as_markdown, as_table, page
 from benchmarks.measured_run import MeasuredRun, run_measured
 from benchmarks.published_shapes import ARCHITECTURES, PARAMETERS, Name, parameters, shapes
 
@@ -224,20 +224,25 @@ def failures(row: Row) -> list[str]:
 
 
 def save_record(rows: Iterable[Row], path: Path) -> dict[str, Any]:
-    """Write the record, raw values and all, and return it; an older one is replaced at once or not at all."""
-    record = {
+    """Write the record, raw values and all, and its page beside it; an older one is replaced at once or not at all."""
+    record: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "benchmark": "export",
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "machine": machine.card(),
         "variants": [dataclasses.asdict(row) for row in rows],
     }
+    _replace(path, json.dumps(record, indent=1) + "\n")
+    _replace(path.with_suffix(".md"), page(record, machine.text(record["machine"])))
+    return record
+
+
+def _replace(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".partial", delete=False, encoding="utf-8") as file:
-        file.write(json.dumps(record, indent=1) + "\n")
+        file.write(text)
     Path(file.name).chmod(0o644)
     Path(file.name).replace(path)
-    return record
 
 
 def _remove(work: Path, variant: Variant) -> None:
@@ -286,7 +291,7 @@ def _parser() -> argparse.ArgumentParser:
     place = parser.add_mutually_exclusive_group()
     place.add_argument("--work", type=Path, default=WORK, help="where to work; what is made there is removed")
     place.add_argument("--keep", type=Path, help="work here, take checkpoints that are there, and remove nothing")
-    parser.add_argument("--save", action="store_true", help="put the record into benchmarks/results")
+    parser.add_argument("--save", action="store_true", help="put the record and its page into benchmarks/results")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     return parser
 

@@ -12,6 +12,13 @@ from rich.table import Table
 
 Row = Mapping[str, Any]
 NONE = "-"
+EXPLANATION = (
+    "Checkpoints with random weights have the names and shapes of the published ones. Parameters are counted from "
+    "the bundle and compared with the published figures; Dasheng's are those of its architecture. Peak RSS is that "
+    "of the exporting process with its children, mapped file pages included. The errors are relative RMS where no "
+    "unit stands beside them: each file against the fp32 source at export, and each seam of the runtime against "
+    "the fp32 reference in `verify`. The reference computes every layer of every model, one at a time."
+)
 
 
 def table_lines(rows: Sequence[Row]) -> list[list[str]]:
@@ -26,6 +33,7 @@ def table_lines(rows: Sequence[Row]) -> list[list[str]]:
         line("weights", lambda row: ("random" if row["synthetic"] else "trained") + _layers(row)),
         line("encoder, decoder type", _types),
         *(line(f"{part} parameters", partial(_parameters, part)) for part in ("encoder", "projector", "decoder")),
+        line("parameters as published", _as_published),
         line("checkpoint", lambda row: _size(row["checkpoint"].get("bytes"))),
         line("export, seconds", lambda row: _seconds(row["export"])),
         line("  peak RSS", lambda row: _memory(row["export"].get("peak_rss_bytes"))),
@@ -63,6 +71,19 @@ def as_table(rows: Sequence[Row]) -> Table:
     return table
 
 
+def page(record: Mapping[str, Any], machine: str) -> str:
+    """The record as a page; `machine` is the card of the machine as text."""
+    failures = [f"{row['variant']} failed: {row['failure']}" for row in record["variants"] if row["failure"]]
+    return "\n\n".join([
+        "# Every member of the family, exported at full size",
+        f"Written by `python -m benchmarks.export`, {record['date']}, from the record beside it; on",
+        f"```text\n{machine}\n```",
+        as_markdown(record["variants"]),
+        *failures,
+        EXPLANATION,
+    ]) + "\n"  # fmt: skip
+
+
 def as_markdown(rows: Sequence[Row]) -> str:
     """For a page."""
     head, *lines = table_lines(rows)
@@ -97,6 +118,12 @@ def _parameters(part: str, row: Row) -> str:
     if not row["parameters"] or (got is None and expected is None):
         return NONE
     return f"{got:,}" if got == expected else f"{got}, not {expected}"
+
+
+def _as_published(row: Row) -> str:
+    if not row["parameters"]:
+        return NONE
+    return "yes" if row["parameters"] == row["expected_parameters"] else "NO"
 
 
 def _seconds(step: Mapping[str, Any]) -> str:

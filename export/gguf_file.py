@@ -50,6 +50,14 @@ class StoredTensor:
         return values.reshape(stop - start, *self.shape[1:])
 
 
+def tensor_bytes(path: Path) -> tuple[int, int]:
+    """Where the tensors' data begins and ends in a GGUF file."""
+    tensors = gguf_tensors(path).values()
+    # Of a vector, a "row" is one value.
+    ends = [tensor.start + tensor.shape[0] * tensor.row_bytes for tensor in tensors]
+    return min(tensor.start for tensor in tensors), max(ends)
+
+
 def gguf_tensors(path: Path) -> dict[str, StoredTensor]:
     """All tensors of a GGUF file by name.
 

@@ -53,8 +53,10 @@ def graph_session(path: Path) -> Generator[Any]:
     with ExitStack() as stack:
         values = []
         if weights_file(path).exists():
-            stack.enter_context(few_mapped_pages(weights_file(path)))
-            for name, weight in _mapped_weights(path).items():
+            weights = _mapped_weights(path)  # mapped until the caller is done with the session, and longer
+            size = weights_file(path).stat().st_size
+            stack.enter_context(few_mapped_pages(weights_file(path), 0, size))
+            for name, weight in weights.items():
                 values.append(onnxruntime.OrtValue.ortvalue_from_numpy(weight))  # which does not copy it
                 options.add_initializer(name, values[-1])
         yield onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

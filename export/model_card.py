@@ -156,15 +156,19 @@ def _beside(name: str) -> str:
     return f"weights of `{stem}`" if stem != name else ""
 
 
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def _parameters(manifest: Manifest) -> str:
     encoder, decoder = manifest.encoder, manifest.decoder
-    shape = f"{encoder.depth} layers, width {encoder.embed_dim}, {encoder.num_heads} heads"
+    shape = f"{_count(encoder.depth, 'layer')}, width {encoder.embed_dim}, {encoder.num_heads} heads"
     parts = [("encoder", encoder.parameters, shape)]
     if manifest.projector_parameters is not None:
         joined = f"{manifest.front_end.tokens_patches} patches to one audio token"
         parts.append(("projector", manifest.projector_parameters, joined))
     if decoder:
-        shape = f"{decoder.layers} layers, width {decoder.hidden_size}, vocabulary of {decoder.vocab_size:,}"
+        shape = f"{_count(decoder.layers, 'layer')}, width {decoder.hidden_size}, vocabulary of {decoder.vocab_size:,}"
         parts.append(("decoder", decoder.parameters, shape))
     if len(parts) > 1:
         parts.append(("total", sum(count for _, count, _ in parts), ""))
@@ -194,11 +198,12 @@ def _prompt(facts: PromptFacts) -> str:
         how += f", top_k {sampling.top_k}, top_p {sampling.top_p:g}, min_p {sampling.min_p:g}"
     lines = [
         f"- prompt: {_code(facts.prompt)}",
-        f"- system: {_code(facts.system) if facts.system is not None else 'what the chat template says'}",
+        f"- system turn: {_code(facts.system) if facts.system else 'as the chat template has it'}",
         f"- order: {'audio, then text' if facts.audio_first else 'text, then audio'}",
         f"- at most {facts.max_new_tokens} new tokens, {how}, repetition penalty {sampling.repetition_penalty:g}",
-        *(f"- {_plain(note)}" for note in facts.notes),
     ]
+    if facts.notes:
+        lines += ["", "Where that comes from:", "", *(f"- {_plain(note)}" for note in facts.notes)]
     return "\n".join(lines)
 
 

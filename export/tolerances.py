@@ -18,6 +18,7 @@ from dasheng_edge.runtime.prompt import Audio, PromptBuilder
 from dasheng_edge.runtime.verify import relative_rms
 
 from .decoder_gguf import DecoderReport
+from .gguf_file import tensor_bytes
 from .options import DecoderType
 from .reference_decoder import AUDIO_MARK
 from .residency import few_mapped_pages
@@ -123,11 +124,14 @@ def golden_logits_error(decoder_path: Path, vectors: Mapping[str, npt.NDArray[An
 @contextmanager
 def _opened(decoder_path: Path) -> Generator[Decoder]:
     """The decoder in llama.cpp, in as little memory as it can do with."""
-    with few_mapped_pages(decoder_path):
-        decoder = Decoder.open(decoder_path, repack=False)
-        try:
+    decoder: Decoder | None = None
+    try:
+        # llama.cpp keeps what lies between the tensors' ends mapped, until it is closed.
+        with few_mapped_pages(decoder_path, *tensor_bytes(decoder_path)):
+            decoder = Decoder.open(decoder_path, repack=False)
             yield decoder
-        finally:
+    finally:
+        if decoder is not None:
             decoder.close()
 
 

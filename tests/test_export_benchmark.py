@@ -17,7 +17,7 @@ from rich.console import Console
 
 from benchmarks import export, machine, measured_run
 from benchmarks.export import VARIANTS, Row, StepFailedError, choose, failures, last_json, main, measure, said
-from benchmarks.export_table import as_markdown, as_table, table_lines, worst
+from benchmarks.export_table import as_markdown, as_table, page, table_lines, worst
 from benchmarks.measured_run import MeasuredRun, memory_of, run_measured
 from benchmarks.published_shapes import ARCHITECTURES, PARAMETERS, parameters, shapes
 
@@ -279,6 +279,16 @@ def test_the_table_of_all_variants_fits_120_columns() -> None:
     assert "…" not in out.getvalue()
     assert any("7,615,616,512" in line for line in lines)  # not cut, not wrapped
     assert len(as_markdown(full_rows()).splitlines()) == len(table_lines(full_rows())) + 1
+
+
+def test_the_page_says_where_it_comes_from_and_what_failed() -> None:
+    rows = full_rows()
+    rows[1] |= {"failure": "no space", "parameters": {"encoder": 5}}
+    text = page({"date": "2026-11-23", "variants": rows}, "two cores")
+    assert "```text\ntwo cores\n```" in text
+    assert as_markdown(rows) in text
+    assert "0.6b failed: no space" in text
+    assert "| parameters as published | yes | NO | yes |" in text
 
 
 def test_parameters_that_differ_are_shown_with_what_was_expected() -> None:

@@ -149,8 +149,8 @@ def test_how_it_was_verified(variant: Variant) -> None:
 
 def test_prompt_defaults() -> None:
     text = card()
-    assert "- prompt: `Write a | caption`\n- system: what the chat template says\n- order: audio, then text\n" in text
-    assert "- at most 128 new tokens, greedy, repetition penalty 1\n- sampling: not stated\n" in text
+    assert "- prompt: `Write a | caption`\n- system turn: as the chat template has it\n- order: audio, then text\n" in text
+    assert "- at most 128 new tokens, greedy, repetition penalty 1\n\nWhere that comes from:\n\n- sampling" in text
     facts = manifest("midashenglm")
     assert facts.prompt is not None
     sampling = Sampling(temperature=0.7, top_k=50, top_p=0.8, repetition_penalty=1.1)
@@ -159,7 +159,8 @@ def test_prompt_defaults() -> None:
     )
     text = model_card(facts.model_copy(update={"prompt": prompt}), {}, ())
     assert "new tokens, temperature 0.7, top_k 50, top_p 0.8, min_p 0, repetition penalty 1.1\n" in text
-    assert "- system: ``You `may`\\nlisten``\n- order: text, then audio\n" in text
+    assert "- system turn: ``You `may`\\nlisten``\n- order: text, then audio\n" in text
+    assert "Where that comes from" not in text
 
 
 def test_a_model_without_a_decoder_is_told_apart() -> None:
