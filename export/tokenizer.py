@@ -17,7 +17,6 @@ from dasheng_edge.runtime.errors import CheckpointFileError, CheckpointVariantEr
 from .chat_template import read_audio_tokens, read_chat_template
 from .model_config import AddedToken, BpeModel, TokenizerFile, checked, read_json
 
-AUDIO, AUDIO_BOS, AUDIO_EOS = "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>"
 IM_START, IM_END, END_OF_TEXT = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 
 # How Qwen2 cuts text before BPE; llama.cpp calls it "qwen2" and implements it by hand.
@@ -58,10 +57,6 @@ class Vocabulary:
         """Ids that end generation in llama.cpp: those that it finds by text, and those that the GGUF names."""
         named = {self.eos_id, self.eot_id, self.eom_id} - {None}
         return frozenset(i for i, token in enumerate(self.tokens) if token in ENDS_BY_TEXT or i in named)
-
-    def id_of(self, token: str) -> int:
-        """Id of a token by its text."""
-        return self.tokens.index(token)
 
 
 def read_vocabulary(folder: Path, rows: int) -> Vocabulary:

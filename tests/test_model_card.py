@@ -149,7 +149,8 @@ def test_how_it_was_verified(variant: Variant) -> None:
 
 def test_prompt_defaults() -> None:
     text = card()
-    assert "- prompt: `Write a | caption`\n- system turn: as the chat template has it\n- order: audio, then text\n" in text
+    assert "- prompt: `Write a | caption`\n- system turn: as the chat template has it\n" in text
+    assert "\n- order: audio, then text\n" in text
     assert "- at most 128 new tokens, greedy, repetition penalty 1\n\nWhere that comes from:\n\n- sampling" in text
     facts = manifest("midashenglm")
     assert facts.prompt is not None

@@ -37,7 +37,7 @@ def change(path: Path, edit: Callable[[Any], object]) -> None:
 
 def test_there_is_a_token_for_each_row(tiny_checkpoint: Path) -> None:
     vocabulary = read_vocabulary(tiny_checkpoint, ROWS)
-    first = vocabulary.id_of("<|endoftext|>")
+    first = vocabulary.tokens.index("<|endoftext|>")
 
     assert len(vocabulary.tokens) == len(vocabulary.types) == ROWS
     assert vocabulary.tokens[first : first + 6] == CONTROL_TOKENS
@@ -275,7 +275,7 @@ def test_a_text_with_two_ids_keeps_the_added_one(checkpoint: Path, tmp_path: Pat
     change(checkpoint / "tokenizer.json", lambda content: content["model"]["vocab"].update({"<|AUDIO|>": 400}))
     vocabulary = read_vocabulary(checkpoint, ROWS)
 
-    assert vocabulary.id_of("<|AUDIO|>") == 384
+    assert vocabulary.tokens.index("<|AUDIO|>") == 384
     assert (vocabulary.tokens[400], vocabulary.types[400]) == ("[PAD400]", TokenType.UNUSED)
     assert ends_in_llama_cpp(vocabulary, tmp_path / "x.gguf") == vocabulary.stop_ids
 
