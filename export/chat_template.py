@@ -45,7 +45,7 @@ def read_chat_template(folder: Path) -> ChatTemplate:
     if text := _chosen(folder, LEGACY_TEMPLATE, legacy.get("chat_template")):
         return ChatTemplate(text, LEGACY_TEMPLATE)
     for name in (TEMPLATE, DEFAULT_TEMPLATE):
-        if (folder / name).is_file():
+        if (folder / name).is_file() or (folder / name).is_symlink():  # one that leads nowhere is an error
             return ChatTemplate(_read_text(folder / name), name)
     for name in (PROCESSOR, TOKENIZER):
         if text := _chosen(folder, name, read_json(folder / name, missing_ok=True).get("chat_template")):

@@ -34,7 +34,7 @@ from .tensor_files import (
 )
 from .torch_file import SUFFIXES, read_torch_file
 from .unsupported import not_a_checkpoint, not_a_folder, refuse_other_models, refuse_quantized
-from .variants import Layout, find_layout, renamed
+from .variants import Layout, find_layout
 
 PULL_RECORD = ".dasheng-edge.json"  # what `dasheng-edge pull` leaves in the folder
 _EMBEDDING, _HEAD = "decoder.model.embed_tokens.weight", "decoder.lm_head.weight"
@@ -68,17 +68,12 @@ class Checkpoint:
     ignored: tuple[str, ...] = ()  # tensors that inference does not need, by stored name
     assumed: tuple[str, ...] = ()  # keys of `variants.ASSUMPTIONS`
 
-    def canonical(self, name: str) -> str:
-        """The canonical name of a tensor or module that is stored under `name`; adapters use stored names, too."""
-        found = renamed(self.renames, name)
-        return name if found is None else found
-
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows [start, stop) of a tensor, float32."""
         return self.sources[name].rows(start, stop)
 
     def sha256(self) -> str:
-        """SHA-256 of all tensor files, one after another: `cat *.safetensors | sha256sum`."""
+        """SHA-256 of all tensor files by name, one after another: `cat *.safetensors | sha256sum`."""
         digest = hashlib.sha256()
         for path in self.files:
             with path.open("rb") as file:
@@ -109,8 +104,9 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     refuse_other_models(path, config)
     refuse_quantized(path, config, stored.tensors, _names(path, config, origin))
     layout = find_layout(path, config, stored.tensors)
-    mel = read_json(folder / "preprocessor_config.json", missing_ok=True)
-    stated = Stated(str(path), stored.stated_by, config, mel)
+    extractor = folder / "preprocessor_config.json"
+    mel = read_json(extractor, missing_ok=True)
+    stated = Stated(str(path), stored.stated_by, config, mel, str(extractor))
     encoder, front_end, assumed = encoder_sizes(stated, layout)
     sources, decoder = dict(layout.sources), None
     if layout.variant != "dasheng":
@@ -122,7 +118,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     _check_shapes(path, layout, sources, expected_shapes(encoder, front_end, decoder))
     return Checkpoint(
         folder, config, encoder, front_end, decoder, sources,
-        files=tuple(sorted({source.file for source in layout.sources.values()})),
+        files=tuple(sorted({source.file for source in stored.tensors.values()})),
         variant=layout.variant, renames=layout.renames, name=_name(path, config, origin), origin=origin,
         ignored=tuple(layout.ignored), assumed=(*layout.assumed, *assumed),
     )  # fmt: skip
@@ -212,4 +208,4 @@ def _names(path: Path, config: Mapping[str, Any], origin: Origin | None) -> Iter
         yield origin.repo.rpartition("/")[2]
     yield path.stem if path.suffix in SUFFIXES else path.name
     yield re.split(r"[/\\]", str(config.get("_name_or_path") or "").rstrip("/\\"))[-1]
-    yield from (parent.name for parent in list(path.parents)[:2])
+    yield from (parent.name for parent in list(path.parents)[:2] if parent != Path.home())  # called as its owner

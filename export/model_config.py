@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (  # fmt: skip
+    AfterValidator,
     AliasChoices,
     BaseModel,
     ConfigDict,
@@ -57,6 +58,13 @@ class AcousticConfig(_Stated):
     f_min_patch: NonNegativeFloat | None = None
     f_max_patch: Annotated[float, Field(gt=0, le=8000)] | None = None
 
+    @model_validator(mode="after")
+    def _fits(self) -> AcousticConfig:
+        low, high = self.f_min_patch or 0.0, self.f_max_patch or 8000.0
+        if low >= high:
+            raise ValueError(f"expected f_min_patch {low:g} < f_max_patch {high:g}")
+        return self
+
 
 class Rope(_Stated):
     """`rope_scaling` or, since transformers 5, `rope_parameters`, which holds the base too."""
@@ -64,6 +72,7 @@ class Rope(_Stated):
     rope_type: str | None = None
     type: str | None = None  # what older versions call it
     rope_theta: PositiveFloat | None = None
+    partial_rotary_factor: float | None = None
 
 
 class TextConfig(_Stated):
@@ -75,6 +84,7 @@ class TextConfig(_Stated):
     rope_theta: PositiveFloat | None = None
     rope_scaling: Rope | None = None
     rope_parameters: Rope | None = None
+    partial_rotary_factor: float | None = None  # of a head, how much is rotated
     layer_types: list[str] | None = None
     tie_word_embeddings: bool | None = None
 
@@ -92,15 +102,28 @@ class PullRecord(_Stated):
     revision: str  # a commit
 
 
-class LoraFacts(_Stated):
-    """`adapter_config.json`, the fields that decide the merge; the defaults are peft's."""
+_Rank = Annotated[int, Field(gt=0, lt=1 << 31)]
 
-    r: PositiveInt = 8
-    lora_alpha: float = 8
+
+def _fits_float32(value: float) -> float:
+    if abs(value) > 3e38:
+        raise ValueError("expected what float32 can hold, at most 3e+38")
+    return value
+
+
+_Float32 = Annotated[float, AfterValidator(_fits_float32)]
+
+
+class LoraFacts(_Stated):
+    """`adapter_config.json`, the fields that decide the merge, and the base; the defaults are peft's."""
+
+    base_model_name_or_path: Any = None  # a name on the hub or a path, if it is a text
+    r: _Rank = 8
+    lora_alpha: _Float32 = 8
     use_rslora: bool = False
     use_dora: bool = False
-    rank_pattern: dict[str, PositiveInt] | None = None
-    alpha_pattern: dict[str, float] | None = None
+    rank_pattern: dict[str, _Rank] | None = None
+    alpha_pattern: dict[str, _Float32] | None = None
     target_modules: str | list[str]
     exclude_modules: str | list[str] | None = None
     layers_to_transform: int | list[int] | None = None
@@ -155,11 +178,11 @@ class BpeModel(_Stated):
 
 def read_json(path: Path, *, missing_ok: bool = False) -> dict[str, Any]:
     """A JSON object from a side file; empty when it may be missing and is."""
-    if missing_ok and not path.exists():
-        return {}
+    if missing_ok and not path.exists() and not path.is_symlink():
+        return {}  # a link to nothing is no absent file: it is what remains of one in the hub's cache
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # the last where brackets are nested too deep
         raise CheckpointFileError(f"cannot read {path}: {error}; download it again") from error
     if not isinstance(content, dict):
         raise CheckpointFileError(f"{path} holds a {type(content).__name__}, expected a JSON object")

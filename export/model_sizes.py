@@ -19,6 +19,9 @@ FIX = "take config.json and weights from one revision"
 _ENCODER_REQUIRED = {"qkv_bias": True, "init_values": None, "input_channels": 1, "sample_rate": 16000, "center": True}
 _DASHENG_REQUIRED = {**_ENCODER_REQUIRED, "pad_last": True, "top_db": 120}
 _TEXT_REQUIRED = {"hidden_act": "silu", "use_sliding_window": False}
+# The same of feature extractors: of MiDashengLM's, which takes samples, and of Dasheng's, which makes the log-mel.
+_WAVEFORM_REQUIRED = {"sampling_rate": 16000, "do_normalize": False}
+_MEL_REQUIRED = {**_WAVEFORM_REQUIRED, "center": True, "top_db": 120}
 _MEL_FIELDS = ("n_fft", "win_size", "hop_size", "f_min", "f_max")  # of a Dasheng feature extractor
 
 CLASS_HEADS = 12  # of MiDashengLM's encoder class: what config.json leaves out is the class's default
@@ -53,7 +56,8 @@ class Stated:
     where: str  # the checkpoint
     source: str  # the configuration, e.g. "FOLDER/config.json"
     config: Mapping[str, Any]
-    mel: Mapping[str, Any]  # preprocessor_config.json
+    mel: Mapping[str, Any]  # the feature extractor's
+    mel_source: str  # its configuration, e.g. "FOLDER/preprocessor_config.json"
 
     def section(self, name: str) -> Mapping[str, Any]:
         """A part of the configuration, empty where it is absent; `checked` refuses what is no object."""
@@ -73,8 +77,9 @@ def encoder_sizes(stated: Stated, layout: Layout) -> tuple[EncoderSpec, FrontEnd
     audio = stated.section(section)
     checked(EncoderConfig, f"{stated.source}: {section}", audio, FIX)
     sizes = implied = _tensor_sizes(layout)
+    _agree(stated.mel_source, "", stated.mel, _WAVEFORM_REQUIRED)
     joined = max(1, layout.sources["audio_projector.net.0.weight"].shape[1] // sizes["embed_dim"])
-    _agree(stated, "(top level)", stated.config, {"subsample_factor": joined})
+    _agree(stated.source, "", stated.config, {"subsample_factor": joined})
     acoustic: AcousticSpec | None = None
     assumed: tuple[str, ...] = ()
     default_heads: int | None = CLASS_HEADS
@@ -85,10 +90,10 @@ def encoder_sizes(stated: Stated, layout: Layout) -> tuple[EncoderSpec, FrontEnd
         implied = {key: sizes[key] for key in ("embed_dim", "depth", "mlp_ratio", "target_length")}
         implied |= {"n_mels_patch": acoustic.n_mels, "patch_stride_time": sizes["patch_stride"][1]}
         audio = {key: value for key, value in audio.items() if key not in ("n_fft", "win_length")}
-    _agree(stated, section, audio, {**implied, **_ENCODER_REQUIRED})
+    _agree(stated.source, section, audio, {**implied, **_ENCODER_REQUIRED})
     known = checked(EncoderConfig, f"{stated.source}: {section}", audio, FIX)
     encoder, by_size = _encoder_spec(stated, sizes, known.num_heads or default_heads)
-    return encoder, _front_end(known, sizes, joined, acoustic), (*assumed, *by_size)
+    return encoder, _front_end(stated, known, sizes, joined, acoustic), (*assumed, *by_size)
 
 
 def _dasheng_sizes(stated: Stated, layout: Layout) -> tuple[EncoderSpec, FrontEndSpec, tuple[str, ...]]:
@@ -103,10 +108,12 @@ def _dasheng_sizes(stated: Stated, layout: Layout) -> tuple[EncoderSpec, FrontEn
     mel = {key: stated.mel[key] for key in _MEL_FIELDS if key in stated.mel}
     audio = {**stated.config, **nested, **mel}
     sizes = _tensor_sizes(layout)
-    _agree(stated, "encoder", audio, {**sizes, **_DASHENG_REQUIRED})
+    _agree(stated.source, "encoder", audio, {**sizes, **_DASHENG_REQUIRED})
+    bands = dict.fromkeys(("feature_size", "n_mels"), sizes["n_mels"])
+    _agree(stated.mel_source, "", stated.mel, {**bands, **_MEL_REQUIRED})
     known = checked(EncoderConfig, stated.source, audio, FIX)
     encoder, by_size = _encoder_spec(stated, sizes, known.num_heads)
-    return encoder, _front_end(known, sizes, 1).model_copy(update={"pads_last_chunk": True}), by_size
+    return encoder, _front_end(stated, known, sizes, 1).model_copy(update={"pads_last_chunk": True}), by_size
 
 
 def _tensor_sizes(layout: Layout) -> dict[str, Any]:
@@ -136,22 +143,40 @@ def _encoder_spec(stated: Stated, sizes: Mapping[str, Any], heads: int | None) -
 
 
 def _front_end(
-    known: EncoderConfig, sizes: Mapping[str, Any], tokens_patches: int, acoustic: AcousticSpec | None = None
+    stated: Stated,
+    known: EncoderConfig,
+    sizes: Mapping[str, Any],
+    tokens_patches: int,
+    acoustic: AcousticSpec | None = None,
 ) -> FrontEndSpec:
     """The shortest clip that is not padded yields one token."""
     width = sizes["patch_stride"][1]
+    min_samples = known.hop_length * width * tokens_patches
+    _check_windows(stated.source, "log-mel", known.n_fft, known.win_length, min_samples)
+    if acoustic:
+        _check_windows(stated.source, "acoustic mel", acoustic.n_fft, acoustic.win_length, min_samples)
     return FrontEndSpec(
         n_fft=known.n_fft, win_length=known.win_length, hop_length=known.hop_length, n_mels=sizes["n_mels"],
         f_min_hz=known.f_min, f_max_hz=known.f_max, patch_frames=width, chunk_frames=sizes["target_length"],
-        tokens_patches=tokens_patches, min_samples=known.hop_length * width * tokens_patches, acoustic=acoustic,
+        tokens_patches=tokens_patches, min_samples=min_samples, acoustic=acoustic,
     )  # fmt: skip
+
+
+def _check_windows(source: str, spectrogram: str, n_fft: int, win_length: int, min_samples: int) -> None:
+    """Both ends of a clip are reflected by n_fft / 2; with an odd n_fft some clips would have a frame less."""
+    if n_fft % 2 or win_length > n_fft or n_fft // 2 >= min_samples:
+        raise CheckpointFileError(
+            f"{source}: the {spectrogram} has n_fft {n_fft} and win_length {win_length}, expected win_length <= n_fft, "
+            f"and n_fft even and less than {2 * min_samples}, twice the shortest clip (hop_length * patch width * "
+            f"subsample_factor); {FIX}"
+        )
 
 
 def _acoustic(stated: Stated, layout: Layout) -> tuple[AcousticSpec, tuple[str, ...]]:
     """The second spectrogram: bands from the convolution, windows from a stored filterbank or config.json."""
-    where = f"{stated.source}: audio_encoder_config"
-    audio = stated.section("audio_encoder_config")
-    known = checked(AcousticConfig, where, audio, FIX)
+    section = "audio_encoder_config"
+    where = f"{stated.source}: {section}"
+    known = checked(AcousticConfig, where, stated.section(section), FIX)
     kernel = layout.sources["audio_encoder.acoustic.patch_embed.weight"].shape
     width = layout.sources["audio_encoder.patch_embed.proj.weight"].shape[-1]
     if kernel[-1] != width:
@@ -159,27 +184,50 @@ def _acoustic(stated: Stated, layout: Layout) -> tuple[AcousticSpec, tuple[str, 
             f"{stated.where}: the acoustic patches are {kernel[-1]} frames wide, the semantic ones {width}; "
             "expected the same width, since they are added"
         )
-    assumed = []
+    stored = _stored_windows(layout, kernel[2])
+    _agree(stated.source, section, known.model_dump(exclude_none=True), stored)
+    n_fft, window, assumed = _acoustic_windows(where, stated.section(section), known, stored)
     if known.f_min_patch is None and known.f_max_patch is None:
-        assumed.append("acoustic range")
-    stored_fft, stored_window = _stored_windows(layout, kernel[2])
-    n_fft = known.n_fft_patch or stored_fft
-    common = checked(EncoderConfig, where, audio, FIX)
-    if n_fft is None and common.n_fft != EncoderConfig().n_fft:
-        n_fft = common.n_fft
-        assumed.append("n_fft is acoustic")
-    if n_fft is None:
-        assumed.append("acoustic n_fft")
-    n_fft = n_fft or AcousticSpec(n_mels=kernel[2]).n_fft
-    spec = AcousticSpec(
-        n_mels=kernel[2], n_fft=n_fft, win_length=known.win_length_patch or stored_window or n_fft,
-        f_min_hz=known.f_min_patch or 0.0, f_max_hz=known.f_max_patch or 8000.0,
-    )  # fmt: skip
-    return spec, tuple(assumed)
+        assumed = ("acoustic range", *assumed)
+    spec = {
+        "n_mels": kernel[2], "n_fft": n_fft, "win_length": window,
+        "f_min_hz": known.f_min_patch or 0.0, "f_max_hz": known.f_max_patch or 8000.0,
+    }  # fmt: skip
+    return checked(AcousticSpec, f"{stated.where}: the acoustic spectrogram", spec, FIX), assumed
 
 
-def _stored_windows(layout: Layout, mels: int) -> tuple[int | None, int | None]:
-    """n_fft and window of the acoustic spectrogram, where a checkpoint stores its filterbank [bins, mels].
+def _acoustic_windows(
+    where: str, audio: Mapping[str, Any], known: AcousticConfig, stored: Mapping[str, int]
+) -> tuple[int, int, tuple[str, ...]]:
+    """n_fft and window of the acoustic spectrogram, and the keys of the assumptions that they rest on.
+
+    `n_fft` and `win_length` may be meant for either spectrogram, and are a pair.
+    """
+    common, semantic = checked(EncoderConfig, where, audio, FIX), EncoderConfig()
+    n_fft = known.n_fft_patch or stored.get("n_fft_patch")
+    window = known.win_length_patch or stored.get("win_length_patch")
+    assumed: tuple[str, ...] = ()
+    if n_fft is None and common.n_fft != semantic.n_fft:
+        n_fft, assumed = common.n_fft, ("n_fft is acoustic",)
+        if window is None and "win_length" in common.model_fields_set:
+            window = common.win_length
+    elif n_fft is None:
+        n_fft, assumed = AcousticSpec(n_mels=1).n_fft, ("acoustic n_fft",)
+    window = n_fft if window is None else window
+    for field, said, either in (
+        ("n_fft", common.n_fft, (semantic.n_fft, n_fft)),
+        ("win_length", common.win_length, (semantic.win_length, window)),
+    ):
+        if said not in either:
+            raise CheckpointFileError(
+                f"{where}: {field} is {said}, expected {either[0]}, which the log-mel has, or {either[1]}, which the "
+                f"acoustic mel has (as {field}_patch or a stored filterbank says it); {FIX}"
+            )
+    return n_fft, window, assumed
+
+
+def _stored_windows(layout: Layout, mels: int) -> dict[str, int]:
+    """Fields of the acoustic spectrogram's windows, where a checkpoint stores its filterbank [bins, mels].
 
     The semantic one's lies beside the semantic encoder, whose patch convolution is called `proj`.
     """
@@ -187,8 +235,10 @@ def _stored_windows(layout: Layout, mels: int) -> tuple[int | None, int | None]:
     own = [source for name, source in layout.ignored.items() if not name.startswith(f"{semantic}front_end.0.")]
     banks = [source.shape for source in own if len(source.shape) == 2 and source.shape[1] == mels]
     windows = [source.shape for source in own if len(source.shape) == 1 and source.name.endswith("window")]
-    n_fft = 2 * (banks[0][0] - 1) if len(banks) == 1 else None
-    return n_fft, windows[0][0] if n_fft and len(windows) == 1 else None
+    if len(banks) != 1:
+        return {}
+    stored = {"n_fft_patch": 2 * (banks[0][0] - 1)}
+    return stored | ({"win_length_patch": windows[0][0]} if len(windows) == 1 else {})
 
 
 def decoder_sizes(stated: Stated, layout: Layout, *, tied: bool) -> DecoderSpec:
@@ -211,17 +261,18 @@ def decoder_sizes(stated: Stated, layout: Layout, *, tied: bool) -> DecoderSpec:
     else:
         heads = known.num_attention_heads
         head_dim = hidden // heads
-    if heads * head_dim != q_rows or (arch == "qwen2" and q_rows != hidden) or kv_rows % head_dim:
+    fits = heads * head_dim == q_rows and (arch == "qwen3" or q_rows == hidden)
+    if not fits or kv_rows % head_dim or heads % (kv_rows // head_dim):
         raise CheckpointFileError(
-            f"{stated.source}: {heads} attention heads of width {head_dim} fit neither q_proj ({q_rows} rows) nor "
-            f"k_proj ({kv_rows} rows); {FIX}"
+            f"{stated.source}: {heads} attention heads of width {head_dim} do not fit q_proj ({q_rows} rows) and "
+            f"k_proj ({kv_rows} rows), expected whole heads, as many to each of k_proj's; {FIX}"
         )
     sizes = {
         "hidden_size": hidden, "intermediate_size": sources[f"{layer}.mlp.gate_proj.weight"].shape[0],
         "num_hidden_layers": _count(sources, "decoder.model.layers."), "num_attention_heads": heads,
         "num_key_value_heads": kv_rows // head_dim, "head_dim": head_dim, "vocab_size": vocab,
     }  # fmt: skip
-    _agree(stated, "text_config", text, {**sizes, **_TEXT_REQUIRED})
+    _agree(stated.source, "text_config", text, {**sizes, **_TEXT_REQUIRED})
     _check_attention(stated.where, known)
     return DecoderSpec(
         arch, hidden, sizes["intermediate_size"], sizes["num_hidden_layers"], heads, kv_rows // head_dim, head_dim,
@@ -238,6 +289,12 @@ def _check_attention(where: str, text: TextConfig) -> None:
             raise CheckpointVariantError(
                 f"{where}: config.json asks for rope_scaling {kind!r}, only the unscaled rotation is supported"
             )
+    for part in (text, text.rope_scaling, text.rope_parameters):
+        if part and part.partial_rotary_factor not in (None, 1):
+            raise CheckpointVariantError(
+                f"{where}: config.json asks for partial_rotary_factor {part.partial_rotary_factor:g}, only the "
+                "rotation of whole heads is supported"
+            )
     if others := set(text.layer_types or ()) - {"full_attention"}:
         raise CheckpointVariantError(
             f"{where}: config.json asks for layer_types {sorted(others)}, only full_attention is supported"
@@ -249,14 +306,14 @@ def _count(sources: Mapping[str, Source], prefix: str) -> int:
     return len({name.removeprefix(prefix).split(".")[0] for name in sources if name.startswith(prefix)})
 
 
-def _agree(stated: Stated, section: str, config: Mapping[str, Any], got: Mapping[str, Any]) -> None:
+def _agree(source: str, section: str, config: Mapping[str, Any], got: Mapping[str, Any]) -> None:
     """Each field that the configuration states must equal what the tensors (or the implementation) have."""
     for key, value in got.items():
         said = list(config[key]) if isinstance(config.get(key), tuple) else config.get(key)
         if key in config and said != value:
+            field = f"{section}.{key}" if section else key
             raise CheckpointFileError(
-                f"{stated.source} says {section}.{key} = {said!r}, but the tensors or the implementation have "
-                f"{value!r}; {FIX}"
+                f"{source} says {field} = {said!r}, but the tensors or the implementation have {value!r}; {FIX}"
             )
 
 

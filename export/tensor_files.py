@@ -19,7 +19,7 @@ from .model_config import read_json
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-_DTYPES = {
+DTYPES = {  # by safetensors' names
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
@@ -52,16 +52,23 @@ class SafetensorsSource(Source):
 
     def rows(self, start: int, stop: int) -> Tensor:
         start, stop, _ = slice(start, stop).indices(self.shape[0])
-        dtype = _DTYPES[self.dtype]
+        dtype = DTYPES[self.dtype]
         row_bytes = dtype.itemsize * torch.Size(self.shape[1:]).numel()
-        data = np.fromfile(self.file, np.uint8, (stop - start) * row_bytes, offset=self.offset + start * row_bytes)
-        return torch.from_numpy(data).view(dtype).reshape(stop - start, *self.shape[1:]).to(torch.float32)
+        values = read_values(self.file, dtype, (stop - start) * row_bytes, self.offset + start * row_bytes)
+        return values.reshape(stop - start, *self.shape[1:]).to(torch.float32)
+
+
+def read_values(file: Path, dtype: torch.dtype, size: int, offset: int) -> Tensor:
+    """`size` bytes of a file from `offset` on, as values of a type, [values]."""
+    if not size:
+        return torch.empty(0, dtype=dtype)  # no bytes have no stride that another type could be seen through
+    return torch.from_numpy(np.fromfile(file, np.uint8, size, offset=offset)).view(dtype)
 
 
 def row_blocks(shape: tuple[int, ...], block_bytes: int = BLOCK_BYTES) -> Iterator[tuple[int, int]]:
     """Half-open row ranges of at most `block_bytes` of float32 each, at least one row."""
     row_bytes = 4 * torch.Size(shape[1:]).numel()
-    step = max(1, block_bytes // row_bytes)
+    step = max(1, block_bytes // max(1, row_bytes))
     return ((start, min(start + step, shape[0])) for start in range(0, shape[0], step))
 
 
@@ -95,10 +102,8 @@ def read_header(path: Path) -> dict[str, Source]:
     """All tensors of a safetensors file of a checkpoint.
 
     Raises:
-        CheckpointFileError: it is missing, truncated or no safetensors file.
+        CheckpointFileError: it is truncated or no safetensors file.
     """
-    if not path.is_file():
-        raise CheckpointFileError(f"{path} is missing, the index lists it; download the checkpoint again")
     try:
         return tensors_in(path)
     except (SafetensorError, OSError) as error:
@@ -108,7 +113,7 @@ def read_header(path: Path) -> dict[str, Source]:
 
 
 def read_shards(index: Path) -> dict[str, Source]:
-    """All tensors by their stored names, from the headers of the shards that an index lists, in its order.
+    """All tensors by their stored names, each from the shard that an index says it is in, in the index's order.
 
     Raises:
         CheckpointFileError: the index or a shard is not what it should be.
@@ -116,14 +121,19 @@ def read_shards(index: Path) -> dict[str, Source]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointFileError(f"{index} has no weight_map; download it again")
-    sources: dict[str, Source] = {}
-    for file in dict.fromkeys(weight_map.values()):
+    for file in weight_map.values():
         if not isinstance(file, str) or Path(file).name != file:
             raise CheckpointFileError(f"{index} names {file!r}, expected a file name inside the folder")
-        sources |= read_header(index.parent / file)
-    if absent := sorted(set(weight_map) - set(sources)):
+    headers: dict[str, dict[str, Source]] = {}
+    for file in dict.fromkeys(weight_map.values()):
+        if not (index.parent / file).is_file():
+            raise CheckpointFileError(
+                f"{index.parent / file} is missing, the index lists it; download the checkpoint again"
+            )
+        headers[file] = read_header(index.parent / file)
+    if absent := [name for name, file in weight_map.items() if name not in headers[file]]:
         raise CheckpointFileError(
-            f"{index} says that {weight_map[absent[0]]} holds {absent[0]}, which no shard does "
+            f"{index} says that {weight_map[absent[0]]} holds {absent[0]}, which it does not "
             f"({len(absent)} such tensors); download index and shards again, from one revision"
         )
-    return {name: sources[name] for name in weight_map}
+    return {name: headers[file][name] for name, file in weight_map.items()}

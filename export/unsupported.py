@@ -18,7 +18,8 @@ EXPORTABLE = (
     "mispeech/midashenglm-7b-bf16", "mispeech/midashenglm-7b-0804-fp32", "mispeech/midashenglm-0.6b-fp32",
     "mispeech/dasheng-base", "mispeech/dasheng-0.6B", "mispeech/dasheng-1.2B",
 )  # fmt: skip
-READABLE_DTYPES = ("F32", "F16", "BF16")  # anything else is packed or scaled
+READABLE_DTYPES = ("F32", "F16", "BF16")
+_PLAIN_DTYPES = ("F64", "C64", "C128", "I64", "BOOL")  # are not read either, but nobody packs weights into them
 _QUANTIZED_NAME = re.compile(
     r"(midashenglm-[\w.]+?(?:-\d{4})?)-(?:fp8|int8|int4|nf4|\d+bit|w\d+a\d+|gptq|awq|bnb|gguf|mlx)", re.IGNORECASE
 )
@@ -26,10 +27,11 @@ _PACKED_TENSORS = (  # what GPTQ, AWQ, compressed-tensors, fp8 and bitsandbytes 
     "qweight", "qzeros", "g_idx", "weight_scale", "weight_scale_inv", "input_scale", "weight_packed",
     "weight_zero_point", "absmax", "quant_map", "SCB",
 )  # fmt: skip
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _DOWNLOAD = "download one with `dasheng-edge pull mispeech/midashenglm-7b-1021-bf16`"
 
 
-def plain_repository(names: Iterable[str]) -> str:
+def plain_repository(names: Iterable[str], *, encoder_alone: bool = False) -> str:
     """The published float repository that a quantized one was made from, or all of them where that is not clear."""
     for name in names:
         if found := _QUANTIZED_NAME.search(name):
@@ -37,31 +39,43 @@ def plain_repository(names: Iterable[str]) -> str:
             for repository in (f"{stem}-bf16", f"{stem}-fp32", f"{stem}-0804-fp32"):
                 if repository in EXPORTABLE:
                     return repository
-    return f"one of {', '.join(EXPORTABLE)}"
+    return f"one of {', '.join(name for name in EXPORTABLE if not encoder_alone or '/dasheng-' in name)}"
 
 
 def refuse_quantized(
     where: Path, config: Mapping[str, Any], sources: Mapping[str, Source], names: Iterable[str]
 ) -> None:
-    """Refuse packed weights, whether the configuration says so or only the tensors do.
+    """Refuse packed weights, whether the configuration says so or only the tensors do, and types that are not read.
 
     `names` are what the checkpoint may be called, the most telling first.
 
     Raises:
-        CheckpointVariantError: naming the repository to use instead.
+        CheckpointVariantError: naming the repository to use instead, or the type to save it in.
     """
+    other = {
+        name: source.dtype for name, source in sources.items() if source.shape and source.dtype not in READABLE_DTYPES
+    }
+    packed_types = sorted(set(other.values()) - set(_PLAIN_DTYPES))
     if quantization := config.get("quantization_config"):
         method = quantization.get("quant_method", "?") if isinstance(quantization, dict) else quantization
         how = f"quant_method {method!r}"
     elif packed := [name for name in sources if name.rpartition(".")[2] in _PACKED_TENSORS]:
         how = f"it stores {packed[0]}"
-    elif dtypes := sorted({source.dtype for source in sources.values() if source.shape} - set(READABLE_DTYPES)):
-        how = f"it holds {', '.join(dtypes)} weights, expected float32, bfloat16 or float16 throughout"
+    elif packed_types:
+        how = f"it holds {', '.join(packed_types)} weights, expected float32, bfloat16 or float16 throughout"
+    elif other:
+        name, dtype = next(iter(other.items()))
+        raise CheckpointVariantError(
+            f"{where} holds {name} in {dtype} ({len(other)} such tensors), expected float32, bfloat16 or float16 "
+            "throughout; save the model again in float32 or bfloat16, without what is no weight of it"
+        )
     else:
         return
+    encoder_alone = bool(sources) and not any("embed_tokens" in name for name in sources)
+    advice = "" if encoder_alone else ", and let --decoder, e.g. --decoder Q4_K_M, quantize the decoder"
     raise CheckpointVariantError(
-        f"{where} is a quantized checkpoint ({how}), which cannot be exported; export {plain_repository(names)} "
-        "and let --decoder and --encoder quantize it"
+        f"{where} is a quantized checkpoint ({how}), which cannot be exported; export "
+        f"{plain_repository(names, encoder_alone=encoder_alone)}{advice}"
     )
 
 
@@ -90,7 +104,9 @@ def not_a_folder(path: Path) -> CheckpointNotFoundError:
         reason = f"it is one of the files of a checkpoint; give the folder that it lies in, {path.parent}"
     else:
         what = "a file" if path.exists() else "nothing"
-        reason = f"found {what} there, expected a local folder in the Hugging Face layout; {_DOWNLOAD}"
+        pulled = f"if it is a model of the hub, download it with `dasheng-edge pull {path}`"
+        hint = pulled if what == "nothing" and _HUB_NAME.fullmatch(str(path)) else _DOWNLOAD
+        reason = f"found {what} there, expected a local folder in the Hugging Face layout; {hint}"
     return CheckpointNotFoundError(f"cannot open checkpoint {path}: {reason}")
 
 

@@ -40,6 +40,7 @@ _ENCODER_SIZING = {
     "audio_encoder.time_pos_embed": 4,  # [1, dim, 1, patches of a chunk]
     "audio_encoder.blocks.0.mlp.fc1.weight": 2,
 }
+_ACOUSTIC_SIZING = {"audio_encoder.acoustic.patch_embed.weight": 4}  # [dim, 1, mels, patch frames]
 _DECODER_SIZING = {
     "audio_projector.net.0.weight": 2,  # [llm dim, joined patches * dim]
     "decoder.model.embed_tokens.weight": 2,
@@ -171,7 +172,7 @@ def find_layout(where: object, config: Mapping[str, Any], stored: Mapping[str, S
         elif (other := by_canonical.setdefault(canonical, source)) is not source:
             raise refuse(f"{other.name} and {name} are one tensor under two names")
     arch = None if variant == "dasheng" else _arch(by_canonical, refuse)
-    _check_sizing(variant, by_canonical, refuse)
+    _check_sizing(variant, arch, by_canonical, refuse)
     plain = all(stored == canonical for stored, canonical in renames)
     return Layout(
         variant, arch, () if plain else renames, by_canonical, tuple(unmatched),
@@ -262,10 +263,17 @@ def _arch(sources: Mapping[str, Source], refuse: Callable[[str], CheckpointVaria
 
 
 def _check_sizing(
-    variant: Variant, sources: Mapping[str, Source], refuse: Callable[[str], CheckpointVariantError]
+    variant: Variant,
+    arch: Arch | None,
+    sources: Mapping[str, Source],
+    refuse: Callable[[str], CheckpointVariantError],
 ) -> None:
-    for name, dimensions in (_ENCODER_SIZING | ({} if variant == "dasheng" else _DECODER_SIZING)).items():
+    sizing = _ENCODER_SIZING | ({} if variant == "dasheng" else _DECODER_SIZING)
+    sizing |= _ACOUSTIC_SIZING if variant == "midashenglm-tokenizer" else {}
+    sizing |= {_Q_NORM: 1} if arch == "qwen3" else {}
+    for name, dimensions in sizing.items():
         if name not in sources:
             raise refuse(f"it has no {name}")
-        if len(sources[name].shape) != dimensions:
-            raise refuse(f"{name} has shape {sources[name].shape}, expected {dimensions} dimensions")
+        shape = sources[name].shape
+        if len(shape) != dimensions or 0 in shape:
+            raise refuse(f"{name} has shape {shape}, expected {dimensions} dimensions, all greater than 0")

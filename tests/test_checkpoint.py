@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from dasheng_edge.export.checkpoint import open_checkpoint
 from dasheng_edge.export.dasheng import EncoderSpec
+from dasheng_edge.export.model_config import read_json
 from dasheng_edge.export.tensor_files import row_blocks
 from dasheng_edge.runtime.errors import CheckpointFileError, CheckpointNotFoundError, CheckpointVariantError
 from tests.tiny_checkpoint import tiny_shapes, write_tiny_checkpoint
@@ -112,10 +114,25 @@ def test_hash_covers_the_tensor_files(sharded: Path) -> None:
     assert open_checkpoint(sharded).sha256() != before
 
 
+def test_hash_covers_files_of_ignored_tensors(sharded: Path) -> None:
+    index = sharded / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    buffer = "audio_encoder.front_end.0.spectrogram.window"
+    save_file({buffer: torch.zeros(512)}, sharded / "model-buffers.safetensors")
+    content["weight_map"][buffer] = "model-buffers.safetensors"
+    index.write_text(json.dumps(content))
+    shards = sorted(sharded.glob("*.safetensors"))
+
+    assert open_checkpoint(sharded).files == tuple(shards)
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in shards)).hexdigest()
+    assert open_checkpoint(sharded).sha256() == digest
+
+
 def test_blocks_of_rows_cover_a_tensor_once() -> None:
     assert list(row_blocks((10, 4), block_bytes=64)) == [(0, 4), (4, 8), (8, 10)]
     assert list(row_blocks((2, 1000), block_bytes=64)) == [(0, 1), (1, 2)]
     assert list(row_blocks((5,), block_bytes=64)) == [(0, 5)]
+    assert list(row_blocks((5, 0), block_bytes=64)) == [(0, 5)]
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path, tiny_checkpoint: Path) -> None:
@@ -133,11 +150,23 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path, tiny_checkpoint: Path)
         open_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "cannot read"), ("[1]", "a list, expected a JSON object")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{", "cannot read"), ("[1]", "a list, expected a JSON object"), ("[" * 100_000, r"cannot read .*config\.json")],
+)
 def test_a_broken_config_is_refused(checkpoint: Path, text: str, message: str) -> None:
     (checkpoint / "config.json").write_text(text)
     with pytest.raises(CheckpointFileError, match=message):
         open_checkpoint(checkpoint)
+
+
+def test_a_link_to_nothing_is_no_absent_file(checkpoint: Path) -> None:
+    path = checkpoint / "generation_config.json"
+    path.unlink()
+    assert read_json(path, missing_ok=True) == {}
+    path.symlink_to(checkpoint / "blobs" / "gone")
+    with pytest.raises(CheckpointFileError, match=r"cannot read .*generation_config\.json: .*; download it again"):
+        read_json(path, missing_ok=True)
 
 
 @pytest.mark.parametrize("config", [{"quant_method": "fp8"}, "gptq"])
@@ -171,15 +200,28 @@ def test_a_missing_shard_is_refused(sharded: Path) -> None:
         open_checkpoint(sharded)
 
 
+def test_a_tensor_is_read_from_the_shard_that_the_index_says(sharded: Path, tiny_checkpoint: Path) -> None:
+    weight_map = json.loads((sharded / "model.safetensors.index.json").read_text())["weight_map"]
+    name, file = next(item for item in weight_map.items() if item[0].endswith("up_proj.weight"))
+    for shard in set(weight_map.values()) - {file}:  # of another revision, which cut the shards elsewhere
+        tensors = load_file(sharded / shard)
+        save_file(tensors | {name: torch.zeros(512, 256)}, sharded / shard)
+
+    assert open_checkpoint(sharded).sources[name].file.name == file
+    assert torch.equal(open_checkpoint(sharded).rows(name, 0, 512), open_checkpoint(tiny_checkpoint).rows(name, 0, 512))
+
+
 def test_a_wrong_index_is_refused(sharded: Path) -> None:
     index = sharded / "model.safetensors.index.json"
-    content = json.loads(index.read_text())
-    file = next(iter(content["weight_map"].values()))
+    moved, file = next(iter(json.loads(index.read_text())["weight_map"].items()))
+    other = next(path.name for path in sharded.glob("*.safetensors") if path.name != file)
     for weight_map, message in [
         ({}, "no weight_map"),
-        ({"decoder.x": file}, r"holds decoder\.x, which no shard does"),
+        ({"decoder.x": file}, r"holds decoder\.x, which it does not"),
+        ({moved: other}, rf"{other} holds {moved}, which it does not"),
         ({"decoder.x": "../other.safetensors"}, "expected a file name inside the folder"),
         ({"decoder.x": 3}, "names 3, expected a file name"),
+        ({"decoder.x": [file]}, r"names \[.*\], expected a file name"),
     ]:
         index.write_text(json.dumps({"weight_map": weight_map}))
         with pytest.raises(CheckpointFileError, match=message):

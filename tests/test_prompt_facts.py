@@ -136,7 +136,12 @@ def test_a_chat_template_that_is_none(name: str, stated: object, message: str, f
 
 
 def test_a_chat_template_that_cannot_be_read(folder: Path) -> None:
-    (folder / "chat_template.jinja").write_bytes(b"\xff")
+    template = folder / "chat_template.jinja"
+    template.write_bytes(b"\xff")
+    with pytest.raises(CheckpointFileError, match=r"cannot read .*chat_template\.jinja"):
+        read_chat_template(folder)
+    template.unlink()
+    template.symlink_to(folder / "gone")
     with pytest.raises(CheckpointFileError, match=r"cannot read .*chat_template\.jinja"):
         read_chat_template(folder)
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from dasheng_edge.export.checkpoint import PULL_RECORD, Origin, open_checkpoint
 from dasheng_edge.export.unsupported import plain_repository
 from dasheng_edge.runtime.errors import CheckpointFileError, CheckpointNotFoundError, CheckpointVariantError
+from tests.tiny_checkpoint import write_tiny_checkpoint, write_tiny_dasheng_torch
 
 pytestmark = pytest.mark.torch
 
@@ -44,11 +45,13 @@ def test_a_quantized_repository_is_refused_with_the_one_to_use(checkpoint: Path,
     assert plain_repository([name]) == repository
     folder = checkpoint.rename(checkpoint.with_name(name))
     change_config(folder, quantization_config={"quant_method": "fp8"})
-    with pytest.raises(CheckpointVariantError, match=rf"\(quant_method 'fp8'\).*; export {repository} and let"):
+    with pytest.raises(
+        CheckpointVariantError, match=rf"\(quant_method 'fp8'\).*; export {repository}, and let --decoder"
+    ):
         open_checkpoint(folder)
     renamed = folder.rename(folder.with_name("model"))
     change_config(renamed, _name_or_path=f"/home/somebody/{name}/")
-    with pytest.raises(CheckpointVariantError, match=f"export {repository} and let"):
+    with pytest.raises(CheckpointVariantError, match=f"export {repository}, and let --decoder"):
         open_checkpoint(renamed)
 
 
@@ -56,6 +59,33 @@ def test_all_repositories_are_named_where_none_is_told() -> None:
     message = plain_repository(["checkpoint", "midashenglm-9b-fp8"])
     assert message.startswith("one of mispeech/midashenglm-7b-1021-bf16, ")
     assert "mispeech/dasheng-1.2B" in message
+
+
+def test_a_quantized_encoder_is_refused_with_encoders_to_use(tmp_path: Path) -> None:
+    folder = write_tiny_checkpoint(tmp_path / "encoder", variant="dasheng")
+    change_config(folder, quantization_config={"quant_method": "fp8"})
+    with pytest.raises(CheckpointVariantError, match="is a quantized checkpoint") as refused:
+        open_checkpoint(folder)
+    assert str(refused.value).endswith(
+        "export one of mispeech/dasheng-base, mispeech/dasheng-0.6B, mispeech/dasheng-1.2B"
+    )
+
+
+@pytest.mark.parametrize(("dtype", "stored"), [(torch.float64, "F64"), (torch.int64, "I64")])
+@pytest.mark.parametrize("torch_file", [False, True])
+def test_other_types_are_no_quantization(tmp_path: Path, dtype: torch.dtype, stored: str, torch_file: bool) -> None:
+    if torch_file:
+        path = write_tiny_dasheng_torch(tmp_path / "dasheng.pt")
+        content = torch.load(path, weights_only=True)
+        content["model"] = {name: tensor.to(dtype) for name, tensor in content["model"].items()}
+        torch.save(content, path)
+    else:
+        path = write_tiny_checkpoint(tmp_path / "mine", variant="dasheng")
+        tensors = load_file(path / "model.safetensors")
+        save_file({name: tensor.to(dtype) for name, tensor in tensors.items()}, path / "model.safetensors")
+    with pytest.raises(CheckpointVariantError, match=rf"holds .* in {stored} \(\d+ such.*in float32 or bfloat16") as no:
+        open_checkpoint(path)
+    assert "quantized" not in str(no.value)
 
 
 @pytest.mark.parametrize("suffix", ["qweight", "weight_scale", "weight.absmax", "weight_packed", "SCB"])
