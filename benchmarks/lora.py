@@ -39,10 +39,11 @@ from benchmarks.lora_cases import (
     HIDDEN,
     KV,
     LAYERS,
-    STORED_ENCODER,
+    RENAMES,
     VOCABULARY,
     WIDE,
     Case,
+    Layout,
     RandomAdapter,
     SmallModel,
     random_case,
@@ -60,23 +61,22 @@ TOLERANCE = 1e-6
 BLOCK_BYTES = 500  # so that every tensor is merged in several blocks
 
 
-def write_checkpoint(folder: Path, *, tied: bool, renamed: bool) -> Checkpoint:
+def write_checkpoint(folder: Path, layout: Layout, *, tied: bool) -> Checkpoint:
     """Random weights of a small model, and the opened checkpoint."""
     generator = torch.Generator().manual_seed(1)
+    shapes = small_shapes(layout, tied=tied)
     tensors = {
-        stored_name(name, renamed=renamed): torch.randn(shape, generator=generator) / math.sqrt(math.prod(shape[1:]))
-        for name, shape in small_shapes(tied=tied).items()
+        stored_name(name, layout): torch.randn(shape, generator=generator) / math.sqrt(math.prod(shape[1:]))
+        for name, shape in shapes.items()
     }
     folder.mkdir()
     file = folder / "model.safetensors"
     save_file(tensors, file)
-    renames = ((STORED_ENCODER, "audio_encoder"),) if renamed else ()
     decoder = DecoderSpec("qwen3", HIDDEN, WIDE, LAYERS, 2, 1, KV, VOCABULARY, 1024, 1e-6, 1e6, tied)
     stored = tensors_in(file)
-    sources = {name: stored[stored_name(name, renamed=renamed)] for name in small_shapes(tied=tied)}
-    return Checkpoint(
-        folder, {}, EncoderSpec(DIM, BLOCKS, 2, WIDE / DIM), FrontEndSpec(), decoder, sources, (file,), renames=renames
-    )
+    sources = {name: stored[stored_name(name, layout)] for name in shapes}
+    encoder = EncoderSpec(DIM, BLOCKS, 2, WIDE / DIM)
+    return Checkpoint(folder, {}, encoder, FrontEndSpec(), decoder, sources, (file,), renames=RENAMES[layout])
 
 
 def write_adapter(folder: Path, adapter: RandomAdapter, base: SmallModel) -> Path:
@@ -103,14 +103,14 @@ class Bench:
     """Checkpoints of the kinds that cases need, and a folder for adapters."""
 
     folder: Path
-    checkpoints: dict[tuple[bool, bool], Checkpoint] = field(default_factory=dict)
+    checkpoints: dict[tuple[Layout, bool], Checkpoint] = field(default_factory=dict)
 
     def checkpoint(self, case: Case) -> Checkpoint:
         """The checkpoint of a case, written once."""
-        key = case.tied, case.renamed
+        key = case.layout, case.tied
         if key not in self.checkpoints:
-            folder = self.folder / f"tied-{case.tied}-renamed-{case.renamed}"
-            self.checkpoints[key] = write_checkpoint(folder, tied=case.tied, renamed=case.renamed)
+            folder = self.folder / f"{case.layout}, tied {case.tied}"
+            self.checkpoints[key] = write_checkpoint(folder, case.layout, tied=case.tied)
         return self.checkpoints[key]
 
     def model(self, case: Case) -> SmallModel:
@@ -118,7 +118,7 @@ class Bench:
         return SmallModel(load_file(self.checkpoint(case).files[0]), tied=case.tied)
 
     def worst_difference(self, case: Case) -> float:
-        """Largest difference of our merge to peft's; infinite where peft has other tensors."""
+        """Largest difference of our merge to peft's; infinite where peft has other tensors, or one holds NaN."""
         root = Path(tempfile.mkdtemp(dir=self.folder))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of peft: what a configuration asks for in vain
@@ -128,21 +128,21 @@ class Bench:
             model: Any = self.model(case)
             for folder in folders:
                 model = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
-        worst = difference(open_adapters(folders, self.checkpoint(case)), model, renamed=case.renamed)
+        worst = difference(open_adapters(folders, self.checkpoint(case)), model, case.layout)
         shutil.rmtree(root)
         return worst
 
 
-def difference(merged: MergedTensors, model: nn.Module, *, renamed: bool) -> float:
+def difference(merged: MergedTensors, model: nn.Module, layout: Layout) -> float:
     """Largest |ours - peft's| relative to the largest value of a tensor, over all tensors."""
     theirs = {name: value for name, value in model.state_dict().items() if not name.endswith("num_batches_tracked")}
     tied = model.get_parameter(EMBEDDING) is model.get_parameter(HEAD)
     if tied:
         del theirs[HEAD]
     names = merged.names("")
-    if tied != merged.tied or {stored_name(name, renamed=renamed) for name in names} != theirs.keys():
+    if tied != merged.tied or {stored_name(name, layout) for name in names} != theirs.keys():
         return math.inf
-    return max(_relative(_by_blocks(merged, name), theirs[stored_name(name, renamed=renamed)]) for name in names)
+    return max(_relative(_by_blocks(merged, name), theirs[stored_name(name, layout)]) for name in names)
 
 
 def _by_blocks(merged: MergedTensors, name: str) -> Tensor:
@@ -150,7 +150,9 @@ def _by_blocks(merged: MergedTensors, name: str) -> Tensor:
 
 
 def _relative(got: Tensor, want: Tensor) -> float:
-    return float((got.double() - want.double()).abs().max() / want.abs().max())
+    """Never NaN, which max() may pass over; of a tensor of zeros the difference itself."""
+    error = float((got.double() - want.double()).abs().max() / (want.double().abs().max() or 1))
+    return error if math.isfinite(error) else math.inf
 
 
 @dataclass
@@ -163,7 +165,7 @@ class Tally:
     def add(self, difference: float) -> None:
         """Count one case."""
         self.cases += 1
-        self.worst = max(self.worst, difference)
+        self.worst = max(self.worst, math.inf if math.isnan(difference) else difference)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

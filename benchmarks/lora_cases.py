@@ -19,7 +19,19 @@ from dasheng_edge.export.adapter import EMBEDDING, HEAD
 
 DIM, HIDDEN, WIDE, KV, VOCABULARY, MELS = 12, 16, 24, 8, 40, 6
 BLOCKS = LAYERS = 2
-STORED_ENCODER = "audio_encoder.model"  # how half of the checkpoints call their encoder
+ACOUSTIC_MELS = 5
+
+Layout = Literal["published", "renamed", "two branches"]  # what a checkpoint has, and what it calls it
+_STORED_ENCODER = "audio_encoder.model"
+RENAMES: Mapping[Layout, tuple[tuple[str, str], ...]] = {  # stored module, canonical module
+    "published": (),
+    "renamed": ((_STORED_ENCODER, "audio_encoder"),),
+    "two branches": (  # as DashengTokenizer, whose acoustic modules have the names that are the others' elsewhere
+        ("audio_encoder.patch_embed", "audio_encoder.acoustic.patch_embed"),
+        ("audio_encoder.norm", "audio_encoder.acoustic.norm"),
+        (_STORED_ENCODER, "audio_encoder"),
+    ),
+}
 
 LINEAR = (
     "qkv",
@@ -44,6 +56,12 @@ REGEXES = (
 )  # fmt: skip
 PATTERNS = ("qkv", r"blocks\.0\..*", "layers.1.self_attn.q_proj", r".*_proj", r"net\.\d", "embed_tokens", "mlp.fc1")
 SAVED = ("norm", "lm_head", "embed_tokens", "net.0", "k_proj", "patch_embed", "init_bn", "mlp", "audio_projector")
+# Of a model with two branches also these.
+ACOUSTIC_TARGETS: tuple[str | list[str], ...] = (
+    ["audio_encoder.patch_embed"], ["audio_encoder.patch_embed", "patch_embed.proj", "k_proj"],
+    r"audio_encoder\.patch_embed|.*blocks\.\d\.attn\.(qkv|proj)",
+)  # fmt: skip
+ACOUSTIC_SAVED = ("audio_encoder.norm", "audio_encoder.patch_embed")
 EXCLUDED: tuple[str | list[str], ...] = (["lm_head"], ["k_proj", "fc2"], r".*\.layers\.0\..*", r".*blocks\.\d\.mlp.*")
 
 
@@ -61,14 +79,14 @@ class RandomAdapter:
 class Case:
     """A checkpoint and the adapters that are merged into it, in order."""
 
+    layout: Layout
     tied: bool
-    renamed: bool  # the stored names of the encoder are not the canonical ones
     adapters: tuple[RandomAdapter, ...]
 
     def features(self) -> Iterator[str]:
         """What of the format the case exercises."""
         yield f"{len(self.adapters)} adapters" if len(self.adapters) > 1 else "1 adapter"
-        yield from (["tied head"] if self.tied else []) + (["other stored names"] if self.renamed else [])
+        yield from (["tied head"] if self.tied else []) + [f"layout: {self.layout}"]
         found = set()
         for adapter in self.adapters:
             given = adapter.arguments
@@ -85,7 +103,7 @@ _FLAGS = (
 )  # fmt: skip
 
 
-def small_shapes(*, tied: bool) -> dict[str, tuple[int, ...]]:
+def small_shapes(layout: Layout, *, tied: bool) -> dict[str, tuple[int, ...]]:
     """Canonical names of a model with all kinds of layers that adapters meet, in the order of its modules."""
     shapes: dict[str, tuple[int, ...]] = {
         **{f"audio_encoder.init_bn.{name}": (MELS,) for name in ("weight", "bias", "running_mean", "running_var")},
@@ -97,6 +115,11 @@ def small_shapes(*, tied: bool) -> dict[str, tuple[int, ...]]:
         for name, shape in {"norm1": (DIM,), **linear}.items():
             shapes |= {f"audio_encoder.blocks.{i}.{name}.{leaf}": shape[:n] for leaf, n in (("weight", 2), ("bias", 1))}
     shapes |= {"audio_encoder.norm.weight": (DIM,), "audio_encoder.norm.bias": (DIM,)}
+    if layout == "two branches":
+        shapes["audio_encoder.acoustic.patch_embed.weight"] = (DIM, 1, ACOUSTIC_MELS, 4)
+        shapes |= {
+            f"audio_encoder.acoustic.{name}": (DIM,) for name in ("patch_embed.bias", "norm.weight", "norm.bias")
+        }
     for net, columns in ((0, 5 * DIM), (2, HIDDEN)):
         shapes |= {f"audio_projector.net.{net}.weight": (HIDDEN, columns), f"audio_projector.net.{net}.bias": (HIDDEN,)}
     shapes[EMBEDDING] = (VOCABULARY, HIDDEN)
@@ -110,9 +133,12 @@ def small_shapes(*, tied: bool) -> dict[str, tuple[int, ...]]:
     return shapes if tied else shapes | {HEAD: (VOCABULARY, HIDDEN)}
 
 
-def stored_name(name: str, *, renamed: bool) -> str:
+def stored_name(name: str, layout: Layout) -> str:
     """What a checkpoint calls a tensor."""
-    return name.replace("audio_encoder", STORED_ENCODER, 1) if renamed else name
+    for stored, canonical in RENAMES[layout]:
+        if name.startswith(f"{canonical}."):
+            return stored + name.removeprefix(canonical)
+    return name
 
 
 class _Config(dict[str, Any]):
@@ -185,22 +211,27 @@ def _layer(path: str, own: Mapping[str, Tensor]) -> nn.Module:
 
 def random_case(random: Random) -> Case:
     """Draw a checkpoint and one to three adapters for it."""
-    tied, renamed = random.random() < 0.4, random.random() < 0.3
+    layouts: tuple[Layout, ...] = ("published", "published", "renamed", "two branches", "two branches")
+    tied, layout = random.random() < 0.4, random.choice(layouts)
     modules = [
-        stored_name(name, renamed=renamed).removesuffix(".weight")
-        for name, shape in (small_shapes(tied=False)).items()
+        stored_name(name, layout).removesuffix(".weight")
+        for name, shape in (small_shapes(layout, tied=False)).items()
         if len(shape) > 1
     ]
     count = random.choice((1, 1, 2, 3))
-    adapters = [_random_adapter(random, modules, tied=tied) for _ in range(count)]
+    adapters = [_random_adapter(random, modules, layout, tied=tied) for _ in range(count)]
     for adapter in adapters[:-1]:  # peft cannot put LoRA on a head that it has tied, whose sizes it has exchanged
         adapter.arguments["ensure_weight_tying"] &= not tied
-    return Case(tied, renamed, tuple(adapters))
+    return Case(layout, tied, tuple(adapters))
 
 
-def _random_adapter(random: Random, modules: list[str], *, tied: bool) -> RandomAdapter:
+def _random_adapter(random: Random, modules: list[str], layout: Layout, *, tied: bool) -> RandomAdapter:
     given = {**_random_targets(random, modules), **_random_scales(random)}
     config = LoraConfig(**{key: given[key] for key in _TARGETS})
+    if layout == "two branches" and random.random() < 0.4:
+        given |= {**dict.fromkeys(_TARGETS), "target_modules": random.choice(ACOUSTIC_TARGETS)}
+        given["modules_to_save"] = random.choice((None, ["norm"], [random.choice(ACOUSTIC_SAVED)]))
+        config = LoraConfig(**{key: given[key] for key in _TARGETS})
     if not any(check_target_module_exists(config, module) for module in modules):  # all that was named is left out
         given |= {**dict.fromkeys(_TARGETS), "target_modules": ["net.2"]}
     # Refused: with the vocabulary among the targets, peft's own merge of a tied model is not what was trained.

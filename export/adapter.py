@@ -21,10 +21,10 @@ from torch import Tensor
 from dasheng_edge.runtime.bundle import sha256_of
 from dasheng_edge.runtime.errors import AdapterError
 
-from .adapter_config import Matcher, check_folder, read_config
-from .checkpoint import Checkpoint
+from .adapter_config import Matcher, check_folder, read_config, read_origin, telling_name
+from .checkpoint import Checkpoint, Origin
 from .lora import Adapted, LowRank, Stored
-from .tensor_files import Source, row_blocks, tensors_in
+from .tensor_files import Source, equal_tensors, row_blocks, tensors_in
 
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."  # peft's, before the checkpoint's own names
@@ -52,6 +52,14 @@ class Adapter:
     loaded: Mapping[str, Source]  # written over the base before anything is merged: trained biases, vocabularies
     replaced: Mapping[str, Source]  # modules_to_save, put in the modules' places at the end
     keeps_tie: bool = False  # ensure_weight_tying: a replaced embedding is also the head
+    base: object = None  # base_model_name_or_path: what it says that it was trained on
+    origin: Origin | None = None
+
+    @property
+    def provenance(self) -> str:
+        """Where it is from and its hash: "OWNER/NAME@REVISION SHA256" if it was pulled, else "NAME SHA256"."""
+        source = f"{self.origin.repo}@{self.origin.revision}" if self.origin else self.name
+        return f"{source} {self.sha256}"
 
 
 @dataclass(frozen=True)
@@ -77,6 +85,10 @@ class MergedTensors:
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor."""
         return self._weights[name].shape
+
+    def parameters(self, prefix: str) -> int:
+        """Trained values under a prefix, as `Checkpoint.parameters` counts them; a head set free is some more."""
+        return sum(torch.Size(self.shape(name)).numel() for name in self.names(prefix) if ".running_" not in name)
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows [start, stop) of a tensor, float32."""
@@ -150,26 +162,27 @@ def open_adapter(folder: str | Path, checkpoint: Checkpoint) -> Adapter:
         if suffix is None:
             whole[name] = source
         else:
-            factors.setdefault(name.removesuffix(suffix), {})[_FACTORS[suffix]] = source
-    names = {module: reader.canonical(f"{module}.weight") for module in factors}
-    if facts.ensure_weight_tying and _is_tied(checkpoint) and {EMBEDDING, HEAD} & set(names.values()):
+            module, part = name.removesuffix(suffix), _FACTORS[suffix]
+            other = factors.setdefault(module, {}).setdefault(part, source)
+            if other is not source and not equal_tensors(other, source):  # peft stores the head's magnitude twice
+                raise AdapterError(f"{folder}: {other.name} and {stored} are one tensor under two names; save it again")
+    changed = {reader.canonical(f"{module}.weight") for module in factors}
+    if facts.ensure_weight_tying and _is_tied(checkpoint) and {EMBEDDING, HEAD} & changed:
         raise AdapterError(
             f"{folder}: ensure_weight_tying with LoRA on the embedding of {reader.base}, which is also its "
             "head, is not supported: peft's own merge adds the change twice; train it in modules_to_save instead"
         )
-    low_rank = {names[module]: reader.low_rank(module, parts) for module, parts in factors.items()}
+    low_rank = dict(reader.low_rank(module, parts) for module, parts in factors.items())
     loaded, replaced = reader.whole(whole, factors)
     if not low_rank and not replaced and not loaded:
         raise AdapterError(f"{folder / WEIGHTS} holds no tensor, expected lora_A and lora_B matrices")
     order = {name: position for position, name in enumerate((*checkpoint.sources, HEAD))}  # peft merges in this order
+    low_rank = dict(sorted(low_rank.items(), key=lambda item: order[item[0]]))
+    origin = read_origin(folder)
     return Adapter(
-        folder.resolve().name,
-        sha256_of(folder / WEIGHTS),
-        dict(sorted(low_rank.items(), key=lambda item: order[item[0]])),
-        loaded,
-        replaced,
-        facts.ensure_weight_tying,
-    )
+        telling_name(folder, origin), sha256_of(folder / WEIGHTS), low_rank, loaded, replaced,
+        facts.ensure_weight_tying, facts.base_model_name_or_path, origin,
+    )  # fmt: skip
 
 
 def _read_header(folder: Path) -> dict[str, Source]:
@@ -201,17 +214,23 @@ class _Reader:
         self.stored = {name: source.name for name, source in checkpoint.sources.items()}
         if _is_tied(checkpoint):  # a module without a tensor of its own
             beside = self.stored[EMBEDDING].removesuffix("embed_tokens.weight").removesuffix("model.")
-            self.shapes[HEAD], self.stored[HEAD] = self.shapes[EMBEDDING], f"{beside}lm_head.weight"
+            known = {canonical: stored for stored, canonical in checkpoint.renames}  # where it is stored all the same
+            head = known.get(HEAD.removesuffix(".weight"), f"{beside}lm_head")
+            self.shapes[HEAD], self.stored[HEAD] = self.shapes[EMBEDDING], f"{head}.weight"
+        self.names = {stored: name for name, stored in self.stored.items()}
 
-    def canonical(self, stored: str) -> str:
-        """The canonical name of a stored one."""
-        return HEAD if stored == self.stored.get(HEAD) else self.checkpoint.canonical(stored)
+    def canonical(self, stored: str) -> str | None:
+        """The canonical name of a stored one, by which alone peft knows modules; None where the base has it not.
 
-    def low_rank(self, module: str, parts: Mapping[str, Source]) -> LowRank:
-        """The matrices beside one module, checked against the configuration and the weight that they change."""
+        A canonical name may be another module's stored one: "audio_encoder.norm" of a model with two branches.
+        """
+        return self.names.get(stored)
+
+    def low_rank(self, module: str, parts: Mapping[str, Source]) -> tuple[str, LowRank]:
+        """Canonical name of a weight and the matrices beside it, checked against it and the configuration."""
         name = self.canonical(f"{module}.weight")
-        shape = self.shapes.get(name, ())
-        if len(shape) < 2:
+        shape = self.shapes[name] if name else ()
+        if name is None or len(shape) < 2:
             raise AdapterError(
                 f"{self.folder} was made for another model: it changes {module}, which {self.base} has not (or not as "
                 "a matrix); give the checkpoint that it was trained on"
@@ -237,7 +256,7 @@ class _Reader:
                     f"for rank {rank} and a weight of {shape}; give the checkpoint that it was trained on"
                 )
         magnitude = parts.get("lora_magnitude_vector")
-        return LowRank(parts[f"{kind}A"], parts[f"{kind}B"], scale, magnitude, embedding=name == EMBEDDING)
+        return name, LowRank(parts[f"{kind}A"], parts[f"{kind}B"], scale, magnitude, embedding=name == EMBEDDING)
 
     def whole(
         self, tensors: Mapping[str, Source], adapted: Mapping[str, object]
@@ -289,19 +308,22 @@ class _Reader:
 
     def _add(self, to: dict[str, Source], stored: str, source: Source) -> None:
         name = self.canonical(stored)
-        if ".front_end." in f".{name}" and name not in self.shapes:
+        if name is None and ".front_end." in f".{stored}":
             return  # the filterbank, which some checkpoints store and nobody needs
-        if (shape := self.shapes.get(name)) is None:
+        if name is None:
             raise AdapterError(
                 f"{self.folder} was made for another model: it replaces {stored}, which {self.base} has not; give the "
                 "checkpoint that it was trained on"
             )
-        if source.shape != shape:
+        if source.shape != (shape := self.shapes[name]):
             raise AdapterError(
                 f"{self.folder} does not fit {self.base}: {stored} has shape {source.shape}, expected {shape}; give "
                 "the checkpoint that it was trained on"
             )
-        to[name] = source
+        if (other := to.setdefault(name, source)) is not source:
+            raise AdapterError(
+                f"{self.folder}: {other.name} and {source.name} are one tensor under two names; save it again"
+            )
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -318,11 +340,6 @@ def _expected_shapes(name: str, shape: tuple[int, ...], rank: int) -> dict[str, 
         }  # fmt: skip
     magnitude = (1, shape[0], *ones) if ones else shape[:1]
     return {"lora_A": (rank, *shape[1:]), "lora_B": (shape[0], rank, *ones), "lora_magnitude_vector": magnitude}
-
-
-def adapted_matrices(merged: MergedTensors) -> list[str]:
-    """Names of the matrices that an adapter adds to."""
-    return merged.adapted()
 
 
 def check_finite(adapter: Adapter) -> None:
@@ -349,7 +366,7 @@ def measured_merge_error(merged: MergedTensors, advance: Callable[[int], None] =
     NaN where there is one; `advance` is told of each matrix.
     """
     errors = [0.0]
-    for name in adapted_matrices(merged):
+    for name in merged.adapted():
         start, stop = next(row_blocks(merged.shape(name), MEASURED_BYTES))
         want = merged.exact_rows(name, start, stop)
         difference = merged.rows(name, start, stop).double() - want

@@ -8,22 +8,29 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 from dasheng_edge.runtime.errors import AdapterError, CheckpointFileError
 
-from .model_config import LoraFacts, checked
+from .checkpoint import PULL_RECORD, Origin
+from .model_config import LoraFacts, PullRecord, checked, read_json
 
 CONFIG = "adapter_config.json"
 BESIDE = "vit.safetensors"  # ms-swift, "lora_llm": LoRA for the language model, all of the encoder
 _BELOW = (f"*/{CONFIG}", f"*/*/{CONFIG}")  # where a training run has its adapters; ms-swift: v0-DATE/checkpoint-N
+# Names of folders that say nothing about the adapter in them; further up than this none is asked.
+_GENERIC = re.compile(
+    r"(adapters?|lora|default|best|last|final|model|outputs?|checkpoint(-\d+)?|v\d+-\d{8}-\d{6}|snapshots|[0-9a-f]{40}|\.*)"
+)
+_ABOVE = 3
 
 # Read here, or without effect on the merge: how it was trained, on what, and where its first values came from.
 _UNDERSTOOD = {
     *LoraFacts.model_fields, "peft_type", "init_lora_weights",
-    "base_model_name_or_path", "revision", "task_type", "inference_mode", "auto_mapping", "peft_version",
+    "revision", "task_type", "inference_mode", "auto_mapping", "peft_version",
     "lora_dropout",
     "fan_in_fan_out",  # of Conv1D layers, which this model has none of: peft resets it for linear ones
     "loftq_config", "eva_config", "corda_config", "lora_ga_config", "qalora_group_size", "megatron_core",
@@ -81,7 +88,7 @@ def read_config(folder: Path) -> LoraFacts:
     path = folder / CONFIG
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise AdapterError(f"cannot read {path}: {error}; save the adapter again") from error
     config: dict[str, Any] = content if isinstance(content, dict) else {}
     if (kind := config.get("peft_type")) != "LORA":
@@ -97,6 +104,32 @@ def read_config(folder: Path) -> LoraFacts:
         return checked(LoraFacts, str(path), config, "save the adapter again")
     except CheckpointFileError as error:
         raise AdapterError(str(error)) from error
+
+
+def read_origin(folder: Path) -> Origin | None:
+    """Where an adapter was pulled from, if it was.
+
+    Raises:
+        AdapterError: the record of that is broken.
+    """
+    path = folder / PULL_RECORD
+    if not path.is_file():
+        return None
+    try:
+        record = checked(PullRecord, str(path), read_json(path), "remove it, or pull the adapter again")
+    except CheckpointFileError as error:
+        raise AdapterError(str(error)) from error
+    return Origin(record.repo, record.revision)
+
+
+def telling_name(folder: Path, origin: Origin | None) -> str:
+    """What an adapter is called: on the hub, else by its folder or the first one above that says anything."""
+    if origin:
+        return origin.repo.rpartition("/")[2]
+    path = folder.resolve()
+    homes = {os.environ.get("HOME"), os.environ.get("USERPROFILE")}  # which are called as their owners are
+    names = [path.name, *(above.name for above in list(path.parents)[:_ABOVE] if str(above) not in homes)]
+    return next((name.rpartition("--")[2] for name in names if not _GENERIC.fullmatch(name)), path.name)
 
 
 def _check_initialisation(path: Path, init: object) -> None:

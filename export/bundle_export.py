@@ -33,12 +33,12 @@ from dasheng_edge.runtime.bundle import (
 from dasheng_edge.runtime.bundle_writer import BundleWriter
 from dasheng_edge.runtime.errors import DashengEdgeError, ExportError, MissingExtraError, OutputWriteError
 
-from .adapter import MergedTensors, adapted_matrices, check_finite, measured_merge_error, open_adapters
+from .adapter import MergedTensors, check_finite, measured_merge_error, open_adapters
 from .checkpoint import Checkpoint, open_checkpoint
 from .decoder_gguf import intermediate_type, measure, needed_bytes, stored_bytes, tensor_count, write_gguf
 from .encoder_onnx import export_encoder, export_projector
 from .front_end_onnx import export_front_end
-from .gguf_metadata import PREFIX, hub_id
+from .gguf_metadata import PREFIX, hub_id, other_bases
 from .gguf_metadata import model_card as card_of_checkpoint
 from .golden import GoldenRequest, golden_mel_error, golden_tokens, write_golden
 from .graph_check import GraphReport
@@ -69,7 +69,7 @@ class ExportReport:
     steps: tuple[StepReport, ...]
     seconds: float
     bytes: int
-    assumptions: tuple[str, ...] = ()  # what the checkpoint does not say and was taken for granted
+    assumptions: tuple[str, ...] = ()  # what checkpoint and adapters do not say and was taken for granted
 
 
 def export_bundle(options: ExportOptions, progress: Progress | None = None) -> ExportReport:
@@ -93,7 +93,7 @@ def export_bundle(options: ExportOptions, progress: Progress | None = None) -> E
         export.run(writer)
         bundle = export.finish(writer)
     return ExportReport(
-        bundle, tuple(export.steps), time.perf_counter() - start, bundle.manifest.total_bytes, assumptions(checkpoint)
+        bundle, tuple(export.steps), time.perf_counter() - start, bundle.manifest.total_bytes, export.assumed
     )
 
 
@@ -161,20 +161,21 @@ class _Export:
         # Before the work begins, since one may be missing.
         self.tool, self.versions = f"dasheng-edge {version('dasheng-edge')}", library_versions()
         self.limits = DECODER_TOLERANCES[options.decoder]
+        self.assumed = (*assumptions(merged.checkpoint), *other_bases(merged))
         self.steps: list[StepReport] = []
         self.token_margin = 0.0  # in logits, whose scale the golden step learns
         self._began = 0.0
 
     def needed_bytes(self) -> int:
         """Most that lies on the disk at a time, roughly."""
-        checkpoint = self.merged.checkpoint
-        graphs = 4 * (checkpoint.parameters("audio_encoder.") + checkpoint.parameters("audio_projector."))
+        parameters = self.merged.parameters
+        graphs = 4 * (parameters("audio_encoder.") + parameters("audio_projector."))
         return graphs + (needed_bytes(self.merged, self.options.decoder) if self.text else 0) + MARGIN_BYTES
 
     def run(self, writer: BundleWriter) -> None:
         """Write all files of the bundle but model card and manifest."""
         if self.merged.adapters:
-            self._begin("adapters", len(adapted_matrices(self.merged)), "matrices")
+            self._begin("adapters", len(self.merged.adapted()), "matrices")
             for adapter in self.merged.adapters:
                 check_finite(adapter)
             self._end("adapters", measured_merge_error(self.merged, self.progress.advance), MERGE_TOLERANCE, 0)
@@ -191,7 +192,7 @@ class _Export:
         card = model_card(
             manifest, writer.sizes(), self.steps,
             header=card_of_checkpoint(checkpoint.folder), base_model=hub_id(checkpoint),
-            assumptions=assumptions(checkpoint),
+            assumptions=self.assumed,
         )  # fmt: skip
         writer.path(MODEL_CARD).write_text(card, encoding="utf-8")
         return writer.finish(manifest)
@@ -199,6 +200,7 @@ class _Export:
     def _manifest(self) -> Manifest:
         """The manifest, without the files' sizes and hashes."""
         checkpoint, limits, text = self.merged.checkpoint, self.limits, self.text
+        parameters = self.merged.parameters
         encoder, decoder, origin = checkpoint.encoder, checkpoint.decoder, checkpoint.origin
         tolerances = Tolerances(
             log_mel_db=LOG_MEL_DB, patches_relative=PATCHES,
@@ -212,20 +214,20 @@ class _Export:
             front_end=checkpoint.front_end,
             encoder=EncoderFacts(
                 embed_dim=encoder.embed_dim, depth=encoder.depth, num_heads=encoder.num_heads,
-                parameters=checkpoint.parameters("audio_encoder."), precision=self.options.encoder,
+                parameters=parameters("audio_encoder."), precision=self.options.encoder,
             ),
-            projector_parameters=checkpoint.parameters("audio_projector.") if decoder else None,
+            projector_parameters=parameters("audio_projector.") if decoder else None,
             decoder=None if decoder is None else DecoderFacts(
                 arch=decoder.arch, hidden_size=decoder.hidden_size, layers=decoder.layers,
                 vocab_size=decoder.vocab_size, context_length=decoder.context_length,
-                parameters=checkpoint.parameters(PREFIX), precision=self.options.decoder,
+                parameters=parameters(PREFIX), precision=self.options.decoder,
             ),
             prompt=None if text is None else text.facts,
             tolerances=tolerances,
             provenance=Provenance(
                 tool=self.tool, checkpoint=origin.repo if origin else checkpoint.name,
                 revision=origin.revision if origin else None, checkpoint_sha256=checkpoint.sha256(),
-                adapters=tuple(f"{adapter.name} {adapter.sha256}" for adapter in self.merged.adapters),
+                adapters=tuple(adapter.provenance for adapter in self.merged.adapters),
                 versions=self.versions,
             ),
             files={},

@@ -19,10 +19,13 @@ from dasheng_edge.runtime.bundle import Sampling
 from .adapter import MergedTensors
 from .checkpoint import Checkpoint
 from .tokenizer import Vocabulary
+from .unsupported import EXPORTABLE
 
 PREFIX = "decoder."
 HUB = "https://huggingface.co"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+# Whose names are taken from what a file states: a relative path such as "output/final" looks like one on the hub, too.
+OWNERS = frozenset(repository.partition("/")[0] for repository in EXPORTABLE)
 
 
 def add_metadata(
@@ -59,10 +62,33 @@ def add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary) -> None:
 
 
 def hub_id(checkpoint: Checkpoint) -> str | None:
-    """The checkpoint's name on the hub, "owner/name": where it was pulled from, else what config.json states."""
+    """The checkpoint's name on the hub, "owner/name": where it was pulled from, else a published one in config.json."""
     if checkpoint.origin:
         return checkpoint.origin.repo
-    stated = checkpoint.config.get("_name_or_path")
+    stated = _hub_id(checkpoint.config.get("_name_or_path"))
+    return stated if stated and stated.partition("/")[0] in OWNERS else None
+
+
+def other_bases(merged: MergedTensors) -> tuple[str, ...]:
+    """Adapters that say that they were trained on another model than this one, a sentence each, as `assumptions` has.
+
+    No error: a model may have several names on the hub. Without its name on the hub nothing can be said.
+    """
+    if (base := hub_id(merged.checkpoint)) is None:
+        return ()
+    sentences = []
+    for adapter in merged.adapters:
+        if (stated := _hub_id(adapter.base)) and stated.lower() != base.lower():
+            other = stated if stated.partition("/")[0] in OWNERS | {base.partition("/")[0]} else "another model"
+            sentences.append(
+                f"adapter {adapter.name} is one for {base}, although it says that it was trained on {other} (decides "
+                "all that it changes; rests on: the names and shapes of its tensors)"
+            )
+    return tuple(sentences)
+
+
+def _hub_id(stated: object) -> str | None:
+    """What a file states, if it may be a name on the hub."""
     return stated if isinstance(stated, str) and _HUB_ID.fullmatch(stated) else None
 
 
@@ -76,7 +102,7 @@ def model_card(folder: Path) -> Mapping[str, object]:
 
 def _add_origin(writer: gguf.GGUFWriter, merged: MergedTensors) -> None:
     checkpoint = merged.checkpoint
-    parameters, adapters = checkpoint.parameters(PREFIX), [adapter.name for adapter in merged.adapters]
+    parameters, adapters = merged.parameters(PREFIX), [adapter.name for adapter in merged.adapters]
     _, _, basename, finetune, version, _ = gguf.Metadata.get_model_id_components(checkpoint.name, parameters)
     writer.add_name(" + ".join([checkpoint.name, *adapters]))
     if basename:

@@ -126,10 +126,14 @@ def write_golden(
             vectors[f"margins_{i}"] = np.array(answer.margins, np.float32)
     for name, value in vectors.items():
         if value.dtype == np.float32 and not np.isfinite(value).all():
-            raise ExportError(
-                f"the reference yields NaN or infinity in {name}, so a weight of {merged.checkpoint.name} is "
-                "not finite; download the checkpoint again"
-            )
+            cause = f"a weight of {merged.checkpoint.name} is not finite; download the checkpoint again"
+            if adapters := " and ".join(adapter.name for adapter in merged.adapters):
+                cause = (
+                    f"a weight of {merged.checkpoint.name} is not finite, or not any more with {adapters} merged in (a "
+                    "value too large for float32, or a row of length zero that DoRA is to stretch); export without "
+                    "it to see which, then download the checkpoint again or take an earlier step of the training"
+                )
+            raise ExportError(f"the reference yields NaN or infinity in {name}, so {cause}")
     with path.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **vectors)
     return vectors

@@ -131,7 +131,7 @@ class Provenance(_Model):
     checkpoint: str  # folder name or hub id, never an absolute path
     revision: str | None = None  # commit on the hub
     checkpoint_sha256: str  # over the tensors' files
-    adapters: tuple[str, ...] = ()  # "name sha256", in the order they were merged
+    adapters: tuple[str, ...] = ()  # "name sha256" or "owner/name@revision sha256", in the order they were merged
     versions: dict[str, str] = {}  # of the libraries that made it
 
 

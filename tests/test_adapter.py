@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from dasheng_edge.export.adapter import adapted_matrices, check_finite, measured_merge_error, open_adapters
+from dasheng_edge.export.adapter import check_finite, measured_merge_error, open_adapters
 from dasheng_edge.export.checkpoint import Checkpoint, open_checkpoint
+from dasheng_edge.export.golden import write_golden
 from dasheng_edge.runtime.bundle import Variant, sha256_of
-from dasheng_edge.runtime.errors import AdapterError
-from tests.adapter_files import Tensors, change_config, change_tensors
+from dasheng_edge.runtime.errors import AdapterError, ExportError
+from tests.adapter_files import Tensors, change_config, change_tensors, write_free_head
 from tests.tiny_checkpoint import write_tiny_adapter, write_tiny_checkpoint
 
 pytestmark = pytest.mark.torch
@@ -40,7 +41,7 @@ def tiny_adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def adapter(tiny_adapter: Path, tmp_path: Path) -> Path:
     """A copy that a test may damage."""
-    return Path(shutil.copytree(tiny_adapter, tmp_path / "adapter"))
+    return Path(shutil.copytree(tiny_adapter, tmp_path / "birds"))
 
 
 def test_all_three_parts_are_changed(checkpoint: Checkpoint, tiny_adapter: Path) -> None:
@@ -85,7 +86,7 @@ def test_weights_that_are_not_finite_are_refused(
     change_tensors(adapter, lambda tensors: tensors[name].view(-1)[-1:].fill_(value))
     (opened,) = open_adapters([adapter], checkpoint).adapters
 
-    with pytest.raises(AdapterError, match=rf"adapter adapter holds NaN or infinity in .*net\.2\.weight \({factor}\)"):
+    with pytest.raises(AdapterError, match=rf"adapter birds holds NaN or infinity in .*net\.2\.weight \({factor}\)"):
         check_finite(opened)
 
 
@@ -107,7 +108,7 @@ def test_each_matrix_advances_the_progress(checkpoint: Checkpoint, adapter: Path
     merged, amounts = open_adapters([adapter], checkpoint), list[int]()
     measured_merge_error(merged, amounts.append)
 
-    assert sum(amounts) == len(adapted_matrices(merged)) == 12
+    assert sum(amounts) == len(merged.adapted()) == 12
 
 
 def other_layer(tensors: Tensors) -> None:
@@ -186,6 +187,107 @@ def test_stored_names_of_other_members_of_the_family(tmp_path: Path, variant: Va
     merged = open_adapters([folder], checkpoint)
 
     assert all(name not in checkpoint.sources for name in stored)
-    assert adapted_matrices(merged) == [f"audio_encoder.blocks.{i}.attn.qkv.weight" for i in range(2)]
+    assert merged.adapted() == [f"audio_encoder.blocks.{i}.attn.qkv.weight" for i in range(2)]
     assert merged.tied is (variant == "midashenglm-tokenizer")
     assert merged.names("decoder.") == [name for name in checkpoint.sources if name.startswith("decoder.")]
+
+
+TWO_BRANCHES: Variant = "midashenglm-tokenizer"
+CANONICAL, STORED = "base_model.model.audio_encoder.blocks.0", "base_model.model.audio_encoder.model.blocks.0"
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_an_adapters_names_are_the_stored_ones(tmp_path: Path, *, keeps: bool) -> None:
+    """Under canonical names peft would ignore it; beside the stored ones, one of the two would be lost."""
+    checkpoint = open_checkpoint(write_tiny_checkpoint(tmp_path / "checkpoint", variant=TWO_BRANCHES))
+    folder = write_tiny_adapter(tmp_path / "adapter", variant=TWO_BRANCHES, target_modules=["qkv"])
+
+    def rename(tensors: Tensors) -> None:
+        for name in [name for name in tensors if name.startswith(STORED)]:
+            tensors[name.replace(STORED, CANONICAL)] = 2 * (tensors[name] if keeps else tensors.pop(name))
+
+    change_tensors(folder, rename)
+    message = r"made for another model: it changes audio_encoder\.blocks\.0\.attn\.qkv, which \w+ has not"
+    with pytest.raises(AdapterError, match=message):
+        open_adapters([folder], checkpoint)
+
+
+def test_a_saved_module_is_the_one_that_is_stored_under_its_name(tmp_path: Path) -> None:
+    """That is "audio_encoder.norm": the acoustic branch's as stored, the other one's by its canonical name."""
+    checkpoint = open_checkpoint(write_tiny_checkpoint(tmp_path / "checkpoint", variant=TWO_BRANCHES))
+    folder = write_tiny_adapter(tmp_path / "adapter", variant=TWO_BRANCHES, target_modules=["qkv"])
+    saved = {f"base_model.model.audio_encoder.norm.{leaf}": torch.full((64,), 3.0) for leaf in ("weight", "bias")}
+    change_tensors(folder, lambda tensors: tensors.update(saved))
+    change_config(folder, modules_to_save=["audio_encoder.norm"])
+    merged = open_adapters([folder], checkpoint)
+
+    assert torch.equal(merged.tensor("audio_encoder.acoustic.norm.weight"), torch.full((64,), 3.0))
+    assert not torch.equal(merged.tensor("audio_encoder.norm.weight"), torch.full((64,), 3.0))
+
+
+def test_a_tied_head_has_the_name_that_it_is_stored_under(tmp_path: Path) -> None:
+    folder = write_tiny_checkpoint(tmp_path / "checkpoint", variant=TWO_BRANCHES)
+    tensors: Tensors = load_file(folder / "model.safetensors")
+    embedding = next(tensors[name] for name in tensors if name.endswith("embed_tokens.weight"))
+    save_file(tensors | {"text.lm_head.weight": embedding.clone()}, folder / "model.safetensors")
+    adapter = write_tiny_adapter(tmp_path / "adapter", variant=TWO_BRANCHES, target_modules=["qkv"])
+    change_config(adapter, target_modules=["qkv", "lm_head"])
+    factors = {"lora_A.weight": torch.ones(4, 256), "lora_B.weight": torch.ones(448, 4)}
+    change_tensors(adapter, lambda t: t.update({f"base_model.model.text.lm_head.{n}": v for n, v in factors.items()}))
+    merged = open_adapters([adapter], open_checkpoint(folder))
+
+    assert merged.tied
+    assert torch.allclose(merged.tensor("decoder.model.embed_tokens.weight"), embedding + 2 * 4, atol=1e-5)
+
+
+def test_one_tensor_under_two_names_is_refused(checkpoint: Checkpoint, adapter: Path) -> None:
+    head, values = "base_model.model.decoder.lm_head", torch.zeros(448, 256)
+    change_config(adapter, modules_to_save=["lm_head"])
+    twice = {f"{head}.original_module.weight": values, f"{head}.original_module.base_layer.weight": values + 1}
+    change_tensors(adapter, lambda tensors: tensors.update(twice))
+    with pytest.raises(
+        AdapterError, match=r"lm_head\.original\w+\.\S+ and \S*lm_head\S+ are one tensor under two names"
+    ):
+        open_adapters([adapter], checkpoint)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_magnitude_under_two_names_is_one_only_if_equal(checkpoint: Checkpoint, adapter: Path, *, same: bool) -> None:
+    """As peft stores that of a head: "lora_magnitude_vector", and the same with ".weight"."""
+    change_config(adapter, use_dora=True)
+
+    def add(tensors: Tensors) -> None:
+        for name in [name for name in tensors if name.endswith(".lora_B.weight")]:
+            magnitude = name.replace("lora_B.weight", "lora_magnitude_vector")
+            tensors |= {
+                magnitude: torch.ones(len(tensors[name])),
+                f"{magnitude}.weight": torch.ones(len(tensors[name])),
+            }
+            tensors[magnitude] *= 1 if same else 2
+
+    change_tensors(adapter, add)
+    if same:
+        assert open_adapters([adapter], checkpoint).adapters[0].low_rank
+    else:
+        with pytest.raises(
+            AdapterError, match=r"magnitude_vector and \S+magnitude_vector\.weight are one tensor under"
+        ):
+            open_adapters([adapter], checkpoint)
+
+
+def test_a_head_that_is_set_free_counts(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(write_tiny_checkpoint(tmp_path / "checkpoint", variant=TWO_BRANCHES))
+    merged = open_adapters([write_free_head(tmp_path / "head", TWO_BRANCHES)], checkpoint)
+
+    assert merged.parameters("audio_") == checkpoint.parameters("audio_")
+    assert merged.parameters("decoder.") == checkpoint.parameters("decoder.") + 448 * 256
+
+
+def test_an_adapter_that_overflows_is_named(checkpoint: Checkpoint, adapter: Path, tmp_path: Path) -> None:
+    change_config(adapter, lora_alpha=3e38)
+    merged = open_adapters([adapter], checkpoint)
+    wanted = (
+        r"NaN or infinity in patches_0, so a weight of .* or not any more with birds merged in .*; export without it"
+    )
+    with pytest.raises(ExportError, match=wanted):
+        write_golden(tmp_path / "golden.npz", merged, None)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dasheng_edge.export.adapter import open_adapter
-from dasheng_edge.export.checkpoint import Checkpoint, open_checkpoint
+from dasheng_edge.export.checkpoint import PULL_RECORD, Checkpoint, open_checkpoint
 from dasheng_edge.runtime.errors import AdapterError
 from tests.adapter_files import change_config
 from tests.tiny_checkpoint import write_tiny_adapter
@@ -39,7 +39,7 @@ def adapter(tiny_adapter: Path, tmp_path: Path) -> Path:
 def test_settings_of_training_do_not_matter(checkpoint: Checkpoint, adapter: Path) -> None:
     change_config(
         adapter, lora_dropout=0.3, task_type="CAUSAL_LM", init_lora_weights="gaussian", fan_in_fan_out=None,
-        base_model_name_or_path="somewhere", a_newer_field_of_peft=None, qalora_group_size=16, arrow_config={},
+        base_model_name_or_path=3, a_newer_field_of_peft=None, qalora_group_size=16, arrow_config={},
         loftq_config={"loftq_bits": 4}, megatron_core="megatron.core", bias="lora_only",
     )  # fmt: skip
     assert open_adapter(adapter, checkpoint).low_rank
@@ -92,6 +92,11 @@ def test_other_ways_to_name_the_same_modules(
         ("r", "abc", "adapter_config.json: r is 'abc', expected a valid integer; save the adapter again"),
         ("r", 0, "r is 0, expected greater than 0"),
         ("lora_alpha", None, "lora_alpha is None, expected a valid number"),
+        ("lora_alpha", 1e40, r"lora_alpha is 1e\+40, expected what float32 can hold, at most 3e\+38; save"),
+        ("alpha_pattern", {"net.2": -1e39}, r"alpha_pattern\.net\.2 is -1e\+39, expected what float32 can hold"),
+        pytest.param("lora_alpha", 10**400, "lora_alpha is 10*[.]{3}0*, expected", id="huge alpha"),
+        pytest.param("r", 10**400, "r is 10*[.]{3}0*, expected less than", id="huge r"),
+        pytest.param("rank_pattern", {"net": 10**400}, r"net is 10*[.]{3}0*, expected less than", id="huge rank"),
         ("rank_pattern", [1], "rank_pattern is .*expected a valid dictionary"),
         ("bias", "some", "bias is 'some', expected 'none', 'all' or 'lora_only'"),
         ("target_modules", None, "target_modules is not stated"),
@@ -129,6 +134,9 @@ def test_what_is_no_adapter_is_refused(checkpoint: Checkpoint, adapter: Path, tm
     (adapter / CONFIG).write_text("{")
     with pytest.raises(AdapterError, match="cannot read"):
         open_adapter(adapter, checkpoint)
+    (adapter / CONFIG).write_text("[" * 100_000)
+    with pytest.raises(AdapterError, match=r"cannot read .*recursion"):
+        open_adapter(adapter, checkpoint)
     (adapter / CONFIG).write_text("[]")
     with pytest.raises(AdapterError, match="peft_type is None"):
         open_adapter(adapter, checkpoint)
@@ -141,13 +149,14 @@ def test_a_truncated_adapter_is_refused(checkpoint: Checkpoint, adapter: Path) -
         open_adapter(adapter, checkpoint)
 
 
-def test_a_trainers_checkpoint_is_an_adapter(checkpoint: Checkpoint, adapter: Path) -> None:
+def test_a_trainers_checkpoint_is_an_adapter(checkpoint: Checkpoint, adapter: Path, tmp_path: Path) -> None:
     """As transformers' Trainer leaves it, which mdl-toolkit uses; nothing of the rest is opened."""
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"):
         (adapter / name).write_bytes(b"not a pickle")
     (adapter / "trainer_state.json").write_text("{")
-    folder = adapter.rename(adapter.parent / "checkpoint-1200")
-    assert open_adapter(folder, checkpoint).name == "checkpoint-1200"
+    (tmp_path / "birds").mkdir()
+    folder = adapter.rename(tmp_path / "birds" / "checkpoint-1200")
+    assert open_adapter(folder, checkpoint).name == "birds"
 
 
 def test_an_adapter_of_ms_swift_is_an_adapter(checkpoint: Checkpoint, adapter: Path) -> None:
@@ -171,3 +180,42 @@ def test_a_folder_of_checkpoints_names_the_newest(
         open_adapter(tmp_path / "output", checkpoint)
     with pytest.raises(AdapterError, match=r"but a whole checkpoint .* export it by itself, as the checkpoint"):
         open_adapter(tmp_path / "output" / "final", checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("birds", "birds"),
+        ("birds/adapter", "birds"),
+        ("birds/final", "birds"),
+        ("birds/output/v0-20250102-030405/checkpoint-300", "birds"),
+        (f"models--someone--birds/snapshots/{'0' * 40}", "birds"),
+        ("output/output/output/output/final", "final"),
+    ],
+)
+def test_an_adapter_has_the_most_telling_name(
+    checkpoint: Checkpoint, adapter: Path, tmp_path: Path, folder: str, name: str
+) -> None:
+    where = Path(shutil.copytree(adapter, tmp_path / folder))
+    opened = open_adapter(where, checkpoint)
+    assert (opened.name, opened.origin) == (name, None)
+    assert opened.provenance == f"{name} {opened.sha256}"
+
+
+def test_an_adapter_is_not_called_as_its_owner(
+    checkpoint: Checkpoint, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "alice"))
+    where = Path(shutil.copytree(adapter, tmp_path / "alice" / "output" / "checkpoint-300"))
+    assert open_adapter(where, checkpoint).name == tmp_path.name
+
+
+def test_an_adapter_keeps_where_it_was_pulled_from(checkpoint: Checkpoint, adapter: Path) -> None:
+    record = adapter / PULL_RECORD
+    record.write_text(json.dumps({"repo": "someone/birds", "revision": "0" * 40}))
+    opened = open_adapter(adapter, checkpoint)
+    assert opened.name == "birds"
+    assert opened.provenance == f"someone/birds@{'0' * 40} {opened.sha256}"
+    record.write_text('{"repo": "someone/birds"}')
+    with pytest.raises(AdapterError, match=r"dasheng-edge\.json: revision is missing; remove it, or pull the adapter"):
+        open_adapter(adapter, checkpoint)

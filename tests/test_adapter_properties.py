@@ -9,6 +9,7 @@ from random import Random
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -63,8 +64,39 @@ def test_a_case_that_differs_is_seen(bench: Any, monkeypatch: pytest.MonkeyPatch
     right = MergedTensors.rows
     monkeypatch.setattr(MergedTensors, "rows", lambda self, *block: right(self, *block) * (1 + 3e-6))
     assert 1e-6 < bench.worst_difference(case) < 1e-5
+    monkeypatch.setattr(MergedTensors, "rows", lambda self, *block: not_a_number(right(self, *block), block[0]))
+    assert math.isinf(bench.worst_difference(case))
     monkeypatch.setattr(MergedTensors, "names", lambda _self, _prefix: ["decoder.model.norm.weight"])
     assert math.isinf(bench.worst_difference(case))
+
+
+def not_a_number(rows: torch.Tensor, name: str) -> torch.Tensor:
+    """Rows as they should be, but for those of a tensor that is not the first."""
+    return rows * math.nan if name.endswith("mlp.down_proj.weight") else rows
+
+
+@pytest.mark.parametrize("value", [0.0, 0.25])
+def test_a_tensor_of_zeros_is_compared_too(bench: Any, monkeypatch: pytest.MonkeyPatch, value: float) -> None:
+    from benchmarks.lora import difference
+    from benchmarks.lora_cases import random_case
+    from dasheng_edge.export.adapter import MergedTensors
+
+    case, name = random_case(Random(3)), "decoder.model.norm.weight"
+    model, merged, right = bench.model(case), MergedTensors(bench.checkpoint(case)), MergedTensors.rows
+    model.get_parameter(name).data.zero_()
+    monkeypatch.setattr(
+        MergedTensors, "rows", lambda self, *of: right(self, *of).fill_(value) if of[0] == name else right(self, *of)
+    )
+    assert difference(merged, model, case.layout) == value
+
+
+def test_a_tally_does_not_pass_over_nan() -> None:
+    from benchmarks.lora import Tally
+
+    tally = Tally()
+    for difference in (1e-9, math.nan, 1e-8):
+        tally.add(difference)
+    assert (tally.cases, tally.worst) == (3, math.inf)
 
 
 def test_the_benchmark_ends_with_a_record(capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,3 +116,18 @@ def test_cases_are_the_same_for_a_seed() -> None:
     features = {feature for seed in range(200) for feature in random_case(Random(seed)).features()}
     wanted = {"use_dora", "use_rslora", "tied head", "3 adapters", "modules_to_save", "bias: all", "layers_pattern"}
     assert wanted <= features
+    assert {"layout: published", "layout: renamed", "layout: two branches"} <= features
+
+
+@pytest.mark.filterwarnings("ignore")  # peft's
+@pytest.mark.parametrize("use_dora", [False, True])
+@pytest.mark.parametrize("saved", [None, "audio_encoder.norm", "audio_encoder.patch_embed"])
+def test_the_acoustic_branch_is_merged_under_its_stored_names(bench: Any, saved: str | None, *, use_dora: bool) -> None:
+    from benchmarks.lora import TOLERANCE
+    from benchmarks.lora_cases import Case, RandomAdapter
+
+    acoustic = "audio_encoder.patch_embed"
+    targets = ["qkv", "audio_encoder.model.patch_embed.proj" if saved == acoustic else acoustic]
+    arguments = {"target_modules": targets, "use_dora": use_dora, "modules_to_save": saved and [saved]}
+    case = Case("two branches", tied=True, adapters=(RandomAdapter(arguments, torch.float32, "auto", 1),))
+    assert bench.worst_difference(case) <= TOLERANCE

@@ -30,7 +30,7 @@ def tied_case(*adapters: dict[str, Any]) -> Any:
     from benchmarks.lora_cases import Case, RandomAdapter
 
     many = (RandomAdapter(arguments, torch.float32, "auto", seed) for seed, arguments in enumerate(adapters))
-    return Case(tied=True, renamed=False, adapters=tuple(many))
+    return Case("published", tied=True, adapters=tuple(many))
 
 
 def opened(bench: Any, case: Any, folder: Path) -> Any:
@@ -95,10 +95,10 @@ def test_pefts_double_merge_is_refused(bench: Any, tmp_path: Path, target: str) 
 
 @pytest.mark.filterwarnings("ignore")
 def test_magnitudes_of_an_embedding_are_measured_too(bench: Any, tmp_path: Path) -> None:
-    from dasheng_edge.export.adapter import adapted_matrices, check_finite, measured_merge_error
+    from dasheng_edge.export.adapter import check_finite, measured_merge_error
 
     merged = opened(bench, tied_case(lora(E, use_dora=True), lora("qkv", "patch_embed.proj", use_dora=True)), tmp_path)
-    assert len(adapted_matrices(merged)) == 1 + 1 + 2 + 1  # embedding, projector, two blocks, the patch convolution
+    assert len(merged.adapted()) == 1 + 1 + 2 + 1  # embedding, projector, two blocks, the patch convolution
     assert 0 < measured_merge_error(merged) < 1e-6
     for adapter in merged.adapters:
         check_finite(adapter)

@@ -12,10 +12,12 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+from gguf import GGUFReader
 from safetensors.torch import load_file, save_file
 
 from dasheng_edge.export import bundle_export
 from dasheng_edge.export.bundle_export import ExportReport, export_bundle
+from dasheng_edge.export.checkpoint import PULL_RECORD
 from dasheng_edge.export.graph_check import GraphReport
 from dasheng_edge.export.options import DecoderType, ExportOptions
 from dasheng_edge.export.progress import StepReport
@@ -29,6 +31,7 @@ from dasheng_edge.runtime.bundle import (
     PROJECTOR,
     Bundle,
     Sampling,
+    Variant,
     sha256_of,
 )
 from dasheng_edge.runtime.decoder import Decoder
@@ -42,8 +45,9 @@ from dasheng_edge.runtime.errors import (
     OutputWriteError,
 )
 from dasheng_edge.runtime.verify import verify_bundle
+from tests.adapter_files import change_config, state, write_free_head
 from tests.full_disk import largest_file
-from tests.tiny_checkpoint import CHAT_TEMPLATE, write_tiny_adapter
+from tests.tiny_checkpoint import CHAT_TEMPLATE, write_tiny_adapter, write_tiny_checkpoint
 
 pytestmark = pytest.mark.torch
 
@@ -194,15 +198,47 @@ def test_adapters_are_merged_and_named(tiny_checkpoint: Path, adapter: Path, tmp
     assert 0 < report.steps[0].error <= 1e-6
 
 
+def test_adapters_say_where_they_are_from_and_what_they_were_trained_on(
+    tiny_checkpoint: Path, adapter: Path, tmp_path: Path, quick: None
+) -> None:
+    checkpoint = Path(shutil.copytree(tiny_checkpoint, tmp_path / "model"))
+    pulled = Path(shutil.copytree(adapter, tmp_path / "checkpoint-300"))
+    state(checkpoint, "config.json", _name_or_path="mispeech/midashenglm-7b-1021-bf16")
+    state(pulled, PULL_RECORD, repo="someone/birds", revision="0" * 40)
+    change_config(pulled, base_model_name_or_path="mispeech/midashenglm-7b")
+    report = export_bundle(ExportOptions(checkpoint, tmp_path / "bundle", (pulled,)))
+    card = (tmp_path / "bundle" / MODEL_CARD).read_text()
+
+    (entry,) = report.bundle.manifest.provenance.adapters
+    assert entry == f"someone/birds@{'0' * 40} {sha256_of(pulled / 'adapter_model.safetensors')}"
+    assert f"- adapter merged in: `{entry}`" in card
+    (sentence,) = report.assumptions
+    assert "adapter birds is one for mispeech/midashenglm-7b-1021-bf16, although it says that it was" in sentence
+    assert f"- {sentence}\n" in card
+
+
+def test_a_head_that_an_adapter_sets_free_is_counted(tmp_path: Path, quick: None) -> None:
+    variant: Variant = "midashenglm-tokenizer"
+    checkpoint = write_tiny_checkpoint(tmp_path / "tiny", variant=variant)
+    folder = write_free_head(tmp_path / "head", variant)
+    report = export_bundle(ExportOptions(checkpoint, tmp_path / "bundle", (folder,)))
+    facts, _ = report.bundle.text_facts()
+
+    tensors = GGUFReader(tmp_path / "bundle" / DECODER).tensors
+    assert "output.weight" in [tensor.name for tensor in tensors]
+    assert facts.parameters == sum(int(tensor.n_elements) for tensor in tensors)
+    assert f"{facts.parameters:,}" in (tmp_path / "bundle" / MODEL_CARD).read_text()
+
+
 def test_adapters_that_are_not_finite_leave_nothing(tiny_checkpoint: Path, adapter: Path, tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(adapter, tmp_path / "adapter"))
+    copy = Path(shutil.copytree(adapter, tmp_path / "birds"))
     tensors: dict[str, Any] = load_file(copy / "adapter_model.safetensors")
     next(iter(tensors.values())).fill_(float("nan"))
     save_file(tensors, copy / "adapter_model.safetensors")
 
-    with pytest.raises(AdapterError, match="adapter adapter holds NaN or infinity"):
+    with pytest.raises(AdapterError, match="adapter birds holds NaN or infinity"):
         export_bundle(ExportOptions(tiny_checkpoint, tmp_path / "out" / "bundle", (copy,)))
-    assert not list((tmp_path / "out").iterdir())
+    assert not list(tmp_path.glob("out/*"))
 
 
 def with_template(tiny_checkpoint: Path, folder: Path, edit: Callable[[str], str]) -> Path:
@@ -224,7 +260,7 @@ def test_a_template_that_the_runtime_renders_differently_is_refused(
     )
     with pytest.raises(ExportError, match=wanted):
         export_bundle(ExportOptions(checkpoint, tmp_path / "out" / "bundle"))
-    assert not list((tmp_path / "out").iterdir())
+    assert not list(tmp_path.glob("out/*"))
 
 
 def test_a_template_that_the_runtime_cannot_render_is_refused(
@@ -237,7 +273,7 @@ def test_a_template_that_the_runtime_cannot_render_is_refused(
     )
     with pytest.raises(ExportError, match=r"renders differently .*: fails \(.*no\) instead of giving '<\|im_start"):
         export_bundle(ExportOptions(checkpoint, tmp_path / "out" / "bundle"))
-    assert not list((tmp_path / "out").iterdir())
+    assert not list(tmp_path.glob("out/*"))
 
 
 @pytest.mark.parametrize("kind", get_args(DecoderType))

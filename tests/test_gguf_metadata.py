@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,11 @@ import pytest
 from dasheng_edge.export.adapter import MergedTensors, open_adapters
 from dasheng_edge.export.checkpoint import PULL_RECORD, open_checkpoint
 from dasheng_edge.export.decoder_gguf import write_gguf
-from dasheng_edge.export.gguf_metadata import model_card
+from dasheng_edge.export.gguf_metadata import model_card, other_bases
 from dasheng_edge.export.quantizer import FILE_TYPES, quantize
 from dasheng_edge.export.tokenizer import read_vocabulary
 from dasheng_edge.runtime.bundle import Sampling, Variant
+from tests.adapter_files import change_config, state, write_free_head
 from tests.tiny_checkpoint import CHAT_TEMPLATE, ROWS, write_tiny_adapter, write_tiny_checkpoint
 
 pytestmark = pytest.mark.torch
@@ -40,13 +40,6 @@ def written(path: Path, merged: MergedTensors, sampling: Sampling | None = None)
     """All fields of the decoder's GGUF, F16."""
     write_gguf(path, merged, read_vocabulary(merged.checkpoint.folder, ROWS), "F16", sampling=sampling)
     return {name: field.contents() for name, field in gguf.GGUFReader(path).fields.items()}
-
-
-def state(folder: Path, file: str, **fields: object) -> None:
-    """Change fields of a JSON file of the checkpoint."""
-    path = folder / file
-    content = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    path.write_text(json.dumps(content | fields), encoding="utf-8")
 
 
 SIZES: dict[Variant, dict[str, object]] = {
@@ -125,7 +118,7 @@ def test_the_pulled_revision_is_kept(tmp_path: Path) -> None:
     assert fields["general.base_model.0.version"] == "0" * 40
 
 
-@pytest.mark.parametrize("stated", ["../out/model", "/home/me/model", "model", 3, None])
+@pytest.mark.parametrize("stated", ["../out/model", "/home/me/model", "out/model", "output/final", "model", 3, None])
 def test_nothing_is_made_up(stated: object, tmp_path: Path) -> None:
     folder = write_tiny_checkpoint(tmp_path / "mine")
     state(folder, "config.json", _name_or_path=stated)
@@ -142,6 +135,52 @@ def test_adapters_are_named(tmp_path: Path) -> None:
     fields = written(tmp_path / "x.gguf", merged)
 
     assert (fields["general.name"], fields["general.finetune"]) == ("mine + birds", "birds")
+
+
+OTHER = "although it says that it was trained on {} (decides"
+HUB_ID = "mispeech/midashenglm-7b-1021-bf16"
+
+
+@pytest.mark.parametrize(
+    ("base", "said"),
+    [
+        ("mispeech/midashenglm-7b", "mispeech/midashenglm-7b"),
+        ("mispeech/another-model", "mispeech/another-model"),
+        ("output/final", "another model"),  # which may be a folder
+        (HUB_ID, None),
+        ("Mispeech/MiDashengLM-7B-1021-bf16", None),  # the hub does not mind
+        ("/home/me/another-model", None),
+        (3, None),
+        (None, None),
+    ],
+)
+def test_an_adapter_of_another_model_is_told(base: object, said: str | None, tmp_path: Path) -> None:
+    folder, adapter = write_tiny_checkpoint(tmp_path / "mine"), write_tiny_adapter(tmp_path / "birds")
+    change_config(adapter, base_model_name_or_path=base)
+
+    assert other_bases(open_adapters([adapter], open_checkpoint(folder))) == ()  # of what nobody knows the name
+    state(folder, "config.json", _name_or_path=HUB_ID)
+    told = other_bases(open_adapters([adapter], open_checkpoint(folder)))
+    assert len(told) == (said is not None)
+    assert all(line.startswith(f"adapter birds is one for {HUB_ID}, {OTHER.format(said)}") for line in told)
+
+
+def test_the_owner_of_a_pulled_checkpoint_is_known(tmp_path: Path) -> None:
+    folder, adapter = write_tiny_checkpoint(tmp_path / "mine"), write_tiny_adapter(tmp_path / "birds")
+    state(folder, PULL_RECORD, repo="someone/model", revision="0" * 40)
+    change_config(adapter, base_model_name_or_path="someone/older-model")
+    (told,) = other_bases(open_adapters([adapter], open_checkpoint(folder)))
+
+    assert OTHER.format("someone/older-model") in told
+
+
+def test_the_size_is_that_of_what_is_written(tmp_path: Path) -> None:
+    variant: Variant = "midashenglm-tokenizer"
+    checkpoint = open_checkpoint(write_tiny_checkpoint(tmp_path / "mine", variant=variant))
+    free = open_adapters([write_free_head(tmp_path / "head", variant)], checkpoint)
+
+    for merged, label in ((MergedTensors(checkpoint), "1.6M"), (free, "1.7M")):
+        assert written(tmp_path / "x.gguf", merged)["general.size_label"] == label
 
 
 @pytest.mark.parametrize(
