@@ -6,12 +6,14 @@ Exit codes: 0 done, 1 failed (one `error:` line says why), 2 wrong usage, 130 in
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import io
 import json
 import math
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -25,7 +27,7 @@ from .devices import Device
 from .errors import AudioError, BundleVerifyError, DashengEdgeError, DecoderError, DeviceError
 
 if TYPE_CHECKING:
-    from .bundle import Manifest, Sampling
+    from .bundle import Sampling
     from .captioner import Caption, Captioner, CaptionStream
     from .doctor import DoctorReport
     from .verify import Seam, VerifyReport
@@ -66,6 +68,10 @@ def build_app() -> typer.Typer:
     for name in COMMAND_MODULES:
         if find_spec(name) is not None:
             import_module(name).register(app)
+    for each in app.registered_commands:
+        # Typer would keep the line ends of all paragraphs but the first, which are not the terminal's.
+        paragraphs = (inspect.getdoc(each.callback) or "").split("\n\n")
+        each.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
     return app
 
 
@@ -226,26 +232,31 @@ def embed(
 ) -> None:
     """Write what the encoder makes of audio files to an npz file: 25 vectors per second, and their mean.
 
-    The file holds names [n], mean [n, dim], seconds [n], and frames_0 [frames, dim], frames_1, ... of each name.
-    Any bundle will do. An audio file that cannot be read costs one line on stderr and exit code 1; the others are
-    still embedded, and names lists only those.
+    The file holds names, seconds and mean, which have a row for each audio file, and frames_0, frames_1, ... with
+    the vectors of each: one row per 40 ms. Any bundle will do.
+
+    An audio file that cannot be read costs one line on stderr and exit code 1; the others are still embedded, and
+    names lists only those.
     """
     _check_stdin(audio)
     if str(out) == "-":
         raise typer.BadParameter("an npz file cannot be written to stdout (-); name a file", param_hint="--out")
-    from .embed_files import embed_files
+    for name in audio:
+        with suppress(OSError):  # one of them is not there, so they are not the same
+            if name != "-" and out.samefile(name):
+                raise typer.BadParameter(f"{out} is one of the audio files; name another", param_hint="--out")
+    from .embed_files import embed_files, say
     from .embedder import Embedder
     from .embeddings_file import EmbeddingsWriter
 
-    with (
-        EmbeddingsWriter(out, overwrite=overwrite) as writer,
-        Embedder.open(bundle, device=device, threads=threads, check_sha256=check_sha256) as embedder,
-    ):
+    writer = EmbeddingsWriter(out, overwrite=overwrite)
+    # In this order: where the bundle cannot be opened, nothing is written.
+    with Embedder.open(bundle, device=device, threads=threads, check_sha256=check_sha256) as embedder, writer:
         done = embed_files(embedder, writer, audio, as_json=as_json)
         dim = embedder.dim
     if done.files and not as_json:
         size = f"{done.frames:,} frames of {dim} numbers from {done.audio_s:,.1f} s of audio"
-        typer.echo(f"{out}: {done.files} of {len(audio)} files, {size}")
+        say(f"{out}: {done.files} of {len(audio)} files, {size}")
     if done.failed:
         raise typer.Exit(1)
 
@@ -320,6 +331,7 @@ def _print_table(table: object) -> None:
 def info(bundle: BundleArgument, as_json: JsonOption = False) -> None:
     """Say what a bundle is: model, precision, sizes, where it comes from."""
     from .bundle import Bundle
+    from .manifest_text import manifest_sections
 
     manifest = Bundle.open(bundle, check_sha256=False).manifest
     if as_json:
@@ -329,30 +341,11 @@ def info(bundle: BundleArgument, as_json: JsonOption = False) -> None:
     from rich.text import Text  # in a plain string, Rich would read [x] as markup
 
     table = Table(title=Text(f"{manifest.name} ({manifest.variant})"), show_header=False)
-    for section in ("encoder", "decoder", "prompt", "tolerances", "provenance"):
-        table.add_row(section, Text(_section(manifest, section)), end_section=True)
+    for name, text in manifest_sections(manifest):
+        table.add_row(name, Text(text), end_section=True)
     sizes = {**{name: facts.bytes for name, facts in manifest.files.items()}, "total": manifest.total_bytes}
     table.add_row("files", Text("\n".join(f"{name}: {size / 1e6:,.3f} MB" for name, size in sizes.items())))
     _print_table(table)
-
-
-def _section(manifest: Manifest, name: str) -> str:
-    """Part of a manifest, a line for each thing it says."""
-    part = getattr(manifest, name)
-    if part is None:
-        return "none: this bundle embeds audio and does not caption it"
-    values: dict[str, object] = part.model_dump(exclude_none=True)
-    if name == "encoder" and manifest.projector_parameters is not None:
-        values["projector_parameters"] = manifest.projector_parameters
-    return "\n".join(f"{key}: {_plain(value)}" for key, value in values.items())
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {item}" for key, item in value.items())
-    if isinstance(value, tuple):
-        return ", ".join(map(str, value)) or "none"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 def doctor(as_json: JsonOption = False) -> None:

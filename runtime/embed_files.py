@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import typer
 
@@ -40,7 +42,7 @@ def embed_files(
             except (AudioError, DeviceError) as error:
                 if as_json:
                     _print_line({"audio": name, "error": str(error), "error_type": type(error).__name__})
-                typer.echo(f"error: {error}", err=True)
+                say(f"error: {error}", err=True)
             else:
                 count, dim = embedding.frames.shape
                 if as_json:
@@ -55,7 +57,17 @@ def embed_files(
 
 
 def _print_line(value: object) -> None:
-    typer.echo(json.dumps(value, ensure_ascii=False))
+    say(json.dumps(value, ensure_ascii=False))
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print a line. That nobody reads on (`| head`) is no reason to lose the file, so it goes nowhere then."""
+    try:
+        typer.echo(text, err=err)
+    except BrokenPipeError:
+        stream = sys.stderr if err else sys.stdout
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), stream.fileno())  # also for what Python flushes when it ends
 
 
 @contextmanager

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .audio import AudioSource, Waveform, read_audio
-from .bundle import ENCODER, FRONT_END, Bundle
+from .bundle import ENCODER, FRONT_END, MANIFEST, Bundle
 from .devices import Device, checked_device, checked_threads
 from .encoder import Encoder
-from .errors import CaptionerBusyError
+from .errors import BundleFileError, CaptionerBusyError
 from .front_end import FrontEnd
 
 
@@ -115,6 +115,7 @@ class Embedder:
 
         Raises:
             AudioError: the audio cannot be read.
+            BundleFileError: the encoder is not the one that the manifest describes.
             CaptionerBusyError: the embedder is closed, or busy with another clip.
             DeviceError: ONNX Runtime failed.
         """
@@ -146,6 +147,11 @@ class Embedder:
         frames = np.empty((spec.patches_of(features.samples), self.dim), np.float32)
         done = 0
         for chunk in parts.encoder.chunks(features):
+            if chunk.shape[1] != self.dim:
+                raise BundleFileError(
+                    f"{self.bundle.path(ENCODER)} gives vectors of {chunk.shape[1]} numbers, expected {self.dim} as "
+                    f"{MANIFEST} says; one of them is of another bundle: export it again"
+                )
             frames[done : done + len(chunk)] = chunk
             done += len(chunk)
         frames = frames[: max(1, spec.patches_of(samples))]

@@ -13,10 +13,7 @@ What `numpy.load(path)` finds in it:
 from __future__ import annotations
 
 import contextlib
-import os
-import tempfile
 import zipfile
-from collections.abc import Generator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,48 +22,61 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .embedder import Embedding
-from .errors import OutputExistsError, OutputWriteError
+from .partial import PartialOutput
+
+_ENTRIES = {f"{name}.npy" for name in ("names", "mean", "seconds", "rate_hz", "model")}
+
+
+def _why_not_embeddings(path: Path) -> str:
+    """What keeps a file from being empty or one of these; "" if nothing does."""
+    if path.is_dir():
+        return f"it is a folder; name a file in it, such as {path / 'out.npz'}"
+    if not path.is_file():  # a device, or a pipe that somebody reads
+        return "it is not a regular file"
+    if not path.stat().st_size:
+        return ""
+    try:
+        with zipfile.ZipFile(path) as zipped:
+            missing = sorted(_ENTRIES - set(zipped.namelist()))
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):
+        return "it is not an npz file"
+    return f"it lacks {missing[0]}" if missing else ""
 
 
 class EmbeddingsWriter:
     """Writes the file under a temporary name beside `out` and renames it when it is complete.
 
     Each clip's frames go to the disk as they come, so memory does not grow with their number. Leaving the
-    block before `finish` (an error, Ctrl-C) removes what was written.
+    block before `finish` (an error, Ctrl-C) removes what was written, and what a killed writer of the same file
+    could not remove, the next one does.
 
     Raises:
-        OutputExistsError: `out` exists and `overwrite` is False, or is a folder.
-        OutputWriteError: the disk is full or the place is not writable.
+        OutputExistsError: `out` exists and `overwrite` is False, or is something other than such a file.
+        OutputWriteError: the disk is full, the place is not writable, or another writer is at work there.
     """
 
     def __init__(self, out: str | Path, *, overwrite: bool = False) -> None:
-        self.out = Path(out).resolve()  # a link stays, and what it points to is replaced
-        self._overwrite = overwrite
+        self._partial = PartialOutput(
+            out, overwrite=overwrite, what="a file of embeddings", why_not=_why_not_embeddings
+        )
+        self.out = self._partial.out
         self._names: list[str] = []
         self._means: list[NDArray[np.float32]] = []
         self._seconds: list[float] = []
-        self._path: Path | None = None  # of the temporary file
         self._zip: zipfile.ZipFile | None = None
-        self._check_out()
 
     def __len__(self) -> int:
         """Clips that were added."""
         return len(self._names)
 
-    def _check_out(self) -> None:
-        if self.out.is_dir():
-            raise OutputExistsError(f"{self.out} is a folder; name a file in it, such as {self.out / 'out.npz'}")
-        if self.out.exists() and not self._overwrite:
-            raise OutputExistsError(f"{self.out} already exists; pass --overwrite or choose another --out")
-
     def __enter__(self) -> EmbeddingsWriter:
-        with self._write_errors():
-            self.out.parent.mkdir(parents=True, exist_ok=True)
-            number, name = tempfile.mkstemp(prefix=f".{self.out.name}.partial-", dir=self.out.parent)
-            self._path = Path(name)
-            os.close(number)
-            self._path.chmod(0o644)
-            self._zip = zipfile.ZipFile(self._path, "w", zipfile.ZIP_STORED)
+        self._partial.open(folder=False)
+        try:
+            with self._partial.write_errors():
+                self._zip = zipfile.ZipFile(self._partial.path, "w", zipfile.ZIP_STORED)
+        except BaseException:
+            self._partial.discard()
+            raise
         return self
 
     def add(self, name: str, embedding: Embedding) -> None:
@@ -86,44 +96,28 @@ class EmbeddingsWriter:
             "model": np.array(model),
         }.items():
             self._write(name, array)
-        zipped, path = self._opened()
-        with self._write_errors():
-            zipped.close()
-            self._check_out()
-            path.replace(self.out)
-        self._zip = self._path = None
+        with self._partial.write_errors():
+            self._opened().close()
+            self._partial.move()
+        self._zip = None
 
     def _write(self, name: str, array: NDArray[Any]) -> None:
-        zipped, _ = self._opened()
+        zipped = self._opened()
         # A fixed date, so that the same clips make the same file.
         entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
-        with self._write_errors(), zipped.open(entry, "w", force_zip64=True) as file:
+        with self._partial.write_errors(), zipped.open(entry, "w", force_zip64=True) as file:
             np.lib.format.write_array(file, array, allow_pickle=False)
 
-    def _opened(self) -> tuple[zipfile.ZipFile, Path]:
-        if self._zip is None or self._path is None:
+    def _opened(self) -> zipfile.ZipFile:
+        if self._zip is None:
             raise RuntimeError("EmbeddingsWriter is used outside its `with` block")
-        return self._zip, self._path
-
-    @contextlib.contextmanager
-    def _write_errors(self) -> Generator[None]:
-        try:
-            yield
-        except (OutputExistsError, OutputWriteError):
-            raise
-        except OSError as error:
-            raise OutputWriteError(
-                f"cannot write {self.out}: {error.strerror or error}; nothing was left behind: free some space or "
-                "choose another --out"
-            ) from error
+        return self._zip
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        zipped, path = self._zip, self._path
-        self._zip = self._path = None
+        zipped, self._zip = self._zip, None
         if zipped is not None:
             with contextlib.suppress(OSError, ValueError):  # the disk is full, or an entry is open still
                 zipped.close()
-        if path is not None:
-            path.unlink(missing_ok=True)
+        self._partial.discard()

@@ -22,7 +22,7 @@ from .bundle import GOLDEN, Bundle, Tolerances
 from .captioner import Parts
 from .devices import Device
 from .embedder import AudioParts
-from .errors import BundleFileError, DecoderError
+from .errors import BundleFileError, DashengEdgeError, DecoderError, DeviceError, PromptError
 from .prompt import Audio, Segment
 
 Array = NDArray[np.float32]
@@ -137,6 +137,7 @@ def verify_bundle(bundle: Bundle, *, device: Device = "cpu", threads: int | None
 
     Raises:
         BundleFileError: the golden file is damaged or holds no clip.
+        DashengEdgeError: what `Parts.open` raises, where a part cannot be opened.
     """
     clips, limits = read_golden(bundle), bundle.manifest.tolerances
     if bundle.manifest.decoder is None:
@@ -151,31 +152,52 @@ def verify_bundle(bundle: Bundle, *, device: Device = "cpu", threads: int | None
 
 
 def _seams(audio: AudioParts, clip: GoldenClip, limits: Tolerances, parts: Parts | None = None) -> Iterator[Seam]:
+    """The comparisons of one clip. Behind a part that fails there is nothing to compare, so its seam is the last."""
     waveform = clip.waveform.astype(np.float32) / np.float32(32768)
-    features = audio.front_end.features([waveform])
+    try:
+        features = audio.front_end.features([waveform])
+    except DeviceError as failure:
+        yield _failed(clip.name, "log-mel", limits.log_mel_db, "dB", failure)
+        return
     yield Seam(clip.name, "log-mel", largest_difference(features.log_mel, clip.log_mel), limits.log_mel_db, "dB")
     if features.acoustic is not None and clip.acoustic_mel is not None:
         error = largest_difference(features.acoustic, clip.acoustic_mel)
         yield Seam(clip.name, "acoustic mel", error, _stated(limits.acoustic_nepers), "nepers")
-    patches = audio.encoder.patches(features)
+    try:
+        patches = audio.encoder.patches(features)
+    except DeviceError as failure:
+        yield _failed(clip.name, "patches", limits.patches_relative, "relative", failure)
+        return
     yield Seam(clip.name, "patches", relative_rms(patches, clip.patches), limits.patches_relative, "relative")
     if parts is not None and clip.text is not None:
         yield from _text_seams(parts, clip.name, patches, clip.text, limits)
 
 
 def _text_seams(parts: Parts, name: str, patches: Array, text: GoldenText, limits: Tolerances) -> Iterator[Seam]:
-    embeddings, logits_limit = parts.projector.embeddings(patches), _stated(limits.logits_relative)
-    error = relative_rms(embeddings, text.embeddings)
-    yield Seam(name, "embeddings", error, _stated(limits.embeddings_relative), "relative")
-    segments = parts.prompts.build()
+    embeddings_limit, logits_limit = _stated(limits.embeddings_relative), _stated(limits.logits_relative)
+    try:
+        embeddings = parts.projector.embeddings(patches)
+    except DeviceError as failure:  # the patches are of another width, mostly
+        yield _failed(name, "embeddings", embeddings_limit, "relative", failure)
+        return
+    yield Seam(name, "embeddings", relative_rms(embeddings, text.embeddings), embeddings_limit, "relative")
+    try:
+        segments = parts.prompts.build()
+    except PromptError as failure:
+        yield _failed(name, "prompt", 0.0, "tokens", failure)
+        return
     yield Seam(name, "prompt", 0.0 if _ids(segments) == text.prompt.tolist() else float("inf"), 0.0, "tokens")
     try:
         logits, tokens = _decode(parts, segments, embeddings, len(text.tokens))
     except DecoderError as failure:  # NaN on the way, mostly
-        yield Seam(name, "first logits", float("nan"), logits_limit, "relative", str(failure))
+        yield _failed(name, "first logits", logits_limit, "relative", failure)
         return
     yield Seam(name, "first logits", relative_rms(_centred(logits), _centred(text.logits)), logits_limit, "relative")
     yield Seam(name, "greedy tokens", token_margin(tokens, text), _stated(limits.token_margin), "logits")
+
+
+def _failed(clip: str, name: str, tolerance: float, unit: str, failure: DashengEdgeError) -> Seam:
+    return Seam(clip, name, float("nan"), tolerance, unit, str(failure))
 
 
 def _stated(limit: float | None) -> float:

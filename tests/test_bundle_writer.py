@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -10,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from dasheng_edge.runtime.bundle import ENCODER, GOLDEN, Bundle
+from dasheng_edge.runtime.bundle import ENCODER, GOLDEN, MANIFEST, Bundle
 from dasheng_edge.runtime.bundle_writer import BundleWriter
-from dasheng_edge.runtime.errors import BundleNotFoundError
+from dasheng_edge.runtime.errors import BundleNotFoundError, OutputExistsError, OutputWriteError
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has neither these locks nor SIGKILL")
 
@@ -26,17 +29,18 @@ with BundleWriter(sys.argv[1]) as writer:
 """
 
 
-def killed_writer(out: Path) -> list[Path]:
-    """Folders that a writer left which was killed in the middle."""
+def killed_writer(out: Path) -> Path:
+    """Folder that a writer left which was killed in the middle."""
     with subprocess.Popen([sys.executable, "-c", WRITER, str(out)], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "written\n"
         process.send_signal(signal.SIGKILL)
-    return list(out.parent.iterdir())
+    (left,) = out.parent.glob(f".{out.name}.partial-*")
+    return left
 
 
 def test_what_a_killed_writer_left_is_no_bundle_and_goes_with_the_next(tmp_path: Path) -> None:
-    (left,) = killed_writer(tmp_path / "toy")
+    left = killed_writer(tmp_path / "toy")
     with pytest.raises(BundleNotFoundError):
         Bundle.open(left)
     other = tmp_path / ".other.partial-x"
@@ -45,8 +49,9 @@ def test_what_a_killed_writer_left_is_no_bundle_and_goes_with_the_next(tmp_path:
     with BundleWriter(tmp_path / "toy") as writer:
         assert not left.exists()
         assert other.exists()
-        with BundleWriter(tmp_path / "toy"):  # one at work is left alone
-            assert writer.path(ENCODER).parent.exists()
+        with pytest.raises(OutputWriteError, match="another process is writing it"), BundleWriter(tmp_path / "toy"):
+            pass
+        assert writer.path(ENCODER).parent.exists()  # one at work is left alone
 
     assert list(tmp_path.iterdir()) == [other]
 
@@ -57,13 +62,114 @@ def test_where_there_are_no_locks_nothing_is_removed(tmp_path: Path, monkeypatch
     def no_locks(*_: object) -> None:
         raise OSError
 
-    (left,) = killed_writer(tmp_path / "toy")
+    left = killed_writer(tmp_path / "toy")
     monkeypatch.setattr(fcntl, "flock", no_locks)
     with BundleWriter(tmp_path / "toy"):
         assert left.exists()
     monkeypatch.setitem(sys.modules, "fcntl", None)
     with BundleWriter(tmp_path / "toy"):
         assert left.exists()
+
+
+def test_a_lock_that_its_holder_removes_is_taken_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fcntl
+
+    flock = fcntl.flock
+    gone: list[int] = []
+
+    def late(handle: int, how: int) -> None:
+        if not gone:  # between `open` and `flock`, another writer ends
+            (tmp_path / ".toy.lock").unlink()
+            gone.append(handle)
+        flock(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with BundleWriter(tmp_path / "toy"), pytest.raises(OutputWriteError, match="another process"):
+        BundleWriter(tmp_path / "toy").__enter__()
+    assert gone
+    assert not list(tmp_path.iterdir())
+
+
+KILLED_BETWEEN = """
+import os, sys
+from pathlib import Path
+from dasheng_edge.runtime.partial import PartialOutput
+
+rename = Path.rename
+def rename_and_die(self, target):
+    rename(self, target)
+    os.kill(os.getpid(), 9)
+Path.rename = rename_and_die
+partial = PartialOutput(sys.argv[1], overwrite=True, what="it", why_not=lambda _: "")
+partial.open(folder=True)
+partial.move()
+"""
+
+
+def test_a_bundle_that_was_about_to_be_replaced_is_put_back(tiny_folder: Path) -> None:
+    out = tiny_folder
+    assert subprocess.run([sys.executable, "-c", KILLED_BETWEEN, str(out)], check=False).returncode == -signal.SIGKILL
+    assert not out.exists()
+    assert len(list(out.parent.glob(".toy.partial-*"))) == 2
+    with pytest.raises(OutputExistsError, match="already exists"), BundleWriter(out):
+        pass
+    assert (out / MANIFEST).is_file()
+    assert list(out.parent.iterdir()) == [out]
+
+
+def test_what_was_put_back_may_be_replaced(tiny_folder: Path) -> None:
+    subprocess.run([sys.executable, "-c", KILLED_BETWEEN, str(tiny_folder)], check=False)
+    with pytest.raises(RuntimeError, match="a step failed"), BundleWriter(tiny_folder, overwrite=True):
+        raise RuntimeError("a step failed")
+    assert (tiny_folder / MANIFEST).is_file()
+    assert list(tiny_folder.parent.iterdir()) == [tiny_folder]
+
+
+@pytest.fixture
+def tiny_folder(tmp_path: Path) -> Path:
+    """What counts as a bundle for a writer."""
+    out = tmp_path / "toy"
+    out.mkdir()
+    (out / MANIFEST).write_text('{"schema_version": 2, "files": {}}')
+    return out
+
+
+@pytest.mark.parametrize("error", [PermissionError(1, "Operation not permitted"), KeyboardInterrupt()])
+def test_a_writer_that_cannot_start_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(secrets, "token_hex", fail)  # everything else is there by then
+    expected = OutputWriteError if isinstance(error, OSError) else KeyboardInterrupt
+    with pytest.raises(expected), BundleWriter(tmp_path / "new" / "folder" / "toy"):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_folders_that_others_use_by_then_stay(tmp_path: Path) -> None:
+    with BundleWriter(tmp_path / "new" / "folder" / "toy"):
+        (tmp_path / "new" / "theirs").touch()
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["theirs"]
+
+
+@pytest.mark.parametrize("mask", [0o077, 0o022])
+def test_the_umask_is_respected(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        with BundleWriter(tmp_path / "toy") as writer:
+            mode = writer.path(ENCODER).parent.stat().st_mode
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(mode) == 0o777 & ~mask
+
+
+def test_names_that_cannot_be_are_errors_of_ours(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for name, reason in (("x" * 300, "File name too long"), ("loop", "Too many levels")):
+        with pytest.raises(OutputWriteError, match=f"{reason}.*; nothing was left behind: choose another --out"):
+            BundleWriter(tmp_path / name)
 
 
 def test_no_handle_stays_open(tmp_path: Path) -> None:

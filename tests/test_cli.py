@@ -8,11 +8,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
+from typer.models import CommandInfo
 from typer.testing import CliRunner, Result
 
 from dasheng_edge.runtime import captioner as captioner_module
@@ -249,6 +251,31 @@ def test_version_and_help() -> None:
         assert run(command, "--help").exit_code == 0
     assert run().exit_code == 2
     assert run("surprise").exit_code == 2
+
+
+@pytest.mark.parametrize("command", cli.build_app().registered_commands, ids=lambda each: each.callback.__name__)
+def test_help_pages_say_what_the_docstrings_say(command: CommandInfo, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "70")
+    assert command.callback is not None
+    shown = run(command.name or command.callback.__name__, "--help").stdout
+    text, _, _ = shown.partition("\u256d")  # the box of the arguments
+    lines = [line.strip() for line in text.splitlines()]
+    said = (command.callback.__doc__ or "").split()
+    assert text.split()[-len(said) :] == said  # no bracket was taken for markup
+    for line, following in pairwise(lines):  # no paragraph is broken but where the terminal ends
+        assert not line or not following or len(f"{line} {following.split()[0]}") > 70 - 2
+
+
+def test_info_has_a_line_for_each_note(bundle_copy: Path) -> None:
+    manifest = json.loads((bundle_copy / MANIFEST).read_text())
+    manifest["prompt"] |= {"notes": ["system turn: none, as told", "sampling: greedy"], "special_tokens": {}}
+    (bundle_copy / MANIFEST).write_text(json.dumps(manifest))
+    shown = [line.strip("\u2502 ") for line in run("info", bundle_copy).stdout.splitlines()]
+    assert "note: system turn: none, as told" in shown
+    assert "note: sampling: greedy" in shown
+    assert not any(line.startswith("special_tokens") for line in shown)
+    (projector,) = [line for line in shown if line.startswith("projector ")]
+    assert projector.endswith(f"parameters: {manifest['projector_parameters']:,}")
 
 
 def with_command(monkeypatch: pytest.MonkeyPatch, command: Callable[[], None]) -> None:

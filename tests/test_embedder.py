@@ -18,6 +18,7 @@ from dasheng_edge.runtime.encoder import Encoder
 from dasheng_edge.runtime.errors import (
     AudioEmptyError,
     AudioNotFoundError,
+    BundleFileError,
     BundleKindError,
     BundleNotFoundError,
     CaptionerBusyError,
@@ -118,6 +119,16 @@ def test_bundles_that_cannot_be_opened(tmp_path: Path, encoder_bundle: Path) -> 
 def test_a_captioner_needs_a_decoder(encoder_bundle: Path) -> None:
     with pytest.raises(BundleKindError, match="this bundle holds a Dasheng encoder only; use `dasheng-edge embed`"):
         Captioner.open(encoder_bundle)
+
+
+@pytest.mark.parametrize("dim", [1, 128])
+def test_an_encoder_of_another_width_is_named(encoder_bundle: Path, monkeypatch: pytest.MonkeyPatch, dim: int) -> None:
+    monkeypatch.setattr(Encoder, "chunks", lambda *_: iter([np.ones((25, dim), np.float32)]))
+    with (
+        Embedder.open(encoder_bundle, threads=1) as embedder,
+        pytest.raises(BundleFileError, match=f"gives vectors of {dim} numbers, expected {embedder.dim}"),
+    ):
+        embedder.embed(noise(RATE))
 
 
 def test_closed_is_closed(encoder_bundle: Path) -> None:

@@ -11,8 +11,11 @@ import pytest
 from numpy.typing import NDArray
 
 from dasheng_edge.runtime.bundle import GOLDEN, MANIFEST, Bundle, FileFacts, sha256_of
-from dasheng_edge.runtime.encoder import Projector
-from dasheng_edge.runtime.errors import BundleFileError
+from dasheng_edge.runtime.decoder import Decoder
+from dasheng_edge.runtime.encoder import Encoder, Projector
+from dasheng_edge.runtime.errors import BundleFileError, DecoderError, DeviceError, PromptError
+from dasheng_edge.runtime.front_end import FrontEnd
+from dasheng_edge.runtime.prompt import PromptBuilder
 from dasheng_edge.runtime.verify import (
     GoldenText,
     Seam,
@@ -157,6 +160,38 @@ def test_nan_on_the_way_is_a_failure_and_not_a_crash(tiny_bundle: Path, monkeypa
     assert not report.ok
     assert {seam for _, seam in failed(report)} == {"embeddings", "first logits"}
     assert any("NaN" in seam.note for seam in report.seams)
+
+
+@pytest.mark.parametrize(
+    ("part", "method", "error", "seams"),
+    [
+        (FrontEnd, "features", DeviceError("out of memory"), SEAMS[:1]),
+        (Encoder, "patches", DeviceError("out of memory"), SEAMS[:2]),
+        (Projector, "embeddings", DeviceError("out of memory"), SEAMS[:3]),
+        (PromptBuilder, "build", PromptError("no template"), SEAMS[:4]),
+        (Decoder, "prefill", DecoderError("out of memory"), SEAMS[:5]),
+    ],
+)
+def test_a_part_that_fails_is_the_seam_that_failed(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, part: type, method: str, error: Exception, seams: list[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(part, method, fail)
+    report = run(Bundle.open(tiny_bundle))
+    clips = read_golden(Bundle.open(tiny_bundle))
+    assert [(seam.clip, seam.name) for seam in report.seams] == [(clip.name, seam) for clip in clips for seam in seams]
+    assert {(seam.name, seam.note) for seam in report.seams if not seam.ok} == {(seams[-1], str(error))}
+
+
+def test_an_encoder_of_another_bundle_fails_at_the_patches(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    patches = Encoder.patches
+    monkeypatch.setattr(Encoder, "patches", lambda *args: patches(*args)[:, :-1])
+    report = run(Bundle.open(tiny_bundle))
+    assert {seam for _, seam in failed(report)} == {"patches", "embeddings"}
+    first = next(seam for seam in report.seams if not seam.ok)
+    assert (first.name, first.error) == ("patches", float("inf"))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,193 @@
+"""An output that is written under a temporary name, so that what has the final name is always complete.
+
+While somebody writes NAME, there are beside it `.NAME.lock`, which he holds a lock on, and `.NAME.partial-XXXXXXXX`,
+which gets the final name at the end. A folder that is replaced has the same name and `.old` for a moment. What a
+killed writer leaves of these, the next writer of NAME removes; an `.old` whose successor never came is put back.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
+from itertools import takewhile
+from pathlib import Path
+
+from .errors import DashengEdgeError, OutputExistsError, OutputWriteError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class PartialOutput:
+    """The temporary file or folder of an output, and the lock that goes with it.
+
+    `why_not` says what keeps something that is there from being replaced: why it is not `what`; "" if nothing does.
+
+    Raises:
+        OutputExistsError: `out` exists and `overwrite` is False, or it is something else.
+        OutputWriteError: the disk is full, the place is not writable, or somebody else writes there.
+    """
+
+    def __init__(self, out: str | Path, *, overwrite: bool, what: str, why_not: Callable[[Path], str]) -> None:
+        self.out = Path(out)
+        self._overwrite, self._what, self._why_not = overwrite, what, why_not
+        self._path: Path | None = None
+        self._lock: int | None = None
+        self._made: list[Path] = []  # folders above `out`, the innermost first
+        with self.write_errors():
+            self.out = _resolved(self.out)  # a link stays, and what it points to is replaced
+            self._check_out()
+
+    def _check_out(self) -> None:
+        if not self.out.exists():
+            return
+        if why := self._why_not(self.out):
+            raise OutputExistsError(
+                f"{self.out} exists and is not {self._what} ({why}), so --overwrite will not delete it; "
+                "choose another --out"
+            )
+        if not self._overwrite:
+            raise OutputExistsError(f"{self.out} already exists; pass --overwrite or choose another --out")
+
+    @property
+    def path(self) -> Path:
+        """Where to write."""
+        if self._path is None:
+            raise RuntimeError("a writer is used outside its `with` block")
+        return self._path
+
+    def open(self, *, folder: bool) -> None:
+        """Make the temporary file or folder; if that fails, nothing stays."""
+        try:
+            with self.write_errors():
+                self._made = list(takewhile(lambda parent: not parent.exists(), self.out.parents))
+                self.out.parent.mkdir(parents=True, exist_ok=True)
+                self._lock = _lock(self._lock_path, self.out)
+                if self._lock is not None:
+                    self._clean_up()
+                self._check_out()  # something may have been put back
+                path = self.out.with_name(f"{self._prefix}{secrets.token_hex(4)}")
+                # Not by `tempfile`, whose files only their owner may read, whatever the umask.
+                path.mkdir() if folder else path.touch(exist_ok=False)
+                self._path = path
+        except BaseException:
+            self.discard()
+            raise
+
+    def move(self) -> None:
+        """Give it the final name, and end.
+
+        Raises:
+            OutputExistsError: something else has come there meanwhile.
+            OSError: it cannot be moved.
+        """
+        path, out = self.path, self.out
+        self._check_out()
+        old = path.with_name(path.name + ".old")
+        try:
+            if path.is_dir() and out.exists():  # only files are replaced in one step
+                out.rename(old)
+            path.rename(out) if path.is_dir() else path.replace(out)
+        except BaseException:
+            if old.exists() and not out.exists():
+                old.rename(out)
+            raise
+        self._path, self._made = None, []
+        _remove(old)
+        self.discard()
+
+    def discard(self) -> None:
+        """Remove what there is, folders that were made for it included, and end. Harmless when repeated."""
+        if self._path is not None:
+            _remove(self._path)
+            self._path = None
+        if self._lock is not None:
+            with suppress(OSError):
+                self._lock_path.unlink()
+            os.close(self._lock)
+            self._lock = None
+        for parent in self._made:
+            with suppress(OSError):  # somebody else uses it by now
+                parent.rmdir()
+        self._made = []
+
+    @contextmanager
+    def write_errors(self) -> Generator[None]:
+        """Failed writes as OutputWriteError."""
+        try:
+            yield
+        except DashengEdgeError:
+            raise
+        except OSError as error:
+            raise self.write_error(error) from error
+
+    def write_error(self, error: OSError) -> OutputWriteError:
+        """What to tell the user about a failed write."""
+        fix = "free some space or choose another --out" if error.errno in _FULL else "choose another --out"
+        return OutputWriteError(f"cannot write {self.out}: {error.strerror or error}; nothing was left behind: {fix}")
+
+    @property
+    def _prefix(self) -> str:
+        return f".{self.out.name}.partial-"
+
+    @property
+    def _lock_path(self) -> Path:
+        return self.out.with_name(f".{self.out.name}.lock")
+
+    def _clean_up(self) -> None:
+        """Put back or remove what killed writers left; all of it is theirs, since nobody else holds the lock."""
+        name = re.compile(rf"{re.escape(self._prefix)}[0-9a-f]{{8}}(\.old)?")
+        left = [path for path in self.out.parent.iterdir() if name.fullmatch(path.name)]
+        for path in left:
+            if path.suffix == ".old" and not self.out.exists():  # killed between the two renames
+                path.rename(self.out)
+        for path in left:
+            _remove(path)
+
+
+def _resolved(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except RuntimeError as error:  # before Python 3.13, a link that leads to itself
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from error
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+
+
+def _lock(path: Path, out: Path) -> int | None:
+    """An exclusive lock on a file, made for it, that ends with this process however it ends; None: there are no locks.
+
+    Raises:
+        OutputWriteError: another writer holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(handle)
+            raise OutputWriteError(
+                f"cannot write {out}: another process is writing it; wait for that, or choose another --out"
+            ) from error
+        except OSError:  # file systems without locks
+            os.close(handle)
+            path.unlink(missing_ok=True)
+            return None
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), path.stat()):
+                return handle
+        os.close(handle)  # whoever held it before removed it meanwhile
