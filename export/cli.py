@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import shlex
+import subprocess
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
@@ -28,7 +31,10 @@ def register(app: typer.Typer) -> None:
 
 def export(
     checkpoint: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT", help="Local folder with config.json and safetensors.")
+        Path,
+        typer.Argument(
+            metavar="CHECKPOINT", help="Local folder with config.json and safetensors, or Dasheng's torch file."
+        ),
     ],
     *,
     out: Annotated[Path, typer.Option(metavar="BUNDLE", help="Folder to write.")],
@@ -39,7 +45,11 @@ def export(
     encoder: Annotated[EncoderPrecision, typer.Option(help="Precision of the audio encoder.")] = "fp32",
     decoder: Annotated[
         DecoderType,
-        typer.Option(metavar="TYPE", help=f"llama.cpp's file type of the decoder: {', '.join(get_args(DecoderType))}."),
+        typer.Option(
+            metavar="TYPE",
+            case_sensitive=False,
+            help=f"llama.cpp's file type of the decoder: {', '.join(get_args(DecoderType))}.",
+        ),
     ] = "F16",
     prompt: Annotated[
         str | None, typer.Option(help="What the bundle asks by default, instead of what its variant is asked.")
@@ -70,7 +80,7 @@ def export(
     typer.echo(f"{out}: {report.bytes / 1e6:.1f} MB in {report.seconds:.1f} s, every step within its tolerance")
     for assumption in report.assumptions:
         typer.echo(f"assumed: {assumption}", err=True)
-    typer.echo(f"check it wherever it runs with: dasheng-edge verify {out}")
+    typer.echo(f"check it wherever it runs with: dasheng-edge verify {_typed(out)}")
 
 
 def pull(
@@ -109,8 +119,14 @@ def pull(
         f"{report.folder}: {report.repo} at {report.revision}, {report.bytes / 1e6:,.1f} MB in {len(report.files)} "
         f"files{there}"
     )
-    checkpoint = f"CHECKPOINT --adapter {report.folder}" if report.adapter else report.folder
+    folder = _typed(report.folder)
+    checkpoint = f"CHECKPOINT --adapter {folder}" if report.adapter else folder
     typer.echo(f"export it with: dasheng-edge export {checkpoint} --out BUNDLE")
+
+
+def _typed(path: Path) -> str:
+    """A path as it is typed in a command line, whatever is in its name."""
+    return subprocess.list2cmdline([str(path)]) if os.name == "nt" else shlex.quote(str(path))
 
 
 def _load(module: str, command: str) -> Any:
@@ -126,7 +142,7 @@ def _load(module: str, command: str) -> Any:
 
 
 class _PullBar:
-    """Progress on stderr: one bar for all bytes, and how many of the files are there."""
+    """Progress on stderr: one bar for all bytes and files; where that is no terminal, a line for each file."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -141,10 +157,12 @@ class _PullBar:
 
         columns = TextColumn("{task.fields[files]}"), BarColumn(), DownloadColumn()
         speed = TransferSpeedColumn(), TimeRemainingColumn()
-        console = Console(stderr=True)
-        self._bar = Progress(*columns, *speed, console=console, transient=True, disable=not console.is_terminal)
+        self._console = Console(stderr=True)
+        quiet = not self._console.is_terminal
+        self._bar = Progress(*columns, *speed, console=self._console, transient=True, disable=quiet)
         self._task = self._bar.add_task("", total=None, files="asking the hub")
         self._files, self._done = 0, 0
+        self._bytes = self._total_bytes = 0
 
     def __enter__(self) -> _PullBar:
         self._bar.start()
@@ -155,14 +173,29 @@ class _PullBar:
 
     def begin(self, files: int, total_bytes: int) -> None:
         self._files, self._done = files, 0
+        self._bytes, self._total_bytes = 0, total_bytes
         self._bar.update(self._task, total=total_bytes, files=f"0/{files} files")
+        self._log()
 
     def advance(self, amount_bytes: int) -> None:
+        self._bytes += amount_bytes
         self._bar.advance(self._task, amount_bytes)
 
     def file_done(self) -> None:
         self._done += 1
         self._bar.update(self._task, files=f"{self._done}/{self._files} files")
+        self._log()
+
+    def wait(self, reason: str, seconds: float) -> None:
+        self._line(f"{reason}; trying again in {seconds:g} s")
+
+    def _log(self) -> None:
+        if not self._console.is_terminal:
+            mb, total_mb = self._bytes / 1e6, self._total_bytes / 1e6
+            self._line(f"{self._done}/{self._files} files, {mb:,.1f} of {total_mb:,.1f} MB")
+
+    def _line(self, text: str) -> None:
+        self._console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 class _Bars:
@@ -174,7 +207,7 @@ class _Bars:
 
         columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[done]}"), TimeElapsedColumn()
         self._console = Console(stderr=True)
-        self._bars = Progress(*columns, console=self._console, transient=True)
+        self._bars = Progress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal)
         self._step = self._bars.add_task("checkpoint", total=None, done="")
         self._total, self._unit = 0, ""
 

@@ -6,11 +6,12 @@ transfers that it chooses by itself (Xet, hf_transfer) begin a broken file anew.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Protocol
@@ -34,6 +35,7 @@ from .model_id import did_you_mean
 BLOCK_BYTES = 1 << 16  # a block that breaks off is lost, and on a bad line large ones would never arrive
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 PASSING = (408, 429, 500, 502, 503, 504)  # answers that another attempt may change
+Waits = Callable[[str, float], None]  # why there is a wait, and of how many seconds
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -95,6 +97,11 @@ class Hub:
         # In place of huggingface_hub's own, which lists the versions of Python, torch and others.
         self._headers = {"user-agent": f"dasheng-edge/{version('dasheng-edge')}"}
 
+    @property
+    def host(self) -> str:
+        """What messages call it."""
+        return urlsplit(self.endpoint).netloc or self.endpoint
+
     def repository(self, name: str, revision: str | None = None) -> Repository:
         """What a repository holds at a branch, tag or commit; by default at its main branch.
 
@@ -115,8 +122,24 @@ class Hub:
             raise DownloadError(f"{self.endpoint} names no commit of {name} ({info.sha!r}); check HF_ENDPOINT")
         return Repository(info.id, info.sha or "", {file.name: file for file in files})
 
-    def blocks(self, repository: Repository, file: HubFile, start: int = 0) -> Iterator[bytes]:
-        """Content of a file from byte `start` on.
+    def head(self, repository: Repository, file: HubFile, size: int, waits: Waits | None = None) -> bytes:
+        """The first `size` bytes of a file, of which no more are asked for.
+
+        Raises:
+            DownloadError: as `blocks`.
+        """
+        content = b""
+        start = dataclasses.replace(file, bytes=min(size, file.bytes))
+        for block in self.blocks(repository, start, whole=False, waits=waits):
+            content += block
+        return content[:size]
+
+    def blocks(
+        self, repository: Repository, file: HubFile, start: int = 0, *, whole: bool = True, waits: Waits | None = None
+    ) -> Iterator[bytes]:
+        """Content of a file from byte `start` on; not `whole`, the file has more bytes than `file` says.
+
+        `waits` is told before each wait for another attempt.
 
         Raises:
             DownloadError: the hub refuses, or the connection broke and no attempt brought a further byte.
@@ -124,7 +147,7 @@ class Hub:
         position, failures = start, 0
         while position < file.bytes:
             try:
-                for block in self._received(repository, file, position):
+                for block in self._received(repository, file, position, None if whole else file.bytes):
                     position, failures = position + len(block), 0
                     yield block
                     if position > file.bytes:  # more than there is: whoever checks the size will say so
@@ -134,15 +157,18 @@ class Hub:
             except OSError as error:  # noqa: PERF203  # it is what the loop is about
                 if failures == len(self.waits_s) or not _passing(error):
                     raise self._explained(error, repository.name, repository.revision, file.name) from error
+                if waits:
+                    reason = str(self._explained(error, repository.name, repository.revision, file.name))
+                    waits(reason.partition(";")[0], self.waits_s[failures])
                 time.sleep(self.waits_s[failures])
                 failures += 1
 
-    def _received(self, repository: Repository, file: HubFile, start: int) -> Iterator[bytes]:
-        """What one request for a file from byte `start` on brings, until the connection ends."""
+    def _received(self, repository: Repository, file: HubFile, start: int, stop: int | None) -> Iterator[bytes]:
+        """What one request for bytes [start, stop) of a file brings, until the connection ends."""
         url = hf_hub_url(repository.name, file.name, revision=repository.revision, endpoint=self.endpoint)
         headers = build_hf_headers(headers={**self._headers, "Accept-Encoding": "identity"})
-        if start:
-            headers["Range"] = f"bytes={start}-"
+        if start or stop is not None:
+            headers["Range"] = f"bytes={start}-" + ("" if stop is None else str(stop - 1))
         # Redirected to storage elsewhere, requests takes the token out.
         with get_session().get(url, headers=headers, stream=True, timeout=self.timeout_s) as response:
             hf_raise_for_status(response)
@@ -156,7 +182,7 @@ class Hub:
     def _explained(self, error: OSError, name: str, revision: str | None, file: str | None = None) -> DownloadError:
         """The error in our words: what was asked for, what came, what to do."""
         what = f"{file} of {name}" if file else name
-        host = urlsplit(self.endpoint).netloc or self.endpoint
+        host = self.host
         if isinstance(error, OfflineModeIsEnabled):
             return DownloadError(f"cannot download {what}: HF_HUB_OFFLINE is set; unset it")
         if not isinstance(error, HfHubHTTPError):

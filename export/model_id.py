@@ -15,6 +15,8 @@ from .unsupported import EXPORTABLE
 _PART = (
     r"(?!.*(?:--|\.\.))[A-Za-z0-9](?:[\w.-]{0,94}[A-Za-z0-9_])?"  # what the hub allows owners and models to be called
 )
+HUBS = ("huggingface.co", "www.huggingface.co", "hf.co")
+_HOST = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)+(:\d+)?|[a-z0-9-]+:\d+", re.ASCII)
 _NAME = re.compile(f"{_PART}/{_PART}", re.ASCII)
 
 
@@ -24,6 +26,7 @@ class ModelId:
 
     name: str  # "owner/name"
     revision: str | None = None  # where an address says one
+    host: str | None = None  # of the hub that an address says
 
     @property
     def model(self) -> str:
@@ -38,23 +41,38 @@ def parse_model_id(text: str) -> ModelId:
         CheckpointNotFoundError: neither; it says what it seems to be.
     """
     text = text.strip()
-    found = _from_address(text) if "://" in text else ModelId(text)
+    found = _from_address(text) if _is_address(text) else ModelId(text)
     if found and _NAME.fullmatch(found.name):
         return found
-    if text.startswith((".", "/", "~", "\\")) or (text and Path(text).exists()):
+    if text.startswith((".", "/", "~", "\\")) or (text and _is_there(text)):
         why = "it is a path of this machine, which export takes as it is"
     else:
         why = f"expected OWNER/NAME or https://huggingface.co/OWNER/NAME; {did_you_mean(text)}"
     raise CheckpointNotFoundError(f"cannot pull {text!r}: {why}")
 
 
+def _is_address(text: str) -> bool:
+    """Whether it begins with a scheme or, as people copy it, with the host."""
+    host, _, rest = text.partition("/")
+    named = _HOST.fullmatch(host.lower()) and "/" in rest and not _is_there(text)
+    return "://" in text or host.lower() in HUBS or bool(named)
+
+
+def _is_there(text: str) -> bool:
+    try:
+        return Path(text).exists()
+    except (OSError, ValueError):  # too long to be a path, or not one
+        return False
+
+
 def _from_address(text: str) -> ModelId | None:
-    """The model of https://HOST/OWNER/NAME[/tree/REVISION[/FOLDER]]; a file's page or content does as well."""
-    parts = [unquote(part) for part in urlsplit(text).path.split("/") if part]
+    """The model of [https://]HOST/OWNER/NAME[/tree/REVISION[/FOLDER]]; a file's page or content does as well."""
+    address = urlsplit(text if "://" in text else f"https://{text}")
+    parts = [unquote(part) for part in address.path.split("/") if part]
     if len(parts) < 2 or parts[0] in {"datasets", "spaces", "api"}:
         return None
     revision = parts[3] if len(parts) > 3 and parts[2] in {"tree", "blob", "resolve", "raw", "commit"} else None
-    return ModelId("/".join(parts[:2]), revision)
+    return ModelId("/".join(parts[:2]), revision, address.netloc.rpartition("@")[2].lower())
 
 
 def did_you_mean(name: str) -> str:

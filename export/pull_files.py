@@ -23,7 +23,7 @@ from .adapter_config import BESIDE
 from .adapter_config import CONFIG as ADAPTER_CONFIG
 from .hub import HubFile, Repository
 from .tensor_files import INDEX, WEIGHTS
-from .unsupported import EXPORTABLE, plain_repository, refuse_other_models, refuse_quantized
+from .unsupported import EXPORTABLE, plain_repository, refuse_other_models
 
 CONFIG = "config.json"
 CHECKPOINT_SIDE_FILES = (
@@ -35,10 +35,15 @@ PAPERS = re.compile(r"(README|LICEN[CS]E|NOTICE)(\.(md|txt))?", re.IGNORECASE)  
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _SHARD = re.compile(r"\w[\w.-]*\.safetensors", re.ASCII)
 
+MAX_HEADER_BYTES = 100_000_000  # of a safetensors file, as the library has it
+# Ends of names that all encoders of the family have; that of the convolution alone, vision models have, too.
+_ENCODER_TENSORS = ("patch_embed.proj.weight", "time_pos_embed", "freq_pos_embed")
+
 Read = Callable[[HubFile], bytes]  # the content of a small file
+Head = Callable[[HubFile, int], bytes]  # the first bytes of a large one
 
 
-def needed_files(repository: Repository, read: Read) -> tuple[HubFile, ...]:
+def needed_files(repository: Repository, read: Read, head: Head) -> tuple[HubFile, ...]:
     """The files to fetch, small ones first; what decides about the weights is read before any are asked for.
 
     Raises:
@@ -48,10 +53,11 @@ def needed_files(repository: Repository, read: Read) -> tuple[HubFile, ...]:
         AdapterError: the adapter is a part only of what was trained.
     """
     files = repository.files
+    config: dict[str, Any] = {}
     if CONFIG in files:
-        config = _json_object(repository, files[CONFIG], read)
+        config = _json_object(repository, CONFIG, read(files[CONFIG]))
         refuse_other_models(Path(repository.name), config)
-        refuse_quantized(Path(repository.name), config, {}, [repository.name])
+        _refuse_quantized(repository, config)
     papers = [name for name in files if PAPERS.fullmatch(name)]
     if INDEX not in files and WEIGHTS not in files:
         if ADAPTER_CONFIG not in files or ADAPTER_WEIGHTS not in files:
@@ -67,7 +73,13 @@ def needed_files(repository: Repository, read: Read) -> tuple[HubFile, ...]:
         raise CheckpointNotFoundError(f"{repository.name} is not a checkpoint: it holds weights and no {CONFIG}")
     _refuse_by_name(repository)
     side = [*papers, *(name for name in CHECKPOINT_SIDE_FILES if name in files)]
-    weights = (INDEX, *_shards(repository, read)) if INDEX in files else (WEIGHTS,)
+    if INDEX in files:
+        weight_map = _weight_map(repository, read)
+        weights = INDEX, *sorted(set(weight_map.values()))
+        _refuse_strangers(repository, config, weight_map)
+    else:
+        weights = (WEIGHTS,)
+        _refuse_strangers(repository, config, _names_in(repository, files[WEIGHTS], head))
     return tuple(files[name] for name in (*side, *weights))
 
 
@@ -76,12 +88,42 @@ def is_adapter(files: Iterable[HubFile]) -> bool:
     return any(file.name == ADAPTER_WEIGHTS for file in files)
 
 
+def _refuse_quantized(repository: Repository, config: Mapping[str, Any]) -> None:
+    """Refuse what config.json says is quantized."""
+    if quantization := config.get("quantization_config"):
+        method = quantization.get("quant_method", "?") if isinstance(quantization, dict) else quantization
+        raise CheckpointVariantError(
+            f"{repository.name} is a quantized checkpoint (quant_method {method!r}), which cannot be exported; pull "
+            f"{plain_repository([repository.name])}"
+        )
+
+
 def _refuse_by_name(repository: Repository) -> None:
     """Refuse what is called quantized, although its config.json does not say so."""
     plain = plain_repository([repository.name])
     if plain in EXPORTABLE:
         raise CheckpointVariantError(
             f"{repository.name} is a quantized checkpoint by its name, which cannot be exported; pull {plain}"
+        )
+
+
+def _refuse_strangers(repository: Repository, config: Mapping[str, Any], names: Iterable[str]) -> None:
+    """Refuse by the names of its tensors what is no model of the family; the export looks at their shapes, too."""
+    names = tuple(names)
+
+    def has(leaf: str) -> bool:
+        return any(name == leaf or name.endswith(f".{leaf}") for name in names)
+
+    kind = f"model_type {config.get('model_type')!r}, architectures {config.get('architectures')!r}"
+    instead = f"pull one of {', '.join(EXPORTABLE)}"
+    if absent := [leaf for leaf in _ENCODER_TENSORS if not has(leaf)]:
+        raise CheckpointVariantError(
+            f"{repository.name} is no model of the Dasheng family: it has no tensor {absent[0]}, under any prefix "
+            f"({kind}); {instead}"
+        )
+    if has("patch_embed.weight") and not has("embed_tokens.weight"):
+        raise CheckpointVariantError(
+            f"{repository.name} is a DashengTokenizer without a language model, which is not supported; {instead}"
         )
 
 
@@ -102,30 +144,44 @@ def _no_safetensors(repository: Repository) -> CheckpointNotFoundError | Checkpo
     )
 
 
-def _shards(repository: Repository, read: Read) -> list[str]:
-    """The files that the index lists."""
-    index = _json_object(repository, repository.files[INDEX], read)
+def _names_in(repository: Repository, file: HubFile, head: Head) -> Iterable[str]:
+    """Names of the tensors in a safetensors file, of which nothing but the header is read.
+
+    The format: eight bytes for the length of a JSON header, the header, the data.
+    """
+    length = int.from_bytes(head(file, 8), "little")
+    if not 0 < length <= min(file.bytes - 8, MAX_HEADER_BYTES):
+        raise CheckpointFileError(
+            f"{file.name} of {repository.name} is not safetensors: it begins with a length of {length:,} bytes for its "
+            f"header, and the file has {file.bytes:,}; ask its owner"
+        )
+    return _json_object(repository, f"the header of {file.name}", head(file, 8 + length)[8:])
+
+
+def _weight_map(repository: Repository, read: Read) -> dict[str, str]:
+    """The file that the index says each tensor is in."""
+    index = _json_object(repository, INDEX, read(repository.files[INDEX]))
     weight_map = index.get("weight_map")
-    stated = list(weight_map.values()) if isinstance(weight_map, Mapping) else []
+    weight_map = weight_map if isinstance(weight_map, dict) else {}
+    stated = list(weight_map.values())
     if not stated or not all(isinstance(shard, str) and _SHARD.fullmatch(shard) for shard in stated):
         raise CheckpointFileError(
             f"{INDEX} of {repository.name} names {stated[:3]}, expected safetensors files beside it; ask its owner"
         )
-    shards = sorted(set(stated))
-    if absent := [shard for shard in shards if shard not in repository.files]:
+    if absent := [shard for shard in sorted(set(stated)) if shard not in repository.files]:
         raise CheckpointFileError(
             f"{repository.name} lacks {', '.join(absent[:3])}, which its {INDEX} lists; the upload is not complete"
         )
-    return shards
+    return weight_map
 
 
-def _json_object(repository: Repository, file: HubFile, read: Read) -> dict[str, Any]:
+def _json_object(repository: Repository, name: str, text: bytes) -> dict[str, Any]:
     try:
-        content = json.loads(read(file))
+        content = json.loads(text)
     except ValueError as error:
-        raise CheckpointFileError(f"{file.name} of {repository.name} is not JSON: {error}; ask its owner") from error
+        raise CheckpointFileError(f"{name} of {repository.name} is not JSON: {error}; ask its owner") from error
     if not isinstance(content, dict):
         raise CheckpointFileError(
-            f"{file.name} of {repository.name} holds a {type(content).__name__}, expected a JSON object; ask its owner"
+            f"{name} of {repository.name} holds a {type(content).__name__}, expected a JSON object; ask its owner"
         )
     return content

@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 LARGE = (".safetensors", ".bin", ".gguf")  # kept outside git and reached through a redirect, as on the hub
+ENCODER = ("patch_embed.proj.weight", "time_pos_embed", "freq_pos_embed")  # tensors of all encoders of the family
 ERRORS = {
     "gated": (401, {"X-Error-Code": "GatedRepo"}),
     "private": (401, {"X-Error-Message": "Invalid username or password."}),
@@ -26,6 +27,12 @@ ERRORS = {
     "no entry": (404, {"X-Error-Code": "EntryNotFound"}),
     "down": (503, {}),
 }
+
+
+def safetensors(*names: str, data: bytes = b"") -> bytes:
+    """A safetensors file as far as its names go, with any data."""
+    header = json.dumps({name: {} for name in names}).encode()
+    return len(header).to_bytes(8, "little") + header + data
 
 
 @dataclass(frozen=True)
@@ -153,14 +160,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _content(self, file: str, content: bytes, headers: Mapping[str, str] | None = None) -> None:
         content = self.hub.tampered.get(file, content)
-        start = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")) if self.hub.ranges else None
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")) if self.hub.ranges else None
         headers = {**(headers or {}), "Accept-Ranges": "bytes"}
-        if not start:
+        if not asked:
             self._answer(200, content, headers, file)
             return
-        first = int(start[1])
-        headers["Content-Range"] = f"bytes {first}-{len(content) - 1}/{len(content)}"
-        self._answer(206, content[first:], headers, file)
+        first, last = int(asked[1]), int(asked[2] or len(content) - 1)
+        headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
+        self._answer(206, content[first : last + 1], headers, file)
 
     def _error(self, name: str) -> None:
         status, headers = ERRORS[name]
@@ -174,7 +181,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             return
         breaks = self.hub.break_after.get(file)
-        if file in self.hub.stall_after:
+        if len(content) > self.hub.stall_after.get(file, len(content)):
             self.wfile.write(content[: self.hub.stall_after[file]])
             self.wfile.flush()
             self.hub.released.wait()

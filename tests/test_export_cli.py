@@ -54,6 +54,28 @@ def test_options_are_parsed(asked: list[ExportOptions]) -> None:
     ]
 
 
+def test_the_decoders_type_is_taken_in_any_case(asked: list[ExportOptions]) -> None:
+    assert run("model", "--out", "bundle", "--decoder", "q4_k_m").exit_code == 0
+    assert [options.decoder for options in asked] == ["Q4_K_M"]
+
+
+def test_a_printed_path_can_be_typed(asked: list[ExportOptions]) -> None:
+    assert run("model", "--out", "my bundle").stdout.endswith("dasheng-edge verify 'my bundle'\n")
+    assert asked
+
+
+def test_without_a_terminal_no_empty_line_comes(asked: list[ExportOptions], tmp_path: Path) -> None:
+    assert all(run("model", "--out", "bundle").stderr.splitlines())
+    assert asked
+
+
+def test_a_model_of_the_hub_is_pulled_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    stderr = run("mispeech/midashenglm-7b-bf16", "--out", "bundle").stderr
+    assert stderr.startswith("error: cannot open checkpoint mispeech/midashenglm-7b-bf16: found nothing there")
+    assert stderr.endswith("model of the hub, download it with `dasheng-edge pull mispeech/midashenglm-7b-bf16`\n")
+
+
 def test_results_go_to_stdout_and_steps_to_stderr(asked: list[ExportOptions]) -> None:
     result = run("model", "--out", "bundle")
 

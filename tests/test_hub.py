@@ -48,6 +48,26 @@ def test_a_file_comes_from_any_byte_on(start: int, ranges: bool, fake: FakeHub, 
     assert b"".join(hub.blocks(repository, repository.files[FILE], start)) == CONTENT[start:]
 
 
+@pytest.mark.parametrize("size", [1, 8, BLOCK_BYTES + 1, len(CONTENT), len(CONTENT) + 9])
+@pytest.mark.parametrize("ranges", [True, False])
+def test_the_head_of_a_file_is_all_that_is_asked_for(size: int, ranges: bool, fake: FakeHub, hub: Hub) -> None:
+    repository = hub.repository(REPO)
+    fake.ranges = ranges
+    assert hub.head(repository, repository.files[FILE], size) == CONTENT[:size]
+    assert fake.requests[-1].headers["range"] == f"bytes=0-{min(size, len(CONTENT)) - 1}"
+
+
+def test_whoever_waits_is_told_why(fake: FakeHub) -> None:
+    told: list[tuple[str, float]] = []
+    hub = Hub(fake.endpoint, waits_s=(0, 0.01))
+    repository = hub.repository(REPO)
+    fake.tampered = {FILE: CONTENT[:1000]}
+    with pytest.raises(DownloadError):
+        list(hub.blocks(repository, repository.files[FILE], waits=lambda *reason: told.append(reason)))
+    why = f"cannot download {FILE} of {REPO} from {hub.host}: the connection ended at byte 1,000 of 196,615"
+    assert told == [(why, 0), (why, 0.01)]
+
+
 def test_what_the_hub_tells_of_files(fake: FakeHub, hub: Hub) -> None:
     repository = hub.repository(REPO, "main")
     large, small = repository.files[FILE], repository.files["config.json"]

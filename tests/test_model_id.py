@@ -26,7 +26,9 @@ def test_published_names(name: str) -> None:
     [
         (f"https://huggingface.co/{NAME}", None),
         (f" https://huggingface.co/{NAME}/ ", None),
-        (f"http://hf-mirror.com/{NAME}?library=transformers#usage", None),
+        (f"HTTPS://somebody@HuggingFace.co/{NAME}?library=transformers#usage", None),
+        (f"huggingface.co/{NAME}", None),
+        (f"huggingface.co/{NAME}/tree/main", "main"),
         (f"https://huggingface.co/{NAME}/tree/main", "main"),
         (f"https://huggingface.co/{NAME}/tree/refs%2Fpr%2F3", "refs/pr/3"),
         (f"https://huggingface.co/{NAME}/blob/v1/config.json", "v1"),
@@ -35,14 +37,29 @@ def test_published_names(name: str) -> None:
     ],
 )
 def test_addresses(address: str, revision: str | None) -> None:
-    assert parse_model_id(address) == ModelId(NAME, revision)
+    assert parse_model_id(address) == ModelId(NAME, revision, "huggingface.co")
+
+
+@pytest.mark.parametrize(
+    ("address", "host"),
+    [
+        (f"hf.co/{NAME}", "hf.co"),
+        (f"http://hf-mirror.com/{NAME}", "hf-mirror.com"),
+        (f"hf-mirror.com/{NAME}/blob/main/config.json", "hf-mirror.com"),
+        (f"localhost:8080/{NAME}", "localhost:8080"),
+        (f"https://github.com/{NAME}", "github.com"),
+    ],
+)
+def test_an_address_says_its_host(address: str, host: str) -> None:
+    found = parse_model_id(address)
+    assert (found.name, found.host) == (NAME, host)
 
 
 @pytest.mark.parametrize(
     "text",
     ["", "a/b/c", "a b/c", "owner/", "/", "owner/-name", "owner/na--me", "owner/..", "../name", "owner/name.", "ø/name",
      "https://huggingface.co", "https://huggingface.co/mispeech", "https://huggingface.co/datasets/mispeech/clips",
-     "owner/" + 97 * "x", "owner/name@main"],
+     "owner/" + 97 * "x", "owner/name@main", "hf.co/mispeech", 300 * "x", "../a/b"],
 )  # fmt: skip
 def test_what_is_no_name_is_refused(text: str) -> None:
     with pytest.raises(CheckpointNotFoundError, match="cannot pull"):
@@ -52,7 +69,8 @@ def test_what_is_no_name_is_refused(text: str) -> None:
 def test_a_path_is_told_to_be_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "checkpoint").mkdir()
-    for text in ("./x", "/models/x", "~/x", "..\\x", "checkpoint"):
+    (tmp_path / "model.d" / "a" / "b").mkdir(parents=True)
+    for text in ("./x", "/models/x", "~/x", "..\\x", "checkpoint", "model.d/a/b"):
         with pytest.raises(CheckpointNotFoundError, match="it is a path of this machine, which export takes as it is"):
             parse_model_id(text)
 

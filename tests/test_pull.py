@@ -18,7 +18,6 @@ from dasheng_edge.export.pull import LOCK, PullOptions, pull
 from dasheng_edge.runtime.errors import (
     CheckpointNotFoundError,
     DownloadError,
-    OutputExistsError,
     OutputWriteError,
 )
 from tests.hub_server import FakeHub, serve_hub
@@ -70,7 +69,7 @@ class Watched:
     """Progress that is looked at."""
 
     def __init__(self) -> None:
-        self.files = self.total = self.bytes = self.done = 0
+        self.files = self.total = self.bytes = self.done = self.waits = 0
 
     def begin(self, files: int, total_bytes: int) -> None:
         self.files, self.total = files, total_bytes
@@ -80,6 +79,11 @@ class Watched:
 
     def file_done(self) -> None:
         self.done += 1
+
+    def wait(self, reason: str, seconds: float) -> None:
+        assert "Connection broken" in reason or "ended at byte" in reason
+        assert seconds == 0
+        self.waits += 1
 
 
 def test_a_whole_checkpoint_comes_and_opens(fake: FakeHub, hub: Hub, options: PullOptions, published: Path) -> None:
@@ -127,9 +131,11 @@ def test_the_hubs_own_client_brings_the_same(fake: FakeHub, hub: Hub, options: P
 def test_a_break_is_gone_on_with_at_once(fake: FakeHub, options: PullOptions, ranges: bool) -> None:
     fake.ranges = ranges
     fake.break_after = {SHARDS[1]: [2 * BLOCK_BYTES, BLOCK_BYTES if ranges else 3 * BLOCK_BYTES]}
-    report = pull(options, hub=Hub(fake.endpoint, waits_s=(0,)))
+    watched = Watched()
+    report = pull(options, watched, Hub(fake.endpoint, waits_s=(0,)))
 
     open_checkpoint(report.folder)
+    assert watched.waits == 2
     asked = [request.headers.get("range") for request in fake.requests if request.file == SHARDS[1]]
     first, second = f"bytes={2 * BLOCK_BYTES}-", f"bytes={3 * BLOCK_BYTES}-"
     assert asked == [None, None, first, first, second, second]  # of the hub, which sends us on to its storage
@@ -183,40 +189,13 @@ def test_what_is_there_is_not_pulled_again(fake: FakeHub, hub: Hub, options: Pul
     before = pull(options, hub=hub)
     stamps = {path: path.stat().st_mtime_ns for path in before.folder.iterdir()}
     fake.requests.clear()
-    again = pull(options, hub=hub)
+    watched = Watched()
+    again = pull(options, watched, hub)
 
+    assert (watched.bytes, watched.done) == (watched.total, watched.files) == (before.bytes, len(before.files))
     assert (again.fetched_bytes, again.bytes, again.revision) == (0, before.bytes, before.revision)
     assert not set(fake.fetched()) & set(SHARDS)
     assert stamps == {path: path.stat().st_mtime_ns for path in before.folder.iterdir()}
-
-
-def test_a_folder_that_lost_a_file_is_not_called_complete(hub: Hub, options: PullOptions) -> None:
-    (pull(options, hub=hub).folder / SHARDS[2]).unlink()
-    with pytest.raises(OutputExistsError, match=rf"{SHARDS[2]} in it is missing or was changed; remove the folder"):
-        pull(options, hub=hub)
-
-
-def test_nothing_else_is_overwritten(fake: FakeHub, hub: Hub, options: PullOptions) -> None:
-    options.folder.mkdir()
-    with pytest.raises(OutputExistsError, match="holds something that was not pulled, not mispeech/midashenglm-tiny"):
-        pull(options, hub=hub)
-    options.folder.rmdir()
-    pull(options, hub=hub)
-    fake.repositories[REPO]["README.md"] = b"changed"
-    with pytest.raises(OutputExistsError, match=f"holds {REPO} at [0-9a-f]{{40}}, not {REPO} at"):
-        pull(options, hub=hub)
-
-
-@pytest.mark.parametrize("record", [None, {"repo": "other/model", "revision": "0" * 40}])
-def test_a_part_of_something_else_is_not_taken_for_ours(
-    record: dict[str, str] | None, hub: Hub, options: PullOptions
-) -> None:
-    options.partial.mkdir()
-    if record:
-        (options.partial / PULL_RECORD).write_text(json.dumps(record))
-    with pytest.raises(OutputExistsError, match=r"holds a part of (other/model|something that was not pulled), not of"):
-        pull(options, hub=hub)
-    assert options.partial.exists()
 
 
 def test_two_pulls_at_once_do_not_mix(hub: Hub, options: PullOptions, fake: FakeHub) -> None:
@@ -281,16 +260,44 @@ def test_space_is_looked_at_before_the_weights_come(
     fake: FakeHub, hub: Hub, options: PullOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
-    with pytest.raises(OutputWriteError, match=r"model needs 0\.0 GB more, and 0\.0 GB are free on the disk of"):
+    with pytest.raises(OutputWriteError, match=r"model needs \d\.\d MB more, and 1\.0 kB are free on the disk of"):
         pull(options, hub=hub)
     assert fake.fetched() == ["config.json", INDEX]
     assert not options.partial.exists()
 
 
-def test_a_place_that_cannot_be_written_to_is_named(hub: Hub, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(OutputWriteError, match=r"cannot write .*/file.*Not a directory; free some space or choose"):
-        pull(PullOptions(REPO, out=tmp_path / "file" / "model"), hub=hub)
+def test_what_must_be_fetched_again_is_no_space_that_is_saved(
+    fake: FakeHub, hub: Hub, options: PullOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake.break_after = {SHARDS[2]: [BLOCK_BYTES]}
+    with pytest.raises(DownloadError):
+        pull(options, hub=hub)
+    left = options.partial / f"{SHARDS[2]}.of another revision.incomplete"
+    left.touch()
+    content = fake.repositories[REPO][SHARDS[0]]
+    fake.repositories[REPO][SHARDS[0]] = content[:-1] + bytes([content[-1] ^ 1])
+    fake.requests.clear()
+    free = len(fake.repositories[REPO][SHARDS[2]]) + 1000  # for the third, and not for the changed one beside it
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free))
+    with pytest.raises(OutputWriteError, match="are free on the disk of"):
+        pull(options, hub=hub)
+    assert not set(fake.fetched()) & set(SHARDS)
+    assert not left.exists()
+    assert not (options.partial / SHARDS[0]).exists()
+    assert (options.partial / SHARDS[1]).exists()
+
+
+@pytest.mark.parametrize("address", ["https://github.com/", "http://modelscope.cn/models/"])
+def test_an_address_elsewhere_is_not_taken_for_one_here(
+    address: str, fake: FakeHub, hub: Hub, options: PullOptions
+) -> None:
+    host = address.split("/")[2]
+    expected = rf"models come from {hub.host}, not from {host}; .* set HF_ENDPOINT=https://{host}$"
+    with pytest.raises(CheckpointNotFoundError, match=expected):
+        pull(PullOptions(address + REPO, out=options.out), hub=hub)
+    assert not fake.requests
+    for here in ("hf.co", "https://huggingface.co", hub.host, fake.endpoint):
+        assert pull(PullOptions(f"{here}/{REPO}", out=options.out), hub=hub).repo == REPO
 
 
 def test_a_full_disk_keeps_what_came(hub: Hub, options: PullOptions, monkeypatch: pytest.MonkeyPatch) -> None:

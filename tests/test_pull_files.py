@@ -16,12 +16,22 @@ from dasheng_edge.runtime.errors import (
     CheckpointNotFoundError,
     CheckpointVariantError,
 )
+from tests.hub_server import ENCODER as TENSORS
+from tests.hub_server import safetensors
 
 pytestmark = pytest.mark.torch
 
 INDEX, WEIGHTS = "model.safetensors.index.json", "model.safetensors"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-PLAIN = {CONFIG: "{}", WEIGHTS: ""}
+
+
+def weights(*names: str) -> str:
+    """A safetensors file with tensors of these names."""
+    return safetensors(*names).decode("latin-1")
+
+
+ENCODER = weights(*(f"encoder.{name}" for name in TENSORS))
+PLAIN = {CONFIG: "{}", WEIGHTS: ENCODER}
 
 
 def needed(files: dict[str, str], name: str = "owner/model") -> list[str]:
@@ -31,14 +41,19 @@ def needed(files: dict[str, str], name: str = "owner/model") -> list[str]:
         assert file.name in {CONFIG, INDEX}
         return files[file.name].encode()
 
+    def head(file: HubFile, size: int) -> bytes:
+        assert file.name == WEIGHTS
+        return files[file.name].encode("latin-1")[:size]
+
     listed = {file: HubFile(file, len(text), None, None) for file, text in files.items()}
-    chosen = needed_files(Repository(name, 40 * "0", listed), read)
+    chosen = needed_files(Repository(name, 40 * "0", listed), read, head)
     assert is_adapter(chosen) == (ADAPTER_WEIGHTS in [file.name for file in chosen])
     return [file.name for file in chosen]
 
 
 def index(*shards: object) -> str:
-    return json.dumps({"weight_map": {f"tensor.{i}": shard for i, shard in enumerate(shards)}})
+    names = [f"encoder.{name}" for name in TENSORS]
+    return json.dumps({"weight_map": {name: shards[i % len(shards)] for i, name in enumerate(names) if shards}})
 
 
 SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
@@ -77,7 +92,7 @@ def test_all_that_is_needed_and_nothing_else(kind: str, side: set[str], papers: 
 
 
 def test_weights_come_last() -> None:
-    fetched = needed({WEIGHTS: "", "README.md": "", CONFIG: "{}", "tokenizer.json": ""})
+    fetched = needed({WEIGHTS: ENCODER, "README.md": "", CONFIG: "{}", "tokenizer.json": ""})
     assert fetched[-1] == WEIGHTS
 
 
@@ -92,8 +107,9 @@ def test_weights_come_last() -> None:
 )
 def test_quantized_repositories_are_refused(name: str, quantization: dict[str, str] | None, instead: str) -> None:
     config = {"quantization_config": quantization} if quantization else {}
-    with pytest.raises(CheckpointVariantError, match=f"{name} is a quantized checkpoint .*(export|pull) {instead}"):
+    with pytest.raises(CheckpointVariantError, match=f"{name} is a quantized checkpoint .*; pull {instead}") as caught:
         needed({CONFIG: json.dumps(config), WEIGHTS: ""}, name)
+    assert "--encoder" not in str(caught.value)
 
 
 def test_quantized_weights_under_another_name_are_still_refused_as_quantized() -> None:
@@ -105,6 +121,47 @@ def test_quantized_weights_under_another_name_are_still_refused_as_quantized() -
 def test_a_model_that_generates_audio_is_refused() -> None:
     with pytest.raises(CheckpointVariantError, match="MiDashengLM-Gen"):
         needed({CONFIG: json.dumps({"model_type": "midashenglm_gen"}), WEIGHTS: ""})
+
+
+@pytest.mark.parametrize(
+    ("names", "lacks"),
+    [
+        (["embeddings.word_embeddings.weight"], TENSORS[0]),
+        (["thinker.visual.patch_embed.proj.weight", "thinker.model.embed_tokens.weight"], TENSORS[1]),
+        ([f"x{name}" for name in TENSORS], TENSORS[0]),
+        ([], TENSORS[0]),
+    ],
+)
+@pytest.mark.parametrize("shards", [False, True])
+def test_another_model_is_refused_before_its_weights_come(names: list[str], lacks: str, shards: bool) -> None:
+    config = json.dumps({"model_type": "bert", "architectures": ["BertModel"]})
+    stored = {WEIGHTS: weights(*names)}
+    if shards:
+        weight_map = dict.fromkeys(names or ["bias"], SHARDS[0])
+        stored = {INDEX: json.dumps({"weight_map": weight_map}), SHARDS[0]: ""}
+    expected = rf"no model of the Dasheng family: it has no tensor {lacks},.*'bert', .*'BertModel'.*; pull one of mi"
+    with pytest.raises(CheckpointVariantError, match=expected):
+        needed({CONFIG: config, **stored})
+
+
+def test_a_tokenizer_without_a_language_model_is_refused() -> None:
+    names = [*TENSORS, "acoustic.patch_embed.weight"]
+    with pytest.raises(CheckpointVariantError, match="DashengTokenizer without a language model"):
+        needed({CONFIG: "{}", WEIGHTS: weights(*names)})
+    assert needed({CONFIG: "{}", WEIGHTS: weights(*names, "model.embed_tokens.weight")}) == [CONFIG, WEIGHTS]
+
+
+@pytest.mark.parametrize("content", ["", "1234567", 8 * "\0" + "{}", "\x03" + 7 * "\0" + "{}", "<html>" + 99 * " "])
+def test_weights_that_are_not_safetensors(content: str) -> None:
+    with pytest.raises(CheckpointFileError, match=r"model\.safetensors of owner/model is not safetensors: it begins"):
+        needed({CONFIG: "{}", WEIGHTS: content})
+
+
+@pytest.mark.parametrize(("header", "message"), [("{,", "is not JSON"), ("[]", "holds a list")])
+def test_weights_with_a_broken_header(header: str, message: str) -> None:
+    content = "\x02" + 7 * "\0" + header
+    with pytest.raises(CheckpointFileError, match=rf"the header of model\.safetensors of owner/model {message}"):
+        needed({CONFIG: "{}", WEIGHTS: content})
 
 
 def test_ggufs_are_refused_with_what_they_were_made_from() -> None:
