@@ -6,7 +6,7 @@ import mmap
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def path(tmp_path: Path) -> Path:
 
 
 @contextmanager
-def mapped(path: Path, offset: int = 0) -> Iterator[mmap.mmap]:
+def mapped(path: Path, offset: int = 0) -> Generator[mmap.mmap]:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, mmap.MAP_SHARED, mmap.PROT_READ, offset=offset) as pages:
         yield pages
 
