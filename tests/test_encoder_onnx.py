@@ -144,6 +144,7 @@ def assert_clean(path: Path) -> None:
         assert trace.encode() not in content, trace
 
 
+@pytest.mark.slow
 def test_the_same_weights_give_the_same_file(
     encoders: dict[Variant, Path], all_merged: dict[Variant, WatchedTensors], tmp_path: Path
 ) -> None:
@@ -152,6 +153,7 @@ def test_the_same_weights_give_the_same_file(
     assert (tmp_path / ENCODER).read_bytes() == encoders["midashenglm"].read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_many_weights_go_beside_the_graph_one_by_one(
     variant: Variant,

@@ -230,7 +230,9 @@ def test_control_tokens_of_the_template_have_the_same_ids(text: str, tiny_tokeni
     assert list(decoder.tokenize(text, parse_special=True)) == tokenizer.encode(text, add_special_tokens=False).ids
 
 
-ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
+# Without surrogates, and without characters that are newer than the tables of the two libraries, which are of
+# different years: a letter of Unicode 16 is one to llama.cpp only.
+ANY_TEXT = st.text(st.characters(exclude_categories=["Cs", "Cn"]), max_size=60)
 
 
 @given(ANY_TEXT)

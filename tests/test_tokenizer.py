@@ -232,6 +232,7 @@ def test_what_llama_cpp_takes_for_control_tokens_is_stated_so(text: str, checkpo
     assert read_vocabulary(checkpoint, ROWS).types[400] == TokenType.CONTROL
 
 
+@pytest.mark.slow
 @needs_qwen
 def test_the_real_ends_are_llama_cpps(tmp_path: Path) -> None:
     for file in QWEN.glob("*.json"):

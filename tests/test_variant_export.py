@@ -29,7 +29,11 @@ def exported(checkpoint: Path, decoder: DecoderType = "F32", adapters: tuple[Pat
     return report
 
 
-@pytest.mark.parametrize(("decoder", "adapted"), [("F32", True), ("Q8_0", False)], ids=["adapted", "quantized"])
+@pytest.mark.parametrize(
+    ("decoder", "adapted"),
+    [pytest.param("F32", True, marks=pytest.mark.slow), ("Q8_0", False)],
+    ids=["adapted", "quantized"],
+)
 def test_a_model_with_two_branches_and_a_tied_qwen3_decoder(
     decoder: DecoderType, adapted: bool, tmp_path: Path
 ) -> None:
@@ -53,7 +57,7 @@ def test_a_model_with_two_branches_and_a_tied_qwen3_decoder(
     assert caption.audio_tokens == manifest.front_end.tokens_of(len(TONE))
 
 
-@pytest.mark.parametrize("original", [False, True], ids=["hub", "original"])
+@pytest.mark.parametrize("original", [pytest.param(False, marks=pytest.mark.slow), True], ids=["hub", "original"])
 def test_an_encoder_alone(original: bool, tmp_path: Path) -> None:
     if original:
         checkpoint = write_tiny_dasheng_torch(tmp_path / "dasheng_tiny.pt")
@@ -74,6 +78,7 @@ def test_an_encoder_alone(original: bool, tmp_path: Path) -> None:
         Captioner.open(report.bundle.folder)
 
 
+@pytest.mark.slow
 def test_prompt_defaults_can_be_chosen(tiny_checkpoint: Path, tmp_path: Path) -> None:
     overrides = PromptOverrides(prompt="Which bird?", system="Be brief.", audio_first=False)
     report = export_bundle(ExportOptions(tiny_checkpoint, tmp_path / "bundle", overrides=overrides))
