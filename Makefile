@@ -92,7 +92,7 @@ demo: $(STAMP_READY) build/micro  ## caption the evaluation clips with the expor
 	@$(BIN)/python -m benchmarks.demo build/micro
 
 .PHONY: test
-test: $(STAMP_READY) build/micro  ## the fast tests (under two minutes)
+test: $(STAMP_READY) build/micro  ## the fast tests (under three minutes on two cores)
 	@$(BIN)/python -m pytest
 
 .PHONY: test-all

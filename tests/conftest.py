@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,12 @@ import pytest
 from dasheng_edge.runtime.captioner import Captioner
 
 NEED_TORCH = {"tiny_checkpoint", "tiny_bundle", "bundle_copy", "captioner"}
+
+
+def pytest_configure() -> None:
+    """A shell lets its background jobs ignore Ctrl-C, and so would every program that a test starts and interrupts."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
