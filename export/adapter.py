@@ -21,7 +21,7 @@ from torch import Tensor
 from dasheng_edge.runtime.bundle import sha256_of
 from dasheng_edge.runtime.errors import AdapterError
 
-from .adapter_config import Matcher, check_folder, read_config, read_origin, telling_name
+from .adapter_config import Matcher, adapter_origin, check_folder, read_config, telling_name
 from .checkpoint import Checkpoint, Origin
 from .lora import Adapted, LowRank, Stored
 from .tensor_files import Source, equal_tensors, row_blocks, tensors_in
@@ -178,7 +178,7 @@ def open_adapter(folder: str | Path, checkpoint: Checkpoint) -> Adapter:
         raise AdapterError(f"{folder / WEIGHTS} holds no tensor, expected lora_A and lora_B matrices")
     order = {name: position for position, name in enumerate((*checkpoint.sources, HEAD))}  # peft merges in this order
     low_rank = dict(sorted(low_rank.items(), key=lambda item: order[item[0]]))
-    origin = read_origin(folder)
+    origin = adapter_origin(folder)
     return Adapter(
         telling_name(folder, origin), sha256_of(folder / WEIGHTS), low_rank, loaded, replaced,
         facts.ensure_weight_tying, facts.base_model_name_or_path, origin,

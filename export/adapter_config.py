@@ -15,8 +15,8 @@ from typing import Any
 
 from dasheng_edge.runtime.errors import AdapterError, CheckpointFileError
 
-from .checkpoint import PULL_RECORD, Origin
-from .model_config import LoraFacts, PullRecord, checked, read_json
+from .checkpoint import Origin, read_origin
+from .model_config import LoraFacts, checked
 
 CONFIG = "adapter_config.json"
 BESIDE = "vit.safetensors"  # ms-swift, "lora_llm": LoRA for the language model, all of the encoder
@@ -106,20 +106,16 @@ def read_config(folder: Path) -> LoraFacts:
         raise AdapterError(str(error)) from error
 
 
-def read_origin(folder: Path) -> Origin | None:
+def adapter_origin(folder: Path) -> Origin | None:
     """Where an adapter was pulled from, if it was.
 
     Raises:
         AdapterError: the record of that is broken.
     """
-    path = folder / PULL_RECORD
-    if not path.is_file():
-        return None
     try:
-        record = checked(PullRecord, str(path), read_json(path), "remove it, or pull the adapter again")
+        return read_origin(folder)
     except CheckpointFileError as error:
         raise AdapterError(str(error)) from error
-    return Origin(record.repo, record.revision)
 
 
 def telling_name(folder: Path, origin: Origin | None) -> str:

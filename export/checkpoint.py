@@ -100,7 +100,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """
     stored = _read(Path(path))
     path, folder, config = stored.path, stored.folder, stored.config
-    origin = _origin(folder)
+    origin = read_origin(folder)
     refuse_other_models(path, config)
     refuse_quantized(path, config, stored.tensors, _names(path, config, origin))
     layout = find_layout(path, config, stored.tensors)
@@ -187,11 +187,16 @@ def _check_shapes(
             raise CheckpointVariantError(f"{where}: {known_as} has shape {sources[name].shape}, expected {shape}")
 
 
-def _origin(folder: Path) -> Origin | None:
+def read_origin(folder: Path) -> Origin | None:
+    """Where a checkpoint or an adapter was pulled from, if it was.
+
+    Raises:
+        CheckpointFileError: the record of that is broken.
+    """
     path = folder / PULL_RECORD
     if not path.is_file():
         return None
-    record = checked(PullRecord, str(path), read_json(path), "remove it, or pull the checkpoint again")
+    record = checked(PullRecord, str(path), read_json(path), "remove it, or pull again what is beside it")
     return Origin(record.repo, record.revision)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from dasheng_edge.runtime.captioner import Captioner
 
-NEED_TORCH = {"tiny_checkpoint", "tiny_bundle", "bundle_copy", "captioner"}
+NEED_TORCH = {"tiny_checkpoint", "tiny_adapter", "tiny_bundle", "bundle_copy", "captioner"}
 
 
 def pytest_configure() -> None:
@@ -32,6 +32,13 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny_checkpoint import write_tiny_checkpoint
 
     return write_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "checkpoint")
+
+
+@pytest.fixture(scope="session")
+def tiny_adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.tiny_checkpoint import write_tiny_adapter
+
+    return write_tiny_adapter(tmp_path_factory.mktemp("adapter") / "tiny")
 
 
 @pytest.fixture(scope="session")

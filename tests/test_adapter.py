@@ -33,11 +33,6 @@ def checkpoint(tiny_checkpoint: Path) -> Checkpoint:
     return open_checkpoint(tiny_checkpoint)
 
 
-@pytest.fixture(scope="module")
-def tiny_adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_adapter(tmp_path_factory.mktemp("adapter") / "tiny")
-
-
 @pytest.fixture
 def adapter(tiny_adapter: Path, tmp_path: Path) -> Path:
     """A copy that a test may damage."""

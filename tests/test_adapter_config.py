@@ -12,7 +12,6 @@ from dasheng_edge.export.adapter import open_adapter
 from dasheng_edge.export.checkpoint import PULL_RECORD, Checkpoint, open_checkpoint
 from dasheng_edge.runtime.errors import AdapterError
 from tests.adapter_files import change_config
-from tests.tiny_checkpoint import write_tiny_adapter
 
 pytestmark = pytest.mark.torch
 
@@ -23,11 +22,6 @@ LEAVES = ["qkv", "attn.proj", "net.0", "net.2", "gate_proj", "up_proj", "down_pr
 @pytest.fixture(scope="module")
 def checkpoint(tiny_checkpoint: Path) -> Checkpoint:
     return open_checkpoint(tiny_checkpoint)
-
-
-@pytest.fixture(scope="module")
-def tiny_adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_adapter(tmp_path_factory.mktemp("adapter") / "tiny")
 
 
 @pytest.fixture
@@ -217,5 +211,5 @@ def test_an_adapter_keeps_where_it_was_pulled_from(checkpoint: Checkpoint, adapt
     assert opened.name == "birds"
     assert opened.provenance == f"someone/birds@{'0' * 40} {opened.sha256}"
     record.write_text('{"repo": "someone/birds"}')
-    with pytest.raises(AdapterError, match=r"dasheng-edge\.json: revision is missing; remove it, or pull the adapter"):
+    with pytest.raises(AdapterError, match=r"dasheng-edge\.json: revision is missing; remove it, or pull again"):
         open_adapter(adapter, checkpoint)

@@ -24,7 +24,6 @@ from dasheng_edge.export.adapter import MergedTensors
 from dasheng_edge.export.checkpoint import open_checkpoint
 from dasheng_edge.export.dasheng import LogMel, mel_filterbank
 from dasheng_edge.export.decoder_gguf import COPIED, write_gguf
-from dasheng_edge.export.gguf_metadata import add_vocabulary
 from dasheng_edge.export.options import DecoderType
 from dasheng_edge.export.quantizer import quantize
 from dasheng_edge.export.reference import load_encoder, load_projector
@@ -37,6 +36,7 @@ from dasheng_edge.runtime.encoder import Encoder, Projector
 from dasheng_edge.runtime.front_end import Features, FrontEndSpec
 from dasheng_edge.runtime.verify import relative_rms
 from tests.tiny_checkpoint import CONTROL_TOKENS
+from tests.vocabulary_decoder import vocabulary_decoder
 
 pytestmark = pytest.mark.torch
 
@@ -247,27 +247,11 @@ def test_tokenizers_agree_on_any_text(tiny_tokenizers: Any, text: str) -> None:
 @pytest.fixture(scope="module")
 def qwen_tokenizers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Decoder, Tokenizer]]:
     """Qwen2.5-Omni's vocabulary in a GGUF without tensors, and in the Hugging Face library."""
-    import gguf
-    import llama_cpp
-
     folder = tmp_path_factory.mktemp("qwen")
     for file in QWEN.glob("*.json"):
         (folder / file.name).symlink_to(file)
     (folder / "chat_template.jinja").write_text("{{ messages }}", encoding="utf-8")
-    writer = gguf.GGUFWriter(folder / "vocabulary.gguf", "qwen2")
-    add_vocabulary(writer, read_vocabulary(folder, 152_064))
-    sizes = {"context_length": 256, "embedding_length": 256, "feed_forward_length": 256, "block_count": 1}
-    for name, size in {**sizes, "attention.head_count": 1, "attention.head_count_kv": 1}.items():
-        writer.add_uint32(f"qwen2.{name}", size)
-    writer.add_layer_norm_rms_eps(1e-6)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    writer.close()
-    parameters = llama_cpp.llama_model_default_params()
-    parameters.vocab_only = True
-    model = llama_cpp.llama_model_load_from_file(str(folder / "vocabulary.gguf").encode(), parameters)
-    decoder = Decoder(model, n_ctx=256, n_threads=1, device="cpu")
+    decoder = vocabulary_decoder(read_vocabulary(folder, 152_064), folder / "vocabulary.gguf")
     yield decoder, Tokenizer.from_file(str(folder / "tokenizer.json"))
     decoder.close()
 

@@ -8,15 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gguf
 import pytest
 from gguf import TokenType
 
-from dasheng_edge.export.gguf_metadata import add_vocabulary
 from dasheng_edge.export.tokenizer import ENDS_BY_TEXT, Vocabulary, read_vocabulary
-from dasheng_edge.runtime.decoder import Decoder
 from dasheng_edge.runtime.errors import CheckpointFileError, CheckpointVariantError
 from tests.tiny_checkpoint import CHAT_TEMPLATE, CONTROL_TOKENS, ROWS
+from tests.vocabulary_decoder import vocabulary_decoder
 
 pytestmark = pytest.mark.torch
 
@@ -160,23 +158,7 @@ def test_a_chat_template_that_is_no_text_is_refused(checkpoint: Path) -> None:
 
 def ends_in_llama_cpp(vocabulary: Vocabulary, path: Path) -> set[int]:
     """Ids at which llama.cpp ends generation, when it has read this vocabulary from a GGUF without tensors."""
-    import llama_cpp
-
-    writer = gguf.GGUFWriter(path, "qwen2")
-    add_vocabulary(writer, vocabulary)
-    sizes = {"context_length": 256, "embedding_length": 256, "feed_forward_length": 256, "block_count": 1}
-    for name, size in {**sizes, "attention.head_count": 1, "attention.head_count_kv": 1}.items():
-        writer.add_uint32(f"qwen2.{name}", size)
-    writer.add_layer_norm_rms_eps(1e-6)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    writer.close()
-    parameters = llama_cpp.llama_model_default_params()
-    parameters.vocab_only = True
-    decoder = Decoder(
-        llama_cpp.llama_model_load_from_file(str(path).encode(), parameters), n_ctx=8, n_threads=1, device="cpu"
-    )
+    decoder = vocabulary_decoder(vocabulary, path)
     try:
         return {token for token in range(decoder.n_vocab) if decoder.is_end(token)}
     finally:
