@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from dasheng_edge.quant.decoder_types import DECODER_TOLERANCES, token_margin
+from dasheng_edge.quant.quantizer import quantize
 from dasheng_edge.runtime.bundle import (
     DECODER,
     ENCODER,
@@ -46,9 +48,8 @@ from .model_card import model_card
 from .options import ExportOptions
 from .progress import NoProgress, Progress, StepReport
 from .prompt_facts import golden_prompt, prompt_facts
-from .quantizer import quantize
 from .tokenizer import Vocabulary, read_vocabulary
-from .tolerances import DECODER_TOLERANCES, check_prompt, check_tensors, golden_logits_error, token_margin
+from .tolerances import check_prompt, check_tensors, golden_logits_error
 from .variants import assumptions
 
 LIBRARIES = ("torch", "transformers", "onnx", "onnxscript", "gguf", "llama-cpp-python")

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
+from dasheng_edge.quant.decoder_types import PlainType
 from dasheng_edge.runtime.errors import MissingExtraError
 
-from .options import DecoderType, EncoderPrecision, ExportOptions, PromptOverrides
+from .options import EncoderPrecision, ExportOptions, PromptOverrides
 
 if TYPE_CHECKING:
     from .bundle_export import ExportReport
@@ -44,11 +45,11 @@ def export(
     ] = None,
     encoder: Annotated[EncoderPrecision, typer.Option(help="Precision of the audio encoder.")] = "fp32",
     decoder: Annotated[
-        DecoderType,
+        PlainType,
         typer.Option(
             metavar="TYPE",
             case_sensitive=False,
-            help=f"llama.cpp's file type of the decoder: {', '.join(get_args(DecoderType))}.",
+            help=f"llama.cpp's file type of the decoder: {', '.join(get_args(PlainType))}.",
         ),
     ] = "F16",
     prompt: Annotated[

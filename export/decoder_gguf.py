@@ -18,15 +18,15 @@ import torch
 from gguf import GGMLQuantizationType
 from torch import Tensor
 
+from dasheng_edge.quant.decoder_types import PlainType
+from dasheng_edge.quant.gguf_file import gguf_tensors
+from dasheng_edge.quant.quantizer import FILE_TYPES
 from dasheng_edge.runtime.bundle import Sampling
 from dasheng_edge.runtime.errors import ExportError
 
 from .adapter import EMBEDDING, HEAD, MergedTensors
-from .gguf_file import gguf_tensors
 from .gguf_metadata import PREFIX, add_metadata, add_vocabulary
 from .model_sizes import DecoderSpec
-from .options import DecoderType
-from .quantizer import FILE_TYPES
 from .tensor_files import row_blocks
 from .tokenizer import Vocabulary
 
@@ -36,7 +36,7 @@ COPIED: Mapping[str, GGMLQuantizationType] = {  # written here; the others by ll
     "F16": GGMLQuantizationType.F16,
     "BF16": GGMLQuantizationType.BF16,
 }
-WrittenType = DecoderType | Literal["exact"]  # the last: each tensor in a type that holds it exactly
+WrittenType = PlainType | Literal["exact"]  # the last: each tensor in a type that holds it exactly
 BLOCK_BYTES = 64 << 20  # of float32: how much of a tensor is in memory at a time, twice
 SUPER_BLOCK = 256  # values that a K-quant or IQ4_XS block holds
 F16_LIMIT = 65520  # the smallest value that rounds to infinity
@@ -69,15 +69,15 @@ def tensor_count(merged: MergedTensors) -> int:
     return len(merged.names(PREFIX))
 
 
-def intermediate_type(merged: MergedTensors, kind: DecoderType) -> WrittenType:
+def intermediate_type(merged: MergedTensors, kind: PlainType) -> WrittenType:
     """What `write_gguf` must write first: the file itself, or what the quantizer is fed with, which is exact."""
     if kind in COPIED:
         return kind
     types = _stored_types(merged, "exact")
     exact = {stored for name, stored in types.items() if len(merged.shape(name)) > 1}
-    for whole in get_args(DecoderType):
+    for whole in get_args(PlainType):
         if whole in COPIED and exact == {COPIED[whole]}:
-            return cast("DecoderType", whole)
+            return cast("PlainType", whole)
     return "exact"
 
 
@@ -86,7 +86,7 @@ def stored_bytes(merged: MergedTensors, kind: WrittenType) -> int:
     return sum(_bytes(merged.shape(name), stored) for name, stored in _stored_types(merged, kind).items())
 
 
-def needed_bytes(merged: MergedTensors, kind: DecoderType) -> int:
+def needed_bytes(merged: MergedTensors, kind: PlainType) -> int:
     """Free space that the decoder takes while it is made, at most: the file, and the one that the quantizer reads."""
     first = stored_bytes(merged, intermediate_type(merged, kind)) + VOCABULARY_BYTES
     if kind in COPIED:
@@ -140,7 +140,7 @@ def write_gguf(
         writer.close()
 
 
-def measure(path: Path, merged: MergedTensors, kind: DecoderType, advance: Advance = lambda _: None) -> DecoderReport:
+def measure(path: Path, merged: MergedTensors, kind: PlainType, advance: Advance = lambda _: None) -> DecoderReport:
     """Compare what the file holds, dequantized, with the merged tensors, on rows spread over each tensor.
 
     Matrices and vectors apart: norms and biases are exact, and their power would make the error look small.
@@ -235,7 +235,7 @@ def _encode(
     return block.to(torch.float16).numpy()
 
 
-def _falls_back(shape: tuple[int, ...], kind: DecoderType) -> bool:
+def _falls_back(shape: tuple[int, ...], kind: PlainType) -> bool:
     block = SUPER_BLOCK if "_K" in kind or kind == "IQ4_XS" else 32
     return len(shape) == 2 and shape[1] % block != 0
 

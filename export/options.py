@@ -6,14 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-# llama.cpp's file types that need no importance matrix, best first.
-DecoderType = Literal[
-    "F32", "BF16", "F16",
-    "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0",
-    "Q4_K_M", "Q4_K_S", "IQ4_NL", "IQ4_XS", "Q4_1", "Q4_0",
-    "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K",
-]  # fmt: skip
-EncoderPrecision = Literal["fp32"]
+from dasheng_edge.quant.decoder_types import PlainType
+
+EncoderPrecision = Literal["fp32"]  # `dasheng-edge quantize` makes the others
 
 
 @dataclass(frozen=True)
@@ -33,6 +28,6 @@ class ExportOptions:
     out: Path
     adapters: tuple[Path, ...] = ()
     encoder: EncoderPrecision = "fp32"
-    decoder: DecoderType = "F16"
+    decoder: PlainType = "F16"
     overwrite: bool = False
     overrides: PromptOverrides = PromptOverrides()

@@ -1,16 +1,17 @@
-"""How far a decoder may be from its source, by type, and the checks of a written one against it."""
+"""Checks of a decoder that was just written against what it was made from."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from dasheng_edge.quant.decoder_types import WORST_MATRIX, DecoderTolerance
+from dasheng_edge.quant.gguf_file import tensor_bytes
 from dasheng_edge.runtime.bundle import DECODER, PromptFacts
 from dasheng_edge.runtime.decoder import Decoder
 from dasheng_edge.runtime.errors import ExportError, PromptError
@@ -18,51 +19,8 @@ from dasheng_edge.runtime.prompt import Audio, PromptBuilder
 from dasheng_edge.runtime.verify import relative_rms
 
 from .decoder_gguf import DecoderReport
-from .gguf_file import tensor_bytes
-from .options import DecoderType
 from .reference_decoder import AUDIO_MARK
 from .residency import few_mapped_pages
-
-
-@dataclass(frozen=True)
-class DecoderTolerance:
-    """What a decoder type may cost, as RMS of the difference over RMS of the reference."""
-
-    weights: float  # over all matrices; one alone may cost WORST_MATRIX times that
-    logits: float
-
-
-# Measured on two models: a tiny one with random weights, and the trained micro model (bfloat16), each with and
-# without an adapter, three clips each; the largest values, for BF16, F16, Q8_0, Q6_K, Q5, Q4, Q3_K and Q2_K:
-#   weights, random   1.7e-3  2.1e-4  0.0053  0.018  0.042  0.085  0.15  0.29   tolerance: 1.5 times that
-#   weights, trained  1.0e-3  1.3e-4  0.0050  0.017  0.032  0.062  0.11  0.19   (some in finer types)
-#   worst matrix      1.7e-3  2.1e-4  0.0055  0.018  0.044  0.088  0.15  0.30   tolerance: 2.2 times that
-#   logits, random    0.0085  0.0021  0.025   0.064  0.15   0.29   0.58  0.79   tolerance: 1.7 to 2.4; last 1.2, 1.01
-#   logits, trained   0.0014  5e-4    0.014   0.029  0.046  0.20   0.13  0.16   tolerance: 2.5 (Q4) to 14 times
-# Logits that are zero lose 1 and unrelated ones 1.4, so no tolerance may come near; it is why random weights have
-# almost no room in Q2_K.
-DECODER_TOLERANCES: Mapping[DecoderType, DecoderTolerance] = {
-    "F32": DecoderTolerance(1e-7, 1e-3),
-    "BF16": DecoderTolerance(2.5e-3, 0.02),
-    "F16": DecoderTolerance(3.2e-4, 0.005),
-    "Q8_0": DecoderTolerance(0.008, 0.05),
-    "Q6_K": DecoderTolerance(0.027, 0.15),
-    **dict.fromkeys(("Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0"), DecoderTolerance(0.065, 0.3)),
-    **dict.fromkeys(("Q4_K_M", "Q4_K_S", "IQ4_NL", "IQ4_XS", "Q4_1", "Q4_0"), DecoderTolerance(0.13, 0.5)),
-    **dict.fromkeys(("Q3_K_L", "Q3_K_M", "Q3_K_S"), DecoderTolerance(0.23, 0.7)),
-    "Q2_K": DecoderTolerance(0.45, 0.8),
-}
-WORST_MATRIX = 1.5  # times the tolerance of all, which is 0.68 for Q2_K: one of zeros costs 1
-# A token may differ where the reference's preference is within what the logits' tolerance explains: four
-# standard deviations of a logit's error, which covers 16 tokens of three clips. At most two of the logits
-# themselves, so that this says something for coarse types, too; 0.99 is the largest seen (random model, Q2_K).
-TOKEN_MARGIN_DEVIATIONS, LARGEST_TOKEN_MARGIN = 4.0, 2.0
-
-
-def token_margin(logits_std: float, kind: DecoderType) -> float:
-    """Largest preference of the reference that a type may overturn, in logits."""
-    deviations = min(TOKEN_MARGIN_DEVIATIONS * DECODER_TOLERANCES[kind].logits, LARGEST_TOKEN_MARGIN)
-    return float(f"{deviations * logits_std:.3g}")
 
 
 def check_tensors(report: DecoderReport, limits: DecoderTolerance) -> None:

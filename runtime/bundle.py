@@ -23,17 +23,20 @@ from .errors import (
 )
 from .front_end import FrontEndSpec
 
-SCHEMA_VERSION = 2  # the newest that this version reads
+SCHEMA_VERSION = 3  # the newest that this version reads
 MANIFEST = "manifest.json"
 FRONT_END = "front_end.onnx"
 ENCODER = "encoder.onnx"
 PROJECTOR = "projector.onnx"
 DECODER = "decoder.gguf"
 GOLDEN = "golden.npz"
+# The same graphs in float16, which a bundle may hold beside those for the CPU, and whose weights they share.
+CUDA_GRAPHS: Mapping[str, str] = {ENCODER: "encoder.cuda.onnx", PROJECTOR: "projector.cuda.onnx"}
 MODEL_CARD = "README.md"  # beside the files that the manifest lists: people may edit it
 # What a model consists of, told by its tensors: MiDashengLM with the Dasheng encoder (7B, micro) or with
 # DashengTokenizer's two branches (0.6B), or a Dasheng encoder alone.
 Variant: TypeAlias = Literal["midashenglm", "midashenglm-tokenizer", "dasheng"]
+KvType: TypeAlias = Literal["f16", "q8_0", "q4_0"]  # how llama.cpp keeps keys and values, by its names
 _ALL_FILES = (FRONT_END, ENCODER, PROJECTOR, DECODER, GOLDEN)
 REQUIRED: Mapping[Variant, tuple[str, ...]] = {
     "midashenglm": _ALL_FILES, "midashenglm-tokenizer": _ALL_FILES, "dasheng": (FRONT_END, ENCODER, GOLDEN),
@@ -66,7 +69,7 @@ class EncoderFacts(_Model):
     depth: int
     num_heads: int
     parameters: int
-    precision: str  # "fp32"
+    precision: str  # "fp32", or one of quant.recipes.EncoderPrecision; the projector's too
 
 
 class DecoderFacts(_Model):
@@ -79,6 +82,7 @@ class DecoderFacts(_Model):
     context_length: int  # positions the decoder was made for
     parameters: int
     precision: str  # "F32", "F16", "Q4_K_M" ...
+    kv_type: KvType = "f16"  # what the runtime asks llama.cpp for; an F32 decoder has F32 in any case
 
 
 class Sampling(_Model):
@@ -135,10 +139,40 @@ class Provenance(_Model):
     versions: dict[str, str] = {}  # of the libraries that made it
 
 
+class ImatrixFacts(_Model):
+    """The importance matrix that a decoder was quantized with."""
+
+    name: str  # of the file, or "audio" where it was measured on the way
+    sha256: str
+    datasets: tuple[str, ...] = ()  # as the file names them
+
+
+class CalibrationFacts(_Model):
+    """The clips that a quantization was measured on."""
+
+    name: str  # of the manifest of clips or the folder, never a path
+    clips: int
+    audio_s: float
+    sha256: str  # over the samples of all clips
+
+
+class QuantizationFacts(_Model):
+    """How a bundle was made smaller."""
+
+    recipe: str | None = None  # one of quant.recipes, if one was named
+    source_sha256: str  # of the manifest that it was made from
+    imatrix: ImatrixFacts | None = None
+    calibration: CalibrationFacts | None = None
+    tensor_types: dict[str, str] = {}  # pattern of a decoder tensor's name -> its type, where it was overridden
+    encoder_matrices: dict[str, str] = {}  # matrix -> precision, of a mixed encoder
+    smoothed: dict[str, float] = {}  # matrix -> exponent of its smoothing scales
+    embeddings_snr_db: float | None = None  # against the source, on the calibration clips; the bundle's own without
+
+
 class Manifest(_Model):
     """`manifest.json`: everything that the runtime must know and that no file says itself."""
 
-    schema_version: Literal[1, 2] = 2
+    schema_version: Literal[1, 2, 3] = 3
     name: str
     variant: Variant
     front_end: FrontEndSpec
@@ -149,6 +183,7 @@ class Manifest(_Model):
     prompt: PromptFacts | None = None
     tolerances: Tolerances
     provenance: Provenance
+    quantization: QuantizationFacts | None = None  # None: as it was exported
     files: dict[Annotated[str, AfterValidator(plain_name)], FileFacts]
 
     @model_validator(mode="after")
@@ -257,6 +292,11 @@ class Bundle:
     def path(self, name: str) -> Path:
         """Path of a file of the bundle, e.g. `bundle.path(ENCODER)`."""
         return self.folder / name
+
+    def graph(self, name: str, device: str) -> Path:
+        """Path of the graph that computes on a device, e.g. `bundle.graph(ENCODER, "cuda")`."""
+        own = CUDA_GRAPHS.get(name, name) if device == "cuda" else name
+        return self.folder / (own if own in self.manifest.files else name)
 
     def verify_files(self, *, check_sha256: bool = True) -> None:
         """Check that every file is there, with the size and the content that the manifest states.

@@ -73,10 +73,11 @@ class Parts:
         Raises `BundleKindError` where the bundle has no decoder, and what `onnx_session`, `Decoder.open` and
         `PromptBuilder` raise.
         """
-        device, threads, (_, facts) = checked_device(device), checked_threads(threads), bundle.text_facts()
+        device, threads, (stored, facts) = checked_device(device), checked_threads(threads), bundle.text_facts()
         audio = AudioParts.open(bundle, device=device, threads=threads)
-        projector = Projector(bundle.path(PROJECTOR), bundle.manifest.front_end, device=device, threads=threads)
-        decoder = Decoder.open(bundle.path(DECODER), n_threads=threads, device=device)
+        spec = bundle.manifest.front_end
+        projector = Projector(bundle.graph(PROJECTOR, device), spec, device=device, threads=threads)
+        decoder = Decoder.open(bundle.path(DECODER), n_threads=threads, device=device, kv_type=stored.kv_type)
         prompts = PromptBuilder(decoder.chat_template, facts, decoder)
         return cls(audio, projector, decoder, prompts)
 

@@ -1,4 +1,4 @@
-"""The decoder: llama.cpp fed with tokens and audio embeddings. The only module that imports llama_cpp.
+"""The decoder: llama.cpp fed with tokens and audio embeddings.
 
 It drives `llama_decode` itself: `llama_cpp.Llama` cannot take embeddings, and erases rows that it did not
 decode. llama.cpp checks sizes with assertions that end the process, so all are checked here first.
@@ -10,9 +10,8 @@ import codecs
 import ctypes
 import os
 import weakref
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cache, cached_property
+from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -20,71 +19,26 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from .bundle import Sampling
+from .bundle import KvType, Sampling
 from .devices import Device, checked_device, checked_threads
-from .errors import DecoderError, DeviceError, MissingExtraError
+from .errors import DecoderError, DeviceError
+from .llama import Watch, llama_cpp_library, llama_log, pointer
 
 Tokens: TypeAlias = tuple[int, ...]
 Embeddings: TypeAlias = NDArray[np.float32]
 
 ARCHITECTURES = ("qwen2", "qwen3")  # one position per row; qwen2vl and its kind need four
 BATCH = 512  # rows per llama_decode call, llama.cpp's own default; memory for activations grows with it
+SCORED_ROWS = 64  # rows with logits per llama_decode call in `score`; at 152,064 tokens, 39 MB
 FIRST_CONTEXT = 2048  # positions, which hold about 6 minutes of audio
 CONTEXT_STEP = 256  # llama.cpp rounds the context up to a multiple of this
 PENALTY_WINDOW = 64  # generated tokens that the repetition penalty looks back on, llama.cpp's own default
 _GREEDY = Sampling()
 _SPECIAL_IDS = {"bos_token": "bos_token", "eos_token": "eos_token", "pad_token": "padding_token"}  # name -> GGUF's
-_FTYPE_F32, _TYPE_F32, _NO_FLASH_ATTENTION = 0, 0, 0  # enum llama_ftype, ggml_type, llama_flash_attn_type
+_FTYPE_F32, _TYPE_F32 = 0, 0  # enum llama_ftype, ggml_type
+_KV_TYPES: Mapping[KvType, int] = {"f16": 1, "q8_0": 8, "q4_0": 2}  # enum ggml_type
+_NO_FLASH_ATTENTION, _FLASH_ATTENTION = 0, 1  # enum llama_flash_attn_type
 _ATTR_CONTROL, _ATTR_USER_DEFINED = 1 << 3, 1 << 4  # enum llama_token_attr
-_LOG_WARN, _LOG_ERROR = 3, 4  # enum ggml_log_level
-
-
-@cache
-def _llama() -> Any:
-    """The bindings, loaded on first use: `Any`, since their functions are C calls."""
-    try:
-        from llama_cpp import llama_cpp
-    except (ImportError, OSError, RuntimeError) as error:
-        raise MissingExtraError(
-            f"llama-cpp-python cannot be loaded ({error}); run pip install 'llama-cpp-python>=0.3.36,<0.4', "
-            "which compiles llama.cpp and needs a C++ compiler"
-        ) from error
-    return llama_cpp
-
-
-class _Log:
-    """Collects llama.cpp's warnings and errors for our messages, and keeps the rest off the screen."""
-
-    def __init__(self, llama: Any) -> None:
-        self.lines: deque[str] = deque(maxlen=8)
-        self._callback = llama.llama_log_callback(self._keep)  # must outlive every call of llama.cpp
-        llama.llama_log_set(self._callback, None)
-
-    def _keep(self, level: int, text: bytes, _: object) -> None:
-        line = text.decode("utf-8", "replace").strip()
-        if level in (_LOG_WARN, _LOG_ERROR) and line:
-            self.lines.append(line)
-
-    def last(self) -> str:
-        """The last line, for the end of a message."""
-        return self.lines[-1] if self.lines else "it gave no reason"
-
-
-@cache
-def _log() -> _Log:
-    """One for the process, like llama.cpp's logger."""
-    return _Log(_llama())
-
-
-def build_info() -> tuple[str, bool]:
-    """llama.cpp's features on this machine, and whether it can offload to a GPU."""
-    llama = _llama()
-    _log()
-    return llama.llama_print_system_info().decode().strip(), bool(llama.llama_supports_gpu_offload())
-
-
-def _pointer(array: NDArray[Any], kind: Any) -> Any:
-    return array.ctypes.data_as(ctypes.POINTER(kind))
 
 
 class Decoder:
@@ -94,9 +48,12 @@ class Decoder:
     in full, and is made anew with more when a request needs more, up to `context_length`.
     """
 
-    def __init__(self, model: Any, *, n_ctx: int, n_threads: int, device: Device) -> None:
-        llama = _llama()
+    def __init__(self, model: Any, *, n_ctx: int, n_threads: int, device: Device, kv_type: KvType = "f16") -> None:
+        llama = llama_cpp_library()
         self._llama, self._model, self._device, self._n_threads = llama, model, device, n_threads
+        self._kv_type: KvType = kv_type
+        self._outputs = 1  # rows that may have logits in one batch
+        self._watch: Watch | None = None
         self._free_model = weakref.finalize(self, llama.llama_model_free, model)
         self._free_context: weakref.finalize[..., Any] | None = None
         self._context: Any = None
@@ -125,9 +82,10 @@ class Decoder:
         n_ctx: int = FIRST_CONTEXT,
         n_threads: int | None = None,
         device: Device = "cpu",
+        kv_type: KvType = "f16",
         repack: bool = True,
     ) -> Decoder:
-        """Load a GGUF file; `cuda` puts all layers on the GPU.
+        """Load a GGUF file; `cuda` puts all layers on the GPU, `kv_type` is how keys and values are kept.
 
         `repack` lets llama.cpp copy weights into layouts that compute faster; without, they stay in the file's pages.
 
@@ -136,8 +94,8 @@ class Decoder:
             DeviceError: llama.cpp was built without GPU support and `cuda` was asked for.
             DecoderError: llama.cpp cannot load the file, or it is not a Qwen2 or Qwen3 decoder.
         """
-        llama, threads = _llama(), checked_threads(n_threads)
-        log = _log()
+        llama, threads = llama_cpp_library(), checked_threads(n_threads)
+        log = llama_log()
         if checked_device(device) != "cpu" and not llama.llama_supports_gpu_offload():
             raise DeviceError(
                 f"device {device!r} needs llama.cpp with GPU support, this one is built for CPU; run "
@@ -153,7 +111,7 @@ class Decoder:
         model = llama.llama_model_load_from_file(os.fsencode(path), params)
         if not model:
             raise DecoderError(f"llama.cpp cannot load {path}: {log.last()}; export the bundle again")
-        decoder = cls(model, n_ctx=n_ctx, n_threads=threads, device=device)
+        decoder = cls(model, n_ctx=n_ctx, n_threads=threads, device=device, kv_type=kv_type)
         if (arch := decoder.metadata.get("general.architecture")) not in ARCHITECTURES:
             decoder.close()
             raise DecoderError(f"{path} is a {arch} model; expected one of {', '.join(ARCHITECTURES)}")
@@ -207,7 +165,7 @@ class Decoder:
         """Token ids of a text, none added; control tokens in it are plain text unless `parse_special`."""
         data = text.encode("utf-8")
         ids = np.empty(len(data) + 1, np.int32)  # a token is at least one byte
-        args = (self._vocab, data, len(data), _pointer(ids, ctypes.c_int32), len(ids), False, parse_special)
+        args = (self._vocab, data, len(data), pointer(ids, ctypes.c_int32), len(ids), False, parse_special)
         return tuple(ids[: self._llama.llama_tokenize(*args)].tolist())
 
     def piece(self, token: int) -> bytes:
@@ -255,7 +213,7 @@ class Decoder:
         for block in blocks:
             for start in range(0, len(block), BATCH):
                 rows = block[start : start + BATCH]
-                self._decode(rows, logits=self._past + len(rows) == total)
+                self._decode(rows, outputs=int(self._past + len(rows) == total))
         self._kept = lead
 
     def _checked(self, segment: Tokens | Embeddings) -> NDArray[Any]:
@@ -294,62 +252,101 @@ class Decoder:
         self.n_ctx = self._llama.llama_n_ctx(self._context)
 
     def _new_context(self, n_ctx: int) -> Any:
-        llama, log = self._llama, _log()
+        llama, log = self._llama, llama_log()
         params = llama.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch = n_ctx, BATCH, BATCH
-        params.n_outputs_max = 1  # logits of one row at a time: at 152,064 tokens, 512 rows would be 311 MB
+        params.n_outputs_max = self._outputs  # mostly one: at 152,064 tokens, logits of 512 rows would be 311 MB
         params.n_threads = params.n_threads_batch = self._n_threads
         params.offload_kqv = params.op_offload = self._device != "cpu"
         # An F32 file is there to be held against the reference, so nothing beside it may round either: with
         # llama.cpp's flash attention the logits differ by 7e-4 of their RMS on CPU, without it by 4e-7.
-        if llama.llama_model_ftype(self._model) == _FTYPE_F32:
+        if llama.llama_model_ftype(self._model) == _FTYPE_F32 and self._kv_type == "f16":
             params.type_k = params.type_v = _TYPE_F32
             params.flash_attn_type = _NO_FLASH_ATTENTION
+        else:
+            params.type_k = params.type_v = _KV_TYPES[self._kv_type]
+        if self._kv_type != "f16":
+            params.flash_attn_type = _FLASH_ATTENTION  # without, llama.cpp has no quantized values
+        if self._watch is not None:
+            params.cb_eval = self._watch.callback
         params.no_perf = True
         log.lines.clear()
         context = llama.llama_init_from_model(self._model, params)
         if not context:
-            raise DecoderError(f"llama.cpp cannot make a context of {n_ctx} positions: {log.last()}; free memory")
+            raise DecoderError(
+                f"llama.cpp cannot make a context of {n_ctx} positions with keys and values in {self._kv_type}: "
+                f"{log.last()}; free memory, or quantize with --kv f16"
+            )
         return context
 
-    def _decode(self, rows: NDArray[Any], *, logits: bool) -> None:
-        """Decode int32 [n] tokens or float32 [n, n_embd] embeddings at the end of the sequence, n <= BATCH."""
+    def _decode(self, rows: NDArray[Any], *, outputs: int) -> None:
+        """Decode int32 [n] tokens or float32 [n, n_embd] embeddings at the end of the sequence, n <= BATCH.
+
+        The last `outputs` rows get logits.
+        """
         count = len(rows)
         position = np.arange(self._past, self._past + count, dtype=np.int32)
         wanted = np.zeros(count, np.int8)
-        wanted[-1] = logits
+        wanted[count - outputs :] = 1
         batch = self._llama.llama_batch()
         batch.n_tokens = count
         if rows.ndim == 1:
-            batch.token = _pointer(rows, ctypes.c_int32)
+            batch.token = pointer(rows, ctypes.c_int32)
         else:
-            batch.embd = _pointer(rows, ctypes.c_float)
-        batch.pos = _pointer(position, ctypes.c_int32)
-        batch.n_seq_id = _pointer(self._rows[0], ctypes.c_int32)
-        batch.seq_id = _pointer(self._rows[1], ctypes.POINTER(ctypes.c_int32))
-        batch.logits = _pointer(wanted, ctypes.c_int8)
-        log = _log()
+            batch.embd = pointer(rows, ctypes.c_float)
+        batch.pos = pointer(position, ctypes.c_int32)
+        batch.n_seq_id = pointer(self._rows[0], ctypes.c_int32)
+        batch.seq_id = pointer(self._rows[1], ctypes.POINTER(ctypes.c_int32))
+        batch.logits = pointer(wanted, ctypes.c_int8)
+        log = llama_log()
         log.lines.clear()
         if code := self._llama.llama_decode(self._context, batch):
             self._kept, self._has_logits = (), False
             raise DecoderError(f"llama.cpp failed to decode {count} rows at {self._past} (code {code}): {log.last()}")
         self._past += count
-        self._has_logits = logits
+        self._has_logits = outputs > 0
+        if self._watch is not None:
+            self._watch.check()
 
-    def logits(self) -> NDArray[np.float32]:
-        """Logits of the last row, float32 [n_vocab].
+    def logits(self, row: int = -1) -> NDArray[np.float32]:
+        """Logits of the last row, or of another one of the last batch that has them, float32 [n_vocab].
 
         Raises:
             DecoderError: nothing was decoded, or they hold NaN.
         """
         if not self._has_logits:
             raise DecoderError("there are no logits yet; call prefill first")
-        values = np.ctypeslib.as_array(self._llama.llama_get_logits_ith(self._context, -1), (self.n_vocab,)).copy()
+        values = np.ctypeslib.as_array(self._llama.llama_get_logits_ith(self._context, row), (self.n_vocab,)).copy()
         if np.isnan(values.max()):
             raise DecoderError(
                 "the decoder computed NaN; run `dasheng-edge verify` on the bundle, and try another device or precision"
             )
         return values
+
+    def score(self, segments: Sequence[Tokens | Embeddings], answer: Tokens) -> NDArray[np.float32]:
+        """Logits from which each token of an answer would be chosen, given the prompt and the tokens before it.
+
+        float32 [len(answer), n_vocab]. The last token of the answer is not decoded, since nothing follows it.
+
+        Raises what `prefill` and `logits` raise.
+        """
+        if self._outputs < SCORED_ROWS:  # the context that there is has room for the logits of one row
+            self._outputs = SCORED_ROWS
+            self._drop_context()
+        self.prefill(segments, reserve=len(answer))
+        rows = np.empty((len(answer), self.n_vocab), np.float32)
+        rows[:1] = self.logits()
+        for start in range(1, len(answer), SCORED_ROWS):
+            block = np.array(answer[start - 1 : start - 1 + SCORED_ROWS], np.int32)[: len(answer) - start]
+            self._decode(block, outputs=len(block))
+            for i in range(len(block)):
+                rows[start + i] = self.logits(i)
+        return rows
+
+    def watch(self, watch: Watch | None) -> None:
+        """Show intermediate results of every following request; None ends that."""
+        self._watch = watch
+        self._drop_context()  # llama.cpp takes the callback when it makes one
 
     def generate(self, max_new_tokens: int, sampling: Sampling = _GREEDY) -> Iterator[int]:
         """Token ids after a prefill, until one of them ends generation or there are `max_new_tokens`.
@@ -372,7 +369,7 @@ class Decoder:
     def _extend(self, token: int) -> None:
         if self._past >= self.n_ctx:
             raise DecoderError(f"the context of {self.n_ctx} positions is full; reserve room for the new tokens")
-        self._decode(np.array([token], np.int32), logits=True)
+        self._decode(np.array([token], np.int32), outputs=1)
 
     def _new_sampler(self, sampling: Sampling) -> Any:
         """In the order of transformers, whose settings these are: temperature first. At 0 it is greedy."""

@@ -124,7 +124,7 @@ def _onnx_providers() -> tuple[str, ...]:
 
 
 def _llama_build() -> tuple[str, bool]:
-    from .decoder import build_info
+    from .llama import build_info
 
     return build_info()
 

@@ -34,7 +34,7 @@ class AudioParts:
         """
         device, threads, spec = checked_device(device), checked_threads(threads), bundle.manifest.front_end
         front_end = FrontEnd(bundle.path(FRONT_END), spec, device=device, threads=threads)
-        return cls(front_end, Encoder(bundle.path(ENCODER), spec, device=device, threads=threads))
+        return cls(front_end, Encoder(bundle.graph(ENCODER, device), spec, device=device, threads=threads))
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@
     |   `-- CheckpointVariantError          not a variant that the exporter knows
     |-- AdapterError(ValueError)            the adapter cannot be read or does not fit the checkpoint
     |-- ExportError(RuntimeError)           a step of the export failed, or its error is too large
+    |-- QuantizeError(RuntimeError)         a bundle cannot be quantized as asked, or loses too much by it
+    |-- ClipsError(ValueError)              a manifest of clips, or what it lists, cannot be used
     |-- DownloadError(ConnectionError)      the hub cannot be reached, refuses, or sends something else
     |-- OutputExistsError(FileExistsError)  the output is there and --overwrite was not given
     |-- OutputWriteError(OSError)           the output cannot be written (disk full, read-only)
@@ -110,6 +112,14 @@ class AdapterError(DashengEdgeError, ValueError):
 
 class ExportError(DashengEdgeError, RuntimeError):
     """A step of the export failed, or differs too much from its source."""
+
+
+class QuantizeError(DashengEdgeError, RuntimeError):
+    """A bundle cannot be quantized as asked, or loses more by it than the precision explains."""
+
+
+class ClipsError(DashengEdgeError, ValueError):
+    """A manifest of clips, an importance matrix or a comparison's folder cannot be used."""
 
 
 class DownloadError(DashengEdgeError, ConnectionError):

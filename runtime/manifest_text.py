@@ -20,6 +20,8 @@ def manifest_sections(manifest: Manifest) -> Iterator[tuple[str, str]]:
     if manifest.prompt:
         notes = [f"note: {note}" for note in manifest.prompt.notes]  # sentences, which hold commas
         yield "prompt", "\n".join([_lines(manifest.prompt, but="notes"), *notes])
+    if manifest.quantization:
+        yield "quantized", _lines(manifest.quantization)
     yield "tolerances", _lines(manifest.tolerances)
     yield "provenance", _lines(manifest.provenance)
 

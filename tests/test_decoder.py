@@ -14,9 +14,11 @@ import pytest
 from numpy.typing import NDArray
 
 from dasheng_edge.runtime import decoder as decoder_module
+from dasheng_edge.runtime import llama
 from dasheng_edge.runtime.bundle import DECODER, Sampling
-from dasheng_edge.runtime.decoder import BATCH, CONTEXT_STEP, Decoder, build_info
+from dasheng_edge.runtime.decoder import BATCH, CONTEXT_STEP, Decoder
 from dasheng_edge.runtime.errors import DecoderError, DeviceError, MissingExtraError
+from dasheng_edge.runtime.llama import build_info
 
 EMBED = 256
 TEXT = "Write an audio caption describing the sound"
@@ -117,9 +119,9 @@ def decoded_rows(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> list[int]
     rows: list[int] = []
     decode = decoder._decode
 
-    def counted(block: NDArray[np.float32], *, logits: bool) -> None:
+    def counted(block: NDArray[np.float32], *, outputs: int) -> None:
         rows.append(len(block))
-        decode(block, logits=logits)
+        decode(block, outputs=outputs)
 
     monkeypatch.setattr(decoder, "_decode", counted)
     return rows
@@ -344,7 +346,7 @@ def test_cuda_needs_a_build_with_cuda(path: Path) -> None:
 
 
 def test_llama_cpp_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    decoder_module._llama.cache_clear()
+    llama.llama_cpp_library.cache_clear()
     monkeypatch.setitem(sys.modules, "llama_cpp", None)
     with pytest.raises(MissingExtraError, match="pip install 'llama-cpp-python"):
         Decoder.open(tmp_path)

@@ -24,11 +24,11 @@ from dasheng_edge.export.decoder_gguf import (
     tensor_count,
     write_gguf,
 )
-from dasheng_edge.export.gguf_file import gguf_tensors
-from dasheng_edge.export.options import DecoderType
-from dasheng_edge.export.quantizer import quantize
 from dasheng_edge.export.tokenizer import Vocabulary, read_vocabulary
-from dasheng_edge.export.tolerances import DECODER_TOLERANCES, check_tensors
+from dasheng_edge.export.tolerances import check_tensors
+from dasheng_edge.quant.decoder_types import DECODER_TOLERANCES, PlainType
+from dasheng_edge.quant.gguf_file import gguf_tensors
+from dasheng_edge.quant.quantizer import quantize
 from dasheng_edge.runtime.errors import ExportError
 from tests.tiny_checkpoint import ROWS, write_tiny_adapter, write_tiny_checkpoint
 
@@ -54,7 +54,7 @@ def f32(merged: MergedTensors, vocabulary: Vocabulary, tmp_path_factory: pytest.
 
 @pytest.mark.parametrize("kind", COPIED)
 def test_matrices_are_stored_in_the_type_and_vectors_in_f32(
-    kind: DecoderType, merged: MergedTensors, vocabulary: Vocabulary, tmp_path: Path
+    kind: PlainType, merged: MergedTensors, vocabulary: Vocabulary, tmp_path: Path
 ) -> None:
     written: list[int] = []
     write_gguf(tmp_path / "x.gguf", merged, vocabulary, kind, written.append)
@@ -102,9 +102,9 @@ def overwrite_tensor(path: Path, name: str, value: float) -> None:
         file.write(content.tobytes())
 
 
-@pytest.mark.parametrize("kind", get_args(DecoderType))
+@pytest.mark.parametrize("kind", get_args(PlainType))
 def test_one_zeroed_matrix_does_not_hide_behind_the_others(
-    kind: DecoderType, f32: Path, merged: MergedTensors, tmp_path: Path
+    kind: PlainType, f32: Path, merged: MergedTensors, tmp_path: Path
 ) -> None:
     shutil.copy(f32, tmp_path / "x.gguf")
     overwrite_tensor(tmp_path / "x.gguf", "blk.1.attn_v.weight", 0)
@@ -164,9 +164,9 @@ def test_the_quantizer_is_fed_with_what_is_exact(merged: MergedTensors, tmp_path
     assert intermediate_type(half, "F16") == "F16"
 
 
-@pytest.mark.parametrize("kind", [kind for kind in get_args(DecoderType) if kind not in COPIED])
+@pytest.mark.parametrize("kind", [kind for kind in get_args(PlainType) if kind not in COPIED])
 def test_llama_cpp_quantizes_to_every_type(
-    kind: DecoderType, f32: Path, merged: MergedTensors, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    kind: PlainType, f32: Path, merged: MergedTensors, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     quantize(f32, tmp_path / "x.gguf", kind, threads=1)
     report = measure(tmp_path / "x.gguf", merged, kind)
@@ -193,9 +193,9 @@ def test_a_weight_beyond_half_precision_is_refused(
         write_gguf(tmp_path / "x.gguf", merged, vocabulary, "F16")
 
 
-@pytest.mark.parametrize("kind", get_args(DecoderType))
+@pytest.mark.parametrize("kind", get_args(PlainType))
 def test_the_space_that_is_asked_for_is_enough_and_not_much_more(
-    kind: DecoderType, merged: MergedTensors, vocabulary: Vocabulary, tmp_path: Path
+    kind: PlainType, merged: MergedTensors, vocabulary: Vocabulary, tmp_path: Path
 ) -> None:
     first, used = intermediate_type(merged, kind), 0
     write_gguf(tmp_path / "first", merged, vocabulary, first)

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from dasheng_edge.export.adapter import MergedTensors, open_adapters
 from dasheng_edge.export.checkpoint import open_checkpoint
 from dasheng_edge.export.decoder_gguf import write_gguf
-from dasheng_edge.export.gguf_file import gguf_tensors
 from dasheng_edge.export.tokenizer import read_vocabulary
+from dasheng_edge.quant.gguf_file import gguf_tensors
 from dasheng_edge.runtime.bundle import Variant
 from dasheng_edge.runtime.decoder import Decoder
 from dasheng_edge.runtime.verify import relative_rms

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dasheng_edge.runtime import decoder, devices, doctor
+from dasheng_edge.runtime import devices, doctor, llama
 from dasheng_edge.runtime.doctor import DEPENDENCIES, examine
 from dasheng_edge.runtime.errors import MissingExtraError
 
@@ -68,7 +68,7 @@ def test_libraries_that_do_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_llama() -> None:
         raise MissingExtraError("libllama.so: cannot open shared object file")
 
-    monkeypatch.setattr(decoder, "_llama", no_llama)
+    monkeypatch.setattr(llama, "llama_cpp_library", no_llama)
     report = examine()
     assert len(report.problems) == 2
     assert all("does not load" in problem for problem in report.problems)

@@ -24,12 +24,12 @@ from dasheng_edge.export.adapter import MergedTensors
 from dasheng_edge.export.checkpoint import open_checkpoint
 from dasheng_edge.export.dasheng import LogMel, mel_filterbank
 from dasheng_edge.export.decoder_gguf import COPIED, write_gguf
-from dasheng_edge.export.options import DecoderType
-from dasheng_edge.export.quantizer import quantize
 from dasheng_edge.export.reference import load_encoder, load_projector
 from dasheng_edge.export.reference_decoder import AUDIO_MARK, greedy_texts
 from dasheng_edge.export.tokenizer import read_vocabulary
-from dasheng_edge.export.tolerances import DECODER_TOLERANCES, golden_segments
+from dasheng_edge.export.tolerances import golden_segments
+from dasheng_edge.quant.decoder_types import DECODER_TOLERANCES, PlainType
+from dasheng_edge.quant.quantizer import quantize
 from dasheng_edge.runtime.bundle import DECODER, ENCODER, FRONT_END, PROJECTOR
 from dasheng_edge.runtime.decoder import Decoder
 from dasheng_edge.runtime.encoder import Encoder, Projector
@@ -149,7 +149,7 @@ def decoders(merged: MergedTensors, tiny_bundle: Path, tmp_path_factory: pytest.
     """Opens the tiny decoder in a file type."""
     folder = tmp_path_factory.mktemp("decoders")
 
-    def open_as(kind: DecoderType) -> Decoder:
+    def open_as(kind: PlainType) -> Decoder:
         path = folder / f"{kind}.gguf"
         if kind in COPIED:
             write_gguf(path, merged, read_vocabulary(merged.checkpoint.folder, 448), kind)
@@ -161,12 +161,12 @@ def decoders(merged: MergedTensors, tiny_bundle: Path, tmp_path_factory: pytest.
 
 
 # Relative RMS of the logits, about twice what was measured; F32 is the contract.
-LOGITS: dict[DecoderType, float] = {"F32": 1e-5, "BF16": 0.02, "F16": 4e-3, "Q8_0": 0.05, "Q4_K_M": 0.5}
+LOGITS: dict[PlainType, float] = {"F32": 1e-5, "BF16": 0.02, "F16": 4e-3, "Q8_0": 0.05, "Q4_K_M": 0.5}
 
 
 @pytest.mark.parametrize("kind", LOGITS)
 @pytest.mark.parametrize("audio_rows", [1, 50])
-def test_decoder_equals_transformers(kind: DecoderType, audio_rows: int, decoders: Any, merged: MergedTensors) -> None:
+def test_decoder_equals_transformers(kind: PlainType, audio_rows: int, decoders: Any, merged: MergedTensors) -> None:
     audio = np.random.default_rng(audio_rows).normal(0, 1, (audio_rows, 256)).astype(np.float32)
     prompt = [382, 338, 198, 385, AUDIO_MARK, 386, 300, 301, 383, 198]
     (want,) = greedy_texts(merged, prompt, [torch.from_numpy(audio)], frozenset(), 16)
@@ -185,7 +185,7 @@ def test_decoder_equals_transformers(kind: DecoderType, audio_rows: int, decoder
 
 
 def test_every_file_type_has_a_tolerance() -> None:
-    assert set(get_args(DecoderType)) == set(DECODER_TOLERANCES)
+    assert set(get_args(PlainType)) == set(DECODER_TOLERANCES)
 
 
 WRITTEN_OUT = [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -13,8 +15,8 @@ import gguf
 import numpy as np
 import pytest
 
-from dasheng_edge.export import quantizer
-from dasheng_edge.export.quantizer import quantize
+from dasheng_edge.quant import quantizer
+from dasheng_edge.quant.quantizer import quantize
 from dasheng_edge.runtime.errors import ExportError, OutputWriteError
 from tests.full_disk import largest_file
 
@@ -81,10 +83,13 @@ def test_an_interruption_ends_the_child_and_leaves_nothing(whole: Path, tmp_path
 
 def test_the_child_ends_with_its_parent(whole: Path, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "slow")  # the child waits here for a reader, as it would work for minutes
-    command = [sys.executable, "-m", quantizer.__name__, str(whole), str(tmp_path / "slow"), "7", "1"]
+    request = quantizer.Request(str(whole), str(tmp_path / "slow"), file_type=7, threads=1)
+    command = [sys.executable, "-m", quantizer.__name__]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdin is not None
+        child.stdin.write(json.dumps(dataclasses.asdict(request)).encode() + b"\n")
+        child.stdin.flush()
         time.sleep(1)
         assert child.poll() is None
-        assert child.stdin is not None
         child.stdin.close()  # what the parent's end does
         assert child.wait(timeout=20) == 1

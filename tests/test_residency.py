@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from dasheng_edge.export import residency
-from dasheng_edge.export.gguf_file import tensor_bytes
 from dasheng_edge.export.residency import SMALL_BYTES, few_mapped_pages, mapped_ranges
 from dasheng_edge.export.tolerances import golden_logits_error
+from dasheng_edge.quant.gguf_file import tensor_bytes
 from dasheng_edge.runtime.bundle import DECODER, GOLDEN
 
 MIB = 1 << 20

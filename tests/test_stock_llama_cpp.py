@@ -21,10 +21,10 @@ from benchmarks.llama_cpp_tools import REPOSITORY, TOOLS
 from dasheng_edge.export.adapter import MergedTensors
 from dasheng_edge.export.checkpoint import open_checkpoint
 from dasheng_edge.export.decoder_gguf import COPIED, intermediate_type, write_gguf
-from dasheng_edge.export.gguf_file import gguf_tensors
-from dasheng_edge.export.options import DecoderType
-from dasheng_edge.export.quantizer import quantize
 from dasheng_edge.export.tokenizer import read_vocabulary
+from dasheng_edge.quant.decoder_types import PlainType
+from dasheng_edge.quant.gguf_file import gguf_tensors
+from dasheng_edge.quant.quantizer import quantize
 from dasheng_edge.runtime.bundle import Sampling, Variant
 from dasheng_edge.runtime.decoder import Decoder
 from tests.tiny_checkpoint import write_tiny_checkpoint
@@ -53,7 +53,7 @@ CHATS = (
 )
 
 
-def write_decoder(folder: Path, checkpoint: Path, kind: DecoderType) -> Path:
+def write_decoder(folder: Path, checkpoint: Path, kind: PlainType) -> Path:
     """The decoder of a checkpoint in a file type, without a bundle around it."""
     merged = MergedTensors(open_checkpoint(checkpoint))
     spec = merged.checkpoint.decoder
@@ -150,7 +150,7 @@ def test_the_chat_endpoint_says_the_same(messages: Any, served: tuple[str, Decod
 @pytest.mark.parametrize("variant", ["midashenglm", "midashenglm-tokenizer"])
 @pytest.mark.parametrize("source", ["F16", "BF16"])
 def test_llama_quantize_makes_the_same_file(
-    kind: DecoderType, variant: Variant, source: DecoderType, tmp_path: Path
+    kind: PlainType, variant: Variant, source: PlainType, tmp_path: Path
 ) -> None:
     whole = write_decoder(tmp_path, write_tiny_checkpoint(tmp_path / "checkpoint", variant=variant), source)
     quantize(whole, tmp_path / "ours.gguf", kind, threads=1)

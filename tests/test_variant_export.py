@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from dasheng_edge.export.bundle_export import ExportReport, export_bundle
-from dasheng_edge.export.options import DecoderType, ExportOptions, PromptOverrides
+from dasheng_edge.export.options import ExportOptions, PromptOverrides
+from dasheng_edge.quant.decoder_types import PlainType
 from dasheng_edge.runtime.bundle import ENCODER, FRONT_END, GOLDEN, MODEL_CARD, Bundle, Variant
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.embedder import Embedder
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.torch
 TONE = (0.3 * np.sin(np.arange(175_000) / 20)).astype(np.float32)  # 10.9 s: two chunks, the second one short
 
 
-def exported(checkpoint: Path, decoder: DecoderType = "F32", adapters: tuple[Path, ...] = ()) -> ExportReport:
+def exported(checkpoint: Path, decoder: PlainType = "F32", adapters: tuple[Path, ...] = ()) -> ExportReport:
     report = export_bundle(ExportOptions(checkpoint, checkpoint.parent / "bundle", adapters, decoder=decoder))
     verified = verify_bundle(Bundle.open(report.bundle.folder))
     assert verified.ok, [(seam.name, seam.error) for seam in verified.seams if not seam.ok]
@@ -34,9 +35,7 @@ def exported(checkpoint: Path, decoder: DecoderType = "F32", adapters: tuple[Pat
     [pytest.param("F32", True, marks=pytest.mark.slow), ("Q8_0", False)],
     ids=["adapted", "quantized"],
 )
-def test_a_model_with_two_branches_and_a_tied_qwen3_decoder(
-    decoder: DecoderType, adapted: bool, tmp_path: Path
-) -> None:
+def test_a_model_with_two_branches_and_a_tied_qwen3_decoder(decoder: PlainType, adapted: bool, tmp_path: Path) -> None:
     variant: Variant = "midashenglm-tokenizer"
     checkpoint = write_tiny_checkpoint(tmp_path / "two-branches", variant=variant)
     adapters = (write_tiny_adapter(tmp_path / "adapter", variant=variant),) if adapted else ()

@@ -1,0 +1,111 @@
+"""Importance matrices: the mean square of every input of every matrix, in llama.cpp's GGUF format.
+
+Format: tools/imatrix/imatrix.cpp of llama.cpp. For each matrix `NAME.in_sum2` float32 [1, inputs], the sum of
+squares over rows, and `NAME.counts` float32 [1, 1], the number of rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import gguf
+import numpy as np
+from numpy.typing import NDArray
+
+from dasheng_edge.runtime.errors import ClipsError
+
+_SUMS, _COUNTS = ".in_sum2", ".counts"
+_KEYS = ("imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What was seen at one matrix."""
+
+    sums: NDArray[np.float32]  # [inputs], of squares
+    rows: int
+
+
+@dataclass(frozen=True)
+class Imatrix:
+    """An importance matrix, by llama.cpp's names of the decoder's tensors."""
+
+    entries: Mapping[str, Entry]
+    datasets: tuple[str, ...]
+    chunks: int = 0
+    chunk_size: int = 0
+
+    def importance(self, name: str) -> NDArray[np.float32]:
+        """What the quantizer weighs with: mean squares, float32 [inputs]; ones where nothing was seen."""
+        entry = self.entries[name]
+        if not entry.rows:
+            return np.ones_like(entry.sums)
+        return entry.sums / np.float32(entry.rows)
+
+
+def write_imatrix(path: Path, imatrix: Imatrix) -> None:
+    """Write a file that `llama-quantize --imatrix` takes."""
+    writer = gguf.GGUFWriter(path, "")
+    writer.kv_data[0].clear()  # of a model's architecture, which this has none of
+    try:
+        writer.add_type("imatrix")
+        writer.add_array(_KEYS[0], list(imatrix.datasets))
+        writer.add_uint32(_KEYS[1], imatrix.chunks)
+        writer.add_uint32(_KEYS[2], imatrix.chunk_size)
+        for name in sorted(imatrix.entries):
+            entry = imatrix.entries[name]
+            writer.add_tensor(name + _SUMS, entry.sums.astype(np.float32)[None])
+            writer.add_tensor(name + _COUNTS, np.array([[entry.rows]], np.float32))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+    finally:
+        writer.close()
+
+
+def read_imatrix(path: Path) -> Imatrix:
+    """Read an importance matrix, of ours or of `llama-imatrix`.
+
+    Raises:
+        ClipsError: there is no such file, it is no importance matrix, is damaged, or holds NaN or infinity.
+    """
+    if not path.is_file():
+        raise ClipsError(f"there is no importance matrix {path}; name a GGUF file made by this tool or llama-imatrix")
+    try:
+        reader = gguf.GGUFReader(path)
+        datasets, chunks, chunk_size = _facts(reader)
+        tensors = {tensor.name: np.array(tensor.data, np.float32).reshape(-1) for tensor in reader.tensors}
+    except (ValueError, KeyError, IndexError, OSError) as error:
+        raise ClipsError(
+            f"{path} is not an importance matrix ({error}); make one with `llama-imatrix --output-format gguf`, or "
+            "leave it out and pass --calibrate CLIPS"
+        ) from error
+    entries = {}
+    for name, sums in tensors.items():
+        if not name.endswith(_SUMS):
+            continue
+        matrix = name.removesuffix(_SUMS)
+        counts = tensors.get(matrix + _COUNTS)
+        if counts is None or counts.size != 1 or not np.isfinite(sums).all() or (sums < 0).any():
+            raise ClipsError(
+                f"{path}: {matrix} has {'no count' if counts is None else f'{counts.size} counts'} and sums between "
+                f"{sums.min():g} and {sums.max():g}; expected one count and finite sums of squares: measure it again"
+            )
+        entries[matrix] = Entry(sums, round(float(counts[0])))
+    if not entries:
+        raise ClipsError(f"{path} holds no matrix; measure it again")
+    return Imatrix(entries, tuple(datasets), chunks, chunk_size)
+
+
+def _facts(reader: gguf.GGUFReader) -> tuple[list[str], int, int]:
+    """Data sets, number of chunks and rows in each."""
+    kind = reader.get_field("general.type")
+    if kind is None or kind.contents() != "imatrix":
+        raise ValueError("its general.type is not 'imatrix'")
+    fields = [reader.get_field(key) for key in _KEYS]
+    if None in fields:
+        raise ValueError(f"it lacks one of {', '.join(_KEYS)}")
+    datasets, chunks, chunk_size = (found.contents() for found in fields if found is not None)
+    return list(datasets), int(chunks), int(chunk_size)

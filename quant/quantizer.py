@@ -1,0 +1,204 @@
+"""llama.cpp's quantizer in a process of its own: `python -m dasheng_edge.quant.quantizer` with a request on stdin.
+
+It is one C call that takes ten minutes for a 7B decoder and cannot be told to stop: Python would see Ctrl-C or
+a termination only when it returns. A process can be ended at any time, and a failed assertion of llama.cpp ends
+only that process. The child needs no PyTorch, and what it mapped is given back when it is done.
+
+The request is a line of JSON, `Request`; the pipe stays open behind it, and closes when the parent is gone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+from gguf import GGMLQuantizationType, LlamaFileType
+
+from dasheng_edge.runtime.errors import ExportError, OutputWriteError
+
+from .decoder_types import DecoderType
+from .imatrix_file import Imatrix, read_imatrix
+
+FILE_TYPES: Mapping[str, LlamaFileType] = {
+    name: LlamaFileType["ALL_F32" if name == "F32" else f"MOSTLY_{name}"] for name in get_args(DecoderType)
+}
+BUFFER_BYTES = 256 << 20  # of rows that the quantizer holds in float32 and in the new type; its own default is 8 GiB
+_TENSOR = re.compile(rb"\[ *\d+/ *\d+\] ")  # how a line of its log about a tensor begins: "[   3/  27] blk.0 ..."
+_BEGUN = b"+"  # what the child tells when a tensor is begun; other lines are llama.cpp's warnings and errors
+_WARN, _ERROR = 3, 4  # enum ggml_log_level
+_TAG_INT, _TAG_STRING = 0, 3  # enum llama_model_kv_override_type
+_VALUE_BYTES = 127  # of a string in the metadata that is set while quantizing
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """What the quantizer is told beside the file type."""
+
+    imatrix: Path | None = None  # read as `llama-quantize --imatrix` reads it
+    # Regular expression that is searched in a tensor's name -> its type, as `llama-quantize --tensor-type` takes
+    # them; the first that matches holds.
+    tensor_types: Mapping[str, GGMLQuantizationType] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the child is asked for."""
+
+    source: str
+    target: str
+    file_type: int
+    threads: int = 0  # 0: one per core
+    imatrix: str | None = None  # a GGUF file
+    tensor_types: tuple[tuple[str, int], ...] = ()  # regular expression, enum ggml_type; the first that matches
+
+
+def quantize(
+    source: Path,
+    target: Path,
+    kind: DecoderType,
+    threads: int = 0,
+    advance: Callable[[int], None] = lambda _: None,
+    guidance: Guidance | None = None,
+) -> None:
+    """Quantize a GGUF file; `advance` is told of each tensor that is begun, 0 threads means one per core.
+
+    Raises:
+        OutputWriteError: llama.cpp could not write the file.
+        ExportError: llama.cpp refused for another reason, with its own words, or its process ended.
+    """
+    guidance = guidance or Guidance()
+    request = Request(
+        str(source), str(target), int(FILE_TYPES[kind]), threads, str(guidance.imatrix) if guidance.imatrix else None,
+        tuple((pattern, int(stored)) for pattern, stored in guidance.tensor_types.items()),
+    )  # fmt: skip
+    # No other folder's modules: Python 3.11 and later would else look into the working directory first.
+    environment = {**os.environ, "PYTHONSAFEPATH": "1"}
+    command = [sys.executable, "-m", __name__]
+    said: list[str] = []
+    code = -1
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)  # noqa: S603
+    try:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        with suppress(BrokenPipeError):  # it ended at once; its exit code says so
+            child.stdin.write(json.dumps(asdict(request)).encode() + b"\n")
+            child.stdin.flush()
+        for line in child.stdout:
+            if line == _BEGUN + b"\n":
+                advance(1)
+            else:
+                said.append(line.decode("utf-8", "replace"))
+        code = child.wait()
+    finally:
+        with child:  # closes the pipes and waits
+            child.kill()
+        if code != 0:
+            target.unlink(missing_ok=True)
+    if code != 0:
+        _refuse(target, kind, code, " ".join(" ".join(said).split()))
+
+
+def _refuse(target: Path, kind: str, code: int, said: str) -> None:
+    if "iostream" in said:  # the C++ library's word for a failed write
+        raise OutputWriteError(f"cannot write {target.name}: llama.cpp says {said!r}; is the disk full?")
+    ended = "" if code == 1 else f"its process ended with {code}: "
+    raise ExportError(
+        f"llama.cpp could not quantize the decoder to {kind}: {ended}{said or 'no reason given'}; try another --decoder"
+    )
+
+
+def main() -> int:
+    """What the child does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both; the parent decides
+    request = Request(**json.loads(_first_line()))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    from llama_cpp import llama_cpp as llama
+
+    def log(level: int, text: bytes, _: object) -> None:
+        if level in (_WARN, _ERROR):
+            _tell(b" ".join(text.split()))
+        elif _TENSOR.match(text):
+            _tell(_BEGUN)
+
+    callback = llama.llama_log_callback(log)  # must outlive the calls of llama.cpp
+    llama.llama_log_set(callback, ctypes.c_void_p())
+    parameters = llama.llama_model_quantize_default_params()
+    parameters.ftype, parameters.nthread, parameters.max_buf_size = request.file_type, request.threads, BUFFER_BYTES
+    if request.tensor_types:
+        parameters.tt_overrides = _tensor_overrides(llama, request.tensor_types)
+    if request.imatrix:
+        imatrix = read_imatrix(Path(request.imatrix))
+        parameters.imatrix = _importances(llama, imatrix)
+        parameters.kv_overrides = _notes(llama, request.imatrix, imatrix)
+    paths = os.fsencode(request.source), os.fsencode(request.target)
+    return int(llama.llama_model_quantize(*paths, ctypes.pointer(parameters)))
+
+
+def _importances(llama: Any, imatrix: Imatrix) -> Any:
+    """A null-terminated array of `llama_model_imatrix_data`; ctypes keeps alive what it points to."""
+    array = (llama.llama_model_imatrix_data * (len(imatrix.entries) + 1))()
+    for place, name in zip(array, imatrix.entries, strict=False):
+        values = imatrix.importance(name)
+        place.name, place.size = name.encode(), values.size
+        place.data = (ctypes.c_float * values.size)(*values.tolist())
+    return array
+
+
+def _tensor_overrides(llama: Any, tensor_types: tuple[tuple[str, int], ...]) -> Any:
+    array = (llama.llama_model_tensor_override * (len(tensor_types) + 1))()
+    for place, (pattern, kind) in zip(array, tensor_types, strict=False):
+        place.pattern, place.type = pattern.lower().encode(), kind  # as llama-quantize lowers them
+    return array
+
+
+def _notes(llama: Any, path: str, imatrix: Imatrix) -> Any:
+    """What llama-quantize writes into the metadata about an importance matrix, in its order."""
+    notes: dict[str, str | int] = {"quantize.imatrix.file": path}
+    if imatrix.datasets:
+        notes["quantize.imatrix.dataset"] = imatrix.datasets[0]
+    notes["quantize.imatrix.entries_count"] = len(imatrix.entries)
+    if imatrix.chunks > 0:
+        notes["quantize.imatrix.chunks_count"] = imatrix.chunks
+    array = (llama.llama_model_kv_override * (len(notes) + 1))()  # one with an empty key ends it
+    for place, (key, value) in zip(array, notes.items(), strict=False):
+        place.key = key.encode()
+        if isinstance(value, int):
+            place.tag, place.value.val_i64 = _TAG_INT, value
+        else:
+            place.tag, place.value.val_str = _TAG_STRING, value.encode()[:_VALUE_BYTES]
+    return array
+
+
+def _tell(line: bytes) -> None:
+    with suppress(OSError):  # the parent is gone, and so is this process in a moment
+        os.write(1, line + b"\n")
+
+
+def _first_line() -> bytes:
+    """Read without a buffer, which `_end_with_parent` would miss."""
+    line = b""
+    while not line.endswith(b"\n"):
+        if not (byte := os.read(0, 1)):
+            os._exit(1)
+        line += byte
+    return line
+
+
+def _end_with_parent() -> None:
+    os.read(0, 1)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
