@@ -16,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from dasheng_edge.quant.decoder_types import DECODER_TOLERANCES, token_margin
+from dasheng_edge.quant.progress import NoProgress, Progress, StepReport
 from dasheng_edge.quant.quantizer import quantize
 from dasheng_edge.runtime.bundle import (
     DECODER,
@@ -46,7 +47,6 @@ from .golden import GoldenRequest, golden_mel_error, golden_tokens, write_golden
 from .graph_check import GraphReport
 from .model_card import model_card
 from .options import ExportOptions
-from .progress import NoProgress, Progress, StepReport
 from .prompt_facts import golden_prompt, prompt_facts
 from .tokenizer import Vocabulary, read_vocabulary
 from .tolerances import check_prompt, check_tensors, golden_logits_error

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import shlex
-import subprocess
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
@@ -14,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from dasheng_edge.quant.decoder_types import PlainType
+from dasheng_edge.quant.progress import StepBars, typed_path
 from dasheng_edge.runtime.errors import MissingExtraError
 
 from .options import EncoderPrecision, ExportOptions, PromptOverrides
 
 if TYPE_CHECKING:
     from .bundle_export import ExportReport
-    from .progress import StepReport
     from .pull import PullOptions, PullReport
 
 
@@ -73,7 +70,7 @@ def export(
     overrides = PromptOverrides(prompt, system, audio_first)
     options = ExportOptions(checkpoint, out, tuple(adapter or ()), encoder, decoder, overwrite, overrides)
     bundle_export = _load("bundle_export", "export")
-    with _Bars() as progress:
+    with StepBars() as progress:
         report: ExportReport = bundle_export.export_bundle(options, progress)
     if as_json:
         typer.echo(_as_json(report))
@@ -81,7 +78,7 @@ def export(
     typer.echo(f"{out}: {report.bytes / 1e6:.1f} MB in {report.seconds:.1f} s, every step within its tolerance")
     for assumption in report.assumptions:
         typer.echo(f"assumed: {assumption}", err=True)
-    typer.echo(f"check it wherever it runs with: dasheng-edge verify {_typed(out)}")
+    typer.echo(f"check it wherever it runs with: dasheng-edge verify {typed_path(out)}")
 
 
 def pull(
@@ -120,14 +117,9 @@ def pull(
         f"{report.folder}: {report.repo} at {report.revision}, {report.bytes / 1e6:,.1f} MB in {len(report.files)} "
         f"files{there}"
     )
-    folder = _typed(report.folder)
+    folder = typed_path(report.folder)
     checkpoint = f"CHECKPOINT --adapter {folder}" if report.adapter else folder
     typer.echo(f"export it with: dasheng-edge export {checkpoint} --out BUNDLE")
-
-
-def _typed(path: Path) -> str:
-    """A path as it is typed in a command line, whatever is in its name."""
-    return subprocess.list2cmdline([str(path)]) if os.name == "nt" else shlex.quote(str(path))
 
 
 def _load(module: str, command: str) -> Any:
@@ -197,50 +189,6 @@ class _PullBar:
 
     def _line(self, text: str) -> None:
         self._console.print(text, highlight=False, soft_wrap=True, markup=False)
-
-
-class _Bars:
-    """Progress on stderr: a bar for the step at hand, and a line with its error for each finished one."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-        columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[done]}"), TimeElapsedColumn()
-        self._console = Console(stderr=True)
-        self._bars = Progress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal)
-        self._step = self._bars.add_task("checkpoint", total=None, done="")
-        self._total, self._unit = 0, ""
-
-    def __enter__(self) -> _Bars:
-        self._bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bars.stop()
-
-    def begin(self, step: str, total: int, unit: str) -> None:
-        self._total, self._unit = total, unit
-        self._bars.reset(self._step, description=step, total=total, done=self._done(0))
-
-    def advance(self, amount: int) -> None:
-        self._bars.advance(self._step, amount)
-        self._bars.update(self._step, done=self._done(int(self._bars.tasks[0].completed)))
-
-    def end(self, report: StepReport) -> None:
-        self._console.print(step_line(report), highlight=False, soft_wrap=True, markup=False)
-
-    def _done(self, amount: int) -> str:
-        if self._unit == "bytes":
-            return f"{amount / 1e6:.1f}/{self._total / 1e6:.1f} MB"
-        return f"{amount}/{self._total} {self._unit}"
-
-
-def step_line(step: StepReport) -> str:
-    """One finished step: error, tolerance, size and time."""
-    size = f"{step.bytes / 1e6:9.2f} MB" if step.bytes else " " * 12
-    error = f"error {step.error:8.2e} of {step.tolerance:.1e} {step.unit}"
-    return f"{step.name:15} {error:39} {size} {step.seconds:7.1f} s  {step.note}".rstrip()
 
 
 def _as_json(report: ExportReport) -> str:

@@ -19,7 +19,7 @@ from gguf import GGMLQuantizationType
 from torch import Tensor
 
 from dasheng_edge.quant.decoder_types import PlainType
-from dasheng_edge.quant.gguf_file import gguf_tensors
+from dasheng_edge.quant.gguf_file import gguf_tensors, sampled_rows
 from dasheng_edge.quant.quantizer import FILE_TYPES
 from dasheng_edge.runtime.bundle import Sampling
 from dasheng_edge.runtime.errors import ExportError
@@ -45,8 +45,6 @@ VOCABULARY_BYTES = 16 << 20  # more than tokenizer and metadata take
 # matrices in larger types. Embedding and head may become Q8_0 in any.
 LAYER_BITS = {"Q8": 8.5, "Q6": 6.6, "Q5": 6.1, "Q4": 5.1, "IQ": 5.1, "Q3": 4.6, "Q2": 3.6}
 END_BITS = 8.5
-SAMPLED_VALUES = 1 << 18  # of each tensor, at each of SAMPLED_PLACES, when the error is measured
-SAMPLED_PLACES = 4
 
 Advance = Callable[[int], None]  # is told how many bytes were written, or tensors are done
 
@@ -153,7 +151,7 @@ def measure(path: Path, merged: MergedTensors, kind: PlainType, advance: Advance
         types[tensor.kind.name] = types.get(tensor.kind.name, 0) + 1
         error = power = 0.0
         name = names[stored]
-        for start, stop in _sampled_rows(merged.shape(name)):
+        for start, stop in sampled_rows(merged.shape(name)):
             want = merged.rows(name, start, stop).numpy().astype(np.float64)
             got = tensor.rows(start, stop).astype(np.float64)
             error += float(np.square(got - want).sum())
@@ -238,13 +236,3 @@ def _encode(
 def _falls_back(shape: tuple[int, ...], kind: PlainType) -> bool:
     block = SUPER_BLOCK if "_K" in kind or kind == "IQ4_XS" else 32
     return len(shape) == 2 and shape[1] % block != 0
-
-
-def _sampled_rows(shape: tuple[int, ...]) -> list[tuple[int, int]]:
-    """Row ranges at the beginning, the end and between; the whole tensor if it is small."""
-    rows = shape[0]
-    step = max(1, SAMPLED_VALUES // int(np.prod(shape[1:])))
-    if rows <= step * SAMPLED_PLACES:
-        return [(0, rows)]
-    starts = np.linspace(0, rows - step, SAMPLED_PLACES).astype(int)
-    return [(int(start), int(start) + step) for start in starts]

@@ -24,6 +24,8 @@ _WIDTHS = {  # bytes of a value
     GGUFValueType.UINT32: 4, GGUFValueType.INT32: 4, GGUFValueType.FLOAT32: 4,
     GGUFValueType.UINT64: 8, GGUFValueType.INT64: 8, GGUFValueType.FLOAT64: 8,
 }  # fmt: skip
+SAMPLED_VALUES = 1 << 18  # of each tensor, at each of SAMPLED_PLACES, when an error is measured
+SAMPLED_PLACES = 4
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,16 @@ def gguf_tensors(path: Path) -> dict[str, StoredTensor]:
     except (struct.error, ValueError) as error:
         raise ExportError(f"{path} is truncated or broken ({error}); export it again") from error
     return {name: StoredTensor(path, kind, shape, data + offset) for name, kind, shape, offset in described}
+
+
+def sampled_rows(shape: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Row ranges at the beginning, the end and between; the whole tensor if it is small."""
+    rows = shape[0]
+    step = max(1, SAMPLED_VALUES // int(np.prod(shape[1:])))
+    if rows <= step * SAMPLED_PLACES:
+        return [(0, rows)]
+    starts = np.linspace(0, rows - step, SAMPLED_PLACES).astype(int)
+    return [(int(start), int(start) + step) for start in starts]
 
 
 def _number(file: BinaryIO, layout: str) -> int:

@@ -90,7 +90,8 @@ class Watch:
             name = self._ggml.ggml_get_name(tensor).decode()
             if ask:
                 return self._wants(name)
-            self._see(name, self._values(tensor))
+            if self._ggml.ggml_nelements(tensor):  # none where no row of a batch has logits
+                self._see(name, self._values(tensor))
         except Exception as error:  # noqa: BLE001  # nothing may be raised through C
             self._error = self._error or error
             return False

@@ -233,9 +233,9 @@ def test_sixteen_bits_are_copied_as_they_are(dtype: Any, tmp_path: Path) -> None
 
 
 def test_sampled_rows_are_spread_over_large_tensors() -> None:
-    assert decoder_gguf._sampled_rows((100,)) == [(0, 100)]
-    ranges = decoder_gguf._sampled_rows((10_000, 1024))
+    assert gguf_file.sampled_rows((100,)) == [(0, 100)]
+    ranges = gguf_file.sampled_rows((10_000, 1024))
     assert ranges[0][0] == 0
     assert ranges[-1][1] == 10_000
-    assert sum(stop - start for start, stop in ranges) == decoder_gguf.SAMPLED_PLACES * 256
+    assert sum(stop - start for start, stop in ranges) == gguf_file.SAMPLED_PLACES * 256
     assert np.all(np.diff([start for start, _ in ranges]) > 0)

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from dasheng_edge.export import bundle_export
 from dasheng_edge.export.bundle_export import ExportReport
 from dasheng_edge.export.options import ExportOptions
-from dasheng_edge.export.progress import Progress, StepReport
+from dasheng_edge.quant.progress import Progress, StepReport
 from dasheng_edge.runtime.bundle import Bundle
 from dasheng_edge.runtime.cli import build_app
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from dasheng_edge.export.model_card import model_card
-from dasheng_edge.export.progress import StepReport
+from dasheng_edge.quant.progress import StepReport
 from dasheng_edge.runtime.bundle import (
     REQUIRED,
     DecoderFacts,

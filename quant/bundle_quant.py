@@ -1,0 +1,355 @@
+"""A smaller bundle from a bundle, part by part, each measured against what it was made from.
+
+At the end the new bundle replays its golden vectors through the runtime; what that gives is what its manifest
+promises, so that `verify` on another machine shows whether the quantized parts compute the same there.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from dasheng_edge.runtime.bundle import (
+    DECODER,
+    ENCODER,
+    FRONT_END,
+    GOLDEN,
+    MANIFEST,
+    MODEL_CARD,
+    Bundle,
+    DecoderFacts,
+    ImatrixFacts,
+    KvType,
+    Manifest,
+    QuantizationFacts,
+    Tolerances,
+    sha256_of,
+)
+from dasheng_edge.runtime.bundle_writer import BundleWriter
+from dasheng_edge.runtime.captioner import Parts
+from dasheng_edge.runtime.devices import checked_threads
+from dasheng_edge.runtime.embedder import AudioParts
+from dasheng_edge.runtime.errors import OutputExistsError, QuantizeError
+from dasheng_edge.runtime.verify import VerifyReport, read_golden, verify_bundle
+
+from .calibration import Calibration, calibrate_on, golden_features
+from .clips import ClipSet, find_clips
+from .decoder_quant import DecoderOptions, DecoderReport, check_decoder, parse_tensor_types, quantize_decoder
+from .decoder_types import COPIED_TYPES, DECODER_TOLERANCES, LARGEST_TOKEN_MARGIN, TOKEN_MARGIN_DEVIATIONS
+from .encoder_quant import LEAST_SNR_DB, EncoderOptions, EncoderReport, quantize_encoder
+from .imatrix_file import read_imatrix, write_imatrix
+from .importance import audio_importance
+from .progress import NoProgress, Progress, StepReport
+from .recipes import EncoderPrecision, Recipe
+
+IMATRIX = "imatrix.gguf"  # while the bundle is written
+# What `verify` may find is this many times what was measured here: other processors round differently.
+SLACK = 2.0
+LARGEST_LOGITS = 0.95  # of relative RMS: 1 is what logits that are zero lose
+
+
+@dataclass(frozen=True)
+class QuantizeOptions:
+    """One quantization: None keeps the source's."""
+
+    source: Path
+    out: Path
+    encoder: EncoderOptions | None = None
+    decoder: DecoderOptions | None = None
+    kv_type: KvType | None = None
+    calibrate: Path | None = None
+    recipe: str | None = None
+    save_imatrix: Path | None = None
+    threads: int | None = None
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class QuantizeReport:
+    """A finished quantization."""
+
+    bundle: Bundle
+    steps: tuple[StepReport, ...]
+    seconds: float
+    bytes: int
+    source_bytes: int
+    warnings: tuple[str, ...]
+
+
+def quantize_options(
+    source: Path,
+    out: Path,
+    recipe: Recipe,
+    *,
+    imatrix: Path | None = None,
+    tensor_types: tuple[str, ...] = (),
+    min_snr_db: float = 30.0,
+) -> QuantizeOptions:
+    """Options for a recipe.
+
+    Raises:
+        QuantizeError: a `PATTERN=TYPE` cannot be read.
+    """
+    types = parse_tensor_types(tensor_types)
+    return QuantizeOptions(
+        source,
+        out,
+        EncoderOptions(recipe.encoder, min_snr_db) if recipe.encoder else None,
+        DecoderOptions(recipe.decoder, imatrix, types) if recipe.decoder else None,
+        recipe.kv_type,
+    )
+
+
+def quantize_bundle(options: QuantizeOptions, progress: Progress | None = None) -> QuantizeReport:
+    """Make a bundle as `options` say, and tell `progress` about it; nothing stays if anything fails.
+
+    Raises:
+        BundleError: the source cannot be used, or has no decoder and one was asked for.
+        ClipsError, AudioError: the clips or the importance matrix cannot be used.
+        QuantizeError: what was asked for cannot be made of this bundle, or loses too much.
+        OutputExistsError, OutputWriteError: the output is there, or cannot be written.
+    """
+    start = time.perf_counter()
+    source = Bundle.open(options.source)
+    if options.out.exists() and options.out.resolve() == options.source.resolve():
+        raise OutputExistsError(f"{options.out} is the bundle to be quantized; choose another --out")
+    job = _Job(options, source, progress or NoProgress())
+    job.check()
+    with BundleWriter(options.out, overwrite=options.overwrite) as writer:
+        job.run(writer)
+        bundle = job.finish(writer)
+    size, before = bundle.manifest.total_bytes, source.manifest.total_bytes
+    return QuantizeReport(bundle, tuple(job.steps), time.perf_counter() - start, size, before, job.warnings)
+
+
+class _Job:
+    """The steps of one quantization, in order."""
+
+    def __init__(self, options: QuantizeOptions, source: Bundle, progress: Progress) -> None:
+        self.options, self.source, self.progress = options, source, progress
+        self.threads = checked_threads(options.threads)
+        self.clips: ClipSet | None = None
+        self.calibration: Calibration | None = None
+        self.encoder: EncoderReport | None = None
+        self.decoder: DecoderReport | None = None
+        self.imatrix: ImatrixFacts | None = None
+        self.steps: list[StepReport] = []
+        self._began = 0.0
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user should know about the calibration clips."""
+        return self.calibration.warnings if self.calibration else ()
+
+    @property
+    def encoder_options(self) -> EncoderOptions:
+        """What was asked for, or what there is."""
+        stored = self.source.manifest.encoder.precision
+        kept = next(known for known in get_args(EncoderPrecision) if known == stored)
+        return self.options.encoder or EncoderOptions(kept)
+
+    def _decoder_options(self, source: DecoderFacts) -> DecoderOptions:
+        kept = next(kind for kind in DECODER_TOLERANCES if kind == source.precision)
+        return self.options.decoder or DecoderOptions(kept)
+
+    def check(self) -> None:
+        """Refuse what can be refused before any work is done."""
+        options, stored = self.options, self.source.manifest.decoder
+        if options.calibrate is not None:
+            self.clips = find_clips(options.calibrate)
+        elif options.encoder and options.encoder.precision == "mixed":
+            raise QuantizeError("--encoder mixed is chosen by measuring on clips; pass --calibrate CLIPS")
+        if stored is None:
+            if options.decoder or options.kv_type:
+                self.source.text_facts()  # raises
+            return
+        decoder = self._decoder_options(stored)
+        check_decoder(self.source, decoder)
+        if options.save_imatrix is not None and (self.clips is None or decoder.imatrix):
+            raise QuantizeError("--save-imatrix keeps what --calibrate CLIPS measured; pass clips, and no --imatrix")
+
+    def run(self, writer: BundleWriter) -> None:
+        """Write all files of the bundle but model card and manifest."""
+        audio = AudioParts.open(self.source, device="cpu", threads=self.threads)
+        if self.clips is not None:
+            self._begin("calibration", len(self.clips.clips), "clips")
+            self.calibration = calibrate_on(self.clips, audio, self.progress.advance)
+            note = f"{len(self.clips.clips)} clips of {self.clips.name}"
+            self._end(StepReport("calibration", 0.0, 0.0, "", self._seconds(), 0, note))
+        else:
+            self.calibration = golden_features(read_golden(self.source), audio)
+        for name in (FRONT_END, GOLDEN):
+            shutil.copyfile(self.source.path(name), writer.path(name))
+        self._encoder(writer, self.calibration)
+        if self.source.manifest.decoder is not None:
+            self._decoder(writer, self.source.manifest.decoder)
+
+    def _encoder(self, writer: BundleWriter, calibration: Calibration) -> None:
+        wanted = self.encoder_options
+        self._begin(ENCODER, 1, "trials")
+        report = quantize_encoder(
+            self.source, writer.path, wanted, calibration.features, self.threads, self.progress.advance
+        )
+        self.encoder = report
+        least = wanted.min_snr_db if wanted.precision == "mixed" else LEAST_SNR_DB.get(wanted.precision)
+        if report.snr_db is None or least is None:
+            self._end(StepReport(ENCODER, 0.0, 0.0, "relative RMS", self._seconds(), report.bytes, "as in the source"))
+            return
+        error, limit = _relative(report.snr_db), _relative(least)
+        note = f"{wanted.precision}: {report.snr_db:.1f} dB SNR at its output"
+        self._end(StepReport(ENCODER, error, limit, "relative RMS", self._seconds(), report.bytes, note))
+
+    def _decoder(self, writer: BundleWriter, stored: DecoderFacts) -> None:
+        wanted = self._decoder_options(stored)
+        imatrix = wanted.imatrix
+        if imatrix is not None:
+            self._note_imatrix(imatrix, imatrix.name)
+        elif self.clips is not None and wanted.kind not in COPIED_TYPES:
+            imatrix = self._measure_importance(writer.path(IMATRIX))
+        self._begin(DECODER, 1, "tensors")
+        self.decoder = report = quantize_decoder(
+            self.source, writer.path(DECODER), DecoderOptions(wanted.kind, imatrix, wanted.tensor_types), self.threads,
+            self.progress.advance,
+        )  # fmt: skip
+        writer.path(IMATRIX).unlink(missing_ok=True)
+        limit = DECODER_TOLERANCES[wanted.kind].weights
+        note = ", ".join(f"{count} {name}" for name, count in sorted(report.types.items()))
+        error = report.relative_error
+        self._end(StepReport(DECODER, error, limit, "relative RMS", self._seconds(), report.bytes, note))
+        if not error <= limit and not wanted.tensor_types:
+            raise QuantizeError(
+                f"{DECODER} differs from its source by {error:.3g} relative RMS, expected at most "
+                f"{limit:g} of {wanted.kind}; nothing was written. Choose a larger --decoder"
+            )
+
+    def _measure_importance(self, path: Path) -> Path:
+        assert self.calibration is not None
+        calibration, facts = self.calibration, self.source.text_facts()[1]
+        self._begin("importance", len(calibration.features), "clips")
+        parts = Parts.open(self.source, device="cpu", threads=self.threads)
+        try:
+            embedded = (
+                (parts.projector.embeddings(parts.audio.encoder.patches(features)), prompt)
+                for features, prompt in zip(calibration.features, calibration.prompts, strict=True)
+            )
+            decoder = self.source.path(DECODER)
+            found = audio_importance(parts, decoder, embedded, facts.max_new_tokens, self.progress.advance)
+        finally:
+            parts.decoder.close()
+        write_imatrix(path, found)
+        if self.options.save_imatrix is not None:
+            shutil.copyfile(path, self.options.save_imatrix)
+        self._note_imatrix(path, "audio")
+        self._end(StepReport("importance", 0.0, 0.0, "", self._seconds(), 0, f"{len(found.entries)} matrices"))
+        return path
+
+    def _note_imatrix(self, path: Path, name: str) -> None:
+        self.imatrix = ImatrixFacts(name=name, sha256=sha256_of(path), datasets=read_imatrix(path).datasets)
+
+    def finish(self, writer: BundleWriter) -> Bundle:
+        """Replay the golden vectors, state what they gave, and write model card and manifest."""
+        self._begin(GOLDEN, 1, "replays")
+        files = {path.name: self.source.manifest.files.get(path.name) for path in writer.path(ENCODER).parent.iterdir()}
+        draft = self._manifest(self._widest())
+        present = draft.model_copy(update={"files": dict.fromkeys(files)})
+        report = verify_bundle(Bundle(writer.path(ENCODER).parent, present), threads=self.threads)
+        failed = [seam for seam in report.seams if not seam.ok]
+        error = max(seam.error for seam in report.seams if seam.unit == "relative")
+        clips = len({seam.clip for seam in report.seams})
+        note = f"largest error of a seam, {clips} clips"
+        self._end(StepReport(GOLDEN, error, LARGEST_LOGITS, "relative RMS", self._seconds(), 0, note))
+        if failed:
+            raise QuantizeError(
+                f"{failed[0].name} of {failed[0].clip} differs from the reference by {failed[0].error:.3g} "
+                f"{failed[0].unit}, expected at most {failed[0].tolerance:.3g}; nothing was written. Choose a finer "
+                f"--encoder or --decoder{failed[0].note and f' ({failed[0].note})'}"
+            )
+        manifest = self._manifest(measured_tolerances(report, self._widest(), self._logits_std()))
+        writer.path(MODEL_CARD).write_text(self._card(), encoding="utf-8")
+        return writer.finish(manifest)
+
+    def _widest(self) -> Tolerances:
+        """What the precisions explain, at most."""
+        manifest = self.source.manifest
+        limits, wanted = manifest.tolerances, self.encoder_options
+        least = wanted.min_snr_db - 10 if wanted.precision == "mixed" else LEAST_SNR_DB.get(wanted.precision)
+        audio = limits.patches_relative if least is None else max(_relative(least), limits.patches_relative)
+        update: dict[str, float] = {"patches_relative": audio}
+        if manifest.decoder is not None:
+            kind = self._decoder_options(manifest.decoder).kind
+            logits = min(DECODER_TOLERANCES[kind].logits + 3 * audio, LARGEST_LOGITS)
+            margin = LARGEST_TOKEN_MARGIN * self._logits_std()
+            update |= {"embeddings_relative": audio, "logits_relative": logits, "token_margin": margin}
+        return limits.model_copy(update=update)
+
+    def _logits_std(self) -> float:
+        """The largest standard deviation of the golden logits; 0 without a decoder."""
+        return max((float(clip.text.logits.std()) for clip in read_golden(self.source) if clip.text), default=0.0)
+
+    def _manifest(self, tolerances: Tolerances) -> Manifest:
+        """The manifest, without the files' sizes and hashes."""
+        source, options, encoder = self.source.manifest, self.options, self.encoder
+        assert encoder is not None
+        precision = self.encoder_options.precision
+        tensor_types = options.decoder.tensor_types if options.decoder else {}
+        facts = QuantizationFacts(
+            recipe=options.recipe,
+            source_sha256=sha256_of(self.source.path(MANIFEST)),
+            imatrix=self.imatrix,
+            calibration=self.calibration.facts if self.calibration else None,
+            tensor_types={pattern: kind.name for pattern, kind in tensor_types.items()},
+            encoder_matrices=dict(encoder.matrices) if precision == "mixed" else {},
+            embeddings_snr_db=None if encoder.snr_db is None else round(encoder.snr_db, 2),
+        )
+        update: dict[str, object] = {
+            "schema_version": 3, "tolerances": tolerances, "quantization": facts, "files": {},
+            "encoder": source.encoder.model_copy(update={"precision": precision}),
+        }  # fmt: skip
+        if source.decoder is not None:
+            kind, kv_type = self._decoder_options(source.decoder).kind, options.kv_type or source.decoder.kv_type
+            update["decoder"] = source.decoder.model_copy(update={"precision": kind, "kv_type": kv_type})
+        return source.model_copy(update=update)
+
+    def _card(self) -> str:
+        """The source's model card, with what was changed since."""
+        path = self.source.path(MODEL_CARD)
+        card = path.read_text(encoding="utf-8") if path.is_file() else f"# {self.source.manifest.name}\n"
+        lines = [f"- {step.name}: {step.note}" for step in self.steps if step.note]
+        return f"{card.rstrip()}\n\n## Quantized\n\n" + "\n".join(lines) + "\n"
+
+    def _begin(self, step: str, total: int, unit: str) -> None:
+        self._began = time.perf_counter()
+        self.progress.begin(step, total, unit)
+
+    def _seconds(self) -> float:
+        return time.perf_counter() - self._began
+
+    def _end(self, report: StepReport) -> None:
+        self.progress.end(report)
+        self.steps.append(report)
+
+
+def measured_tolerances(report: VerifyReport, widest: Tolerances, logits_std: float) -> Tolerances:
+    """What `verify` shall accept elsewhere: twice what was measured here, and never more than `widest`.
+
+    A greedy token may differ where four standard deviations of a logit's error explain it, as in exports.
+    """
+    names = {"patches": "patches_relative", "embeddings": "embeddings_relative", "first logits": "logits_relative"}
+    update = {}
+    for seam, key in names.items():
+        errors = [one.error for one in report.seams if one.name == seam]
+        if errors:
+            update[key] = float(f"{min(max(SLACK * max(errors), 1e-4), getattr(widest, key)):.3g}")
+    if "logits_relative" in update:
+        deviations = min(TOKEN_MARGIN_DEVIATIONS * update["logits_relative"], LARGEST_TOKEN_MARGIN)
+        seen = max(one.error for one in report.seams if one.name == "greedy tokens")
+        update["token_margin"] = float(f"{max(deviations * logits_std, seen):.3g}")
+    return widest.model_copy(update=update)
+
+
+def _relative(snr_db: float) -> float:
+    """RMS of the difference over RMS of the signal."""
+    return float(10 ** (-snr_db / 20))

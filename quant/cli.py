@@ -1,0 +1,133 @@
+"""`dasheng-edge quantize`: parse, run, print what each part lost and how large it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+
+import typer
+
+from dasheng_edge.runtime.bundle import KvType
+from dasheng_edge.runtime.errors import MissingExtraError
+
+from .decoder_types import NEED_IMATRIX, DecoderType
+from .progress import StepBars, typed_path
+from .recipes import RECIPES, EncoderPrecision, Recipe
+
+if TYPE_CHECKING:
+    from .bundle_quant import QuantizeOptions, QuantizeReport
+
+RecipeName = Literal["reference", "balanced", "small", "tiny"]
+assert get_args(RecipeName) == tuple(RECIPES)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    app.command("quantize")(quantize)
+
+
+def quantize(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder made by `dasheng-edge export`.")],
+    *,
+    out: Annotated[Path, typer.Option(metavar="BUNDLE2", help="Folder to write.")],
+    recipe: Annotated[
+        RecipeName | None,
+        typer.Option(help=f"{'; '.join(f'{name}: {recipe.text}' for name, recipe in RECIPES.items())}."),
+    ] = None,
+    encoder: Annotated[
+        EncoderPrecision | None, typer.Option(help="Precision of encoder and projector, instead of the recipe's.")
+    ] = None,
+    decoder: Annotated[
+        DecoderType | None,
+        typer.Option(
+            metavar="TYPE",
+            case_sensitive=False,
+            help=f"llama.cpp's file type, instead of the recipe's: {', '.join(get_args(DecoderType))}.",
+        ),
+    ] = None,
+    kv: Annotated[KvType | None, typer.Option(help="How the decoder keeps keys and values.")] = None,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CLIPS",
+            help="Audio like that which the model will hear: a folder, a file or a manifest (.jsonl). Measures the "
+            "decoder's importance matrix on it, and what `mixed` chooses by.",
+        ),
+    ] = None,
+    imatrix: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Importance matrix that was measured before, GGUF.")
+    ] = None,
+    save_imatrix: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Keep the importance matrix, for llama-quantize too.")
+    ] = None,
+    tensor_type: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN=TYPE", help="Type of decoder tensors whose names match, e.g. attn_v=Q8_0."),
+    ] = None,
+    min_snr: Annotated[float, typer.Option(metavar="DB", help="What `--encoder mixed` keeps at its output.")] = 30.0,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads; default: one per usable core.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, for machines.")] = False,
+) -> None:
+    """Make a bundle smaller and faster, and print what each part of it loses.
+
+    Without --recipe, parts that are not named stay as they are. The new bundle replays its golden vectors before it
+    gets its name; `dasheng-edge verify` does the same elsewhere.
+    """
+    base = RECIPES[recipe] if recipe else Recipe(None, None, None)
+    chosen = dataclasses.replace(
+        base, encoder=encoder or base.encoder, decoder=decoder or base.decoder, kv_type=kv or base.kv_type
+    )
+    if chosen.encoder is None and chosen.decoder is None and chosen.kv_type is None:
+        raise typer.BadParameter("name what to quantize: --recipe, or any of --encoder, --decoder and --kv")
+    if tensor_type and chosen.decoder is None:
+        raise typer.BadParameter("--tensor-type goes with --decoder or --recipe")
+    needs = chosen.imatrix or chosen.decoder in NEED_IMATRIX
+    if needs and calibrate is None and imatrix is None:
+        raise typer.BadParameter(
+            f"{recipe or chosen.decoder} needs an importance matrix; pass --calibrate CLIPS to measure one on "
+            "audio, or --imatrix FILE"
+        )
+    module = _load("bundle_quant", "quantize")
+    options: QuantizeOptions = module.quantize_options(
+        bundle, out, chosen, imatrix=imatrix, tensor_types=tuple(tensor_type or ()), min_snr_db=min_snr
+    )
+    options = dataclasses.replace(
+        options, calibrate=calibrate, recipe=recipe, save_imatrix=save_imatrix, threads=threads, overwrite=overwrite
+    )
+    with StepBars() as progress:
+        report: QuantizeReport = module.quantize_bundle(options, progress)
+    for warning in report.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    if as_json:
+        typer.echo(_as_json(report))
+        return
+    share = 100 * report.bytes / report.source_bytes
+    typer.echo(f"{out}: {report.bytes / 1e6:.1f} MB, {share:.0f} % of {bundle}, in {report.seconds:.1f} s")
+    typer.echo(f"check it wherever it runs with: dasheng-edge verify {typed_path(out)}")
+
+
+def _load(module: str, command: str) -> Any:
+    """A module and everything heavy with it; a missing library is one sentence with the line that installs it."""
+    try:
+        return import_module(f"dasheng_edge.quant.{module}")
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("dasheng_edge"):
+            raise
+        raise MissingExtraError(
+            f"{command} needs {error.name}, which is not installed; run pip install 'dasheng-edge[quant,cpu]'"
+        ) from error
+
+
+def _as_json(report: QuantizeReport) -> str:
+    return json.dumps({
+        "bundle": str(report.bundle.folder),
+        "bytes": report.bytes,
+        "source_bytes": report.source_bytes,
+        "seconds": report.seconds,
+        "steps": [dataclasses.asdict(step) for step in report.steps],
+        "warnings": report.warnings,
+    })  # fmt: skip

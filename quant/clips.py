@@ -1,0 +1,206 @@
+"""Clips to calibrate on or to compare with: a manifest in JSON Lines, a folder of audio files, or one file.
+
+A line of a manifest is an object: `audio` (a path, relative to the manifest; `audio_filepath` and `file` are taken
+too), and what is known about the clip: `offset` and `duration` in seconds where it is a part of the file, `prompt`,
+`references` (or one `text`), `events`, `transcript`, `id`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
+
+from dasheng_edge.runtime.audio import Waveform, read_audio
+from dasheng_edge.runtime.bundle import sha256_of
+from dasheng_edge.runtime.errors import AudioEmptyError, ClipsError
+
+AUDIO_SUFFIXES = frozenset({
+    ".wav", ".flac", ".mp3", ".m4a", ".aac", ".ogg", ".opus", ".wma", ".aiff", ".aif", ".au", ".mp4", ".mkv", ".webm",
+    ".mov", ".avi",
+})  # fmt: skip
+MANIFEST_SUFFIXES = (".jsonl", ".ndjson", ".json")
+# Fewer say little about what a model will hear. With 64 scenes of 6 s, importance matrices of two halves give
+# quantized decoders that are equally good.
+FEW_CLIPS, FEW_SECONDS = 32, 120.0
+TWIN_DB = 1.5  # cuts of one sound: 0.05 to 0.7 (median of 64 cuts), different scenes: 2.8 at least, of 64
+
+
+class ClipRow(BaseModel):
+    """One line of a manifest."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    audio: Annotated[str, Field(min_length=1, validation_alias=AliasChoices("audio", "audio_filepath", "file"))]
+    id: str | None = None
+    offset: Annotated[float, Field(ge=0)] = 0.0
+    duration: Annotated[float, Field(gt=0)] | None = None
+    prompt: str | None = None
+    references: tuple[str, ...] = ()
+    text: str | None = None
+    events: tuple[str, ...] | None = None
+    transcript: str | None = None
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A clip and what is known about it."""
+
+    id: str
+    path: Path
+    offset_s: float = 0.0
+    duration_s: float | None = None  # None: to the end
+    prompt: str | None = None  # None: the bundle's
+    references: tuple[str, ...] = ()
+    events: frozenset[str] | None = None  # None: not known
+    transcript: str | None = None
+
+    def blocks(self, sample_rate_hz: int) -> Iterator[Waveform]:
+        """The audio, mono float32, a block at a time.
+
+        Raises:
+            AudioError: it cannot be read, or holds nothing where the clip should be.
+        """
+        skip = round(self.offset_s * sample_rate_hz)
+        left = round(self.duration_s * sample_rate_hz) if self.duration_s is not None else None
+        seen = False
+        for block in read_audio(self.path, sample_rate_hz=sample_rate_hz):
+            part = block[skip:]
+            skip = max(0, skip - len(block))
+            if left is not None:
+                part = part[:left]
+                left -= len(part)
+            if len(part):
+                seen = True
+                yield part
+            if left == 0:
+                break
+        if not seen:
+            raise AudioEmptyError(f"{self.path} has no sound from {self.offset_s:g} s on; correct the clip's offset")
+
+    def read(self, sample_rate_hz: int) -> Waveform:
+        """All of it, float32 [samples]; errors as in `blocks`."""
+        return np.concatenate(list(self.blocks(sample_rate_hz)))
+
+
+@dataclass(frozen=True)
+class ClipSet:
+    """Clips from one place."""
+
+    name: str  # of the manifest, folder or file, without its path
+    clips: tuple[Clip, ...]
+
+    def sha256(self) -> str:
+        """Over what is known about the clips, and the content of their files."""
+        digest = hashlib.sha256()
+        files: dict[Path, str] = {}
+        for clip in self.clips:
+            content = files.setdefault(clip.path, "") or sha256_of(clip.path)
+            files[clip.path] = content
+            facts = [
+                clip.id, clip.offset_s, clip.duration_s, clip.prompt, clip.references,
+                sorted(clip.events) if clip.events is not None else None, clip.transcript, content,
+            ]  # fmt: skip
+            digest.update(json.dumps(facts).encode() + b"\n")
+        return digest.hexdigest()
+
+
+def find_clips(path: Path) -> ClipSet:
+    """Clips of a manifest, of a folder with audio files in it, at any depth, or of one audio file.
+
+    Raises:
+        ClipsError: there is nothing there, or the manifest is wrong.
+    """
+    if path.is_dir():
+        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in AUDIO_SUFFIXES and file.is_file())
+        if not found:
+            raise ClipsError(f"there is no audio file in {path}; expected some with the endings of audio or video")
+        return ClipSet(path.resolve().name, tuple(Clip(str(file.relative_to(path)), file) for file in found))
+    if path.suffix.lower() in MANIFEST_SUFFIXES:
+        return read_clips(path)
+    if not path.is_file():
+        raise ClipsError(f"there is nothing at {path}; expected a manifest (.jsonl), a folder or an audio file")
+    return ClipSet(path.name, (Clip(path.name, path),))
+
+
+def read_clips(path: Path) -> ClipSet:
+    """Clips of a manifest.
+
+    Raises:
+        ClipsError: it cannot be read, a line is wrong, names a file that is not there, or repeats an id.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ClipsError(f"cannot read the clips of {path}: {error}; expected JSON Lines") from error
+    clips: dict[str, Clip] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        row = _row(f"{path}, line {number}", line)
+        file = path.parent / row.audio
+        if not file.is_file():
+            raise ClipsError(f"{path}, line {number}: there is no file {file}; paths are relative to the manifest")
+        references = (row.text, *row.references) if row.text is not None else row.references
+        events = frozenset(row.events) if row.events is not None else None
+        name = row.id or _free_name(row.audio, clips)
+        if name in clips:
+            raise ClipsError(f"{path}, line {number}: the id {name!r} is there twice; give each clip its own, or none")
+        clips[name] = Clip(
+            name, file, row.offset, row.duration, row.prompt, references, events, row.transcript
+        )  # fmt: skip
+    if not clips:
+        raise ClipsError(f"{path} lists no clip; expected a JSON object with the key 'audio' on each line")
+    return ClipSet(path.name, tuple(clips.values()))
+
+
+def _row(where: str, line: str) -> ClipRow:
+    try:
+        return ClipRow.model_validate_json(line)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "the line"
+        known = ", ".join(ClipRow.model_fields)
+        raise ClipsError(f"{where}: {key}: {first['msg']}; expected an object with audio and any of {known}") from error
+
+
+def _free_name(audio: str, taken: dict[str, Clip]) -> str:
+    name = audio
+    number = 2
+    while name in taken:
+        name = f"{audio} ({number})"
+        number += 1
+    return name
+
+
+def calibration_warnings(spectra: Sequence[NDArray[np.float32]], audio_s: float) -> tuple[str, ...]:
+    """What speaks against calibrating on clips with these log-mels, [n_mels, frames] each, of so many seconds in all.
+
+    Alike are clips whose log-mels have the same mean and deviation in each band.
+    """
+    warnings = []
+    if len(spectra) < FEW_CLIPS or audio_s < FEW_SECONDS:
+        warnings.append(
+            f"{len(spectra)} clips of {audio_s:.0f} s in all are few to calibrate on: use {FEW_CLIPS} or more, of "
+            f"{FEW_SECONDS:.0f} s in all, like what the model will hear"
+        )
+    if len(spectra) > 1 and (share := _alike(spectra)) > 0.5:
+        warnings.append(
+            f"{100 * share:.0f} % of the calibration clips sound like another of them: choose different ones"
+        )
+    return tuple(warnings)
+
+
+def _alike(spectra: Sequence[NDArray[np.float32]]) -> float:
+    """Share of the clips that have a twin, by mean and deviation over time of each mel band."""
+    means = np.stack([np.concatenate([one.mean(axis=1), one.std(axis=1)]) for one in spectra]).astype(np.float64)
+    spread = np.abs(means[:, None] - means[None]).mean(axis=2)  # dB
+    np.fill_diagonal(spread, np.inf)
+    return float((spread.min(axis=1) < TWIN_DB).mean())

@@ -1,0 +1,189 @@
+"""Encoder and projector of a bundle in another precision, with the loss measured at the audio embeddings."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from dasheng_edge.runtime.bundle import CUDA_GRAPHS, ENCODER, PROJECTOR, Bundle
+from dasheng_edge.runtime.encoder import Encoder, Projector
+from dasheng_edge.runtime.errors import QuantizeError
+from dasheng_edge.runtime.front_end import Features, FrontEndSpec
+
+from .graph_quant import MatrixPrecision, convert, load_graph, matrix_nodes, save_graph, to_cuda
+from .mixed import Choice, choose
+from .recipes import EncoderPrecision
+
+Array = NDArray[np.float32]
+Advance = Callable[[int], None]
+GRAPHS = (ENCODER, PROJECTOR)
+# Least SNR in dB of the embeddings that a precision explains; below, something is wrong. Measured on micro (51 clips;
+# trained): 73.5, 38.6, 41.2 and 21.8; on tiny random models: 70, 36, 39 and 17.
+LEAST_SNR_DB: Mapping[EncoderPrecision, float] = {"fp16": 50.0, "int8": 20.0, "int8-block": 25.0, "int4-block": 8.0}
+
+
+@dataclass(frozen=True)
+class EncoderOptions:
+    """What the encoder is made in; `min_snr_db` is what `mixed` keeps at the embeddings."""
+
+    precision: EncoderPrecision
+    min_snr_db: float = 30.0
+
+
+@dataclass(frozen=True)
+class EncoderReport:
+    """What was written, and how far it is from its source."""
+
+    bytes: int
+    source_bytes: int
+    snr_db: float | None  # of the embeddings, or patches where there is no projector; None: no difference
+    matrices: dict[str, MatrixPrecision]
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The graphs of a bundle and what they make of the clips."""
+
+    bundle: Bundle
+    clips: Sequence[Features]
+    threads: int
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(name for name in GRAPHS if name in self.bundle.manifest.files)
+
+    @property
+    def bytes(self) -> int:
+        files = self.bundle.manifest.files
+        return sum(facts.bytes for file, facts in files.items() if file.startswith(self.names))
+
+    def outputs(self, place: Callable[[str], Path]) -> Iterator[Array]:
+        """Embeddings, or patches, of each clip by the graphs in a folder."""
+        return clip_outputs(self.bundle.manifest.front_end, place, self.clips, self.threads, self.names)
+
+    def write(self, place: Callable[[str], Path], precisions: Mapping[str, MatrixPrecision], *, beside: bool) -> int:
+        """Write all graphs with the matrices in these precisions; bytes written."""
+        size = 0
+        for name in self.names:
+            model = load_graph(self.bundle.path(name))
+            convert(model, precisions)
+            size += save_graph(model, place(name), beside=beside)
+        return size
+
+    def matrices(self) -> dict[str, int]:
+        """Values of each matrix, by its name."""
+        sizes = {}
+        for name in self.names:
+            for matrix, node in matrix_nodes(load_graph(self.bundle.path(name))).items():
+                weight = node.inputs[1]
+                assert weight is not None
+                assert weight.const_value is not None
+                sizes[matrix] = weight.const_value.size
+        return sizes
+
+
+def clip_outputs(
+    spec: FrontEndSpec, place: Callable[[str], Path], clips: Sequence[Features], threads: int, names: Sequence[str]
+) -> Iterator[Array]:
+    """float32 [tokens, llm_dim] of each clip, [patches, dim] where there is no projector."""
+    encoder = Encoder(place(ENCODER), spec, threads=threads)
+    projector = Projector(place(PROJECTOR), spec, threads=threads) if PROJECTOR in names else None
+    for clip in clips:
+        patches = encoder.patches(clip)
+        yield projector.embeddings(patches) if projector else patches
+
+
+def quantize_encoder(
+    source: Bundle,
+    place: Callable[[str], Path],
+    options: EncoderOptions,
+    clips: Sequence[Features],
+    threads: int,
+    advance: Advance = lambda _: None,
+) -> EncoderReport:
+    """Write encoder and projector of a bundle in a precision; `place` says where a file of the new bundle goes.
+
+    `clips` are what the loss is measured on, and what `mixed` chooses by.
+
+    Raises:
+        QuantizeError: the source is quantized already, a weight does not fit, the loss is larger than the precision
+            explains, or no mixture keeps what was asked for.
+    """
+    stored = source.manifest.encoder.precision
+    graphs = _Source(source, clips, threads)
+    if options.precision == stored:
+        size = 0
+        for file in source.manifest.files:
+            if file.startswith(tuple(name.removesuffix("onnx") for name in graphs.names)):
+                size += Path(shutil.copyfile(source.path(file), place(file))).stat().st_size
+        return EncoderReport(size, size, None, {})
+    if stored != "fp32":
+        raise QuantizeError(
+            f"the encoder of {source.folder} is {stored} already, quantizing needs an fp32 one; start from the bundle "
+            "that `dasheng-edge export` made"
+        )
+    wanted = list(graphs.outputs(source.path))
+    precisions = _precisions(graphs, options, wanted, place(ENCODER).parent, advance)
+    size = graphs.write(place, precisions, beside=options.precision == "fp16")
+    if options.precision == "fp16":
+        size += _write_cuda(graphs.names, place)
+    snr_db = snr(wanted, graphs.outputs(place))
+    least = options.min_snr_db if options.precision == "mixed" else LEAST_SNR_DB[options.precision]
+    if snr_db is not None and not snr_db >= least:  # written so that NaN fails, too
+        raise QuantizeError(
+            f"the {options.precision} encoder keeps {snr_db:.1f} dB of signal to noise at its output, "
+            f"expected at least {least:g}; nothing was written. Choose a finer --encoder"
+        )
+    return EncoderReport(size, graphs.bytes, snr_db, precisions)
+
+
+def _write_cuda(names: Sequence[str], place: Callable[[str], Path]) -> int:
+    """The graphs that compute in float16, on the weights that are there."""
+    size = 0
+    for name in names:
+        model, path = load_graph(place(name)), place(CUDA_GRAPHS[name])
+        to_cuda(model)
+        ir.save(model, path)
+        size += path.stat().st_size
+    return size
+
+
+def _precisions(
+    graphs: _Source, options: EncoderOptions, wanted: Sequence[Array], folder: Path, advance: Advance
+) -> dict[str, MatrixPrecision]:
+    sizes = graphs.matrices()
+    for precision in get_args(MatrixPrecision):
+        if precision == options.precision:
+            advance(1)
+            return dict.fromkeys(sizes, precision)
+
+    with tempfile.TemporaryDirectory(prefix="trial-", dir=folder) as trial:
+
+        def noise(precisions: Mapping[str, MatrixPrecision]) -> float:
+            """Share of the output's power that differs."""
+            graphs.write(Path(trial).joinpath, precisions, beside=False)
+            value = snr(wanted, graphs.outputs(Path(trial).joinpath))
+            advance(1)
+            return 0.0 if value is None else 10 ** (-value / 10)
+
+        chosen: Choice = choose(sizes, options.min_snr_db, noise)
+    return chosen.precisions
+
+
+def snr(wanted: Sequence[Array], got: Iterator[Array]) -> float | None:
+    """10 log10(sum of squares of what is wanted / of the difference), in dB; None where there is no difference."""
+    signal = noise = 0.0
+    for want, have in zip(wanted, got, strict=True):
+        signal += float(np.square(want, dtype=np.float64).sum())
+        noise += float(np.square(want.astype(np.float64) - have).sum())
+    if noise == 0:
+        return None
+    return float(10 * np.log10(signal / noise))

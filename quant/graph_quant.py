@@ -1,0 +1,176 @@
+"""Turns the weight matrices of a graph into another precision; everything else of it stays float32.
+
+A matrix is what a MatMul multiplies by: qkv, proj, fc1 and fc2 of each encoder block, and the projector's two. The
+patch convolution, norms, biases and position embeddings are left as they are. Weights are read and converted one at
+a time, while the file is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from dasheng_edge.runtime.errors import QuantizeError
+
+from .block_weights import BLOCK_SIZE, Bits, block_parameters, block_values, channel_int8, channel_scales, pack
+
+# A precision that a matrix can have, beside "fp32".
+MatrixPrecision = Literal["fp32", "fp16", "int8", "int8-block", "int4-block"]
+EXTERNAL_BYTES = 500_000_000  # above this, weights go to a file beside the graph, as in the export
+PAGE_BYTES = 4096
+MICROSOFT = "com.microsoft"
+# Levels of accuracy of MatMulNBits: 4 multiplies in int8, 1 in float32.
+ACCURACY_LEVEL = 4
+_ENDING = ".weight.transposed"
+_F16_LIMIT = 65520  # the smallest value that rounds to infinity
+
+
+def load_graph(path: Path) -> ir.Model:
+    """A graph; weights in a file beside it are mapped when they are read."""
+    return ir.load(path)
+
+
+def matrix_nodes(model: ir.Model) -> dict[str, ir.Node]:
+    """The MatMul of each matrix, by its name without ending: "audio_encoder.blocks.0.attn.qkv"."""
+    nodes = {}
+    for node in model.graph:
+        weight = node.inputs[1] if node.op_type == "MatMul" else None
+        if weight is not None and weight.name in model.graph.initializers:
+            nodes[weight.name.removesuffix(_ENDING)] = node
+    return nodes
+
+
+def convert(model: ir.Model, precisions: Mapping[str, MatrixPrecision]) -> None:
+    """Give each matrix its precision; those that are not named stay float32.
+
+    Raises:
+        QuantizeError: a weight does not fit into float16.
+    """
+    makers: dict[str, Callable[[ir.Graph, ir.Node, str], None]] = {
+        "fp16": _to_fp16,
+        "int8": _to_int8,
+        "int8-block": lambda graph, node, name: _to_blocks(graph, node, name, 8),
+        "int4-block": lambda graph, node, name: _to_blocks(graph, node, name, 4),
+    }
+    for name, node in matrix_nodes(model).items():
+        precision = precisions.get(name, "fp32")
+        if precision != "fp32":
+            weight = node.inputs[1]
+            assert weight is not None
+            makers[precision](model.graph, node, name)
+            assert weight.name is not None
+            if not weight.uses():
+                model.graph.initializers.pop(weight.name)
+    if any(precision.endswith("block") for precision in precisions.values()):
+        model.opset_imports[MICROSOFT] = 1
+
+
+def to_cuda(model: ir.Model) -> None:
+    """Let a graph with float16 weights multiply in float16, between two casts, instead of casting the weights.
+
+    Sums that a matrix is added to, norms and attention stay float32, so nothing can overflow on the way.
+    """
+    graph = model.graph
+    for node in list(graph):
+        cast = node.inputs[1].producer() if node.op_type == "MatMul" and node.inputs[1] is not None else None
+        if cast is None or cast.op_type != "Cast" or cast.inputs[0] is None:
+            continue
+        halved = ir.node("Cast", [node.inputs[0]], {"to": int(ir.DataType.FLOAT16)})
+        product = ir.node("MatMul", [halved.outputs[0], cast.inputs[0]])
+        back = ir.node("Cast", [product.outputs[0]], {"to": int(ir.DataType.FLOAT)})
+        _replace(graph, node, [halved, product, back])
+        graph.remove(cast, safe=True)
+
+
+def save_graph(model: ir.Model, path: Path, *, beside: bool = False) -> int:
+    """Write a graph, with its weights in NAME.data where they are many or `beside` asks for it; bytes written."""
+    weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
+    external = path.with_name(f"{path.name}.data") if beside or weights > EXTERNAL_BYTES else None
+    ir.save(model, path, external_data=external.name if external else None, alignment=PAGE_BYTES)
+    return sum(file.stat().st_size for file in (path, external) if file is not None)
+
+
+def _matrix(node: ir.Node) -> Callable[[], NDArray[np.float32]]:
+    """Reads the matrix of a MatMul, each time anew."""
+    weight = node.inputs[1]
+    assert weight is not None
+    tensor = weight.const_value
+    assert tensor is not None
+    return lambda: np.asarray(tensor.numpy(), np.float32)
+
+
+def _to_fp16(graph: ir.Graph, node: ir.Node, name: str) -> None:
+    read = _matrix(node)
+    if not (largest := float(np.abs(read()).max())) < _F16_LIMIT:  # written so that NaN is refused, too
+        raise QuantizeError(f"{name} holds {largest:g}, float16 reaches 65504; choose int8 or fp32 for the encoder")
+    shape = read().shape
+    half = _stored(graph, f"{name}.fp16", ir.DataType.FLOAT16, shape, lambda: read().astype(np.float16))
+    cast = ir.node("Cast", [half], {"to": int(ir.DataType.FLOAT)})
+    _replace(graph, node, [cast, ir.node("MatMul", [node.inputs[0], cast.outputs[0]])])
+
+
+def _to_int8(graph: ir.Graph, node: ir.Node, name: str) -> None:
+    """What ONNX Runtime fuses to one kernel: activations to uint8, whole-number product, scales of both sides."""
+    read = _matrix(node)
+    scales = channel_scales(read())
+    shape = read().shape
+    whole = _stored(graph, f"{name}.int8", ir.DataType.INT8, shape, lambda: channel_int8(read(), scales))
+    steps = _stored(graph, f"{name}.scales", ir.DataType.FLOAT, scales.shape, lambda: scales)
+    quantized = ir.node("DynamicQuantizeLinear", [node.inputs[0]], num_outputs=3)
+    values, scale, zero = quantized.outputs
+    product = ir.node("MatMulInteger", [values, whole, zero])
+    cast = ir.node("Cast", [product.outputs[0]], {"to": int(ir.DataType.FLOAT)})
+    both = ir.node("Mul", [scale, steps])
+    _replace(graph, node, [quantized, product, cast, both, ir.node("Mul", [cast.outputs[0], both.outputs[0]])])
+
+
+def _to_blocks(graph: ir.Graph, node: ir.Node, name: str, bits: Bits) -> None:
+    read = _matrix(node)
+    inputs, outputs = read().shape
+    scales, zeros = block_parameters(read(), bits)
+    shape = (outputs, scales.shape[1], BLOCK_SIZE * bits // 8)
+    values = _stored(
+        graph, f"{name}.int{bits}", ir.DataType.UINT8, shape, lambda: block_values(read(), bits, scales, zeros)
+    )
+    steps = _stored(graph, f"{name}.scales", ir.DataType.FLOAT, (scales.size,), lambda: scales.reshape(-1))
+    packed = pack(zeros, bits).reshape(-1)
+    points = _stored(graph, f"{name}.zeros", ir.DataType.UINT8, packed.shape, lambda: packed)
+    attributes = {
+        "K": inputs, "N": outputs, "bits": bits, "block_size": BLOCK_SIZE, "accuracy_level": ACCURACY_LEVEL,
+    }  # fmt: skip
+    product = ir.node("MatMulNBits", [node.inputs[0], values, steps, points], attributes, domain=MICROSOFT)
+    _replace(graph, node, [product])
+
+
+def _stored(
+    graph: ir.Graph, name: str, kind: ir.DataType, shape: tuple[int, ...], read: Callable[[], NDArray[np.generic]]
+) -> ir.Value:
+    """A new weight, computed when the file is written."""
+    tensor = ir.LazyTensor(
+        lambda: ir.Tensor(np.ascontiguousarray(read()), name=name), dtype=kind, shape=ir.Shape(shape), name=name
+    )
+    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(kind), const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def _replace(graph: ir.Graph, node: ir.Node, nodes: list[ir.Node]) -> None:
+    """Put nodes in the place of one; the last gives what it gave."""
+    old, new = node.outputs[0], nodes[-1].outputs[0]
+    name = old.name
+    new.shape, new.type = old.shape, old.type
+    graph.insert_before(node, nodes)
+    for index, each in enumerate(nodes):
+        for place, output in enumerate(each.outputs):
+            output.name = f"{name}.{each.op_type}{index}.{place}"
+    old.replace_all_uses_with(new)
+    for index, output in enumerate(graph.outputs):
+        if output is old:
+            graph.outputs[index] = new
+    graph.remove(node, safe=True)
+    new.name = name

@@ -1,0 +1,88 @@
+"""The smallest encoder that keeps a stated SNR: a precision for each block, chosen by what it costs at the output.
+
+Each block is quantized alone to each precision, and the noise that this adds at the output is measured. Noise powers
+of different blocks are taken to add up, which the finished encoder is then measured for: where they add up to more,
+the block that frees most noise for a byte gets a finer precision until it holds.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import get_args
+
+from .graph_quant import MatrixPrecision
+
+# Bytes of a value, scales and zero points of blocks of 32 included.
+VALUE_BYTES: Mapping[MatrixPrecision, float] = {
+    "int4-block": 0.5 + 4.5 / 32, "int8": 1.0, "int8-block": 1.0 + 5 / 32, "fp16": 2.0, "fp32": 4.0,
+}  # fmt: skip
+STEPS: tuple[MatrixPrecision, ...] = tuple(VALUE_BYTES)  # the smallest first
+_BLOCK = re.compile(r"(.*\.blocks\.\d+)\..*")
+
+Noise = Callable[[Mapping[str, MatrixPrecision]], float]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Precision of each matrix, and the share of the output's power that differs with them."""
+
+    precisions: dict[str, MatrixPrecision]
+    noise: float
+
+
+def group_of(matrix: str) -> str:
+    """What is decided together: the matrices of a block of the encoder, or those of the projector."""
+    found = _BLOCK.fullmatch(matrix)
+    return found[1] if found else matrix.rsplit(".", 1)[0]
+
+
+def trials(matrices: Mapping[str, int]) -> int:
+    """How many measurements `choose` takes before it repairs anything."""
+    return len({group_of(matrix) for matrix in matrices}) * (len(STEPS) - 1) + 1
+
+
+def choose(matrices: Mapping[str, int], min_snr_db: float, noise: Noise) -> Choice:
+    """Choose for matrices of so many values each; `noise` measures the whole model in given precisions.
+
+    It always ends, since float32 everywhere adds none.
+    """
+    assert set(STEPS) == set(get_args(MatrixPrecision))
+    groups: dict[str, list[str]] = {}
+    for matrix in matrices:
+        groups.setdefault(group_of(matrix), []).append(matrix)
+    values = {group: sum(matrices[matrix] for matrix in members) for group, members in groups.items()}
+    budget = 10 ** (-min_snr_db / 10)
+    added = {
+        (group, step): noise(dict.fromkeys(members, step)) if step != "fp32" else 0.0
+        for group, members in groups.items()
+        for step in STEPS
+    }
+    chosen = dict.fromkeys(groups, 0)  # place in STEPS
+    estimate = sum(added[group, STEPS[0]] for group in groups)
+    while estimate > budget:
+        group, step = _finer(chosen, added, values)
+        estimate += added[group, STEPS[step]] - added[group, STEPS[chosen[group]]]
+        chosen[group] = step
+    while True:
+        precisions = {matrix: STEPS[chosen[group]] for group, members in groups.items() for matrix in members}
+        got = noise(precisions)
+        if got <= budget:
+            return Choice(precisions, got)
+        group, step = _finer(chosen, added, values)
+        chosen[group] = step
+
+
+def _finer(
+    chosen: Mapping[str, int], added: Mapping[tuple[str, MatrixPrecision], float], values: Mapping[str, int]
+) -> tuple[str, int]:
+    """The group and its finer step that remove most noise for a byte."""
+
+    def gain(group: str, step: int) -> float:
+        saved = added[group, STEPS[chosen[group]]] - added[group, STEPS[step]]
+        more = values[group] * (VALUE_BYTES[STEPS[step]] - VALUE_BYTES[STEPS[chosen[group]]])
+        return saved / more
+
+    options = [(group, step) for group, now in chosen.items() for step in range(now + 1, len(STEPS))]
+    return max(options, key=lambda option: gain(*option))

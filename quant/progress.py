@@ -1,0 +1,98 @@
+"""What an export or a quantization tells about its steps, and whom: on a terminal, bars."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One step: what it wrote, and how far that is from its source."""
+
+    name: str
+    error: float
+    tolerance: float
+    unit: str  # "dB" or "relative RMS"; empty where there is no error to speak of
+    seconds: float
+    bytes: int
+    note: str = ""
+
+
+class Progress(Protocol):
+    """Who is told how the work goes on."""
+
+    def begin(self, step: str, total: int, unit: str) -> None:
+        """A step begins; it will advance to `total` of `unit` (bytes, graphs, clips)."""
+
+    def advance(self, amount: int) -> None:
+        """The current step went on by so much."""
+
+    def end(self, report: StepReport) -> None:
+        """The current step is done."""
+
+
+class NoProgress:
+    """Tells nobody."""
+
+    def begin(self, step: str, total: int, unit: str) -> None:
+        """Nothing."""
+
+    def advance(self, amount: int) -> None:
+        """Nothing."""
+
+    def end(self, report: StepReport) -> None:
+        """Nothing."""
+
+
+class StepBars:
+    """Progress on stderr: a bar for the step at hand, and a line with its error for each finished one."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[done]}"), TimeElapsedColumn()
+        self._console = Console(stderr=True)
+        self._bars = Progress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal)
+        self._step = self._bars.add_task("checkpoint", total=None, done="")
+        self._total, self._unit = 0, ""
+
+    def __enter__(self) -> StepBars:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def begin(self, step: str, total: int, unit: str) -> None:
+        self._total, self._unit = total, unit
+        self._bars.reset(self._step, description=step, total=total, done=self._done(0))
+
+    def advance(self, amount: int) -> None:
+        self._bars.advance(self._step, amount)
+        self._bars.update(self._step, done=self._done(int(self._bars.tasks[0].completed)))
+
+    def end(self, report: StepReport) -> None:
+        self._console.print(step_line(report), highlight=False, soft_wrap=True, markup=False)
+
+    def _done(self, amount: int) -> str:
+        if self._unit == "bytes":
+            return f"{amount / 1e6:.1f}/{self._total / 1e6:.1f} MB"
+        return f"{amount}/{self._total} {self._unit}"
+
+
+def step_line(step: StepReport) -> str:
+    """One finished step: error, tolerance, size and time."""
+    size = f"{step.bytes / 1e6:9.2f} MB" if step.bytes else " " * 12
+    error = f"error {step.error:8.2e} of {step.tolerance:.1e} {step.unit}" if step.unit else ""  # it measured something
+    return f"{step.name:15} {error:39} {size} {step.seconds:7.1f} s  {step.note}".rstrip()
+
+
+def typed_path(path: Path) -> str:
+    """A path as it is typed in a command line, whatever is in its name."""
+    return subprocess.list2cmdline([str(path)]) if os.name == "nt" else shlex.quote(str(path))
