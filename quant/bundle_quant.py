@@ -61,6 +61,7 @@ class QuantizeOptions:
     decoder: DecoderOptions | None = None
     kv_type: KvType | None = None
     calibrate: Path | None = None
+    importance: bool = True  # whether an importance matrix is measured on those clips, where none is given
     recipe: str | None = None
     save_imatrix: Path | None = None
     threads: int | None = None
@@ -207,7 +208,7 @@ class _Job:
         imatrix = wanted.imatrix
         if imatrix is not None:
             self._note_imatrix(imatrix, imatrix.name)
-        elif self.clips is not None and wanted.kind not in COPIED_TYPES:
+        elif self.clips is not None and self.options.importance and wanted.kind not in COPIED_TYPES:
             imatrix = self._measure_importance(writer.path(IMATRIX))
         self._begin(DECODER, 1, "tensors")
         self.decoder = report = quantize_decoder(

@@ -1,4 +1,4 @@
-"""`dasheng-edge quantize`: parse, run, print what each part lost and how large it is."""
+"""`dasheng-edge quantize` and `compare`: parse, run, print what each part lost and which bundle to take."""
 
 from __future__ import annotations
 
@@ -19,14 +19,17 @@ from .recipes import RECIPES, EncoderPrecision, Recipe
 
 if TYPE_CHECKING:
     from .bundle_quant import QuantizeOptions, QuantizeReport
+    from .compare import CompareOptions
+    from .record import Report
 
 RecipeName = Literal["reference", "balanced", "small", "tiny"]
 assert get_args(RecipeName) == tuple(RECIPES)
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command to the command line."""
+    """Add the commands to the command line."""
     app.command("quantize")(quantize)
+    app.command("compare")(compare)
 
 
 def quantize(
@@ -108,6 +111,57 @@ def quantize(
     share = 100 * report.bytes / report.source_bytes
     typer.echo(f"{out}: {report.bytes / 1e6:.1f} MB, {share:.0f} % of {bundle}, in {report.seconds:.1f} s")
     typer.echo(f"check it wherever it runs with: dasheng-edge verify {typed_path(out)}")
+
+
+def compare(
+    reference: Annotated[Path, typer.Argument(metavar="REFERENCE", help="Bundle as it was exported.")],
+    candidates: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="CANDIDATE...",
+            help=f"Bundles, recipes ({', '.join(RECIPES)}), or ENCODER/DECODER[/KV][+imatrix[=FILE]], such as "
+            "int8/Q4_K_M+imatrix, which are made of the reference on the way.",
+        ),
+    ],
+    *,
+    clips: Annotated[
+        Path, typer.Option(metavar="CLIPS", help="What to compare on: a manifest (.jsonl), a folder or a file.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the report, and what it is made of.")],
+    calibrate: Annotated[
+        Path | None, typer.Option(metavar="CLIPS", help="Other clips, which importance matrices are measured on.")
+    ] = None,
+    events: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="JSON object: event label -> regular expression that finds it.")
+    ] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer; default: the bundle's.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads; default: one per usable core.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, for machines.")] = False,
+) -> None:
+    """Say what each candidate loses against a reference, on audio, and what it costs.
+
+    Writes report.html, report.md and report.json. Encoder and decoder are judged apart and together: embeddings,
+    next-token distributions on the reference's own answers, free answers, and scores where the clips state what is
+    right. A run that was stopped goes on where it was.
+    """
+    module = _load("compare", "compare")
+    options: CompareOptions = module.CompareOptions(
+        reference, tuple(candidates), clips, out, calibrate, events, max_new_tokens, threads
+    )
+    with StepBars() as progress:
+        report: Report = module.compare(options, progress)
+    if as_json:
+        typer.echo(report.model_dump_json(indent=2))
+        return
+    for candidate in report.candidates:
+        if candidate.both is not None:
+            kl, same = candidate.both.kl_mean, candidate.both.same_top1
+            typer.echo(
+                f"{candidate.name:32} {candidate.cost.total_bytes / 1e6:10.1f} MB   KL {kl.value:.4f} "
+                f"[{kl.low:.4f}, {kl.high:.4f}]   same top-1 {100 * same.value:.1f} %"
+            )
+    typer.echo(f"{report.recommendation.choice or 'none'}: {report.recommendation.reason}")
+    typer.echo(f"read {typed_path(out / 'report.html')}")
 
 
 def _load(module: str, command: str) -> Any:

@@ -69,6 +69,7 @@ class Decoder:
         self.n_ctx = 0  # of the context there is; 0 without one
         self._kept: Tokens = ()  # leading tokens whose keys and values are in the cache
         self._past = 0  # rows in the cache
+        self.prefilled = 0  # rows that the last prefill had to decode
         self._has_logits = False
         self._seq_id = ctypes.c_int32(0)
         pointers = np.full(BATCH, ctypes.addressof(self._seq_id), np.uintp)
@@ -209,6 +210,7 @@ class Decoder:
         lead: Tokens = tuple(blocks[0].tolist()) if blocks[0].ndim == 1 else ()
         same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(lead, self._kept, strict=False)))
         self._rewind(min(same, total - 1))  # the last row is decoded in any case: its logits are needed
+        self.prefilled = total - self._past
         blocks[0] = blocks[0][self._past :]
         for block in blocks:
             for start in range(0, len(block), BATCH):

@@ -1,0 +1,68 @@
+"""Percentile bootstrap over clips: Efron and Tibshirani, An Introduction to the Bootstrap, chapter 13.
+
+Whole clips are drawn, with replacement: the tokens of a clip depend on each other, and an interval that took them for
+independent would be too narrow. The same draws serve every candidate, so that differences are paired by clip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .record import Interval
+
+Values = NDArray[np.float64]
+Draws = NDArray[np.int64]
+DRAWS, SEED = 1000, 0
+COVERAGE_PERCENT = (2.5, 97.5)
+
+
+def draws_of(clips: int, draws: int = DRAWS) -> Draws:
+    """int64 [draws, clips]: which clips each draw takes."""
+    return np.random.default_rng(SEED).integers(clips, size=(draws, clips))
+
+
+def interval(values: Values, draws: Draws) -> Interval:
+    """The mean of a value for each clip."""
+    return _interval(float(values.mean()), values[draws].mean(axis=1))
+
+
+def ratio_interval(sums: Values, draws: Draws, then: Callable[[Values], Values] = lambda ratio: ratio) -> Interval:
+    """Sum over sum: [clips, 2] of numerators and denominators, such as errors and words. 0 where there is nothing."""
+    totals = sums[draws].sum(axis=1)
+    whole = sums.sum(axis=0)
+    return _interval(float(then(_ratio(whole[None]))[0]), then(_ratio(totals)))
+
+
+def change_interval(sums: Values, reference: Values, draws: Draws) -> Interval:
+    """The same ratio less the reference's, paired by clip."""
+    drawn = _ratio(sums[draws].sum(axis=1)) - _ratio(reference[draws].sum(axis=1))
+    return _interval(float((_ratio(sums.sum(axis=0)[None]) - _ratio(reference.sum(axis=0)[None]))[0]), drawn)
+
+
+def pooled_interval(values: Sequence[Values], percent: float, draws: Draws) -> Interval:
+    """A percentile of the values of all clips together, with as many for each clip as it has."""
+    lengths = np.array([len(one) for one in values])
+    pooled = np.concatenate(list(values))
+    order = np.argsort(pooled, kind="stable")
+    owner = np.repeat(np.arange(len(values)), lengths)[order]
+    ranked = pooled[order]
+    # How often each clip was drawn is how often each of its values counts.
+    counts = np.stack([np.bincount(draw, minlength=len(values)) for draw in draws])
+    drawn = np.empty(len(draws))
+    for index, count in enumerate(counts):
+        weights = np.cumsum(count[owner])
+        drawn[index] = ranked[min(np.searchsorted(weights, weights[-1] * percent / 100), len(ranked) - 1)]
+    return _interval(float(np.percentile(pooled, percent, method="inverted_cdf")), drawn)
+
+
+def _ratio(sums: Values) -> Values:
+    """[n, 2] -> [n]; 0 where the denominator is."""
+    return np.divide(sums[:, 0], sums[:, 1], out=np.zeros(len(sums)), where=sums[:, 1] > 0)
+
+
+def _interval(value: float, drawn: Values) -> Interval:
+    low, high = np.percentile(drawn, COVERAGE_PERCENT)
+    return Interval(value=value, low=min(float(low), value), high=max(float(high), value))

@@ -1,0 +1,161 @@
+"""What captioning costs, in a process of its own: `python -m dasheng_edge.quant.cost` with a request on stdin.
+
+Memory is that process's alone. One clip is captioned before the measurement, so that caches are warm.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dasheng_edge.runtime.bundle import CUDA_GRAPHS, DECODER, ENCODER, FRONT_END, PROJECTOR, Bundle
+from dasheng_edge.runtime.captioner import Caption, Captioner
+from dasheng_edge.runtime.errors import QuantizeError
+
+from .clips import Clip
+from .record import Cost, Quantiles
+
+MEASURED_CLIPS = 20
+_ENERGY = Path("/sys/class/powercap/intel-rapl:0/energy_uj")
+_STATUS = Path("/proc/self/status")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What the child found: milliseconds and rates, one value for each clip."""
+
+    load_ms: float
+    audio_ms: list[float]
+    first_token_ms: list[float]
+    prefill_tokens_per_s: list[float]
+    decode_tokens_per_s: list[float]
+    total_ms: float
+    audio_s: float
+    peak_rss_bytes: int | None
+    energy_j: float | None  # of all clips
+
+
+def measure_cost(bundle: Bundle, clips: Sequence[Clip], threads: int, max_new_tokens: int) -> Cost:
+    """Caption the first clips with a bundle, one by one.
+
+    Raises:
+        QuantizeError: the process failed; the message has its words.
+    """
+    request = {
+        "bundle": str(bundle.folder),
+        "threads": threads,
+        "max_new_tokens": max_new_tokens,
+        "clips": [
+            [clip.id, str(clip.path), clip.offset_s, clip.duration_s, clip.prompt] for clip in clips[:MEASURED_CLIPS]
+        ],
+    }
+    environment = {**os.environ, "PYTHONSAFEPATH": "1"}
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-m", __name__], input=json.dumps(request), env=environment, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    if done.returncode != 0:
+        said = " ".join(done.stderr.split()[-40:]) or "it said nothing"
+        raise QuantizeError(
+            f"captioning with {bundle.folder} in a process of its own ended with {done.returncode}: {said}; try "
+            "`dasheng-edge caption` on it"
+        )
+    return _cost(bundle, Measurement(**json.loads(done.stdout.splitlines()[-1])))
+
+
+def _cost(bundle: Bundle, found: Measurement) -> Cost:
+    manifest = bundle.manifest
+    decoder, _ = bundle.text_facts()
+
+    def stored(*names: str) -> int:
+        return sum(
+            facts.bytes for file, facts in manifest.files.items()
+            if file.startswith(names) and file not in CUDA_GRAPHS.values()
+        )  # fmt: skip
+
+    weights = manifest.encoder.parameters + (manifest.projector_parameters or 0)
+    return Cost(
+        total_bytes=manifest.total_bytes,
+        encoder_bytes=stored(FRONT_END, ENCODER, PROJECTOR),
+        decoder_bytes=stored(DECODER),
+        encoder_bits_per_weight=8 * stored(ENCODER, PROJECTOR) / weights,
+        decoder_bits_per_weight=8 * stored(DECODER) / decoder.parameters,
+        peak_rss_bytes=found.peak_rss_bytes,
+        load_ms=found.load_ms,
+        encoder_ms=_quantiles(found.audio_ms),
+        first_token_ms=_quantiles(found.first_token_ms),
+        prefill_tokens_per_s=float(np.median(found.prefill_tokens_per_s)),
+        decode_tokens_per_s=float(np.median(found.decode_tokens_per_s or [0.0])),
+        real_time_factor=found.total_ms / 1000 / found.audio_s,
+        energy_j=None if found.energy_j is None else found.energy_j / len(found.audio_ms),
+    )
+
+
+def _quantiles(values: Sequence[float]) -> Quantiles:
+    return Quantiles(p50=float(np.percentile(values, 50)), p90=float(np.percentile(values, 90)))
+
+
+def main() -> int:
+    """What the child does."""
+    request = json.load(sys.stdin)
+    clips = [
+        (Clip(name, Path(path), offset, duration), prompt) for name, path, offset, duration, prompt in request["clips"]
+    ]
+    start = time.perf_counter()
+    with Captioner.open(request["bundle"], threads=request["threads"], check_sha256=False) as captioner:
+        load_ms = 1000 * (time.perf_counter() - start)
+        rate = captioner.bundle.manifest.front_end.sample_rate_hz
+        limit = request["max_new_tokens"]
+        first, prompt = clips[0]
+        captioner.caption((first.read(rate), rate), prompt, max_new_tokens=limit)
+        energy = _energy_j()
+        captions: list[Caption] = []
+        prefill: list[float] = []
+        for clip, prompt in clips:
+            caption = captioner.caption((clip.read(rate), rate), prompt, max_new_tokens=limit)
+            captions.append(caption)
+            prefill.append(1000 * captioner.parts.decoder.prefilled / caption.timings.prefill_ms)
+        spent = _energy_j()
+    times = [caption.timings for caption in captions]
+    found = Measurement(
+        load_ms,
+        [one.front_end_ms + one.encoder_ms + one.projector_ms for one in times],
+        [one.first_token_ms for one in times],
+        prefill,
+        [one.tokens_per_s for one in times if one.decode_tokens],
+        sum(one.total_ms for one in times),
+        sum(caption.audio_s for caption in captions),
+        _peak_rss_bytes(),
+        None if energy is None or spent is None or spent < energy else spent - energy,
+    )
+    print(json.dumps(asdict(found)))  # noqa: T201  # how the parent gets it
+    return 0
+
+
+def _energy_j() -> float | None:
+    """The processor package's energy counter; None where it cannot be read."""
+    try:
+        return int(_ENERGY.read_text()) / 1e6
+    except (OSError, ValueError):
+        return None
+
+
+def _peak_rss_bytes() -> int | None:
+    try:
+        found = re.search(r"VmHWM:\s*(\d+) kB", _STATUS.read_text())
+    except OSError:
+        return None
+    return int(found[1]) * 1024 if found else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

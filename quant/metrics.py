@@ -1,0 +1,121 @@
+"""How far a model's distributions and embeddings are from the reference's. Divergences are in nats."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dasheng_edge.runtime.errors import DecoderError
+
+from .bootstrap import draws_of, interval, pooled_interval, ratio_interval
+from .record import DecoderScores, SeamScores
+
+Logits = NDArray[np.float32]
+Values = NDArray[np.float64]
+BLOCK_ROWS = 16  # rows in float64 at a time; of 152,064 tokens, 19 MB each copy
+
+
+@dataclass(frozen=True)
+class TokenMetrics:
+    """One clip, a value for each position of the reference's answer."""
+
+    kl: Values  # of the model from the reference
+    same_top1: NDArray[np.bool_]
+    log_prob: Values  # of the answer's token, for the model
+
+
+@dataclass(frozen=True)
+class ClipDecoding:
+    """What one model made of one clip."""
+
+    tokens: TokenMetrics
+    divergence: int | None  # index of the first token of the free greedy answer that differs; None: the same answer
+
+
+def token_metrics(reference: Logits, logits: Logits, answer: Sequence[int]) -> TokenMetrics:
+    """Compare logits float32 [n, vocab] at the positions of an answer of n tokens.
+
+    KL = sum over tokens of p_ref (log p_ref - log p), which is not negative; what rounding makes of zero is cut.
+
+    Raises:
+        DecoderError: a logit is not finite.
+    """
+    assert reference.shape == logits.shape
+    assert len(reference) == len(answer)
+    if not (np.isfinite(reference).all() and np.isfinite(logits).all()):
+        raise DecoderError("the decoder computed logits that are not finite; run `dasheng-edge verify` on the bundle")
+    kl, log_prob = np.empty(len(answer)), np.empty(len(answer))
+    for start in range(0, len(answer), BLOCK_ROWS):
+        rows = slice(start, start + BLOCK_ROWS)
+        want, got = log_softmax(reference[rows]), log_softmax(logits[rows])
+        kl[rows] = np.maximum((np.exp(want) * (want - got)).sum(axis=1), 0)
+        log_prob[rows] = got[np.arange(len(got)), np.asarray(answer)[rows]]
+    return TokenMetrics(kl, reference.argmax(axis=1) == logits.argmax(axis=1), log_prob)
+
+
+def log_softmax(logits: Logits) -> Values:
+    """Natural logarithms of probabilities, float64."""
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    result: Values = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return result
+
+
+def first_divergence(reference: Sequence[int], answer: Sequence[int]) -> int | None:
+    """Index of the first token that differs; an answer that only goes on or ends earlier differs at its end."""
+    for index, (want, got) in enumerate(zip(reference, answer, strict=False)):
+        if want != got:
+            return index
+    return None if len(reference) == len(answer) else min(len(reference), len(answer))
+
+
+def decoder_scores(clips: Sequence[ClipDecoding]) -> DecoderScores:
+    """Scores over clips, with intervals from a bootstrap that draws whole clips."""
+    draws = draws_of(len(clips))
+    kl = [clip.tokens.kl for clip in clips]
+    hits = np.array([[clip.tokens.same_top1.sum(), len(clip.tokens.kl)] for clip in clips], np.float64)
+    surprise = np.array([[-clip.tokens.log_prob.sum(), len(clip.tokens.kl)] for clip in clips], np.float64)
+    diverging = [clip.divergence for clip in clips if clip.divergence is not None]
+    return DecoderScores(
+        clips=len(clips),
+        tokens=int(hits[:, 1].sum()),
+        kl_mean=ratio_interval(np.array([[one.sum(), one.size] for one in kl]), draws),
+        kl_median=pooled_interval(kl, 50, draws),
+        kl_p90=pooled_interval(kl, 90, draws),
+        kl_p99=pooled_interval(kl, 99, draws),
+        same_top1=ratio_interval(hits, draws),
+        perplexity=ratio_interval(surprise, draws, np.exp),
+        identical=interval(np.array([float(clip.divergence is None) for clip in clips]), draws),
+        first_divergence=float(np.median(diverging)) if diverging else None,
+    )
+
+
+@dataclass
+class SeamSums:
+    """Embeddings against the reference's, added up over clips."""
+
+    signal: float = 0.0
+    noise: float = 0.0
+    cosine_sum: float = 0.0
+    cosine_worst: float = 1.0
+    rows: int = 0
+
+    def add(self, reference: Logits, got: Logits) -> None:
+        """Rows float32 [n, width] of one clip."""
+        want, have = reference.astype(np.float64), got.astype(np.float64)
+        self.signal += float(np.square(want).sum())
+        self.noise += float(np.square(want - have).sum())
+        norms = np.linalg.norm(want, axis=1) * np.linalg.norm(have, axis=1)
+        cosines = np.divide((want * have).sum(axis=1), norms, out=np.zeros(len(want)), where=norms > 0)
+        cosines[(want == have).all(axis=1)] = 1.0  # rows of zeros, too
+        self.cosine_sum += float(cosines.sum())
+        self.cosine_worst = min(self.cosine_worst, float(cosines.min(initial=1.0)))
+        self.rows += len(want)
+
+    def scores(self) -> SeamScores:
+        """Over all rows so far."""
+        snr = None if self.noise == 0 else 10 * np.log10(max(self.signal, 1e-300) / self.noise)
+        mean = self.cosine_sum / max(self.rows, 1)
+        return SeamScores(snr_db=snr, cosine_mean=mean, cosine_worst=self.cosine_worst)

@@ -1,0 +1,156 @@
+"""The sentences of a report: headings, what the figures mean, what to know before quoting them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from .pareto import Plane, Point
+from .quantities import fixed, seconds
+from .record import ClipTexts, Report
+
+# What a reader must know to read the tables, one sentence each.
+GLOSSARY = (
+    (
+        "KL divergence",
+        "how far a candidate's probabilities for the next token are from the reference's, in nats, with both reading "
+        "the reference's own answers: 0 is no difference at all; the median and the p99 tell the usual token from the "
+        "worst in a hundred.",
+    ),
+    ("Same top-1", "share of positions in these answers where both models put the same token first."),
+    (
+        "Perplexity",
+        "how many tokens a candidate wavers between, on average, where the reference had decided for one.",
+    ),
+    ("Same answer", "share of clips that both models, left to write freely, answer with exactly the same tokens."),
+    ("First difference", "the token at which free answers part, in the median over the clips where they do."),
+    (
+        "Encoder SNR",
+        "how strong the reference's audio embeddings are against the error in the candidate's: 10 dB more is a tenth "
+        "of the error's power.",
+    ),
+    (
+        "Interval",
+        "what stands in brackets covers 95 % of what other clips of the same kind would give, drawing whole clips "
+        "(bootstrap).",
+    ),
+)
+TASK_NOTE = (
+    "Scores of free answers against what the clips' manifest states. A point is 0.01; changes are paired clip by "
+    "clip, so they can be certain where the intervals of the scores themselves overlap."
+)
+COST_NOTE = (
+    "Measured in a process of its own for each model, clip after clip. First token: from the call to the first token, "
+    "median and p90 over clips."
+)
+CROSSING_NOTE = (
+    "Mean KL in nats when only the encoder is the candidate's, when only the decoder is, and when both are: the "
+    "larger of the first two is the part to give more bits to."
+)
+LENGTH_NOTE = (
+    "SNR of the audio embeddings in dB by length of the clip; “exact” is no difference at all. Coarse encoders can "
+    "be fine on short clips and fail on long ones."
+)
+TEXTS_NOTE = "{Removed} is what only the reference said, {added} what only the candidate said."
+FRONT_NOTE = (
+    "Marked is the front: no other candidate is at least as good on both axes and better on one. Numbers are those "
+    "of the tables; what has no room for its number is not on the front."
+)
+
+
+def title(report: Report) -> str:
+    return f"Quantizations of {report.model}"
+
+
+def when(report: Report) -> str:
+    """Day and minute, or what the report says where that is no date."""
+    try:
+        return datetime.fromisoformat(report.created.replace("Z", "+00:00")).strftime("%Y-%m-%d %H:%M UTC")
+    except ValueError:
+        return report.created
+
+
+def summary(report: Report) -> str:
+    """What was compared with what."""
+    many, settings = len(report.candidates), report.settings
+    return (
+        f"{many} candidate{'s' if many != 1 else ''} against {report.reference.name}, on {settings.clips} clips "
+        f"({fixed(settings.audio_s / 60, 1)} minutes of audio)"
+    )
+
+
+def noise_note(report: Report) -> str:
+    first, second = report.noise_floor.threads
+    return (
+        f"The reference against itself, with {first} threads and with {second}: what rounding alone does. A "
+        "candidate that is as near as this cannot be told from the reference."
+    )
+
+
+def front_names(plane: Plane) -> str:
+    """The candidates on the front, from the cheapest."""
+    return "; ".join(f"{point.number} {point.name}" for point in plane.front) or "none: the reference beats them all"
+
+
+def plot_label(plane: Plane) -> str:
+    """A plot for those who do not see it."""
+    return f"{plane.title}, {len(plane.points)} candidates. On the front: {front_names(plane)}."
+
+
+def point_label(plane: Plane, point: Point) -> str:
+    """What is shown over a point."""
+    return f"{point.number} {point.name}: {plane.y_title} {point.y.value:.3g}, {plane.x_title} {point.x:.3g}"
+
+
+def clip_title(clip: ClipTexts) -> str:
+    return f"{clip.clip} · {seconds(clip.seconds)}"
+
+
+def differing(count: int, total: int) -> str:
+    if count == 0:
+        return "all candidates say what the reference says"
+    return f"{count} of {total} candidates say something else"
+
+
+def quoting(report: Report) -> tuple[tuple[str, str], ...]:
+    """What must be told with the figures."""
+    settings = report.settings
+    calibration = (
+        "no clips were used" if settings.calibration_clips is None else f"{settings.calibration_clips} clips"
+    )
+    clips = (
+        f"{settings.clips}, {fixed(settings.audio_s, 1)} s of audio, SHA-256 {settings.clips_sha256}: other clips give "
+        "other figures"
+    )
+    repeat = (
+        "run `dasheng-edge compare` of the same version on the same bundles and clips, with the settings below; "
+        "`report.json`, beside this page, holds every figure unrounded"
+    )
+    scope = "all figures are against this reference, not against the truth; times hold for this machine alone"
+    return (
+        ("Scope", scope),
+        ("Tool", report.tool),
+        ("Machine", "; ".join(f"{name}: {value}" for name, value in report.machine.items()) or "not known"),
+        ("Clips", clips),
+        ("Calibration", calibration),
+        ("To repeat it", repeat),
+    )
+
+
+def settings(report: Report) -> tuple[tuple[str, str], ...]:
+    """What the comparison was asked for."""
+    asked = report.settings
+    matrices = {
+        one.recipe.imatrix_sha256: one.recipe.imatrix
+        for one in report.candidates
+        if one.recipe.imatrix and one.recipe.imatrix_sha256
+    }
+    return (
+        ("Clips", str(asked.clips)),
+        ("Audio", f"{fixed(asked.audio_s, 1)} s"),
+        ("SHA-256 of the clips", asked.clips_sha256),
+        ("Clips to calibrate with", "none" if asked.calibration_clips is None else str(asked.calibration_clips)),
+        ("Longest answer", f"{asked.max_new_tokens} tokens"),
+        ("Threads", str(asked.threads)),
+        ("Bootstrap draws", f"{asked.bootstrap_draws:,}"),
+        *((f"Importance matrix {name}", f"SHA-256 {digest}") for digest, name in matrices.items()),
+    )

@@ -1,0 +1,187 @@
+"""Greedy answers against what a manifest of clips states: words, events, wording. Needs no Java and no downloads.
+
+Texts are compared as words: lower case, without punctuation. That is not the tokenisation of published captioning
+scores (PTB) nor the normalisation of MiDashengLM's published word error rates (Whisper's), so these numbers compare
+the candidates of one report, not one report with a paper. Unlike in the published evaluation, an empty answer counts,
+as one that misses everything.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import jiwer
+import numpy as np
+from numpy.typing import NDArray
+
+from dasheng_edge.runtime.errors import ClipsError
+
+from .bootstrap import change_interval, draws_of, ratio_interval
+from .clips import Clip
+from .record import TaskScore
+
+Sums = NDArray[np.float64]
+Patterns = Mapping[str, re.Pattern[str]]
+Better = Literal["higher", "lower"]
+ROUGE_BETA = 1.2  # of the COCO caption code: recall counts for a little more than precision
+CIDER_N, CIDER_SIGMA = 4, 6.0  # n-grams, and the width of its length penalty, in words
+_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words, without punctuation."""
+    return _WORD.findall(text.lower())
+
+
+def read_events(path: Path) -> Patterns:
+    """A JSON object: label -> regular expression that finds it in a text, as whole words, in any case.
+
+    Raises:
+        ClipsError: it cannot be read, or an expression is wrong.
+    """
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(raw, dict):
+            raise TypeError("it is no object")  # noqa: TRY301
+        return {label: re.compile(rf"\b(?:{pattern})\b", re.IGNORECASE) for label, pattern in raw.items()}
+    except (OSError, ValueError, TypeError, re.error) as error:
+        raise ClipsError(
+            f"cannot read the events of {path}: {error}; expected a JSON object of label: regular expression"
+        ) from error
+
+
+def plain_events(clips: Sequence[Clip]) -> Patterns:
+    """Without a file of events: a label is found by its own words, each with or without an s, in any order."""
+    labels = sorted({event for clip in clips for event in clip.events or ()})
+    looks = {label: "".join(rf"(?=.*\b{re.escape(word)}s?\b)" for word in words(label)) for label in labels}
+    return {label: re.compile(f"^{look}", re.IGNORECASE | re.DOTALL) for label, look in looks.items()}
+
+
+def score_texts(
+    clips: Sequence[Clip], texts: Mapping[str, str], reference: Mapping[str, str] | None, events: Patterns | None = None
+) -> dict[str, TaskScore]:
+    """Scores of answers, by clip id, for which the clips state what is needed.
+
+    `reference` are the reference model's answers, which changes are taken against.
+    """
+    scores: dict[str, TaskScore] = {}
+    patterns = events or plain_events(clips)
+    spoken = [clip for clip in clips if clip.transcript is not None]
+    labelled = [clip for clip in clips if clip.events is not None]
+    worded = [clip for clip in clips if clip.references]
+    known = [clip for clip in clips if clip.references or clip.transcript is not None]
+    cider = _Cider(worded)
+    measures: list[tuple[str, list[Clip], Better, Callable[[Clip, str], tuple[float, float]]]] = [
+        ("word_error_rate", spoken, "lower", _word_errors),
+        ("event_f1", labelled, "higher", lambda clip, text: _events_found(clip, text, patterns)),
+        ("exact_match", known, "higher", _exact),
+        ("rouge_l", worded, "higher", _rouge),
+        ("cider_d", worded, "higher", cider.score),
+    ]
+    for name, judged, better, measure in measures:
+        if not judged:
+            continue
+        got = np.array([measure(clip, texts[clip.id]) for clip in judged], np.float64)
+        draws = draws_of(len(judged))
+        change = None
+        if reference is not None:
+            want = np.array([measure(clip, reference[clip.id]) for clip in judged], np.float64)
+            change = change_interval(got, want, draws)
+        value = ratio_interval(got, draws)
+        scores[name] = TaskScore(value=value, change=change, clips=len(judged), better=better)
+    return scores
+
+
+def _word_errors(clip: Clip, text: str) -> tuple[float, float]:
+    """Edits and words that were spoken."""
+    spoken, said = words(clip.transcript or ""), words(text)
+    if not spoken:
+        return float(len(said)), 0.0
+    found = jiwer.process_words(" ".join(spoken), " ".join(said))
+    return float(found.substitutions + found.deletions + found.insertions), float(len(spoken))
+
+
+def _events_found(clip: Clip, text: str, patterns: Patterns) -> tuple[float, float]:
+    """2 TP and 2 TP + FP + FN, over the labels that there are patterns for."""
+    named = {label for label, pattern in patterns.items() if pattern.search(text)}
+    wanted = clip.events or frozenset()
+    return 2.0 * len(named & wanted), float(len(named) + len(wanted))
+
+
+def _exact(clip: Clip, text: str) -> tuple[float, float]:
+    truths = [*clip.references, *([clip.transcript] if clip.transcript is not None else [])]
+    return float(any(words(text) == words(truth) for truth in truths)), 1.0
+
+
+def _rouge(clip: Clip, text: str) -> tuple[float, float]:
+    """ROUGE-L of Lin 2004: F of the longest common subsequence; best precision and best recall over references."""
+    said = words(text)
+    pairs = [(words(reference), _common(words(reference), said)) for reference in clip.references]
+    precision = max(common / len(said) if said else 0.0 for _, common in pairs)
+    recall = max(common / len(truth) if truth else 0.0 for truth, common in pairs)
+    if not precision or not recall:
+        return 0.0, 1.0
+    return (1 + ROUGE_BETA**2) * precision * recall / (recall + ROUGE_BETA**2 * precision), 1.0
+
+
+def _common(first: Sequence[str], second: Sequence[str]) -> int:
+    """Length of the longest common subsequence."""
+    row = [0] * (len(second) + 1)
+    for word in first:
+        before = 0
+        for index, other in enumerate(second):
+            above = row[index + 1]
+            row[index + 1] = before + 1 if word == other else max(above, row[index])
+            before = above
+    return row[-1]
+
+
+class _Cider:
+    """CIDEr-D of Vedantam et al. 2015: tf-idf cosine of n-grams, clipped, times a penalty on length; times 10.
+
+    Document frequencies are over the clips' references, and stay as they are when clips are drawn.
+    """
+
+    def __init__(self, clips: Sequence[Clip]) -> None:
+        self._documents = max(len(clips), 1)
+        self._frequency: Counter[tuple[str, ...]] = Counter()
+        for clip in clips:
+            self._frequency.update({gram for text in clip.references for gram in _grams(words(text))})
+
+    def score(self, clip: Clip, text: str) -> tuple[float, float]:
+        said = self._vectors(words(text))
+        values = [self._similarity(said, self._vectors(words(truth))) for truth in clip.references]
+        return 10.0 * float(np.mean(values)), 1.0
+
+    def _vectors(self, tokens: list[str]) -> tuple[list[dict[tuple[str, ...], float]], list[float], int]:
+        """tf-idf by n, their norms, and the number of words."""
+        vectors: list[dict[tuple[str, ...], float]] = [{} for _ in range(CIDER_N)]
+        for gram, count in _grams(tokens).items():
+            inverse = np.log(self._documents) - np.log(max(1.0, self._frequency[gram]))
+            vectors[len(gram) - 1][gram] = count * float(inverse)
+        norms = [float(np.sqrt(sum(value**2 for value in vector.values()))) for vector in vectors]
+        return vectors, norms, len(tokens)
+
+    @staticmethod
+    def _similarity(
+        said: tuple[list[dict[tuple[str, ...], float]], list[float], int],
+        truth: tuple[list[dict[tuple[str, ...], float]], list[float], int],
+    ) -> float:
+        penalty = float(np.exp(-((said[2] - truth[2]) ** 2) / (2 * CIDER_SIGMA**2)))
+        total = 0.0
+        for ours, theirs, norm, other in zip(said[0], truth[0], said[1], truth[1], strict=True):
+            shared = sum(min(value, theirs.get(gram, 0.0)) * theirs.get(gram, 0.0) for gram, value in ours.items())
+            total += penalty * shared / (norm * other) if norm and other else 0.0
+        return total / CIDER_N
+
+
+def _grams(tokens: Sequence[str]) -> Counter[tuple[str, ...]]:
+    """All n-grams of up to four words."""
+    return Counter(
+        tuple(tokens[start : start + n]) for n in range(1, CIDER_N + 1) for start in range(len(tokens) - n + 1)
+    )
