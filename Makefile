@@ -66,7 +66,7 @@ $(STAMP_LLAMA): $(STAMP_TORCH) constraints.txt
 
 $(STAMP_READY): $(STAMP_LLAMA) pyproject.toml constraints.txt
 	@echo "set-up: the other dependencies and dasheng-edge itself"
-	@$(INSTALL) --editable '.[cpu,export]' --group dev
+	@$(INSTALL) --editable '.[cpu,export,quant]' --group dev
 	@touch $@
 
 .PHONY: setup
@@ -148,6 +148,10 @@ bench-export: $(STAMP_READY)  ## export every variant but the 7B at full size, a
 	@$(BIN)/python -m benchmarks.export
 bench-export-full: $(STAMP_READY)  ## the same with the 7B (half an hour, 50 GB of disk), to benchmarks/results
 	@$(BIN)/python -m benchmarks.export --full --save
+
+.PHONY: bench-quantization
+bench-quantization: $(STAMP_READY) build/micro  ## compare quantizations of the small model (ten minutes), to benchmarks/results
+	@$(BIN)/python -m benchmarks.quantization --save
 
 .PHONY: clean distclean
 clean:  ## remove what was built, but not .venv

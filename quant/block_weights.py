@@ -25,7 +25,8 @@ def channel_scales(matrix: Matrix) -> NDArray[np.float32]:
 
 def channel_int8(matrix: Matrix, scales: NDArray[np.float32]) -> NDArray[np.int8]:
     """int8 [inputs, outputs], rounded to nearest even; times the scales, this is the matrix."""
-    return np.clip(np.rint(matrix / scales), -INT8_LEVELS, INT8_LEVELS).astype(np.int8)
+    steps: NDArray[np.int8] = np.clip(np.rint(matrix / scales), -INT8_LEVELS, INT8_LEVELS).astype(np.int8)
+    return steps
 
 
 def block_parameters(matrix: Matrix, bits: Bits) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
@@ -52,7 +53,7 @@ def pack(values: NDArray[np.uint8], bits: Bits) -> NDArray[np.uint8]:
         return values
     if values.shape[-1] % 2:
         values = np.concatenate([values, np.zeros_like(values[..., :1])], axis=-1)
-    packed: NDArray[np.uint8] = values[..., ::2] | (values[..., 1::2] << 4)
+    packed = (values[..., ::2] | (values[..., 1::2] << 4)).astype(np.uint8)
     return packed
 
 

@@ -36,7 +36,7 @@ def parse_spec(text: str) -> Spec:
         ClipsError: it is none of them.
     """
     if (Path(text) / MANIFEST).is_file():
-        return Spec(text.rstrip("/"), Path(text))
+        return Spec(Path(text).resolve().name, Path(text))
     if text in RECIPES:
         return Spec(text, None, RECIPES[text])
     precisions, mark, file = text.partition(MARK)
@@ -53,7 +53,8 @@ def parse_spec(text: str) -> Spec:
             raise ClipsError(f"candidate {text!r}: {part!r} is not one of {', '.join(names)}")
     encoder, decoder, kv_type = (*found, "f16")[:3]
     recipe = Recipe(encoder, decoder, kv_type, imatrix=bool(mark))  # type: ignore[arg-type]  # looked up just above
-    return Spec(text, None, recipe, Path(file[1:]) if file else None)
+    imatrix = Path(file[1:]) if file else None
+    return Spec(f"{precisions}{mark}={imatrix.stem}" if imatrix else text, None, recipe, imatrix)
 
 
 class Workshop:

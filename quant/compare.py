@@ -6,7 +6,7 @@ the same command again goes on where it was, and adding a candidate costs that c
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -238,7 +238,7 @@ class _Run:
         calibrate = self.options.calibrate
         return Report(
             tool=f"dasheng-edge {version('dasheng-edge')}",
-            created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            created=dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
             model=self.reference.manifest.name,
             machine={
                 "cpu": machine.cpu, "cores": str(machine.usable_cores), "features": " ".join(machine.cpu_flags),
@@ -282,13 +282,22 @@ def recipe_facts(bundle: Bundle) -> RecipeFacts:
 def limits(reference: Bundle, clips: int) -> tuple[str, ...]:
     """What the figures of a comparison cannot say."""
     decoder, _ = reference.text_facts()
-    said = [
+    intervals = (
         f"Intervals cover the chance of drawing these {clips} clips from clips like them. They say nothing about other "
-        "sounds, languages or prompts.",
-        "Answers are compared with those of the reference bundle, which has errors of its own; a candidate may be right "
-        "where the reference is wrong, and counts as different.",
-        "Same top-1 is no promise: text models of 8 B parameters keep 97.7 % in Q8_0, 96.0 % in Q6_K and 91.9 % in Q4_K_M "
-        "(llama.cpp's figures for Llama 3), and nothing here suggests that audio models keep more in general.",
+        "sounds, languages or prompts."
+    )
+    oracle = (
+        "Answers are compared with those of the reference bundle, which has errors of its own; a candidate may be "
+        "right where the reference is wrong, and counts as different."
+    )
+    top1 = (
+        "Same top-1 is no promise: text models of 8 B parameters keep 97.7 % in Q8_0, 96.0 % in Q6_K and 91.9 % in "
+        "Q4_K_M (llama.cpp's figures for Llama 3), and nothing here suggests that audio models keep more in general."
+    )
+    said = [
+        intervals,
+        oracle,
+        top1,
         "ROUGE-L and CIDEr-D here use a simple tokeniser and are not comparable with published scores.",
         "Costs are those of this machine while this report was made.",
     ]

@@ -40,7 +40,7 @@ def matrix_nodes(model: ir.Model) -> dict[str, ir.Node]:
     nodes = {}
     for node in model.graph:
         weight = node.inputs[1] if node.op_type == "MatMul" else None
-        if weight is not None and weight.name in model.graph.initializers:
+        if weight is not None and weight.name is not None and weight.name in model.graph.initializers:
             nodes[weight.name.removesuffix(_ENDING)] = node
     return nodes
 

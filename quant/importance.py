@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dasheng_edge.runtime.captioner import Parts
-from dasheng_edge.runtime.decoder import Decoder, Embeddings, Tokens
+from dasheng_edge.runtime.decoder import Decoder, Embeddings
 from dasheng_edge.runtime.errors import QuantizeError
 from dasheng_edge.runtime.llama import Watch
 from dasheng_edge.runtime.prompt import Audio

@@ -12,6 +12,7 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -69,16 +70,11 @@ def _short(text: str) -> str:
 
 def sounds_of(clips: Sequence[Clip], rate_hz: int) -> list[Sound]:
     """All clips, and probes of each length: stretches of the clips joined one after another, over and over."""
-    sounds = [Sound(f"clip-{index}", lambda clip=clip: clip.read(rate_hz)) for index, clip in enumerate(clips)]
+    sounds = [Sound(f"clip-{index}", partial(clip.read, rate_hz)) for index, clip in enumerate(clips)]
     for seconds in PROBE_LENGTHS_S:
         for index in range(PROBES):
-            samples, start = seconds * rate_hz, index * PROBE_LENGTHS_S[-1] * rate_hz
-            sounds.append(
-                Sound(
-                    f"probe-{seconds}-{index}",
-                    lambda start=start, samples=samples: joined(clips, rate_hz, start, samples),
-                )
-            )
+            start, samples = index * PROBE_LENGTHS_S[-1] * rate_hz, seconds * rate_hz
+            sounds.append(Sound(f"probe-{seconds}-{index}", partial(joined, clips, rate_hz, start, samples)))
     return sounds
 
 

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 MARKER = 5.5  # half the width of a point with its edge, in pixels
 _DIGIT_WIDTH, _DIGIT_HEIGHT = 0.66, 0.84  # of the font's size: DejaVu Sans Bold is the widest of those in use
-_DIRECTIONS = [math.radians(angle) for angle in (45, 135, 0, 180, 315, 225, 90, 270, 20, 160, 70, 110, 200, 340, 250, 290)]
+_DIRECTIONS = [
+    math.radians(angle) for angle in (45, 135, 0, 180, 315, 225, 90, 270, 20, 160, 70, 110, 200, 340, 250, 290)
+]
 _DISTANCES = (1.0, 4.0, 10.0, 18.0, 28.0)  # from the point's edge to the label's
 FAR = 10.0  # from here on, a line leads from the point to its number
 
@@ -54,7 +56,9 @@ def place(points: Sequence[tuple[int, tuple[float, float]]], inside: Box, text: 
     taken = [Box.around(x, y, 2 * MARKER, 2 * MARKER) for _, (x, y) in points]
     spots = []
     for number, (x, y) in points:
-        spot = next((spot for spot in _offers(number, x, y, text) if inside.holds(spot.box) and _free(spot, taken)), None)
+        spot = next(
+            (spot for spot in _offers(number, x, y, text) if inside.holds(spot.box) and _free(spot, taken)), None
+        )
         if spot is not None:
             spots.append(spot)
             taken.append(spot.box)

@@ -12,10 +12,10 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
@@ -31,7 +31,7 @@ _PT_PER_INCH = 72  # matplotlib's SVG has 72 units to the inch
 SERIES = 6
 _VARIABLES = ("ink", "muted", "grid", "accent", "band", "paper", *(f"series-{i}" for i in range(1, SERIES + 1)))
 _MARKS = {name: f"#0a0b{index:02x}" for index, name in enumerate(_VARIABLES)}
-_SETTINGS = {
+_SETTINGS: dict[str, Any] = {
     "svg.fonttype": "none", "font.size": TEXT, "font.family": "DejaVu Sans", "axes.linewidth": 1,
     "axes.edgecolor": _MARKS["muted"], "axes.labelcolor": _MARKS["ink"], "text.color": _MARKS["ink"],
     "xtick.color": _MARKS["muted"], "ytick.color": _MARKS["muted"], "xtick.labelcolor": _MARKS["ink"],
@@ -68,7 +68,7 @@ def _drawn(height: int, salt: str, label: str, draw: Callable[[Figure, Axes], Ma
         drawing, axes = _figure(height)
         titles = draw(drawing, axes)
         text = io.StringIO()
-        FigureCanvasSVG(drawing).print_svg(text, metadata={"Date": None})
+        drawing.savefig(text, format="svg", metadata={"Date": None})
     return Plot(_inline(text.getvalue(), salt, label, titles), label)
 
 
@@ -110,7 +110,7 @@ def pareto_plot(plane: Plane, salt: str, titles: Mapping[int, str], label: str) 
         _background(axes, plane)
         for point in plane.points:
             _mark(axes, point, salt, _bottom(plane))
-        _number(drawing, axes, plane)
+        _number(axes, plane)
         return {f"{salt}p{point.number}": titles[point.number] for point in plane.points}
 
     return _drawn(300, salt, label, draw)
@@ -191,7 +191,7 @@ def _mark(axes: Axes, point: Point, salt: str, bottom: float) -> None:
     )  # fmt: skip
 
 
-def _number(drawing: Figure, axes: Axes, plane: Plane) -> None:
+def _number(axes: Axes, plane: Plane) -> None:
     """Numbers beside the points where nothing is in their way: first the choice, then the front, then the others."""
     bottom = _bottom(plane)
     anchors = {
@@ -224,7 +224,9 @@ def crossing_plot(candidates: Sequence[tuple[int, Candidate]], salt: str, label:
         drawing.subplots_adjust(left=0.11, right=0.96, top=1 - 34 / height, bottom=48 / height)
         every: list[float] = []
         for row, (_, one) in enumerate(candidates):
-            assert one.encoder_only and one.decoder_only and one.both
+            assert one.encoder_only
+            assert one.decoder_only
+            assert one.both
             parts: Sequence[Interval] = (one.encoder_only.kl_mean, one.decoder_only.kl_mean, one.both.kl_mean)
             every += [part.value for part in parts if part.value > 0]
             values = [max(part.value, 1e-7) for part in parts]
@@ -250,7 +252,7 @@ def _crossing_height(rows: int) -> int:
     return 90 + 22 * rows
 
 
-def _dot(index: int) -> dict[str, object]:
+def _dot(index: int) -> dict[str, Any]:
     color = _MARKS[f"series-{index + 1}"]
     return {"color": color, "markersize": 7, "markeredgecolor": color, "clip_on": False, "zorder": 3 + index}
 

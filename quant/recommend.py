@@ -50,15 +50,21 @@ def recommend(reference: Candidate, candidates: Sequence[Candidate], noise_floor
 def rule(noise_floor: NoiseFloor) -> tuple[str, ...]:
     """The module's rule in sentences, for the page."""
     return (
-        "No task score is worse than the reference's by more than a point (0.01; 1 % of a score above 1) if the "
-        "interval of the change excludes zero, nor by more than five points if the clips cannot tell.",
-        f"Mean KL is at most {_kl_limit(noise_floor):.2g} nats at the upper end of its interval. For "
-        "orientation: on text, Llama-3-8B loses 0.0014 by Q8_0, 0.0055 by Q6_K, 0.0108 by Q5_K_M and 0.0313 by Q4_K_M "
-        "(llama.cpp's figures).",
+        (
+            "No task score is worse than the reference's by more than a point (0.01; 1 % of a score above 1) if the "
+            "interval of the change excludes zero, nor by more than five points if the clips cannot tell."
+        ),
+        (
+            f"Mean KL is at most {_kl_limit(noise_floor):.2g} nats at the upper end of its interval. For "
+            "orientation: on text, Llama-3-8B loses 0.0014 by Q8_0, 0.0055 by Q6_K, 0.0108 by Q5_K_M and 0.0313 by "
+            "Q4_K_M (llama.cpp's figures)."
+        ),
         f"The encoder keeps an SNR of {ENCODER_SNR_DB:g} dB at the length of clips where it is worst.",
         "It is smaller than the reference.",
-        f"Of those that pass, the smallest is recommended; within {100 * SAME_SIZE:g} % of its size the fastest, and "
-        f"within {100 * SAME_SPEED:g} % of that speed the one with the lowest mean KL.",
+        (
+            f"Of those that pass, the smallest is recommended; within {100 * SAME_SIZE:g} % of its size the fastest, "
+            f"and within {100 * SAME_SPEED:g} % of that speed the one with the lowest mean KL."
+        ),
     )
 
 
@@ -105,7 +111,9 @@ def _task_fault(reference: Candidate, candidate: Candidate) -> str:
             losses.append((loss.value, text))
     if not losses:
         return ""
-    others = {1: "", 2: ", and another score is worse, too"}.get(len(losses), f", and {len(losses) - 1} others are worse, too")
+    others = {1: "", 2: ", and another score is worse, too"}.get(
+        len(losses), f", and {len(losses) - 1} others are worse, too"
+    )
     return max(losses, key=lambda pair: pair[0])[1] + others
 
 
@@ -124,7 +132,9 @@ def _worst_length(candidate: Candidate) -> tuple[float, str] | None:
     scores = candidate.encoder
     if scores is None:
         return None
-    found = [(part.snr_db, f"in clips of {seconds(part.seconds)}") for part in scores.by_length if part.snr_db is not None]
+    found = [
+        (part.snr_db, f"in clips of {seconds(part.seconds)}") for part in scores.by_length if part.snr_db is not None
+    ]
     if scores.snr_db is not None:
         found.append((scores.snr_db, "over all clips"))
     return min(found, default=None, key=lambda pair: pair[0])
@@ -153,7 +163,9 @@ def _kl(candidate: Candidate) -> float:
 
 def _why_not(candidate: Candidate, choice: Candidate | None) -> str:
     """Why a candidate that is good enough is not the choice."""
-    assert choice is not None and candidate.both is not None and choice.both is not None
+    assert choice is not None
+    assert candidate.both is not None
+    assert choice.both is not None
     size, least = candidate.cost.total_bytes, choice.cost.total_bytes
     own, other = candidate.both.kl_mean, choice.both.kl_mean
     if size > least * (1 + SAME_SIZE):
@@ -167,7 +179,9 @@ def _why_not(candidate: Candidate, choice: Candidate | None) -> str:
     if speed > best * (1 + SAME_SPEED):
         return f"as small and good enough, but slower than {choice.name}: {_work(candidate)}, not {_work(choice)}"
     if own.value > other.value:
-        return f"as small and as fast as {choice.name}, but its mean KL is {figure(own.value)}, not {figure(other.value)}"
+        return (
+            f"as small and as fast as {choice.name}, but its mean KL is {figure(own.value)}, not {figure(other.value)}"
+        )
     return f"no smaller, faster or nearer to the reference than {choice.name}, by more than chance"
 
 
@@ -212,8 +226,10 @@ def _reason(reference: Candidate, choice: Candidate, good: int, total: int) -> s
     share = f", {figure(100 * size / base, 2)} % of it" if base else ""
     sentences = [
         f"It is {among}: {megabytes(size)} MB, the reference has {megabytes(base)} MB{share}.",
-        f"Mean KL is {' '.join(nats(choice.both.kl_mean))} nats, and both prefer the same token at "
-        f"{' '.join(percent(choice.both.same_top1))} of all positions.",
+        (
+            f"Mean KL is {' '.join(nats(choice.both.kl_mean))} nats, and both prefer the same token at "
+            f"{' '.join(percent(choice.both.same_top1))} of all positions."
+        ),
         *(_task_sentence(name, score) for name, score in sorted(choice.task.items())),
     ]
     if not any(score.change for score in choice.task.values()):

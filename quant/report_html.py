@@ -96,7 +96,10 @@ def _key_facts(report: Report) -> str:
         ("Decoding", f"{figure(cost.decode_tokens_per_s)} tok/s", f"reference {figure(base.decode_tokens_per_s)}"),
         ("Work per s of audio", f"{figure(cost.real_time_factor)} s", f"reference {figure(base.real_time_factor)} s"),
     ]
-    inner = "".join(f"<div><dt>{name}</dt><dd>{_safe(value)}<small>{_safe(aside)}</small></dd></div>" for name, value, aside in facts)
+    inner = "".join(
+        f"<div><dt>{name}</dt><dd>{_safe(value)}<small>{_safe(aside)}</small></dd></div>"
+        for name, value, aside in facts
+    )
     return f'<dl class="facts">{inner}</dl>'
 
 
@@ -143,7 +146,9 @@ def _tables(report: Report) -> list[str]:
             _section("Which part loses what", CROSSING_NOTE, _table(crossings, "Crossings"), _figure(plot, caption))
         )
     if (lengths := report_tables.lengths(report)) is not None:
-        parts.append(_section("Encoder by length of the clip", LENGTH_NOTE, _table(lengths, "SNR by length"), _lengths(report)))
+        parts.append(
+            _section("Encoder by length of the clip", LENGTH_NOTE, _table(lengths, "SNR by length"), _lengths(report))
+        )
     parts.append(_section("Noise floor", noise_note(report), _table(report_tables.noise(report), "Noise floor")))
     return parts
 
@@ -158,7 +163,9 @@ def _lengths(report: Report) -> str:
 
 def _table(table: Table, label: str) -> str:
     # It can be scrolled by keyboard, and is announced, since it may be wider than the page.
-    head = "".join(f'<th scope="col" class="{_kind(table, index)}">{_safe(name)}</th>' for index, name in enumerate(table.head))
+    head = "".join(
+        f'<th scope="col" class="{_kind(table, index)}">{_safe(name)}</th>' for index, name in enumerate(table.head)
+    )
     rows = "\n".join(_row(table, row) for row in table.rows)
     return (
         f'<div class="scroll" role="region" tabindex="0" aria-label="{_safe(label)}"><table>\n<thead><tr>{head}</tr>'
@@ -174,7 +181,9 @@ def _kind(table: Table, index: int) -> str:
 
 def _row(table: Table, row: Row) -> str:
     cells = []
-    tag = {"chosen": " <span class=tag>recommended</span>", "reference": " <span class=tag>reference</span>", "": ""}[row.role]
+    tag = {"chosen": " <span class=tag>recommended</span>", "reference": " <span class=tag>reference</span>", "": ""}[
+        row.role
+    ]
     for index, cell in enumerate(row.cells):
         kind = _kind(table, index)
         aside = f"<small>{_safe(cell.aside)}</small>" if cell.aside else ""
@@ -203,7 +212,10 @@ def _texts(report: Report) -> str:
 def _clip(one: ClipSayings, total: int) -> str:
     clip = one.clip
     count = differing(one.differing, total)
-    parts = [f"<h3>{_safe(clip_title(clip))}</h3>", f'<p class="who">{_safe(count[0].upper() + count[1:])}. Asked: {_safe(clip.prompt)}</p>']
+    parts = [
+        f"<h3>{_safe(clip_title(clip))}</h3>",
+        f'<p class="who">{_safe(count[0].upper() + count[1:])}. Asked: {_safe(clip.prompt)}</p>',
+    ]
     parts += [_says("Stated with the clip", _plain(text)) for text in clip.references]
     if one.reference is not None:
         agreeing = f", and as it {_who(one.agreeing)}" if one.agreeing else ""
@@ -238,7 +250,7 @@ def _marked(reference: str | None, saying: Saying) -> str:
         tag, text = tags[piece.kind], _safe(piece.text)
         # The space before a mark stays outside, or it would be underlined or struck out.
         space = text[: len(text) - len(text.lstrip())]
-        parts.append(f"{space}<{tag}>{text[len(space):]}</{tag}>" if tag else text)
+        parts.append(f"{space}<{tag}>{text[len(space) :]}</{tag}>" if tag else text)
     return "".join(parts)
 
 

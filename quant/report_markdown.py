@@ -39,8 +39,10 @@ def document(report: Report) -> str:
     """The whole file."""
     parts = [
         f"# {escaped(title(report))}",
-        f"{escaped(when(report))} · {escaped(report.tool)} · {escaped(summary(report))}. With plots: "
-        "[report.html](report.html); every figure: [report.json](report.json).",
+        (
+            f"{escaped(when(report))} · {escaped(report.tool)} · {escaped(summary(report))}. With plots: "
+            "[report.html](report.html); every figure: [report.json](report.json)."
+        ),
         *_recommendation(report),
         *_fronts(report),
         *_tables(report),
@@ -74,7 +76,9 @@ def _fronts(report: Report) -> list[str]:
     lines = [f"{escaped(plane.title)}: {escaped(front_names(plane))}" for plane in planes(report)]
     if not lines:
         return []
-    intro = "No other candidate is at least as good in both and better in one than these, from the cheapest to the best:"
+    intro = (
+        "No other candidate is at least as good in both and better in one than these, from the cheapest to the best:"
+    )
     return ["## Pareto fronts", intro, _bullets(lines)]
 
 
@@ -116,8 +120,10 @@ def _texts(report: Report) -> list[str]:
         return []
     parts = [
         "## What they say",
-        "Clips where most candidates differ come first. ~~Struck out~~ is what only the reference said, "
-        "<ins>underlined</ins> what only the candidate said.",
+        (
+            "Clips where most candidates differ come first. ~~Struck out~~ is what only the reference said, "
+            "<ins>underlined</ins> what only the candidate said."
+        ),
         *(_clip(one, report) for one in found[:OPEN_CLIPS]),
     ]
     if rest := found[OPEN_CLIPS:]:

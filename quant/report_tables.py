@@ -50,8 +50,17 @@ def _models(report: Report) -> tuple[tuple[int, Candidate], ...]:
 
 def recipes(report: Report) -> Table:
     """What each model is made of, and what it weighs."""
-    head = ("#", "Candidate", "Encoder", "Decoder", "KV cache", "Importance matrix")
-    head += ("Size, MB", "Encoder, bits/weight", "Decoder, bits/weight")
+    head = (
+        "#",
+        "Candidate",
+        "Encoder",
+        "Decoder",
+        "KV cache",
+        "Importance matrix",
+        "Size, MB",
+        "Encoder, bits/weight",
+        "Decoder, bits/weight",
+    )
     rows = []
     for number, one in _models(report):
         facts, cost = one.recipe, one.cost
@@ -63,8 +72,19 @@ def recipes(report: Report) -> Table:
 
 def quality(report: Report) -> Table:
     """How near each candidate is to the reference."""
-    head = ("#", "Candidate", "Mean KL, nats", "Median KL", "KL p90", "KL p99", "Same top-1", "Perplexity")
-    head += ("Same answer", "First difference, token", "Encoder SNR, dB")
+    head = (
+        "#",
+        "Candidate",
+        "Mean KL, nats",
+        "Median KL",
+        "KL p90",
+        "KL p99",
+        "Same top-1",
+        "Perplexity",
+        "Same answer",
+        "First difference, token",
+        "Encoder SNR, dB",
+    )
     rows = []
     for number, one in ordered(report):
         decoder = decoder_cells(one.both)
@@ -113,8 +133,19 @@ def _score_cells(score: TaskScore | None) -> tuple[Cell, Cell]:
 
 def costs(report: Report) -> Table:
     """What each model takes."""
-    head = ("#", "Candidate", "Size, MB", "Peak memory, MB", "Load, ms", "Encoder, ms", "First token, ms")
-    head += ("Prefill, tok/s", "Decode, tok/s", "Work per s of audio, s", "Energy per clip, J")
+    head = (
+        "#",
+        "Candidate",
+        "Size, MB",
+        "Peak memory, MB",
+        "Load, ms",
+        "Encoder, ms",
+        "First token, ms",
+        "Prefill, tok/s",
+        "Decode, tok/s",
+        "Work per s of audio, s",
+        "Energy per clip, J",
+    )
     rows = []
     for number, one in _models(report):
         cost = one.cost
@@ -146,7 +177,9 @@ def crossings(report: Report) -> Table | None:
     """Mean KL by the quantized encoder alone, by the decoder alone, by both; None: there is nothing to tell apart."""
     rows = []
     for number, one in crossed(report):
-        assert one.encoder_only and one.decoder_only and one.both
+        assert one.encoder_only
+        assert one.decoder_only
+        assert one.both
         parts = (one.encoder_only, one.decoder_only, one.both)
         rows.append(_row(number, one, [Cell(*nats(part.kl_mean)) for part in parts], chosen(report)))
     head = ("#", "Candidate", "Encoder alone", "Decoder alone", "Both")

@@ -12,9 +12,11 @@ from .record import ClipTexts, Report
 GLOSSARY = (
     (
         "KL divergence",
-        "how far a candidate's probabilities for the next token are from the reference's, in nats, with both reading "
-        "the reference's own answers: 0 is no difference at all; the median and the p99 tell the usual token from the "
-        "worst in a hundred.",
+        (
+            "how far a candidate's probabilities for the next token are from the reference's, in nats, with both "
+            "reading the reference's own answers: 0 is no difference at all; the median and the p99 tell the usual "
+            "token from the worst in a hundred."
+        ),
     ),
     ("Same top-1", "share of positions in these answers where both models put the same token first."),
     (
@@ -25,13 +27,17 @@ GLOSSARY = (
     ("First difference", "the token at which free answers part, in the median over the clips where they do."),
     (
         "Encoder SNR",
-        "how strong the reference's audio embeddings are against the error in the candidate's: 10 dB more is a tenth "
-        "of the error's power.",
+        (
+            "how strong the reference's audio embeddings are against the error in the candidate's: 10 dB more is a "
+            "tenth of the error's power."
+        ),
     ),
     (
         "Interval",
-        "what stands in brackets covers 95 % of what other clips of the same kind would give, drawing whole clips "
-        "(bootstrap).",
+        (
+            "what stands in brackets covers 95 % of what other clips of the same kind would give, drawing whole clips "
+            "(bootstrap)."
+        ),
     ),
 )
 TASK_NOTE = (
@@ -114,9 +120,7 @@ def differing(count: int, total: int) -> str:
 def quoting(report: Report) -> tuple[tuple[str, str], ...]:
     """What must be told with the figures."""
     settings = report.settings
-    calibration = (
-        "no clips were used" if settings.calibration_clips is None else f"{settings.calibration_clips} clips"
-    )
+    calibration = "no clips were used" if settings.calibration_clips is None else f"{settings.calibration_clips} clips"
     clips = (
         f"{settings.clips}, {fixed(settings.audio_s, 1)} s of audio, SHA-256 {settings.clips_sha256}: other clips give "
         "other figures"

@@ -35,6 +35,8 @@ DEPENDENCIES = {
     "safetensors": "export",
     "gguf": "export",
     "huggingface-hub": "export",
+    "jiwer": "quant",
+    "matplotlib": "quant",
 }
 # Instruction sets that ONNX Runtime's or llama.cpp's kernels ask for, x86 then Arm.
 CPU_FLAGS = (

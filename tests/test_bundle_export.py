@@ -20,9 +20,9 @@ from dasheng_edge.export.bundle_export import ExportReport, export_bundle
 from dasheng_edge.export.checkpoint import PULL_RECORD
 from dasheng_edge.export.graph_check import GraphReport
 from dasheng_edge.export.options import ExportOptions
-from dasheng_edge.quant.progress import StepReport
 from dasheng_edge.export.tolerances import logits_error
 from dasheng_edge.quant.decoder_types import DECODER_TOLERANCES, WORST_MATRIX, PlainType, token_margin
+from dasheng_edge.quant.progress import StepReport
 from dasheng_edge.runtime.bundle import (
     DECODER,
     ENCODER,

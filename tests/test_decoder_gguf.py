@@ -26,6 +26,7 @@ from dasheng_edge.export.decoder_gguf import (
 )
 from dasheng_edge.export.tokenizer import Vocabulary, read_vocabulary
 from dasheng_edge.export.tolerances import check_tensors
+from dasheng_edge.quant import gguf_file
 from dasheng_edge.quant.decoder_types import DECODER_TOLERANCES, PlainType
 from dasheng_edge.quant.gguf_file import gguf_tensors
 from dasheng_edge.quant.quantizer import quantize

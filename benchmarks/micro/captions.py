@@ -43,7 +43,8 @@ PHRASES: dict[str, tuple[tuple[str, str, str], ...]] = {
 }
 SPEECH_VERBS: tuple[tuple[str, str], ...] = (("speaks {}", "speaking {}"), ("talks in {}", "talking in {}"))
 
-_STEMS: dict[str, str] = {
+# Kind -> regular expression of the words that name it.
+STEMS: dict[str, str] = {
     "alarm": r"alarms?",
     "applause": r"applau\w+",
     "birds": r"birds?",
@@ -71,7 +72,7 @@ _STEMS: dict[str, str] = {
     "violin": r"violins?",
     "wind": r"wind",
 }
-_PATTERNS = {kind: re.compile(rf"\b(?:{stem})\b", re.IGNORECASE) for kind, stem in _STEMS.items()}
+_PATTERNS = {kind: re.compile(rf"\b(?:{stem})\b", re.IGNORECASE) for kind, stem in STEMS.items()}
 
 
 @dataclass(frozen=True)
