@@ -1,13 +1,15 @@
 """Clips to calibrate on or to compare with: a manifest in JSON Lines, a folder of audio files, or one file.
 
-A line of a manifest is an object: `audio` (a path, relative to the manifest; `audio_filepath` and `file` are taken
-too), and what is known about the clip: `offset` and `duration` in seconds where it is a part of the file, `prompt`,
-`references` (or one `text`), `events`, `transcript`, `id`.
+A line of a manifest is an object: `audio` (a path, relative to the manifest; NeMo's `audio_filepath`, and `file`, are
+taken too), and what is known about the clip, all of it optional: `id` (the file's name where there is none), `offset`
+and `duration` in seconds where it is a part of the file, `prompt`, `references` (or one `text`), `events` (labels that
+a caption must name), `transcript` (what is said). What is known decides what the answers are scored by.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -36,11 +38,11 @@ TWIN_DB = 1.5  # cuts of one sound: 0.05 to 0.7 (median of 64 cuts), different s
 class ClipRow(BaseModel):
     """One line of a manifest."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     audio: Annotated[str, Field(min_length=1, validation_alias=AliasChoices("audio", "audio_filepath", "file"))]
-    id: str | None = None
-    offset: Annotated[float, Field(ge=0)] = 0.0
+    id: Annotated[str, Field(min_length=1)] | None = None
+    offset: Annotated[float, Field(ge=0)] | None = None
     duration: Annotated[float, Field(gt=0)] | None = None
     prompt: str | None = None
     references: tuple[str, ...] = ()
@@ -83,7 +85,11 @@ class Clip:
             if left == 0:
                 break
         if not seen:
-            raise AudioEmptyError(f"{self.path} has no sound from {self.offset_s:g} s on; correct the clip's offset")
+            part = "" if self.duration_s is None else f" for {self.duration_s:g} s"
+            raise AudioEmptyError(
+                f"{self.path} has no sample from {self.offset_s:g} s on{part}; correct offset and duration of clip "
+                f"{self.id}"
+            )
 
     def read(self, sample_rate_hz: int) -> Waveform:
         """All of it, float32 [samples]; errors as in `blocks`."""
@@ -98,15 +104,19 @@ class ClipSet:
     clips: tuple[Clip, ...]
 
     def sha256(self) -> str:
-        """Over what is known about the clips, and the content of their files."""
+        """Over what is known about the clips, and the content of their files, read a block at a time.
+
+        Raises:
+            ClipsError: a file cannot be read any more.
+        """
         digest = hashlib.sha256()
-        files: dict[Path, str] = {}
+        files: dict[Path, str] = {}  # each is read once, however many clips are cut from it
         for clip in self.clips:
-            content = files.setdefault(clip.path, "") or sha256_of(clip.path)
-            files[clip.path] = content
+            if clip.path not in files:
+                files[clip.path] = _file_sha256(clip.path)
             facts = [
                 clip.id, clip.offset_s, clip.duration_s, clip.prompt, clip.references,
-                sorted(clip.events) if clip.events is not None else None, clip.transcript, content,
+                sorted(clip.events) if clip.events is not None else None, clip.transcript, files[clip.path],
             ]  # fmt: skip
             digest.update(json.dumps(facts).encode() + b"\n")
         return digest.hexdigest()
@@ -119,14 +129,16 @@ def find_clips(path: Path) -> ClipSet:
         ClipsError: there is nothing there, or the manifest is wrong.
     """
     if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in AUDIO_SUFFIXES and file.is_file())
+        found = sorted(file for file in path.rglob("*") if _is_audio(file.relative_to(path)) and _is_file(file))
         if not found:
-            raise ClipsError(f"there is no audio file in {path}; expected some with the endings of audio or video")
-        return ClipSet(path.resolve().name, tuple(Clip(str(file.relative_to(path)), file) for file in found))
+            raise ClipsError(
+                f"there is no audio file in {path}; expected some that end in {', '.join(sorted(AUDIO_SUFFIXES))}"
+            )
+        return ClipSet(path.resolve().name, tuple(Clip(file.relative_to(path).as_posix(), file) for file in found))
     if path.suffix.lower() in MANIFEST_SUFFIXES:
         return read_clips(path)
-    if not path.is_file():
-        raise ClipsError(f"there is nothing at {path}; expected a manifest (.jsonl), a folder or an audio file")
+    if not _is_file(path):
+        raise ClipsError(f"there is no file {path}; expected a manifest (.jsonl), a folder or an audio file")
     return ClipSet(path.name, (Clip(path.name, path),))
 
 
@@ -137,28 +149,22 @@ def read_clips(path: Path) -> ClipSet:
         ClipsError: it cannot be read, a line is wrong, names a file that is not there, or repeats an id.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ClipsError(f"cannot read the clips of {path}: {error}; expected JSON Lines") from error
-    clips: dict[str, Clip] = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        row = _row(f"{path}, line {number}", line)
-        file = path.parent / row.audio
-        if not file.is_file():
-            raise ClipsError(f"{path}, line {number}: there is no file {file}; paths are relative to the manifest")
-        references = (row.text, *row.references) if row.text is not None else row.references
-        events = frozenset(row.events) if row.events is not None else None
-        name = row.id or _free_name(row.audio, clips)
-        if name in clips:
-            raise ClipsError(f"{path}, line {number}: the id {name!r} is there twice; give each clip its own, or none")
-        clips[name] = Clip(
-            name, file, row.offset, row.duration, row.prompt, references, events, row.transcript
-        )  # fmt: skip
-    if not clips:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # not splitlines: texts may hold U+2028 and U+0085
+    except (OSError, ValueError) as error:
+        raise ClipsError(f"cannot read the clips of {path}: {error}; expected JSON Lines in UTF-8") from error
+    rows = [(number, _row(f"{path}, line {number}", line)) for number, line in enumerate(lines, 1) if line.strip()]
+    if not rows:
         raise ClipsError(f"{path} lists no clip; expected a JSON object with the key 'audio' on each line")
-    return ClipSet(path.name, tuple(clips.values()))
+    given: dict[str, int] = {}
+    for number, row in rows:
+        if row.id in given:
+            raise ClipsError(
+                f"{path}, line {number}: id: line {given[row.id]} has {row.id!r} too; give each clip its own, or none"
+            )
+        if row.id is not None:
+            given[row.id] = number
+    taken = set(given)
+    return ClipSet(path.name, tuple(_clip(path, number, row, taken) for number, row in rows))
 
 
 def _row(where: str, line: str) -> ClipRow:
@@ -166,18 +172,49 @@ def _row(where: str, line: str) -> ClipRow:
         return ClipRow.model_validate_json(line)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "the line"
-        known = ", ".join(ClipRow.model_fields)
-        raise ClipsError(f"{where}: {key}: {first['msg']}; expected an object with audio and any of {known}") from error
+        key = ".".join(str(part) for part in first["loc"])
+        known = ", ".join(name for name in ClipRow.model_fields if name != "audio")
+        raise ClipsError(
+            f"{where}: {f'{key}: ' if key else ''}{first['msg']}; each line is a JSON object with 'audio' (or "
+            f"'audio_filepath', or 'file'), and any of {known}"
+        ) from error
 
 
-def _free_name(audio: str, taken: dict[str, Clip]) -> str:
-    name = audio
-    number = 2
-    while name in taken:
-        name = f"{audio} ({number})"
-        number += 1
-    return name
+def _clip(manifest: Path, number: int, row: ClipRow, taken: set[str]) -> Clip:
+    """The clip of a row; `taken` are the ids that there are, and gets this one's."""
+    file = manifest.parent / row.audio
+    if not _is_file(file):
+        raise ClipsError(
+            f"{manifest}, line {number}: audio: there is no file {file}; correct the path, which is relative to the "
+            "manifest"
+        )
+    name = row.id
+    if name is None:
+        names = (f"{file.name} ({again})" if again > 1 else file.name for again in itertools.count(1))
+        name = next(free for free in names if free not in taken)
+        taken.add(name)
+    references = row.references if row.text is None else (row.text, *row.references)
+    events = None if row.events is None else frozenset(row.events)
+    return Clip(name, file, row.offset or 0.0, row.duration, row.prompt, references, events, row.transcript)
+
+
+def _is_audio(path: Path) -> bool:
+    """By its ending; hidden files (macOS leaves `._x.wav` beside `x.wav`) and those in hidden folders are not."""
+    return path.suffix.lower() in AUDIO_SUFFIXES and not any(part.startswith(".") for part in path.parts)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name too long or with characters that no name has
+        return False
+
+
+def _file_sha256(path: Path) -> str:
+    try:
+        return sha256_of(path)
+    except OSError as error:
+        raise ClipsError(f"cannot read {path}: {error.strerror}; the manifest or folder of clips lists it") from error
 
 
 def calibration_warnings(spectra: Sequence[NDArray[np.float32]], audio_s: float) -> tuple[str, ...]:
@@ -200,7 +237,10 @@ def calibration_warnings(spectra: Sequence[NDArray[np.float32]], audio_s: float)
 
 def _alike(spectra: Sequence[NDArray[np.float32]]) -> float:
     """Share of the clips that have a twin, by mean and deviation over time of each mel band."""
-    means = np.stack([np.concatenate([one.mean(axis=1), one.std(axis=1)]) for one in spectra]).astype(np.float64)
-    spread = np.abs(means[:, None] - means[None]).mean(axis=2)  # dB
-    np.fill_diagonal(spread, np.inf)
-    return float((spread.min(axis=1) < TWIN_DB).mean())
+    marks = np.stack([np.concatenate([one.mean(axis=1), one.std(axis=1)]) for one in spectra]).astype(np.float64)
+    twins = 0
+    for index, mark in enumerate(marks):  # a row at a time: all pairs of thousands of clips would fill the memory
+        distances_db = np.abs(marks - mark).mean(axis=1)
+        distances_db[index] = np.inf
+        twins += bool(distances_db.min() < TWIN_DB)
+    return twins / len(marks)

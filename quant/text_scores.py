@@ -46,8 +46,8 @@ def read_events(path: Path) -> Patterns:
     """
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(raw, dict):
-            raise TypeError("it is no object")  # noqa: TRY301
+        if not isinstance(raw, dict) or not all(isinstance(pattern, str) for pattern in raw.values()):
+            raise TypeError("it is no object of texts")  # noqa: TRY301
         return {label: re.compile(rf"\b(?:{pattern})\b", re.IGNORECASE) for label, pattern in raw.items()}
     except (OSError, ValueError, TypeError, re.error) as error:
         raise ClipsError(

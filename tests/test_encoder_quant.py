@@ -186,7 +186,9 @@ def test_a_precision_that_loses_too_much_is_refused(
     source: Bundle, clips: tuple[Features, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(LEAST_SNR_DB, "int8", 90.0)  # type: ignore[arg-type]
-    with pytest.raises(QuantizeError, match="the int8 encoder keeps .* dB of signal to noise .*, expected at least 90"):
+    with pytest.raises(
+        QuantizeError, match=r"the int8 encoder keeps .* dB of signal to noise .*, expected at least 90"
+    ):
         quantize_encoder(source, tmp_path.joinpath, EncoderOptions("int8"), clips, 1)
 
 

@@ -1,0 +1,215 @@
+"""Clips of a manifest, a folder or a file: what is read of them, and what is said about wrong ones."""
+
+from __future__ import annotations
+
+import json
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from dasheng_edge.quant.clips import FEW_CLIPS, Clip, ClipSet, calibration_warnings, find_clips, read_clips
+from dasheng_edge.runtime.errors import AudioEmptyError, ClipsError
+
+RATE_HZ = 16_000
+
+
+def write_wave(path: Path, seconds: float = 1.0, seed: int = 0) -> NDArray[np.float32]:
+    """16-bit noise, which comes back exactly; its samples."""
+    samples = np.random.default_rng(seed).integers(-20_000, 20_000, round(seconds * RATE_HZ)).astype("<i2")
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(RATE_HZ)
+        file.writeframes(samples.tobytes())
+    return samples.astype(np.float32) / np.float32(32768)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two sounds, a.wav and b/c.WAV, and a text."""
+    (tmp_path / "b").mkdir()
+    write_wave(tmp_path / "a.wav", seed=1)
+    write_wave(tmp_path / "b" / "c.WAV", seed=2)
+    (tmp_path / "notes.txt").write_text("no audio")
+    return tmp_path
+
+
+def write_manifest(folder: Path, *rows: object, start: str = "", between: str = "\n") -> Path:
+    """Rows as JSON; those that are text already stay."""
+    path = folder / "clips.jsonl"
+    lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
+    path.write_text(start + between.join(lines), encoding="utf-8")
+    return path
+
+
+def test_what_a_row_says(folder: Path) -> None:
+    facts = {"prompt": "What?", "references": ["two"], "text": "one", "events": ["dog", "dog"], "transcript": "4 0"}
+    path = write_manifest(folder, {"audio": "a.wav", "id": "x", "offset": 0.25, "duration": 0.5, **facts})
+    assert find_clips(path) == ClipSet(
+        "clips.jsonl",
+        (Clip("x", folder / "a.wav", 0.25, 0.5, "What?", ("one", "two"), frozenset({"dog"}), "4 0"),),
+    )
+
+
+@pytest.mark.parametrize("key", ["audio", "audio_filepath", "file"])
+def test_what_is_not_said_is_not_known(folder: Path, key: str) -> None:
+    assert read_clips(write_manifest(folder, {key: "a.wav"})).clips == (Clip("a.wav", folder / "a.wav"),)
+
+
+def test_a_row_may_know_that_there_is_no_event(folder: Path) -> None:
+    (clip,) = read_clips(write_manifest(folder, {"audio": "a.wav", "events": []})).clips
+    assert clip.events == frozenset()
+
+
+def test_byte_order_mark_and_empty_lines_are_passed_over(folder: Path) -> None:
+    rows = ("", {"audio": "a.wav"}, "   ", {"audio": "b/c.WAV"}, "")
+    clips = read_clips(write_manifest(folder, *rows, start="\ufeff", between="\r\n")).clips
+    assert [clip.id for clip in clips] == ["a.wav", "b/c.WAV"]
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85"])
+def test_only_line_feeds_end_a_line(folder: Path, separator: str) -> None:
+    # json.dumps(..., ensure_ascii=False) leaves these as they are inside of texts.
+    text = f"one{separator}two"
+    (clip,) = read_clips(write_manifest(folder, {"audio": "a.wav", "text": text})).clips
+    assert clip.references == (text,)
+
+
+def test_clips_without_an_id_are_numbered_where_a_file_is_named_again(folder: Path) -> None:
+    clips = read_clips(write_manifest(folder, *[{"audio": "a.wav", "offset": i / 4} for i in range(3)])).clips
+    assert [clip.id for clip in clips] == ["a.wav", "a.wav (2)", "a.wav (3)"]
+    assert [clip.offset_s for clip in clips] == [0, 0.25, 0.5]
+
+
+def test_paths_outside_of_the_manifests_folder(folder: Path) -> None:
+    path = write_manifest(folder / "b", {"audio": "../a.wav"}, {"audio": str(folder / "a.wav"), "id": "absolute"})
+    assert all(clip.path.resolve() == (folder / "a.wav").resolve() for clip in read_clips(path).clips)
+
+
+def test_a_folder_gives_all_audio_in_it(folder: Path) -> None:
+    found = find_clips(folder)
+    assert found.name == folder.name
+    assert found.clips == (Clip("a.wav", folder / "a.wav"), Clip(str(Path("b/c.WAV")), folder / "b" / "c.WAV"))
+
+
+def test_a_folder_named_by_a_dot_has_its_own_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    assert find_clips(Path()).name == folder.name
+
+
+def test_a_single_file(folder: Path) -> None:
+    assert find_clips(folder / "a.wav") == ClipSet("a.wav", (Clip("a.wav", folder / "a.wav"),))
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ("{", r"line 2: the line: .*expected an object with audio and any of audio, id, offset"),
+        ("[1]", "line 2: the line: "),
+        ({}, "line 2: audio: Field required"),
+        ({"audio": ""}, "line 2: audio: .*at least 1 character"),
+        ({"audio": "a.wav", "caption": "?"}, "line 2: caption: Extra inputs are not permitted"),
+        ({"audio": "a.wav", "file": "a.wav"}, "line 2: file: Extra inputs are not permitted"),
+        ({"audio": "a.wav", "offset": -1}, "line 2: offset: .*greater than or equal to 0"),
+        ({"audio": "a.wav", "duration": 0}, "line 2: duration: .*greater than 0"),
+        ('{"audio": "a.wav", "offset": NaN}', "line 2: offset: .*finite"),
+        ({"audio": "a.wav", "references": [1]}, r"line 2: references\.0: .*valid string"),
+        ({"audio": "gone.wav"}, r"line 2: there is no file .*gone\.wav; paths are relative to the manifest"),
+        ({"audio": "b"}, "line 2: there is no file"),
+        ({"audio": "a\0.wav"}, "line 2: there is no file"),
+        ({"audio": "b/c.WAV", "id": "first"}, "line 2: the id 'first' is there twice; give each clip its own, or none"),
+    ],
+)
+def test_a_wrong_row_is_named(folder: Path, row: object, said: str) -> None:
+    with pytest.raises(ClipsError, match=said):
+        find_clips(write_manifest(folder, {"audio": "a.wav", "id": "first"}, row))
+
+
+def test_places_without_clips(folder: Path) -> None:
+    with pytest.raises(ClipsError, match=r"cannot read the clips of .*gone\.jsonl: .*; expected JSON Lines"):
+        find_clips(folder / "gone.jsonl")
+    (folder / "latin.json").write_bytes(b'{"audio": "\xe9.wav"}')
+    with pytest.raises(ClipsError, match=r"cannot read the clips of .*latin\.json"):
+        find_clips(folder / "latin.json")
+    with pytest.raises(ClipsError, match=r"clips\.jsonl lists no clip; expected a JSON object with the key 'audio'"):
+        find_clips(write_manifest(folder, "", " "))
+    with pytest.raises(ClipsError, match="there is nothing at .*gone; expected a manifest"):
+        find_clips(folder / "gone")
+    (folder / "empty").mkdir()
+    with pytest.raises(ClipsError, match="there is no audio file in .*empty"):
+        find_clips(folder / "empty")
+
+
+@settings(max_examples=30, deadline=None)
+@given(offset=st.integers(0, 15_999), length=st.none() | st.integers(1, 20_000))
+def test_a_part_is_a_slice_of_the_whole(
+    tmp_path_factory: pytest.TempPathFactory, offset: int, length: int | None
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "noise.wav"
+    if not path.exists():
+        write_wave(path)
+    whole = Clip("whole", path).read(RATE_HZ)
+    part = Clip("part", path, offset / RATE_HZ, None if length is None else length / RATE_HZ).read(RATE_HZ)
+    np.testing.assert_array_equal(part, whole[offset:][:length])
+
+
+def test_the_whole_is_what_the_file_holds(tmp_path: Path) -> None:
+    samples = write_wave(tmp_path / "x.wav", seconds=70.0)  # several blocks of the reader
+    np.testing.assert_array_equal(Clip("x", tmp_path / "x.wav").read(RATE_HZ), samples)
+    part = Clip("x", tmp_path / "x.wav", 20.5, 45.0).read(RATE_HZ)
+    np.testing.assert_array_equal(part, samples[round(20.5 * RATE_HZ) : round(65.5 * RATE_HZ)])
+
+
+@pytest.mark.parametrize("offset", [1.0, 5.0, 1e300])
+def test_an_offset_behind_the_end(folder: Path, offset: float) -> None:
+    with pytest.raises(AudioEmptyError, match=r"a\.wav has no sound from .* s on; correct the clip's offset"):
+        Clip("x", folder / "a.wav", offset).read(RATE_HZ)
+
+
+def test_the_hash_is_of_rows_and_audio(folder: Path) -> None:
+    rows = ({"audio": "a.wav"}, {"audio": "b/c.WAV"}, {"audio": "a.wav", "offset": 0.5})
+    whole = read_clips(write_manifest(folder, *rows)).sha256()
+    assert read_clips(write_manifest(folder, *rows)).sha256() == whole
+    changes: list[dict[str, object]] = [
+        {"id": "x"}, {"offset": 0.25}, {"duration": 0.25}, {"prompt": "?"}, {"text": "x"}, {"events": []},
+        {"transcript": "x"}, {"audio": "b/c.WAV"},
+    ]  # fmt: skip
+    changed = [read_clips(write_manifest(folder, *rows[:2], {**rows[2], **change})).sha256() for change in changes]
+    assert len({whole, *changed}) == len(changes) + 1
+    write_wave(folder / "b" / "c.WAV", seed=3)
+    assert read_clips(write_manifest(folder, *rows)).sha256() != whole
+
+
+def spectrum(level_db: float, seed: int) -> NDArray[np.float32]:
+    """Log-mel of a scene: each band about its own level."""
+    generator = np.random.default_rng(seed)
+    return (level_db + generator.normal(0, 3, (64, 100))).astype(np.float32)
+
+
+def test_many_different_clips_are_fine() -> None:
+    different = [spectrum(-60 + 3.0 * i, i) for i in range(FEW_CLIPS)]
+    assert calibration_warnings(different, 120.0) == ()
+
+
+@pytest.mark.parametrize(("clips", "seconds"), [(FEW_CLIPS - 1, 120.0), (FEW_CLIPS, 119.0), (1, 1.0)])
+def test_few_clips_are_told(clips: int, seconds: float) -> None:
+    (warning,) = calibration_warnings([spectrum(-60 + 3.0 * i, i) for i in range(clips)], seconds)
+    assert warning == (
+        f"{clips} clips of {seconds:.0f} s in all are few to calibrate on: use 32 or more, of 120 s in all, like what "
+        "the model will hear"
+    )
+
+
+def test_alike_clips_are_told_where_they_are_more_than_half() -> None:
+    different = [spectrum(-60 + 3.0 * i, i) for i in range(20)]
+    alike = [spectrum(20.0, 100 + i) for i in range(20)]
+    assert calibration_warnings(different + alike, 600.0) == ()
+    (warning,) = calibration_warnings(different[:-1] + alike, 600.0)
+    assert warning == "51 % of the calibration clips sound like another of them: choose different ones"
+    louder = [one + np.float32(4) * i for i, one in enumerate(alike)]  # the mean of each band tells them apart
+    assert calibration_warnings(louder + different, 600.0) == ()
