@@ -119,8 +119,8 @@ def compare(
         list[str],
         typer.Argument(
             metavar="CANDIDATE...",
-            help=f"Bundles, recipes ({', '.join(RECIPES)}), or ENCODER/DECODER[/KV][+imatrix[=FILE]], such as "
-            "int8/Q4_K_M+imatrix, which are made of the reference on the way.",
+            help=f"Bundles, recipes ({', '.join(RECIPES)}), or ENCODER/DECODER or ENCODER/DECODER/KV, with "
+            "+imatrix or +imatrix=FILE behind it, such as int8/Q4_K_M+imatrix: these are made of the reference.",
         ),
     ],
     *,

@@ -1,9 +1,9 @@
 """Clips to calibrate on or to compare with: a manifest in JSON Lines, a folder of audio files, or one file.
 
 A line of a manifest is an object: `audio` (a path, relative to the manifest; NeMo's `audio_filepath`, and `file`, are
-taken too), and what is known about the clip, all of it optional: `id` (the file's name where there is none), `offset`
-and `duration` in seconds where it is a part of the file, `prompt`, `references` (or one `text`), `events` (labels that
-a caption must name), `transcript` (what is said). What is known decides what the answers are scored by.
+taken too), and what is known about the clip, all of it optional: `id` (the path where there is none), `offset` and
+`duration` in seconds where it is a part of the file, `prompt`, `references` (or one `text`), `events` (labels that a
+caption must name), `transcript` (what is said). What is known decides what the answers are scored by.
 """
 
 from __future__ import annotations
@@ -85,10 +85,9 @@ class Clip:
             if left == 0:
                 break
         if not seen:
-            part = "" if self.duration_s is None else f" for {self.duration_s:g} s"
+            length = "" if self.duration_s is None else f" for {self.duration_s:g} s"
             raise AudioEmptyError(
-                f"{self.path} has no sample from {self.offset_s:g} s on{part}; correct offset and duration of clip "
-                f"{self.id}"
+                f"{self.path} has no sound from {self.offset_s:g} s on{length}; correct the clip's offset and duration"
             )
 
     def read(self, sample_rate_hz: int) -> Waveform:
@@ -138,7 +137,7 @@ def find_clips(path: Path) -> ClipSet:
     if path.suffix.lower() in MANIFEST_SUFFIXES:
         return read_clips(path)
     if not _is_file(path):
-        raise ClipsError(f"there is no file {path}; expected a manifest (.jsonl), a folder or an audio file")
+        raise ClipsError(f"there is nothing at {path}; expected a manifest (.jsonl), a folder or an audio file")
     return ClipSet(path.name, (Clip(path.name, path),))
 
 
@@ -159,7 +158,8 @@ def read_clips(path: Path) -> ClipSet:
     for number, row in rows:
         if row.id in given:
             raise ClipsError(
-                f"{path}, line {number}: id: line {given[row.id]} has {row.id!r} too; give each clip its own, or none"
+                f"{path}, line {number}: the id {row.id!r} is there twice; give each clip its own, or none (line "
+                f"{given[row.id]} has it too)"
             )
         if row.id is not None:
             given[row.id] = number
@@ -172,25 +172,20 @@ def _row(where: str, line: str) -> ClipRow:
         return ClipRow.model_validate_json(line)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        known = ", ".join(name for name in ClipRow.model_fields if name != "audio")
-        raise ClipsError(
-            f"{where}: {f'{key}: ' if key else ''}{first['msg']}; each line is a JSON object with 'audio' (or "
-            f"'audio_filepath', or 'file'), and any of {known}"
-        ) from error
+        key = ".".join(str(part) for part in first["loc"]) or "the line"
+        known = ", ".join(ClipRow.model_fields)
+        raise ClipsError(f"{where}: {key}: {first['msg']}; expected an object with audio and any of {known}") from error
 
 
 def _clip(manifest: Path, number: int, row: ClipRow, taken: set[str]) -> Clip:
     """The clip of a row; `taken` are the ids that there are, and gets this one's."""
     file = manifest.parent / row.audio
     if not _is_file(file):
-        raise ClipsError(
-            f"{manifest}, line {number}: audio: there is no file {file}; correct the path, which is relative to the "
-            "manifest"
-        )
+        raise ClipsError(f"{manifest}, line {number}: there is no file {file}; paths are relative to the manifest")
     name = row.id
     if name is None:
-        names = (f"{file.name} ({again})" if again > 1 else file.name for again in itertools.count(1))
+        stem = file.name if Path(row.audio).is_absolute() else row.audio  # reports show it, and travel
+        names = (f"{stem} ({again})" if again > 1 else stem for again in itertools.count(1))
         name = next(free for free in names if free not in taken)
         taken.add(name)
     references = row.references if row.text is None else (row.text, *row.references)

@@ -64,7 +64,8 @@ def _drawn(height: int, salt: str, label: str, draw: Callable[[Figure, Axes], Ma
     """Draws with the module's settings, whatever the user's own are; `draw` gives what to show over marked parts."""
     with mpl.rc_context():
         mpl.rcdefaults()
-        mpl.rcParams.update({**_SETTINGS, "svg.hashsalt": salt})
+        mpl.rcParams.update(_SETTINGS)  # type: ignore[arg-type]  # its keys are a list of their own
+        mpl.rcParams["svg.hashsalt"] = salt
         drawing, axes = _figure(height)
         titles = draw(drawing, axes)
         text = io.StringIO()

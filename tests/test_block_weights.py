@@ -73,7 +73,7 @@ def test_onnx_runtime_reads_the_packing(bits: Literal[4, 8], inputs: int) -> Non
     graph = helper.make_graph(
         [node], "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", inputs])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 24])],
-        [onnx.numpy_helper.from_array(value, name) for name, value in weights.items()],
+        [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()],
     )  # fmt: skip
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)

@@ -138,10 +138,10 @@ def test_places_without_clips(folder: Path) -> None:
         find_clips(folder / "latin.json")
     with pytest.raises(ClipsError, match=r"clips\.jsonl lists no clip; expected a JSON object with the key 'audio'"):
         find_clips(write_manifest(folder, "", " "))
-    with pytest.raises(ClipsError, match="there is nothing at .*gone; expected a manifest"):
+    with pytest.raises(ClipsError, match=r"there is nothing at .*gone; expected a manifest"):
         find_clips(folder / "gone")
     (folder / "empty").mkdir()
-    with pytest.raises(ClipsError, match="there is no audio file in .*empty"):
+    with pytest.raises(ClipsError, match=r"there is no audio file in .*empty"):
         find_clips(folder / "empty")
 
 

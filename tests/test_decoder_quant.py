@@ -99,11 +99,15 @@ def test_a_bundle_without_decoder_is_refused(tiny_bundle: Path, tmp_path: Path) 
 def test_an_importance_matrix_of_another_model_is_refused(source: Bundle, tmp_path: Path) -> None:
     check_decoder(source, DecoderOptions("Q4_0", some_imatrix(tmp_path / "right.gguf", source)))
     # llama-imatrix says nothing about the head, unless it is told to.
-    check_decoder(source, DecoderOptions("Q4_0", some_imatrix(tmp_path / "headless", source, leave_out="output.weight")))
+    check_decoder(
+        source, DecoderOptions("Q4_0", some_imatrix(tmp_path / "headless", source, leave_out="output.weight"))
+    )
     lacking = some_imatrix(tmp_path / "lacking", source, leave_out="blk.1.ffn_up.weight")
     with pytest.raises(QuantizeError, match=r"lacking says nothing about blk\.1\.ffn_up\.weight and 0 more matrices"):
         check_decoder(source, DecoderOptions("Q4_0", lacking))
-    with pytest.raises(QuantizeError, match=r"and 13 more matrices of .*, or is of other widths; measure one with this"):
+    with pytest.raises(
+        QuantizeError, match=r"and 13 more matrices of .*, or is of other widths; measure one with this"
+    ):
         check_decoder(source, DecoderOptions("Q4_0", some_imatrix(tmp_path / "narrow", source, width=8)))
     with pytest.raises(ClipsError, match="there is no importance matrix"):
         check_decoder(source, DecoderOptions("Q4_0", tmp_path / "gone"))
@@ -183,9 +187,7 @@ def test_overrides_are_heeded_where_the_type_stays(source: Bundle, tmp_path: Pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", list(GGMLQuantizationType), ids=lambda kind: kind.name)
-def test_an_override_of_any_type_is_made_or_refused(
-    source: Bundle, tmp_path: Path, kind: GGMLQuantizationType
-) -> None:
+def test_an_override_of_any_type_is_made_or_refused(source: Bundle, tmp_path: Path, kind: GGMLQuantizationType) -> None:
     """None may crash this process or leave half a file."""
     options = DecoderOptions("Q8_0", some_imatrix(tmp_path / "i.gguf", source), {"attn_output": kind})
     try:

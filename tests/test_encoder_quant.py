@@ -185,7 +185,7 @@ def test_mixed_keeps_what_was_asked_for(source: Bundle, clips: tuple[Features, .
 def test_a_precision_that_loses_too_much_is_refused(
     source: Bundle, clips: tuple[Features, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(LEAST_SNR_DB, "int8", 90.0)  # type: ignore[arg-type]
+    monkeypatch.setitem(LEAST_SNR_DB, "int8", 90.0)
     with pytest.raises(
         QuantizeError, match=r"the int8 encoder keeps .* dB of signal to noise .*, expected at least 90"
     ):

@@ -1,0 +1,187 @@
+"""Comparisons from end to end on the small model: attribution, the noise floor, resumption, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from dasheng_edge.quant.candidates import parse_spec
+from dasheng_edge.quant.clips import read_clips
+from dasheng_edge.quant.compare import REFERENCE, CompareOptions, compare
+from dasheng_edge.quant.cost import measure_cost
+from dasheng_edge.quant.measuring import Answering, joined
+from dasheng_edge.quant.recipes import RECIPES, Recipe
+from dasheng_edge.quant.record import Report
+from dasheng_edge.runtime.bundle import Bundle
+from dasheng_edge.runtime.cli import build_app
+from dasheng_edge.runtime.embedder import AudioParts
+from dasheng_edge.runtime.errors import ClipsError, QuantizeError
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+MICRO, CLIPS = REPOSITORY / "build" / "micro", REPOSITORY / "benchmarks" / "micro" / "clips"
+pytestmark = pytest.mark.skipif(not MICRO.is_dir(), reason="make build/micro makes it")
+NAMES = ("scene_9000001.flac", "scene_9000006.flac", "scene_9000018.flac")
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("clips") / "clips.jsonl"
+    known = {row["file"]: row for row in map(json.loads, (CLIPS / "references.jsonl").read_text("utf-8").splitlines())}
+    rows: list[dict[str, Any]] = [
+        {"audio": str(CLIPS / name), "id": name, "references": known[name]["captions"], "events": known[name]["kinds"]}
+        for name in NAMES
+    ]
+    rows.append({
+        "audio": str(CLIPS / "digits_9000008.flac"), "prompt": "Transcribe the speech into text <|en|>",
+        "transcript": known["digits_9000008.flac"]["digits"],
+    })  # fmt: skip
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return path
+
+
+def options(clips: Path, out: Path, *candidates: str, **more: Any) -> CompareOptions:
+    return CompareOptions(MICRO, candidates, clips, out, max_new_tokens=24, threads=1, **more)
+
+
+@pytest.fixture(scope="module")
+def done(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, Path]:
+    out = tmp_path_factory.mktemp("compare") / "out"
+    return compare(options(clips, out, "fp32/F16", "int4-block/Q2_K", "int8/F16", "fp32/Q8_0")), out
+
+
+def test_the_same_model_is_the_same(done: tuple[Report, Path]) -> None:
+    same = done[0].candidates[0]
+    assert same.encoder is not None
+    assert same.both is not None
+    assert (same.encoder.snr_db, same.both.kl_mean.value, same.both.same_top1.value) == (None, 0.0, 1.0)
+    assert same.both.identical.value == 1.0
+    assert same.encoder_only is None
+    assert all(score.change is not None and score.change.value == 0 for score in same.task.values())
+
+
+def test_the_loss_is_attributed(done: tuple[Report, Path]) -> None:
+    report, _ = done
+    both, encoder, decoder = report.candidates[1:]
+    assert both.both is not None
+    assert both.encoder_only is not None
+    assert both.decoder_only is not None
+    assert min(both.both.kl_mean.value, both.decoder_only.kl_mean.value) > 1e-4
+    assert both.encoder_only.kl_mean.value > 1e-6
+    # One part alone: nothing to tell apart, and the floor of rounding lies below.
+    for alone in (encoder, decoder):
+        assert alone.encoder_only is None
+        assert alone.decoder_only is None
+        assert alone.both is not None
+        assert alone.both.kl_mean.value > report.noise_floor.decoder.kl_mean.value
+    assert decoder.encoder is not None
+    assert decoder.encoder.snr_db is None
+    assert report.noise_floor.decoder.kl_mean.value < 1e-6
+    assert encoder.encoder is not None
+    assert [part.seconds for part in encoder.encoder.by_length] == [1, 5, 10, 30, 60]
+    assert all(part.snr_db is not None and part.snr_db > 25 for part in encoder.encoder.by_length)
+
+
+def test_scores_costs_and_texts(done: tuple[Report, Path]) -> None:
+    report, out = done
+    assert set(report.reference.task) == {"word_error_rate", "exact_match", "event_f1", "rouge_l", "cider_d"}
+    assert report.reference.both is None
+    assert report.reference.task["event_f1"].value.value > 0.5
+    for one in (report.reference, *report.candidates):
+        assert one.cost.peak_rss_bytes is None or one.cost.peak_rss_bytes > 50e6
+        assert one.cost.first_token_ms.p50 > 0
+        assert one.cost.decode_tokens_per_s > 0
+    sizes = {one.name: one.cost.decoder_bits_per_weight for one in report.candidates}
+    assert 2 < sizes["int4-block/Q2_K"] < 4
+    assert 8 < sizes["fp32/Q8_0"] < 9
+    assert 16 < sizes["int8/F16"] < 17
+    assert [clip.clip for clip in report.clips][:3] == list(NAMES)
+    assert set(report.clips[0].texts) == {REFERENCE, *sizes}
+    assert report.clips[1].texts[REFERENCE].startswith("a guitar plays")
+    assert Report.model_validate_json((out / "report.json").read_text("utf-8")) == report
+    for name in ("report.md", "report.html"):
+        page = (out / name).read_text("utf-8")
+        assert "int4-block/Q2_K" in page
+        assert str(REPOSITORY) not in page
+
+
+def test_a_second_run_measures_nothing_again(
+    done: tuple[Report, Path], clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(_: Answering) -> None:
+        raise AssertionError("a decoder was opened")
+
+    monkeypatch.setattr(Answering, "_opened", opened)
+    monkeypatch.setattr(AudioParts, "open", opened)
+    before, out = done
+    again = compare(options(clips, out, "fp32/F16", "int4-block/Q2_K", "int8/F16", "fp32/Q8_0"))
+    assert [one.both for one in again.candidates] == [one.both for one in before.candidates]
+
+
+def test_a_killed_run_goes_on(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = options(clips, tmp_path / "out", "fp32/Q8_0")
+    answer = Answering._answer
+    calls: list[int] = []
+
+    def dies(self: Answering, *arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return answer(self, *arguments)
+
+    monkeypatch.setattr(Answering, "_answer", dies)
+    with pytest.raises(KeyboardInterrupt):
+        compare(asked)
+    assert not (tmp_path / "out" / "report.json").exists()
+    assert len(compare(asked).candidates) == 1
+    assert len(calls) == 6 + (4 + 4 + 4 - 5)  # the reference, the candidate and the noise floor, without what was done
+
+
+def test_candidates_are_parsed() -> None:
+    assert parse_spec("balanced").recipe == RECIPES["balanced"]
+    assert parse_spec("INT8/q4_k_m").recipe == Recipe("int8", "Q4_K_M", "f16")
+    spec = parse_spec("int8/Q4_K_M/q8_0+imatrix=folder/text.gguf")
+    assert (spec.name, spec.imatrix) == ("int8/Q4_K_M/q8_0+imatrix=text", Path("folder/text.gguf"))
+    assert spec.recipe == Recipe("int8", "Q4_K_M", "q8_0", imatrix=True)
+    assert parse_spec(str(MICRO)).bundle == MICRO
+    for text in ("nothing", "int8", "int8/Q4_K_M/f16/x", "int8/Q4_K_M+imatrixes"):
+        with pytest.raises(ClipsError, match="is no candidate; expected the folder of a bundle"):
+            parse_spec(text)
+    with pytest.raises(ClipsError, match=r"'Q4' is not one of F32, BF16"):
+        parse_spec("int8/Q4")
+
+
+def test_what_is_refused_before_any_work(clips: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(ClipsError, match=r"is there twice"):
+        compare(options(clips, out, "fp32/F16", "fp32/F16"))
+    for name in ("mixed/F16", "fp32/IQ2_XXS", "fp32/Q4_K_M+imatrix", "tiny"):
+        with pytest.raises(ClipsError, match=r"is measured on clips; pass --calibrate CLIPS"):
+            compare(options(clips, out, name))
+    assert not out.exists()
+
+
+def test_a_cost_that_cannot_be_measured_says_why(clips: Path, tmp_path: Path) -> None:
+    broken = Bundle(tmp_path, Bundle.open(MICRO).manifest)
+    with pytest.raises(QuantizeError, match=r"ended with 1: .*try `dasheng-edge caption`"):
+        measure_cost(broken, read_clips(clips).clips, 1, 4)
+
+
+def test_clips_joined_go_round(clips: Path) -> None:
+    parts = read_clips(clips).clips[:2]
+    whole = [*parts[0].read(16_000), *parts[1].read(16_000)]
+    got = joined(parts, 16_000, len(whole) - 100, 300)
+    assert got.tolist() == [*whole[-100:], *whole[:200]]
+
+
+def test_the_command(clips: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(build_app(), [
+        "compare", str(MICRO), "fp32/Q8_0", "--clips", str(clips), "--out", str(tmp_path / "out"), "--threads", "1",
+    ])  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    assert "fp32/Q8_0" in result.stdout
+    assert "same top-1" in result.stdout
+    assert "report.html" in result.stdout
