@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import cast, get_args
 
 from dasheng_edge.runtime.bundle import (
     DECODER,
@@ -39,7 +39,7 @@ from dasheng_edge.runtime.verify import VerifyReport, read_golden, verify_bundle
 from .calibration import Calibration, calibrate_on, golden_features
 from .clips import ClipSet, find_clips
 from .decoder_quant import DecoderOptions, DecoderReport, check_decoder, parse_tensor_types, quantize_decoder
-from .decoder_types import COPIED_TYPES, DECODER_TOLERANCES, LARGEST_TOKEN_MARGIN, TOKEN_MARGIN_DEVIATIONS
+from .decoder_types import COPIED_TYPES, DECODER_TOLERANCES, LARGEST_TOKEN_MARGIN, TOKEN_MARGIN_DEVIATIONS, DecoderType
 from .encoder_quant import LEAST_SNR_DB, EncoderOptions, EncoderReport, quantize_encoder
 from .imatrix_file import read_imatrix, write_imatrix
 from .importance import audio_importance
@@ -156,7 +156,7 @@ class _Job:
         return self.options.encoder or EncoderOptions(kept)
 
     def _decoder_options(self, source: DecoderFacts) -> DecoderOptions:
-        kept = next(kind for kind in DECODER_TOLERANCES if kind == source.precision)
+        kept: DecoderType = cast("DecoderType", source.precision)
         return self.options.decoder or DecoderOptions(kept)
 
     def check(self) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 RecipeName = Literal["reference", "balanced", "small", "tiny"]
 assert get_args(RecipeName) == tuple(RECIPES)
+RECIPE_HELP = f"{'; '.join(f'{name}: {recipe.text}' for name, recipe in RECIPES.items())}."
 
 
 def register(app: typer.Typer) -> None:
@@ -32,34 +33,35 @@ def register(app: typer.Typer) -> None:
     app.command("compare")(compare)
 
 
+DecoderOption = Annotated[
+    DecoderType | None,
+    typer.Option(
+        metavar="TYPE",
+        case_sensitive=False,
+        help=f"llama.cpp's file type, instead of the recipe's: {', '.join(get_args(DecoderType))}.",
+    ),
+]
+CalibrateOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="CLIPS",
+        help="Audio like that which the model will hear: a folder, a file or a manifest (.jsonl). Measures the "
+        "decoder's importance matrix on it, and what `mixed` chooses by.",
+    ),
+]
+
+
 def quantize(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder made by `dasheng-edge export`.")],
     *,
     out: Annotated[Path, typer.Option(metavar="BUNDLE2", help="Folder to write.")],
-    recipe: Annotated[
-        RecipeName | None,
-        typer.Option(help=f"{'; '.join(f'{name}: {recipe.text}' for name, recipe in RECIPES.items())}."),
-    ] = None,
+    recipe: Annotated[RecipeName | None, typer.Option(help=RECIPE_HELP)] = None,
     encoder: Annotated[
         EncoderPrecision | None, typer.Option(help="Precision of encoder and projector, instead of the recipe's.")
     ] = None,
-    decoder: Annotated[
-        DecoderType | None,
-        typer.Option(
-            metavar="TYPE",
-            case_sensitive=False,
-            help=f"llama.cpp's file type, instead of the recipe's: {', '.join(get_args(DecoderType))}.",
-        ),
-    ] = None,
+    decoder: DecoderOption = None,
     kv: Annotated[KvType | None, typer.Option(help="How the decoder keeps keys and values.")] = None,
-    calibrate: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="CLIPS",
-            help="Audio like that which the model will hear: a folder, a file or a manifest (.jsonl). Measures the "
-            "decoder's importance matrix on it, and what `mixed` chooses by.",
-        ),
-    ] = None,
+    calibrate: CalibrateOption = None,
     imatrix: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Importance matrix that was measured before, GGUF.")
     ] = None,
@@ -84,33 +86,41 @@ def quantize(
     chosen = dataclasses.replace(
         base, encoder=encoder or base.encoder, decoder=decoder or base.decoder, kv_type=kv or base.kv_type
     )
-    if chosen.encoder is None and chosen.decoder is None and chosen.kv_type is None:
-        raise typer.BadParameter("name what to quantize: --recipe, or any of --encoder, --decoder and --kv")
-    if tensor_type and chosen.decoder is None:
-        raise typer.BadParameter("--tensor-type goes with --decoder or --recipe")
-    needs = chosen.imatrix or chosen.decoder in NEED_IMATRIX
-    if needs and calibrate is None and imatrix is None:
-        raise typer.BadParameter(
-            f"{recipe or chosen.decoder} needs an importance matrix; pass --calibrate CLIPS to measure one on "
-            "audio, or --imatrix FILE"
-        )
+    tensor_types = tuple(tensor_type or ())
+    _check_usage(chosen, tensor_types, measured=bool(calibrate or imatrix))
     module = _load("bundle_quant", "quantize")
-    options: QuantizeOptions = module.quantize_options(
-        bundle, out, chosen, imatrix=imatrix, tensor_types=tuple(tensor_type or ()), min_snr_db=min_snr
-    )
-    options = dataclasses.replace(
-        options, calibrate=calibrate, recipe=recipe, save_imatrix=save_imatrix, threads=threads, overwrite=overwrite
-    )
+    options: QuantizeOptions = dataclasses.replace(
+        module.quantize_options(bundle, out, chosen, imatrix=imatrix, tensor_types=tensor_types, min_snr_db=min_snr),
+        calibrate=calibrate, recipe=recipe, save_imatrix=save_imatrix, threads=threads, overwrite=overwrite,
+    )  # fmt: skip
     with StepBars() as progress:
         report: QuantizeReport = module.quantize_bundle(options, progress)
+    _print_quantized(report, options, as_json=as_json)
+
+
+def _check_usage(chosen: Recipe, tensor_types: tuple[str, ...], *, measured: bool) -> None:
+    """Whether the options say enough, and nothing that goes nowhere."""
+    if chosen.encoder is None and chosen.decoder is None and chosen.kv_type is None:
+        raise typer.BadParameter("name what to quantize: --recipe, or any of --encoder, --decoder and --kv")
+    if tensor_types and chosen.decoder is None:
+        raise typer.BadParameter("--tensor-type goes with --decoder or --recipe")
+    if (chosen.imatrix or chosen.decoder in NEED_IMATRIX) and not measured:
+        raise typer.BadParameter(
+            f"{chosen.text} needs an importance matrix; pass --calibrate CLIPS to measure one on audio, or "
+            "--imatrix FILE"
+        )
+
+
+def _print_quantized(report: QuantizeReport, options: QuantizeOptions, *, as_json: bool) -> None:
     for warning in report.warnings:
         typer.echo(f"warning: {warning}", err=True)
     if as_json:
         typer.echo(_as_json(report))
         return
     share = 100 * report.bytes / report.source_bytes
-    typer.echo(f"{out}: {report.bytes / 1e6:.1f} MB, {share:.0f} % of {bundle}, in {report.seconds:.1f} s")
-    typer.echo(f"check it wherever it runs with: dasheng-edge verify {typed_path(out)}")
+    size = f"{report.bytes / 1e6:.1f} MB, {share:.0f} % of {options.source}"
+    typer.echo(f"{options.out}: {size}, in {report.seconds:.1f} s")
+    typer.echo(f"check it wherever it runs with: dasheng-edge verify {typed_path(options.out)}")
 
 
 def compare(

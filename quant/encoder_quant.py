@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import onnx_ir as ir
@@ -160,10 +159,10 @@ def _precisions(
     graphs: _Source, options: EncoderOptions, wanted: Sequence[Array], folder: Path, advance: Advance
 ) -> dict[str, MatrixPrecision]:
     sizes = graphs.matrices()
-    for precision in get_args(MatrixPrecision):
-        if precision == options.precision:
-            advance(1)
-            return dict.fromkeys(sizes, precision)
+    if options.precision != "mixed":
+        advance(1)
+        precision: MatrixPrecision = options.precision
+        return {matrix: precision for matrix in sizes}  # noqa: C420  # typed
 
     with tempfile.TemporaryDirectory(prefix="trial-", dir=folder) as trial:
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -148,7 +148,7 @@ def _to_blocks(graph: ir.Graph, node: ir.Node, name: str, bits: Bits) -> None:
 
 
 def _stored(
-    graph: ir.Graph, name: str, kind: ir.DataType, shape: tuple[int, ...], read: Callable[[], NDArray[np.generic]]
+    graph: ir.Graph, name: str, kind: ir.DataType, shape: tuple[int, ...], read: Callable[[], NDArray[Any]]
 ) -> ir.Value:
     """A new weight, computed when the file is written."""
     tensor = ir.LazyTensor(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dasheng_edge.runtime.bundle import DECODER, ENCODER, FRONT_END, PROJECTOR, Bundle
+from dasheng_edge.runtime.bundle import DECODER, ENCODER, FRONT_END, PROJECTOR, Bundle, KvType
 from dasheng_edge.runtime.decoder import Decoder
 from dasheng_edge.runtime.embedder import AudioParts
 from dasheng_edge.runtime.encoder import Projector
@@ -130,7 +130,8 @@ class Answering:
 
     def __init__(self, bundle: Bundle, threads: int, clips: Sequence[Clip], max_new_tokens: int) -> None:
         stored, self._facts = bundle.text_facts()
-        self._bundle, self._threads, self._kv_type = bundle, threads, stored.kv_type
+        self._bundle, self._threads = bundle, threads
+        self._kv_type: KvType = stored.kv_type
         self._clips, self._limit = clips, max_new_tokens
         self._decoder: Decoder | None = None
         self._prompts: PromptBuilder | None = None
@@ -224,7 +225,7 @@ def encoder_scores(clips: int, reference: Callable[[str], Array], got: Callable[
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[Path]:
+def _whole(path: Path) -> Generator[Path]:
     """A temporary name for a file that is there whole or not at all."""
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:

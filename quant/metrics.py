@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dasheng_edge.runtime.errors import DecoderError
+from dasheng_edge.runtime.errors import DecoderError, QuantizeError
 
 from .bootstrap import draws_of, interval, pooled_interval, ratio_interval
 from .record import DecoderScores, SeamScores
@@ -16,6 +16,8 @@ from .record import DecoderScores, SeamScores
 Logits = NDArray[np.float32]
 Values = NDArray[np.float64]
 BLOCK_ROWS = 16  # rows in float64 at a time; of 152,064 tokens, 19 MB each copy
+KL_ROUNDING = 1e-9  # a divergence below minus this is no rounding; of 152,064 tokens it stays below 1e-12
+LARGEST_EXPONENT = 700.0  # of a perplexity: beyond, a double is infinite, which no report holds
 
 
 @dataclass(frozen=True)
@@ -42,18 +44,32 @@ def token_metrics(reference: Logits, logits: Logits, answer: Sequence[int]) -> T
 
     Raises:
         DecoderError: a logit is not finite.
+        QuantizeError: the two are of different vocabularies.
     """
-    assert reference.shape == logits.shape
-    assert len(reference) == len(answer)
-    if not (np.isfinite(reference).all() and np.isfinite(logits).all()):
-        raise DecoderError("the decoder computed logits that are not finite; run `dasheng-edge verify` on the bundle")
+    assert len(reference) == len(logits) == len(answer)
+    if reference.shape != logits.shape:
+        raise QuantizeError(_differing("logits of so many tokens", reference, logits))
+    for whose, values in (("reference's", reference), ("candidate's", logits)):
+        if not np.isfinite(values).all():
+            raise DecoderError(
+                f"the {whose} decoder computed logits that are not finite; run `dasheng-edge verify` on its bundle"
+            )
     kl, log_prob = np.empty(len(answer)), np.empty(len(answer))
     for start in range(0, len(answer), BLOCK_ROWS):
         rows = slice(start, start + BLOCK_ROWS)
         want, got = log_softmax(reference[rows]), log_softmax(logits[rows])
-        kl[rows] = np.maximum((np.exp(want) * (want - got)).sum(axis=1), 0)
+        kl[rows] = (np.exp(want) * (want - got)).sum(axis=1)
         log_prob[rows] = got[np.arange(len(got)), np.asarray(answer)[rows]]
+    assert kl.min(initial=0.0) > -KL_ROUNDING
+    kl = np.maximum(kl, 0.0)
     return TokenMetrics(kl, reference.argmax(axis=1) == logits.argmax(axis=1), log_prob)
+
+
+def _differing(what: str, reference: Logits, got: Logits) -> str:
+    return (
+        f"cannot compare {what}: {got.shape[1]}, the reference's are {reference.shape[1]}; expected bundles of one "
+        "model: quantize the reference itself"
+    )
 
 
 def log_softmax(logits: Logits) -> Values:
@@ -86,7 +102,7 @@ def decoder_scores(clips: Sequence[ClipDecoding]) -> DecoderScores:
         kl_p90=pooled_interval(kl, 90, draws),
         kl_p99=pooled_interval(kl, 99, draws),
         same_top1=ratio_interval(hits, draws),
-        perplexity=ratio_interval(surprise, draws, np.exp),
+        perplexity=ratio_interval(surprise, draws, lambda nats: np.exp(np.minimum(nats, LARGEST_EXPONENT))),
         identical=interval(np.array([float(clip.divergence is None) for clip in clips]), draws),
         first_divergence=float(np.median(diverging)) if diverging else None,
     )
@@ -103,12 +119,26 @@ class SeamSums:
     rows: int = 0
 
     def add(self, reference: Logits, got: Logits) -> None:
-        """Rows float32 [n, width] of one clip."""
+        """Rows float32 [n, width] of one clip.
+
+        Raises:
+            QuantizeError: the widths differ, or a value is not finite.
+        """
+        if reference.shape[1] != got.shape[1]:
+            raise QuantizeError(_differing("embeddings of so many values", reference, got))
+        assert len(reference) == len(got)
+        for whose, values in (("reference's", reference), ("candidate's", got)):
+            if not np.isfinite(values).all():
+                raise QuantizeError(
+                    f"the {whose} encoder computed embeddings that are not finite; run `dasheng-edge verify` on its "
+                    "bundle, and try another precision of the encoder"
+                )
         want, have = reference.astype(np.float64), got.astype(np.float64)
         self.signal += float(np.square(want).sum())
         self.noise += float(np.square(want - have).sum())
         norms = np.linalg.norm(want, axis=1) * np.linalg.norm(have, axis=1)
         cosines = np.divide((want * have).sum(axis=1), norms, out=np.zeros(len(want)), where=norms > 0)
+        cosines = np.clip(cosines, -1.0, 1.0)
         cosines[(want == have).all(axis=1)] = 1.0  # rows of zeros, too
         self.cosine_sum += float(cosines.sum())
         self.cosine_worst = min(self.cosine_worst, float(cosines.min(initial=1.0)))

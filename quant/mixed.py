@@ -54,7 +54,7 @@ def choose(matrices: Mapping[str, int], min_snr_db: float, noise: Noise) -> Choi
         groups.setdefault(group_of(matrix), []).append(matrix)
     values = {group: sum(matrices[matrix] for matrix in members) for group, members in groups.items()}
     budget = 10 ** (-min_snr_db / 10)
-    added = {
+    added: dict[tuple[str, MatrixPrecision], float] = {
         (group, step): noise(dict.fromkeys(members, step)) if step != "fp32" else 0.0
         for group, members in groups.items()
         for step in STEPS
@@ -66,7 +66,9 @@ def choose(matrices: Mapping[str, int], min_snr_db: float, noise: Noise) -> Choi
         estimate += added[group, STEPS[step]] - added[group, STEPS[chosen[group]]]
         chosen[group] = step
     while True:
-        precisions = {matrix: STEPS[chosen[group]] for group, members in groups.items() for matrix in members}
+        precisions: dict[str, MatrixPrecision] = {
+            matrix: STEPS[chosen[group]] for group, members in groups.items() for matrix in members
+        }
         got = noise(precisions)
         if got <= budget:
             return Choice(precisions, got)

@@ -21,7 +21,6 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 
 from .pareto import Plane, Point
 from .plot_labels import Box, place
-from .quantities import figure as digits
 from .quantities import seconds
 from .record import Candidate, Interval
 from .report_tables import EncoderGroup
@@ -136,7 +135,7 @@ def _scales(axes: Axes, plane: Plane) -> None:
     else:
         axes.set_xlim(min(xs) * 0.9 - 1e-3, max(xs) * 1.1 + 1e-3)
         axes.xaxis.set_major_locator(MaxNLocator(4))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: digits(value)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
     axes.set_xlabel(plane.x_title)
     axes.set_title(plane.y_title, loc="left", fontsize=TEXT)
     if plane.logarithmic:
@@ -150,7 +149,7 @@ def _scales(axes: Axes, plane: Plane) -> None:
         margin = 0.06 * (max(values) - min(values)) or 0.05
         axes.set_ylim(min(values) - margin, max(values) + margin)
         axes.yaxis.set_major_locator(MaxNLocator(6))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: digits(value, 2)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
 
 
 def _steps(low: float, high: float) -> list[float]:
@@ -238,7 +237,7 @@ def crossing_plot(candidates: Sequence[tuple[int, Candidate]], salt: str, label:
         axes.set_xlim(min(every, default=1e-3) / 1.6, max(every, default=1e-2) * 1.6)
         axes.xaxis.set_major_locator(FixedLocator(_steps(*axes.get_xlim())))
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: digits(value, 2)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
         axes.set_xlabel("mean KL in nats")
         axes.set_ylim(len(candidates) - 0.5, -0.5)
         axes.set_yticks(range(len(candidates)), [str(number) for number, _ in candidates])

@@ -1,15 +1,16 @@
 """Greedy answers against what a manifest of clips states: words, events, wording. Needs no Java and no downloads.
 
 Texts are compared as words: lower case, without punctuation. That is not the tokenisation of published captioning
-scores (PTB) nor the normalisation of MiDashengLM's published word error rates (Whisper's), so these numbers compare
-the candidates of one report, not one report with a paper. Unlike in the published evaluation, an empty answer counts,
-as one that misses everything.
+scores (PTB) nor the normalisation of MiDashengLM's published word error rates (Whisper's, which also spells out
+contractions, numbers and British spellings in one way), so these numbers compare the candidates of one report, not one
+report with a paper. Unlike in the published evaluation, an empty answer counts, as one that misses everything.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ import jiwer
 import numpy as np
 from numpy.typing import NDArray
 
+from dasheng_edge.runtime.bundle import UNREADABLE
 from dasheng_edge.runtime.errors import ClipsError
 
 from .bootstrap import change_interval, draws_of, ratio_interval
@@ -30,26 +32,35 @@ Patterns = Mapping[str, re.Pattern[str]]
 Better = Literal["higher", "lower"]
 ROUGE_BETA = 1.2  # of the COCO caption code: recall counts for a little more than precision
 CIDER_N, CIDER_SIGMA = 4, 6.0  # n-grams, and the width of its length penalty, in words
-_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
+# Ideographs and kana, whose scripts put no spaces between words.
+_UNSPACED = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_IDEOGRAPH = re.compile(f"[{_UNSPACED}]")
+# Where a word may begin or end: at no letter or digit, but next to an ideograph.
+_BEGIN, _END = rf"(?<![^\W{_UNSPACED}])", rf"(?![^\W{_UNSPACED}])"
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words, without punctuation."""
-    return _WORD.findall(text.lower())
+    """Lower-case words, without punctuation; what Unicode takes for the same characters is the same (NFKC)."""
+    plain = unicodedata.normalize("NFKC", text).lower().replace("’", "'")
+    # Letters, marks (vowels of Indic scripts are some) and numbers.
+    kept = "".join(one if unicodedata.category(one)[0] in "LMN" or one == "'" else " " for one in plain)
+    return [word for part in kept.split() if (word := part.strip("'"))]
 
 
 def read_events(path: Path) -> Patterns:
     """A JSON object: label -> regular expression that finds it in a text, as whole words, in any case.
 
+    Ideographs need no space around them.
+
     Raises:
         ClipsError: it cannot be read, or an expression is wrong.
     """
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(path.read_text(encoding="utf-8-sig"))
         if not isinstance(raw, dict) or not all(isinstance(pattern, str) for pattern in raw.values()):
             raise TypeError("it is no object of texts")  # noqa: TRY301
-        return {label: re.compile(rf"\b(?:{pattern})\b", re.IGNORECASE) for label, pattern in raw.items()}
-    except (OSError, ValueError, TypeError, re.error) as error:
+        return {label: re.compile(f"{_BEGIN}(?:{pattern}){_END}", re.IGNORECASE) for label, pattern in raw.items()}
+    except (*UNREADABLE, TypeError, OverflowError, re.error) as error:
         raise ClipsError(
             f"cannot read the events of {path}: {error}; expected a JSON object of label: regular expression"
         ) from error
@@ -57,9 +68,26 @@ def read_events(path: Path) -> Patterns:
 
 def plain_events(clips: Sequence[Clip]) -> Patterns:
     """Without a file of events: a label is found by its own words, each with or without an s, in any order."""
-    labels = sorted({event for clip in clips for event in clip.events or ()})
-    looks = {label: "".join(rf"(?=.*\b{re.escape(word)}s?\b)" for word in words(label)) for label in labels}
-    return {label: re.compile(f"^{look}", re.IGNORECASE | re.DOTALL) for label, look in looks.items()}
+    found = {}
+    for label in sorted({event for clip in clips for event in clip.events or ()}):
+        parts = words(label) or [label]  # a label of punctuation alone is looked for as it stands
+        look = "".join(f"(?=.*{_BEGIN}{re.escape(part)}s?{_END})" for part in parts)
+        found[label] = re.compile(f"^{look}", re.IGNORECASE | re.DOTALL)
+    return found
+
+
+def check_events(clips: Sequence[Clip], events: Patterns) -> None:
+    """Refuse clips whose events no text could name.
+
+    Raises:
+        ClipsError: an event of a clip is not in the vocabulary.
+    """
+    for clip in clips:
+        if unknown := sorted((clip.events or frozenset()) - events.keys()):
+            raise ClipsError(
+                f"clip {clip.id} has the event {unknown[0]!r}, which the file of events does not list; add it there, "
+                f"or use one of {', '.join(sorted(events))}"
+            )
 
 
 def score_texts(
@@ -67,21 +95,32 @@ def score_texts(
 ) -> dict[str, TaskScore]:
     """Scores of answers, by clip id, for which the clips state what is needed.
 
-    `reference` are the reference model's answers, which changes are taken against.
+    `reference` are the reference model's answers, which changes are taken against. What is spoken in scripts without
+    spaces is scored by characters, as published.
+
+    Raises:
+        ClipsError: an event of a clip is not in the vocabulary.
     """
     scores: dict[str, TaskScore] = {}
-    patterns = events or plain_events(clips)
-    spoken = [clip for clip in clips if clip.transcript is not None]
+    patterns = plain_events(clips) if events is None else events
+    check_events(clips, patterns)
+    transcribed = [clip for clip in clips if clip.transcript is not None]
+    unspaced = [clip for clip in transcribed if _IDEOGRAPH.search(clip.transcript or "")]
+    spoken = [clip for clip in transcribed if clip not in unspaced]
+    some_spoken = any(words(clip.transcript or "") for clip in spoken)
     labelled = [clip for clip in clips if clip.events is not None]
+    some_heard = any(clip.events for clip in labelled)
     worded = [clip for clip in clips if clip.references]
     known = [clip for clip in clips if clip.references or clip.transcript is not None]
     cider = _Cider(worded)
     measures: list[tuple[str, list[Clip], Better, Callable[[Clip, str], tuple[float, float]]]] = [
-        ("word_error_rate", spoken, "lower", _word_errors),
-        ("event_f1", labelled, "higher", lambda clip, text: _events_found(clip, text, patterns)),
+        ("word_error_rate", spoken if some_spoken else [], "lower", _word_errors),
+        ("character_error_rate", unspaced, "lower", _character_errors),
+        ("event_f1", labelled if some_heard else [], "higher", lambda clip, text: _events_found(clip, text, patterns)),
         ("exact_match", known, "higher", _exact),
         ("rouge_l", worded, "higher", _rouge),
-        ("cider_d", worded, "higher", cider.score),
+        # Of one clip, every n-gram is in all documents and weighs nothing.
+        ("cider_d", worded if len(worded) > 1 else [], "higher", cider.score),
     ]
     for name, judged, better, measure in measures:
         if not judged:
@@ -98,8 +137,15 @@ def score_texts(
 
 
 def _word_errors(clip: Clip, text: str) -> tuple[float, float]:
-    """Edits and words that were spoken."""
-    spoken, said = words(clip.transcript or ""), words(text)
+    return _edits(words(clip.transcript or ""), words(text))
+
+
+def _character_errors(clip: Clip, text: str) -> tuple[float, float]:
+    return _edits(list("".join(words(clip.transcript or ""))), list("".join(words(text))))
+
+
+def _edits(spoken: list[str], said: list[str]) -> tuple[float, float]:
+    """Edits that make what is said of what was spoken, and how much was spoken: words, or characters."""
     if not spoken:
         return float(len(said)), 0.0
     found = jiwer.process_words(" ".join(spoken), " ".join(said))
@@ -107,7 +153,7 @@ def _word_errors(clip: Clip, text: str) -> tuple[float, float]:
 
 
 def _events_found(clip: Clip, text: str, patterns: Patterns) -> tuple[float, float]:
-    """2 TP and 2 TP + FP + FN, over the labels that there are patterns for."""
+    """2 TP and 2 TP + FP + FN; what a text may name falsely is the labels that there are patterns for."""
     named = {label for label, pattern in patterns.items() if pattern.search(text)}
     wanted = clip.events or frozenset()
     return 2.0 * len(named & wanted), float(len(named) + len(wanted))

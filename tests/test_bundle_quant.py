@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ pytestmark = pytest.mark.skipif(not MICRO.is_dir(), reason="make build/micro mak
 
 def make(out: Path, recipe: Recipe, *, calibrate: Path | None = None, **options: Any) -> bundle_quant.QuantizeReport:
     made = quantize_options(MICRO, out, recipe, **options)
-    return quantize_bundle(QuantizeOptions(**{**vars(made), "calibrate": calibrate, "threads": 1}))
+    return quantize_bundle(replace(made, calibrate=calibrate, threads=1))
 
 
 @pytest.mark.slow
@@ -48,8 +49,8 @@ def test_every_recipe_makes_a_bundle_that_verifies_and_captions(tmp_path: Path, 
 
 def test_the_manifest_says_how_it_was_made(tmp_path: Path) -> None:
     options = quantize_options(MICRO, tmp_path / "out", Recipe("int8", "Q4_K_M", "q8_0"), tensor_types=("attn_v=Q8_0",))
-    made = {**vars(options), "calibrate": CLIPS, "save_imatrix": tmp_path / "imatrix.gguf", "recipe": "small"}
-    report = quantize_bundle(QuantizeOptions(**made))
+    made = replace(options, calibrate=CLIPS, save_imatrix=tmp_path / "imatrix.gguf", recipe="small")
+    report = quantize_bundle(made)
     manifest = report.bundle.manifest
     assert (manifest.schema_version, manifest.encoder.precision) == (3, "int8")
     assert manifest.decoder is not None
@@ -110,7 +111,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
         make(out, Recipe("int8", None, None))
     options = quantize_options(MICRO, tmp_path / "other", Recipe(None, "Q4_K_M", None))
     with pytest.raises(QuantizeError, match="--save-imatrix keeps what"):
-        quantize_bundle(QuantizeOptions(**{**vars(options), "save_imatrix": tmp_path / "y"}))
+        quantize_bundle(replace(options, save_imatrix=tmp_path / "y"))
     assert not (tmp_path / "other").exists()
 
 

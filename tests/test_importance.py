@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import gguf
@@ -52,9 +53,13 @@ def test_equal_to_what_pytorch_multiplies(tiny_bundle: Path, tiny_checkpoint: Pa
     )
     rows = torch.cat([prompt, table[torch.tensor(answer[:-1], dtype=torch.long)]])
     seen: dict[str, torch.Tensor] = {}
+
+    def note(name: str, _: object, inputs: tuple[torch.Tensor, ...]) -> None:
+        seen[name] = inputs[0][0].double()
+
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear):
-            module.register_forward_pre_hook(lambda _, inputs, name=name: seen.__setitem__(name, inputs[0][0].double()))
+            module.register_forward_pre_hook(partial(note, name))
     with torch.no_grad():
         model(inputs_embeds=rows[None])
     mapping = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, 2)

@@ -27,7 +27,8 @@ def logits(seed: int, rows: int = 40, vocab: int = 300) -> NDArray[np.float32]:
 
 
 def test_kl_is_scipys() -> None:
-    want, got = logits(0), logits(0) + logits(1) * np.float32(0.05)
+    want = logits(0)
+    got = (want + 0.05 * logits(1)).astype(np.float32)
     answer = np.random.default_rng(2).integers(300, size=40).tolist()
     found = token_metrics(want, got, answer)
     exact = rel_entr(softmax(want.astype(float), axis=1), softmax(got.astype(float), axis=1)).sum(axis=1)
@@ -57,7 +58,7 @@ def test_first_divergence() -> None:
 
 def test_scores_of_clips_pool_tokens() -> None:
     parts = [
-        token_metrics(logits(i, 3 + i), logits(i, 3 + i) + logits(9, 3 + i) * np.float32(0.1), [1] * (3 + i))
+        token_metrics(logits(i, 3 + i), (logits(i, 3 + i) + 0.1 * logits(9, 3 + i)).astype(np.float32), [1] * (3 + i))
         for i in range(12)
     ]
     scores = decoder_scores([ClipDecoding(part, None if i else 2) for i, part in enumerate(parts)])

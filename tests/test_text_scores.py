@@ -27,7 +27,9 @@ def scene(name: str, *references: str, events: tuple[str, ...] | None = None) ->
 def test_only_what_the_clips_state_is_scored() -> None:
     assert score_texts([Clip("a", HERE)], {"a": "x"}, None) == {}
     assert set(score_texts([Clip("a", HERE, transcript="x")], {"a": "x"}, None)) == {"word_error_rate", "exact_match"}
-    assert set(score_texts([scene("a", "rain")], {"a": "x"}, None)) == {"exact_match", "rouge_l", "cider_d"}
+    assert set(score_texts([scene("a", "rain")], {"a": "x"}, None)) == {"exact_match", "rouge_l"}
+    both = [scene("a", "rain"), scene("b", "wind")]
+    assert set(score_texts(both, {"a": "x", "b": "x"}, None)) == {"exact_match", "rouge_l", "cider_d"}
 
 
 def test_word_errors_are_edits_over_words() -> None:
