@@ -146,6 +146,9 @@ def compare(
     ] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer; default: the bundle's.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; default: one per usable core.")] = None,
+    aac_metrics: Annotated[
+        bool, typer.Option("--aac-metrics", help="FENSE, CIDEr-D and SPIDEr-FL, too; needs the metrics extra and Java.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, for machines.")] = False,
 ) -> None:
     """Say what each candidate loses against a reference, on audio, and what it costs.
@@ -156,7 +159,7 @@ def compare(
     """
     module = _load("compare", "compare")
     options: CompareOptions = module.CompareOptions(
-        reference, tuple(candidates), clips, out, calibrate, events, max_new_tokens, threads
+        reference, tuple(candidates), clips, out, calibrate, events, max_new_tokens, threads, aac_metrics
     )
     with StepBars() as progress:
         report: Report = module.compare(options, progress)

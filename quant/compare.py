@@ -17,6 +17,7 @@ from dasheng_edge.runtime.devices import checked_threads, usable_cores
 from dasheng_edge.runtime.doctor import examine
 from dasheng_edge.runtime.errors import ClipsError
 
+from .aac_scores import extra_scores
 from .bootstrap import DRAWS
 from .candidates import Spec, Workshop, parse_spec
 from .clips import ClipSet, find_clips
@@ -44,6 +45,7 @@ from .record import (
     RecipeFacts,
     Report,
     Settings,
+    TaskScore,
 )
 from .report import write_report
 from .text_scores import Patterns, read_events, score_texts
@@ -65,6 +67,7 @@ class CompareOptions:
     events: Path | None = None
     max_new_tokens: int | None = None  # None: the reference's
     threads: int | None = None
+    aac_metrics: bool = False  # FENSE, CIDEr-D and SPIDEr-FL by that library, too
 
 
 def compare(options: CompareOptions, progress: Progress | None = None) -> Report:
@@ -203,9 +206,19 @@ class _Run:
             both=None if same else _scores(cells[entry.encoder, entry.decoder]),
             encoder_only=_scores(cells[entry.encoder, own.decoder]) if others else None,
             decoder_only=_scores(cells[own.encoder, entry.decoder]) if others else None,
-            task=score_texts(self.clips.clips, dict(zip(ids, texts, strict=True)), reference, self.events),
+            task={
+                **score_texts(self.clips.clips, dict(zip(ids, texts, strict=True)), reference, self.events),
+                **(self._published(texts, None if same else answers.texts) if self.options.aac_metrics else {}),
+            },
             cost=cost,
         )
+
+    def _published(self, texts: Sequence[str], reference: Sequence[str] | None) -> dict[str, TaskScore]:
+        """Scores of aac-metrics, of the clips that have references."""
+        worded = [index for index, clip in enumerate(self.clips.clips) if clip.references]
+        truths = [self.clips.clips[index].references for index in worded]
+        own = None if reference is None else [reference[index] for index in worded]
+        return extra_scores([texts[index] for index in worded], truths, reference_answers=own)
 
     def _texts(
         self,

@@ -112,7 +112,10 @@ def test_what_the_library_lacks(error: Exception, library: Library, monkeypatch:
 
 
 def real_library() -> ModuleType:
-    return pytest.importorskip("aac_metrics", reason="it needs an environment of its own", exc_type=ImportError)
+    library: ModuleType = pytest.importorskip(
+        "aac_metrics", reason="it needs an environment of its own", exc_type=ImportError
+    )
+    return library
 
 
 def test_cider_d_and_rouge_l_are_the_librarys(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,7 +60,8 @@ def test_a_ratio_is_sum_over_sum_of_the_clips_drawn(rows: list[tuple[int, int]])
     for draw in draws:
         errors, words = sum(rows[i][0] for i in draw), sum(rows[i][1] for i in draw)
         drawn.append(errors / words if words else 0.0)
-    value = pairs[:, 0].sum() / max(pairs[:, 1].sum(), 1)
+    errors, words = (sum(row[column] for row in rows) for column in (0, 1))
+    value = errors / words if words else 0.0
     low, high = np.percentile(drawn, (2.5, 97.5))
     assert ends(ratio_interval(pairs, draws)) == pytest.approx((value, min(low, value), max(high, value)))
 
@@ -118,12 +119,11 @@ def test_four_times_the_clips_halve_the_interval(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", INTERVALS)
 def test_the_truth_is_inside_as_often_as_is_said(name: str) -> None:
-    # Of 400 samples of 100 clips, 95 % are 380 with a deviation of 4.4; the percentile bootstrap falls a little short.
+    # Of 800 samples, what is said varies by 0.8 %. Percentiles of so few draws, of 100 clips, fall 1 or 2 % short.
     draws = draws_of(100, 400)
     truth = INTERVALS[name](clusters(9999, 40_000), draws_of(40_000, 1)).value
-    found = [INTERVALS[name](clusters(seed, 100), draws) for seed in range(400)]
-    covered = sum(one.low <= truth <= one.high for one in found)
-    assert 362 <= covered <= 396
+    found = [INTERVALS[name](clusters(seed, 100), draws) for seed in range(800)]
+    assert 0.91 <= np.mean([one.low <= truth <= one.high for one in found]) <= 0.97
 
 
 def test_tokens_taken_for_independent_would_promise_too_much() -> None:

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from dasheng_edge.quant import compare as compare_module
 from dasheng_edge.quant.candidates import parse_spec
 from dasheng_edge.quant.clips import read_clips
 from dasheng_edge.quant.compare import REFERENCE, CompareOptions, compare
 from dasheng_edge.quant.cost import measure_cost
 from dasheng_edge.quant.measuring import Answering, joined
 from dasheng_edge.quant.recipes import RECIPES, Recipe
-from dasheng_edge.quant.record import Report
+from dasheng_edge.quant.record import Interval, Report, TaskScore
 from dasheng_edge.runtime.bundle import Bundle
 from dasheng_edge.runtime.cli import build_app
 from dasheng_edge.runtime.embedder import AudioParts
@@ -138,6 +139,20 @@ def test_a_killed_run_goes_on(clips: Path, tmp_path: Path, monkeypatch: pytest.M
     assert not (tmp_path / "out" / "report.json").exists()
     assert len(compare(asked).candidates) == 1
     assert len(calls) == 6 + (4 + 4 + 4 - 5)  # the reference, the candidate and the noise floor, without what was done
+
+
+def test_published_scores_are_asked_for(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int, bool]] = []
+
+    def scores(answers: Any, references: Any, reference_answers: Any) -> dict[str, TaskScore]:
+        asked.append((len(answers), len(references), reference_answers is None))
+        value = Interval(value=0.5, low=0.4, high=0.6)
+        return {"fense": TaskScore(value=value, change=None, clips=3, better="higher")}
+
+    monkeypatch.setattr(compare_module, "extra_scores", scores)
+    report = compare(options(clips, tmp_path / "out", "fp32/Q8_0", aac_metrics=True))
+    assert asked == [(3, 3, True), (3, 3, False)]  # the clips with references
+    assert report.candidates[0].task["fense"].value.value == 0.5
 
 
 def test_candidates_are_parsed() -> None:

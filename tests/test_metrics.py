@@ -19,7 +19,7 @@ from dasheng_edge.quant.metrics import (
     first_divergence,
     token_metrics,
 )
-from dasheng_edge.runtime.errors import DecoderError
+from dasheng_edge.runtime.errors import DecoderError, QuantizeError
 
 
 def logits(seed: int, rows: int = 40, vocab: int = 300) -> NDArray[np.float32]:
@@ -122,3 +122,73 @@ def test_seams() -> None:
     same.add(np.zeros((2, 3), np.float32), np.zeros((2, 3), np.float32))
     assert same.scores().snr_db is None
     assert same.scores().cosine_worst == 1.0
+
+
+def test_divergences_of_a_published_vocabulary_and_of_extreme_logits_are_not_negative() -> None:
+    # 20 rows are more than one block; `token_metrics` itself stops at a divergence that rounding does not explain.
+    want = logits(3, 20, 152_064)
+    near = np.nextafter(want, np.float32(0))
+    assert 0 <= token_metrics(want, near, [0] * 20).kl.min() < 1e-9
+    far = np.full((2, 4), -1e30, np.float32)
+    far[:, 1] = 1e30
+    found = token_metrics(far, far[:, ::-1].copy(), [1, 2])
+    np.testing.assert_allclose(found.kl, 2e30, rtol=1e-6)
+    np.testing.assert_allclose(found.log_prob, [-2e30, 0], rtol=1e-6)
+    assert np.isfinite(decoder_scores([ClipDecoding(found, 0)]).perplexity.value)
+
+
+@pytest.mark.parametrize("row", [2, 39])
+def test_it_is_said_whose_logits_are_not_finite(row: int) -> None:
+    broken = logits(0)
+    broken[row, 4] = np.inf
+    with pytest.raises(DecoderError, match=r"the reference's decoder computed .*run `dasheng-edge verify`"):
+        token_metrics(broken, logits(0), [0] * 40)
+    with pytest.raises(DecoderError, match="the candidate's decoder"):
+        token_metrics(logits(0), broken, [0] * 40)
+
+
+def test_other_models_are_no_candidates() -> None:
+    with pytest.raises(QuantizeError, match=r"logits of so many tokens: 200, the reference's are 300; .*of one model"):
+        token_metrics(logits(0), logits(0)[:, :200], [0] * 40)
+    with pytest.raises(QuantizeError, match="embeddings of so many values: 200, the reference's are 300"):
+        SeamSums().add(logits(0), logits(0)[:, :200])
+
+
+@given(st.lists(st.integers(0, 2), max_size=4), st.lists(st.integers(0, 2), max_size=4))
+def test_answers_are_the_same_before_they_diverge(first: list[int], second: list[int]) -> None:
+    index = first_divergence(first, second)
+    if index is None:
+        assert first == second
+    else:
+        assert first[:index] == second[:index]
+        assert first[index : index + 1] != second[index : index + 1]
+
+
+def test_a_gain_of_a_tenth_is_an_snr_of_20_db() -> None:
+    want = logits(0)
+    sums = SeamSums()
+    sums.add(want, want * np.float32(1.1))
+    assert sums.scores().snr_db == pytest.approx(20.0, abs=1e-4)
+    assert sums.scores().cosine_worst == pytest.approx(1.0, abs=1e-9)
+    assert sums.scores().cosine_worst <= 1.0
+
+
+def test_rows_of_nothing() -> None:
+    want = np.array([[3.0, 4.0], [0.0, 0.0]], np.float32)
+    sums = SeamSums()
+    sums.add(want, np.array([[3.0, 4.0], [1.0, 0.0]], np.float32))
+    assert (sums.scores().cosine_worst, sums.scores().cosine_mean) == (0.0, 0.5)
+    assert sums.scores().snr_db == pytest.approx(10 * np.log10(25 / 1))
+    none = SeamSums()
+    none.add(want[:0], want[:0])
+    assert none.scores().snr_db is None
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_embeddings_that_are_not_finite_are_refused(value: float) -> None:
+    broken = logits(0)
+    broken[3, 4] = value
+    with pytest.raises(QuantizeError, match=r"the candidate's encoder computed .*try another precision of the encoder"):
+        SeamSums().add(logits(0), broken)
+    with pytest.raises(QuantizeError, match="the reference's encoder"):
+        SeamSums().add(broken, logits(0))

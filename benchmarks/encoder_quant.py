@@ -1,0 +1,85 @@
+"""An encoder of the 7B's shape (630 M parameters, random weights) in every precision: bytes, SNR and seconds.
+
+    python -m benchmarks.encoder_quant BUNDLE [--out FILE.json]
+
+BUNDLE is made by `dasheng-edge export` of `python -m benchmarks.synthetic_checkpoint dasheng-0.6b DIR`. A clip of 10 s;
+the precisions take turns, so that what else the machine does hits all of them; medians. Random weights say nothing
+about the SNR of a trained encoder, which has outliers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import machine
+from dasheng_edge.quant.encoder_quant import EncoderOptions, quantize_encoder
+from dasheng_edge.quant.recipes import EncoderPrecision
+from dasheng_edge.runtime.bundle import ENCODER, Bundle
+from dasheng_edge.runtime.devices import usable_cores
+from dasheng_edge.runtime.embedder import AudioParts
+from dasheng_edge.runtime.encoder import Encoder
+
+PRECISIONS: tuple[EncoderPrecision, ...] = ("fp16", "int8", "int8-block", "int4-block")
+CLIP_S, ROUNDS = 10, 5
+
+
+def measure(bundle: Bundle, work: Path, threads: int) -> dict[str, object]:
+    """Bytes, SNR and the seconds of each round, by precision."""
+    spec = bundle.manifest.front_end
+    audio = AudioParts.open(bundle, device="cpu", threads=threads)
+    noise = np.random.default_rng(0).uniform(-0.3, 0.3, CLIP_S * spec.sample_rate_hz).astype(np.float32)
+    clip = audio.front_end.features([noise])
+    reports, encoders = {}, {"fp32": audio.encoder}
+    for precision in PRECISIONS:
+        folder = work / precision
+        folder.mkdir()
+        reports[precision] = quantize_encoder(bundle, folder.joinpath, EncoderOptions(precision), [clip], threads)
+        encoders[precision] = Encoder(folder / ENCODER, spec, threads=threads)
+    seconds: dict[str, list[float]] = {name: [] for name in encoders}
+    for index in range(ROUNDS + 1):
+        for name, encoder in encoders.items():
+            start = time.perf_counter()
+            encoder.patches(clip)
+            if index:  # the first round warms up
+                seconds[name].append(time.perf_counter() - start)
+    base = statistics.median(seconds["fp32"])
+    return {
+        name: {
+            "bytes": reports[name].bytes if name in reports else reports["int8"].source_bytes,
+            "snr_db": reports[name].snr_db if name in reports else None,
+            "seconds": values,
+            "median_s": statistics.median(values),
+            "times_faster_than_fp32": base / statistics.median(values),
+        }
+        for name, values in seconds.items()
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print, and end with one line of JSON."""
+    parser = argparse.ArgumentParser(description="Measure an encoder in every precision.")
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args(arguments)
+    bundle, threads = Bundle.open(given.bundle, check_sha256=False), usable_cores()
+    with tempfile.TemporaryDirectory(dir=given.bundle.parent) as work:
+        found = measure(bundle, Path(work), threads)
+    facts = {"parameters": bundle.manifest.encoder.parameters, "threads": threads, "clip_s": CLIP_S}
+    record = {**facts, "machine": machine.card(), "precisions": found}
+    if given.out:
+        given.out.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+    print(json.dumps({**facts, "precisions": found}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
