@@ -119,11 +119,11 @@ def test_four_times_the_clips_halve_the_interval(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", INTERVALS)
 def test_the_truth_is_inside_as_often_as_is_said(name: str) -> None:
-    # Of 800 samples, what is said varies by 0.8 %. Percentiles of so few draws, of 100 clips, fall 1 or 2 % short.
+    # Of 1600 samples, the share varies by 0.6 %; with 100 clips it is up to 2 % less than is said.
     draws = draws_of(100, 400)
     truth = INTERVALS[name](clusters(9999, 40_000), draws_of(40_000, 1)).value
-    found = [INTERVALS[name](clusters(seed, 100), draws) for seed in range(800)]
-    assert 0.91 <= np.mean([one.low <= truth <= one.high for one in found]) <= 0.97
+    found = [INTERVALS[name](clusters(10_000 + seed, 100), draws) for seed in range(1600)]
+    assert 0.915 <= np.mean([one.low <= truth <= one.high for one in found]) <= 0.965
 
 
 def test_tokens_taken_for_independent_would_promise_too_much() -> None:
