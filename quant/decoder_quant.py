@@ -22,6 +22,14 @@ from .importance import unused
 from .quantizer import Guidance, quantize
 
 Advance = Callable[[int], None]
+# What single tensors may be stored in: types of file types, so that the loss can be measured.
+TENSOR_TYPES = tuple(
+    GGMLQuantizationType[name]
+    for name in (
+        "F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "Q4_1", "Q4_0", "IQ4_NL", "IQ4_XS",
+        "Q3_K", "IQ3_S", "IQ3_XXS", "Q2_K", "IQ2_S", "IQ2_XS", "IQ2_XXS",
+    )
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,7 @@ def parse_tensor_types(texts: tuple[str, ...]) -> dict[str, GGMLQuantizationType
     types = {}
     for text in texts:
         pattern, equals, name = text.rpartition("=")
-        known = {kind.name: kind for kind in GGMLQuantizationType}
+        known = {kind.name: kind for kind in TENSOR_TYPES}
         try:
             re.compile(pattern)
         except re.error as error:
@@ -92,6 +100,11 @@ def check_decoder(source: Bundle, options: DecoderOptions) -> None:
                 f"{options.imatrix} says nothing about {missing[0]} and {len(missing) - 1} more matrices of "
                 f"{source.folder}, or is of other widths; measure one with this very model"
             )
+    if options.tensor_types and kind in COPIED_TYPES:
+        raise QuantizeError(f"--tensor-type needs a quantized --decoder: with {kind}, llama.cpp stores all matrices so")
+    if others := [stored.name for stored in options.tensor_types.values() if stored not in TENSOR_TYPES]:
+        known = ", ".join(one.name for one in TENSOR_TYPES)
+        raise QuantizeError(f"--tensor-type cannot store tensors in {others[0]}; expected one of {known}")
     unknown = [
         pattern for pattern in options.tensor_types
         if not any(re.search(pattern.lower(), name) for name in gguf_tensors(source.path(DECODER)))

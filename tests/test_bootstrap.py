@@ -132,3 +132,19 @@ def test_tokens_taken_for_independent_would_promise_too_much() -> None:
     single = [np.array([value]) for one in values for value in one]
     tokens = pooled_interval(single, 50, draws_of(len(single)))
     assert tokens.high - tokens.low < 0.5 * (clips.high - clips.low)
+
+
+def test_percentiles_of_many_values_are_exact() -> None:
+    values, draws = clusters(0, 80), draws_of(80, 20)
+    for percent in (50, 90, 99):
+        drawn = [
+            np.percentile(np.concatenate([values[i] for i in draw]), percent, method="inverted_cdf") for draw in draws
+        ]
+        got = pooled_interval(values, percent, draws)
+        assert (got.low, got.high) == pytest.approx(tuple(np.percentile(drawn, (2.5, 97.5))), rel=1e-12)
+
+
+def test_an_interval_holds_its_value() -> None:
+    values = np.array([2.0, 1.0])
+    assert ends(interval(values, np.zeros((10, 2), np.int64))) == (1.5, 1.5, 2.0)
+    assert ends(interval(values, np.ones((10, 2), np.int64))) == (1.5, 1.0, 1.5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import wave
 from pathlib import Path
 
@@ -12,7 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from benchmarks.micro.synthesise import plan_scene, render_scene
 from dasheng_edge.quant.clips import FEW_CLIPS, Clip, ClipSet, calibration_warnings, find_clips, read_clips
+from dasheng_edge.runtime.bundle import Bundle
+from dasheng_edge.runtime.embedder import AudioParts
 from dasheng_edge.runtime.errors import AudioEmptyError, ClipsError
 
 RATE_HZ = 16_000
@@ -213,3 +217,72 @@ def test_alike_clips_are_told_where_they_are_more_than_half() -> None:
     assert warning == "51 % of the calibration clips sound like another of them: choose different ones"
     louder = [one + np.float32(4) * i for i, one in enumerate(alike)]  # the mean of each band tells them apart
     assert calibration_warnings(louder + different, 600.0) == ()
+
+
+def log_mels(tiny_bundle: Path, waveforms: list[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+    parts = AudioParts.open(Bundle.open(tiny_bundle), device="cpu", threads=1)
+    return [parts.front_end.features([waveform]).log_mel for waveform in waveforms]
+
+
+@pytest.mark.slow
+def test_scenes_are_different_and_cuts_or_copies_of_one_sound_are_not(tiny_bundle: Path) -> None:
+    plans = [plan for plan in map(plan_scene, range(200)) if plan.language == "none"]  # the others need espeak-ng
+    scenes = [render_scene(plan).waveform for plan in plans[:64]]
+    assert calibration_warnings(log_mels(tiny_bundle, scenes), 400.0) == ()
+    long = (plan_scene(seed, duration_s=20.0) for seed in range(1000))
+    rain = render_scene(next(plan for plan in long if plan.labels == "rain")).waveform
+    starts = np.linspace(0, len(rain) - 4 * RATE_HZ, 64).astype(int)
+    for alike in ([rain[start : start + 4 * RATE_HZ] for start in starts], [rain[: 4 * RATE_HZ]] * 64):
+        (warning,) = calibration_warnings(log_mels(tiny_bundle, alike), 256.0)
+        assert re.match(r"(9\d|100) % of the calibration clips sound like another", warning)
+
+
+def test_an_id_that_is_given_goes_before_one_that_is_made(folder: Path) -> None:
+    rows = ({"audio": "a.wav"}, {"audio": "a.wav"}, {"audio": "b/c.WAV", "id": "a.wav"})
+    assert [clip.id for clip in read_clips(write_manifest(folder, *rows)).clips] == ["a.wav (2)", "a.wav (3)", "a.wav"]
+
+
+def test_an_id_that_is_made_holds_no_path_of_this_machine(folder: Path) -> None:
+    (clip,) = read_clips(write_manifest(folder, {"audio": str(folder / "b" / "c.WAV")})).clips
+    assert clip.id == "c.WAV"
+
+
+def test_nothing_known_may_be_said_as_null(folder: Path) -> None:
+    keys = ("id", "offset", "duration", "prompt", "text", "events", "transcript")
+    (clip,) = read_clips(write_manifest(folder, {"audio": "a.wav", **dict.fromkeys(keys)})).clips
+    assert clip == Clip("a.wav", folder / "a.wav")
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"audio": "x" * 5000}, "there is no file"),
+        ({"audio": "a.wav", "offset": "1"}, "offset: .*valid number"),
+        ({"audio": "a.wav", "offset": True}, "offset: .*valid number"),
+        ({"audio": "a.wav", "events": "dog"}, "events: .*valid array"),
+        ({"audio": "a.wav", "id": ""}, "id: .*at least 1 character"),
+        ({"audio": "a.wav", "id": 7}, "id: .*valid string"),
+    ],
+)
+def test_types_are_taken_at_their_word(folder: Path, row: object, said: str) -> None:
+    with pytest.raises(ClipsError, match=f"line 1: {said}"):
+        read_clips(write_manifest(folder, row))
+
+
+def test_hidden_files_are_no_clips(folder: Path) -> None:
+    (folder / "._a.wav").write_bytes(b"Mac OS X")
+    (folder / ".trash").mkdir()
+    write_wave(folder / ".trash" / "d.wav")
+    assert [clip.id for clip in find_clips(folder).clips] == ["a.wav", "b/c.WAV"]
+
+
+def test_a_file_that_went_away_has_no_hash(folder: Path) -> None:
+    clips = find_clips(folder)
+    (folder / "a.wav").unlink()
+    with pytest.raises(ClipsError, match=r"cannot read .*a\.wav: No such file"):
+        clips.sha256()
+
+
+def test_a_part_shorter_than_a_sample(folder: Path) -> None:
+    with pytest.raises(AudioEmptyError, match=r"no sound from 0 s on for 1e-09 s; correct the clip's offset"):
+        Clip("x", folder / "a.wav", 0.0, 1e-9).read(RATE_HZ)

@@ -180,9 +180,12 @@ def test_overrides_hold_for_the_tensors_that_match(source: Bundle, tmp_path: Pat
     assert report.types["Q8_0"] >= 2
 
 
-def test_overrides_are_heeded_where_the_type_stays(source: Bundle, tmp_path: Path) -> None:
-    report = quantize_decoder(source, tmp_path / "x.gguf", DecoderOptions("F32", tensor_types={"attn_v": Q8_0}), 1)
-    assert report.types["Q8_0"] == 2
+def test_overrides_that_llama_cpp_would_ignore_are_refused(source: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(QuantizeError, match="--tensor-type needs a quantized --decoder: with F32"):
+        quantize_decoder(source, tmp_path / "x.gguf", DecoderOptions("F32", tensor_types={"attn_v": Q8_0}), 1)
+    one_bit = {"attn_v": GGMLQuantizationType.Q1_0}
+    with pytest.raises(QuantizeError, match="cannot store tensors in Q1_0"):
+        quantize_decoder(source, tmp_path / "x.gguf", DecoderOptions("Q8_0", tensor_types=one_bit), 1)
 
 
 @pytest.mark.slow

@@ -171,7 +171,8 @@ def test_recordings_are_not_replaced(encoder_bundle: Path, clips: list[Path]) ->
     for inputs in (clips[1:], clips):  # as of `--out *.wav`, and one that is an input too
         result = embed(encoder_bundle, *inputs, "--out", clips[0], "--overwrite")
         assert result.exit_code in (1, 2)
-        assert "not an npz file" in result.stderr or "one of the audio files" in result.stderr
+        said = " ".join(result.stderr.replace("│", " ").split())  # which is wrapped where the path makes it so
+        assert "not an npz file" in said or "one of the audio files" in said
     assert [clip.read_bytes() for clip in clips] == before
     clips[0].write_bytes(b"")  # an empty file may be replaced, but not by what is made of itself
     again = embed(encoder_bundle, *clips, "--out", clips[0], "--overwrite")

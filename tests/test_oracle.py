@@ -28,7 +28,7 @@ from dasheng_edge.export.reference import load_encoder, load_projector
 from dasheng_edge.export.reference_decoder import AUDIO_MARK, greedy_texts
 from dasheng_edge.export.tokenizer import read_vocabulary
 from dasheng_edge.export.tolerances import golden_segments
-from dasheng_edge.quant.decoder_types import DECODER_TOLERANCES, PlainType
+from dasheng_edge.quant.decoder_types import DECODER_TOLERANCES, DecoderType, PlainType
 from dasheng_edge.quant.quantizer import quantize
 from dasheng_edge.runtime.bundle import DECODER, ENCODER, FRONT_END, PROJECTOR
 from dasheng_edge.runtime.decoder import Decoder
@@ -185,7 +185,7 @@ def test_decoder_equals_transformers(kind: PlainType, audio_rows: int, decoders:
 
 
 def test_every_file_type_has_a_tolerance() -> None:
-    assert set(get_args(PlainType)) == set(DECODER_TOLERANCES)
+    assert set(get_args(DecoderType)) == set(DECODER_TOLERANCES)
 
 
 WRITTEN_OUT = [

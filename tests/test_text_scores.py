@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from benchmarks.micro.captions import STEMS, named_kinds
 from dasheng_edge.quant.clips import Clip
-from dasheng_edge.quant.text_scores import plain_events, read_events, score_texts, words
+from dasheng_edge.quant.text_scores import check_events, plain_events, read_events, score_texts, words
 from dasheng_edge.runtime.errors import ClipsError
 
 HERE = Path("x.wav")
@@ -129,3 +129,127 @@ def test_cider_d_is_its_formula() -> None:
 def test_words() -> None:
     assert words("It's 4 O'CLOCK — rain, rain!") == ["it's", "4", "o'clock", "rain", "rain"]
     assert words("雨が降る _x_") == ["雨が降る", "x"]
+
+
+def test_words_are_those_that_a_reader_takes_for_the_same() -> None:
+    assert words("The dogs’ owner’s cafe\u0301 \uff21\uff22\uff11, 'quoted'") == [
+        "the",
+        "dogs",
+        "owner's",
+        "café",
+        "ab1",
+        "quoted",
+    ]
+    assert words("बारिश हो रही है") == ["बारिश", "हो", "रही", "है"]  # vowel signs are parts of words
+    assert words("_ — … '") == []
+
+
+def test_what_is_spoken_without_spaces_is_scored_by_characters() -> None:
+    clips = [Clip("zh", HERE, transcript="今天下雨，很大。"), Clip("en", HERE, transcript="it rains")]
+    scores = score_texts(clips, {"zh": "今天下雪 很大", "en": "it rains hard"}, None)
+    assert scores["character_error_rate"].value.value == pytest.approx(1 / 6)
+    assert scores["word_error_rate"].value.value == pytest.approx(1 / 2)
+    assert (scores["character_error_rate"].clips, scores["word_error_rate"].clips) == (1, 1)
+    assert scores["character_error_rate"].better == "lower"
+
+
+def test_an_empty_answer_misses_every_word_and_an_added_one_counts() -> None:
+    clips = [Clip("a", HERE, transcript="one two three"), Clip("b", HERE, transcript=" ")]
+    assert score_texts(clips, {"a": "", "b": ""}, None)["word_error_rate"].value.value == 1.0
+    assert score_texts(clips, {"a": "one two three", "b": "x"}, None)["word_error_rate"].value.value == 1 / 3
+
+
+def test_what_is_no_number_is_not_stated() -> None:
+    silent = [Clip("a", HERE, events=frozenset(), transcript="..."), Clip("b", HERE, events=frozenset())]
+    assert set(score_texts(silent, {"a": "x", "b": "y"}, None)) == {"exact_match"}
+    perfect = [scene("a", "rain falls"), scene("b", "wind")]
+    assert score_texts(perfect, {"a": "rain falls", "b": "wind"}, None)["cider_d"].value.value > 0
+
+
+def test_exact_match_is_with_any_truth() -> None:
+    clips = [scene("a", "Rain.", "Wind!"), Clip("b", HERE, transcript="4, 0"), scene("c", "rain")]
+    score = score_texts(clips, {"a": "wind", "b": "4 0", "c": "rain falls"}, None)["exact_match"]
+    assert score.value.value == pytest.approx(2 / 3)
+
+
+def test_changes_are_paired_by_clip() -> None:
+    clips = [Clip(str(i), HERE, transcript=" ".join("abcdefgh"[: 1 + i % 8])) for i in range(40)]
+    texts = {clip.id: clip.transcript or "" for clip in clips}
+    same = score_texts(clips, texts, texts)["word_error_rate"].change
+    assert same is not None
+    assert (same.low, same.value, same.high) == (0.0, 0.0, 0.0)
+    worse = score_texts(clips, {**texts, "0": "x"}, texts)["word_error_rate"].change
+    assert worse is not None
+    assert worse.value == pytest.approx(1 / 180)
+    assert worse.low == 0.0 < worse.value < worse.high
+
+
+@pytest.mark.parametrize(
+    ("label", "named", "silent"),
+    [
+        ("dog bark", "BARKS of two dogs", "a dogged barking"),
+        ("dog_bark", "a dog's bark", "dogs barking"),
+        ("火车", "一列火车经过", "汽车着火"),
+        ("C++", "in c it is", "music"),
+        ("♪", "a tune ♪ plays", "a tune"),
+    ],
+)
+def test_labels_in_texts(label: str, named: str, silent: str) -> None:
+    clips = [scene("a", events=(label,)), scene("b", events=())]
+    assert score_texts(clips, {"a": named, "b": silent}, None)["event_f1"].value.value == 1.0
+    assert score_texts(clips, {"a": silent, "b": silent}, None)["event_f1"].value.value == 0.0
+
+
+def test_expressions_of_ideographs_need_no_spaces(tmp_path: Path) -> None:
+    path = tmp_path / "events.json"
+    path.write_text("\ufeff" + json.dumps({"rain": "rain(s|ing)?|下雨", "dog": "dogs?"}), "utf-8")
+    events = read_events(path)
+    assert events["rain"].search("今天下雨了")
+    assert events["dog"].search("狗dog叫")
+    assert not events["rain"].search("a train, rained on")
+    assert not events["dog"].search("hot-dogging")
+
+
+def test_events_that_no_text_could_name_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "events.json").write_text('{"rain": "rain", "dog": "dogs?"}')
+    events = read_events(tmp_path / "events.json")
+    check_events([scene("a", events=("dog",)), scene("b", "no event known")], events)
+    clips = [scene("a", events=("dog", "whale"))]
+    with pytest.raises(ClipsError, match=r"clip a has the event 'whale', which the file .*use one of dog, rain"):
+        score_texts(clips, {"a": "a whale"}, None, events)
+
+
+@pytest.mark.parametrize("text", ['{"a": "x{99999999999}"}', "[" * 200_000, '{"a": "' + "(" * 5000 + '"}', "\xff"])
+def test_event_files_that_break_readers(tmp_path: Path, text: str) -> None:
+    (tmp_path / "events.json").write_text(text, "latin-1")
+    with pytest.raises(ClipsError, match="cannot read the events of"):
+        read_events(tmp_path / "events.json")
+    with pytest.raises(ClipsError, match="expected a JSON object of label: regular expression"):
+        read_events(tmp_path / "missing.json")
+
+
+def test_rouge_l_takes_the_best_precision_and_the_best_recall() -> None:
+    # Of "a b c d": precision 3/4 with the first reference, 1/4 with the second; recall 3/6 and 1/1.
+    score = score_texts([scene("a", "a b c x y z", "d")], {"a": "a b c d"}, None)["rouge_l"]
+    assert score.value.value == pytest.approx(2.44 * 0.75 * 1 / (1 + 1.44 * 0.75))
+    assert score_texts([scene("a", "a b")], {"a": ""}, None)["rouge_l"].value.value == 0.0
+
+
+CAPTION = st.lists(st.sampled_from("abcde"), min_size=1, max_size=9).map(" ".join)
+
+
+@given(st.lists(st.tuples(CAPTION, st.lists(CAPTION, min_size=1, max_size=3)), min_size=2, max_size=5))
+def test_cider_d_of_any_texts(rows: list[tuple[str, list[str]]]) -> None:
+    clips = [scene(str(i), *truths) for i, (_, truths) in enumerate(rows)]
+    got = score_texts(clips, {str(i): said for i, (said, _) in enumerate(rows)}, None)["cider_d"].value.value
+    assert got == pytest.approx(cider_d([said for said, _ in rows], [truths for _, truths in rows]), abs=1e-9)
+
+
+def test_a_word_said_over_and_over_counts_as_often_as_it_should_be_said() -> None:
+    clips = [scene("a", "rain falls"), scene("b", "wind")]
+
+    def score(text: str) -> float:
+        return score_texts(clips, {"a": text, "b": "x"}, None)["cider_d"].value.value
+
+    assert score("rain rain rain falls") < score("rain falls")
+    assert score("rain rain rain") < score("rain")
