@@ -56,7 +56,7 @@ def extra_scores(
             f"captioning scores need at least two clips, each with a reference; got {len(answers)}, "
             f"{sum(not texts for texts in references)} without; leave those out, or add references to the manifest"
         )
-    library = _library()
+    library = aac_library()
     draws = draws_of(len(answers))
     scores = {}
     for metric in metrics:
@@ -71,7 +71,12 @@ def extra_scores(
     return scores
 
 
-def _library() -> Any:
+def aac_library() -> Any:
+    """The module; for asking whether it is there before hours of work.
+
+    Raises:
+        MissingExtraError: it is not, or does not fit what is installed.
+    """
     try:
         return import_module("aac_metrics")
     except (ImportError, OSError, RuntimeError) as error:  # the last two: of a torchaudio that does not fit torch
