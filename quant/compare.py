@@ -17,7 +17,7 @@ from dasheng_edge.runtime.devices import checked_threads, usable_cores
 from dasheng_edge.runtime.doctor import examine
 from dasheng_edge.runtime.errors import ClipsError
 
-from .aac_scores import extra_scores
+from .aac_scores import aac_library, extra_scores
 from .bootstrap import DRAWS
 from .candidates import Spec, Workshop, parse_spec
 from .clips import ClipSet, find_clips
@@ -98,6 +98,8 @@ class _Run:
 
     def __init__(self, options: CompareOptions, progress: Progress) -> None:
         self.options, self.progress = options, progress
+        if options.aac_metrics:
+            aac_library()  # before the work begins, since it may be missing
         self.threads = checked_threads(options.threads)
         self.other_threads = 1 if self.threads > 1 else min(2, usable_cores())
         self.reference = Bundle.open(options.reference)

@@ -150,6 +150,7 @@ def test_published_scores_are_asked_for(clips: Path, tmp_path: Path, monkeypatch
         return {"fense": TaskScore(value=value, change=None, clips=3, better="higher")}
 
     monkeypatch.setattr(compare_module, "extra_scores", scores)
+    monkeypatch.setattr(compare_module, "aac_library", lambda: None)
     report = compare(options(clips, tmp_path / "out", "fp32/Q8_0", aac_metrics=True))
     assert asked == [(3, 3, True), (3, 3, False)]  # the clips with references
     assert report.candidates[0].task["fense"].value.value == 0.5
