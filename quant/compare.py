@@ -48,7 +48,7 @@ from .record import (
     TaskScore,
 )
 from .report import write_report
-from .text_scores import Patterns, read_events, score_texts
+from .text_scores import Patterns, check_events, read_events, score_texts
 
 WORK = "work"
 REFERENCE = "reference"  # its name in the report
@@ -108,6 +108,8 @@ class _Run:
         self.clips: ClipSet = find_clips(options.clips)
         self.clips_sha256 = self.clips.sha256()
         self.events: Patterns | None = read_events(options.events) if options.events else None
+        if self.events is not None:
+            check_events(self.clips.clips, self.events)
         self.specs = [parse_spec(text) for text in options.candidates]
         names = [REFERENCE, *(spec.name for spec in self.specs)]
         if twice := {name for name in names if names.count(name) > 1}:

@@ -87,8 +87,13 @@ def _inline(document: str, salt: str, label: str, titles: Mapping[str, str]) -> 
     for name, mark in _MARKS.items():
         text = text.replace(mark, f"var(--{name})")
     text = text.replace("font-family: 'DejaVu Sans'", "font-family: inherit")
-    text = re.sub(r"-?\d+\.\d{2,}", lambda found: f"{float(found[0]):.1f}", text)
+    text = re.sub(r"<[^>]*>", lambda tag: _rounded(tag[0]), text)  # coordinates, and not the numbers that are read
     return re.sub(r"\s*\n\s*", " ", re.sub(r">\s+<", "><", text)).strip()
+
+
+def _rounded(tag: str) -> str:
+    """A tag with its coordinates to a tenth of a pixel; a title in it is text."""
+    return re.sub(r"(?<![\w.])-?\d+\.\d{2,}", lambda found: f"{float(found[0]):.1f}", tag)
 
 
 def _template(text: str) -> str:

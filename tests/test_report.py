@@ -114,3 +114,12 @@ def test_nothing_is_recommended_where_all_lose_too_much() -> None:
     assert found.choice is None
     assert found.reason
     assert {one.name for one in found.rejected} == set(names)
+
+
+def test_ticks_can_be_told_apart(tmp_path: Path) -> None:
+    page = write_report(fake_report.report(), tmp_path)[2].read_text("utf-8")
+    plots = re.findall(r'<svg class="plot".*?</svg>', page, re.DOTALL)
+    assert plots
+    ticks = [re.findall(r"<text[^>]*>([-\d.e−]+)</text>", plot) for plot in plots]
+    assert any("0.01" in one for one in ticks)
+    assert not any(one.count("0.0") > 1 or one.count("1.0") > 1 for one in ticks)
