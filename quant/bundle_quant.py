@@ -33,7 +33,7 @@ from dasheng_edge.runtime.bundle_writer import BundleWriter
 from dasheng_edge.runtime.captioner import Parts
 from dasheng_edge.runtime.devices import checked_threads
 from dasheng_edge.runtime.embedder import AudioParts
-from dasheng_edge.runtime.errors import OutputExistsError, QuantizeError
+from dasheng_edge.runtime.errors import OutputExistsError, OutputWriteError, QuantizeError
 from dasheng_edge.runtime.verify import VerifyReport, read_golden, verify_bundle
 
 from .calibration import Calibration, calibrate_on, golden_features
@@ -51,6 +51,7 @@ IMATRIX = "imatrix.gguf"  # while the bundle is written
 SLACK = 2.0
 # What keys and values in a type may add to the logits' relative error; measured on micro: 0.013 and 0.3.
 KV_LOGITS: Mapping[KvType, float] = {"f16": 0.0, "q8_0": 0.05, "q4_0": 0.7}
+MOST_SNR_DB = 140.0  # that float32 itself keeps
 LARGEST_LOGITS = 0.95  # of relative RMS: 1 is what logits that are zero lose
 
 
@@ -166,14 +167,31 @@ class _Job:
             self.clips = find_clips(options.calibrate)
         elif options.encoder and options.encoder.precision == "mixed":
             raise QuantizeError("--encoder mixed is chosen by measuring on clips; pass --calibrate CLIPS")
-        if stored is None:
-            if options.decoder or options.kv_type:
-                self.source.text_facts()  # raises
-            return
-        decoder = self._decoder_options(stored)
-        check_decoder(self.source, decoder)
-        if options.save_imatrix is not None and (self.clips is None or decoder.imatrix):
-            raise QuantizeError("--save-imatrix keeps what --calibrate CLIPS measured; pass clips, and no --imatrix")
+        if options.encoder and not 0 <= options.encoder.min_snr_db <= MOST_SNR_DB:  # written so that NaN is refused
+            raise QuantizeError(f"--min-snr is {options.encoder.min_snr_db:g}, expected 0 to {MOST_SNR_DB:g} dB")
+        if stored is None and (options.decoder or options.kv_type):
+            self.source.text_facts()  # raises
+        if stored is not None:
+            check_decoder(self.source, self._decoder_options(stored))
+        if options.save_imatrix is not None:
+            self._check_save(options.save_imatrix)
+
+    def _check_save(self, path: Path) -> None:
+        if not self._measures:
+            raise QuantizeError(
+                "--save-imatrix keeps what --calibrate CLIPS measured for a quantized decoder; pass clips, a --decoder "
+                "such as Q4_K_M, and no --imatrix"
+            )
+        if path.is_dir() or not path.parent.is_dir():
+            raise OutputWriteError(f"cannot write {path}: it is a folder, or its folder is not there; choose another")
+
+    @property
+    def _measures(self) -> bool:
+        """Whether an importance matrix is measured: not for a decoder that is copied."""
+        stored, wanted = self.source.manifest.decoder, self.options.decoder
+        if self.clips is None or stored is None or wanted is None or wanted.imatrix or not self.options.importance:
+            return False
+        return wanted.kind not in COPIED_TYPES and wanted.kind != stored.precision
 
     def run(self, writer: BundleWriter) -> None:
         """Write all files of the bundle but model card and manifest."""
@@ -211,7 +229,7 @@ class _Job:
         imatrix = wanted.imatrix
         if imatrix is not None:
             self._note_imatrix(imatrix, imatrix.name)
-        elif self.clips is not None and self.options.importance and wanted.kind not in COPIED_TYPES:
+        elif self._measures:
             imatrix = self._measure_importance(writer.path(IMATRIX))
         self._begin(DECODER, 1, "tensors")
         self.decoder = report = quantize_decoder(
@@ -309,6 +327,7 @@ class _Job:
             encoder_matrices=dict(encoder.matrices) if precision == "mixed" else {},
             embeddings_snr_db=None if encoder.snr_db is None else round(encoder.snr_db, 2),
         )
+        facts = facts.model_copy(update=self._facts_of_copies())
         update: dict[str, object] = {
             "schema_version": 3, "tolerances": tolerances, "quantization": facts, "files": {},
             "encoder": source.encoder.model_copy(update={"precision": precision}),
@@ -317,6 +336,20 @@ class _Job:
             kind, kv_type = self._decoder_options(source.decoder).kind, options.kv_type or source.decoder.kv_type
             update["decoder"] = source.decoder.model_copy(update={"precision": kind, "kv_type": kv_type})
         return source.model_copy(update=update)
+
+    def _facts_of_copies(self) -> dict[str, object]:
+        """What an earlier quantization said about the parts that are copied."""
+        earlier, options, stored = self.source.manifest.quantization, self.options, self.source.manifest
+        if earlier is None:
+            return {}
+        kept: list[str] = []
+        if options.encoder is None or options.encoder.precision == stored.encoder.precision:
+            kept += ["encoder_matrices", "smoothed", "embeddings_snr_db"]
+        if stored.decoder is not None and (options.decoder is None or options.decoder.kind == stored.decoder.precision):
+            kept += ["imatrix", "tensor_types"]
+        if self.clips is None:
+            kept.append("calibration")
+        return {key: getattr(earlier, key) for key in kept}
 
     def _card(self) -> str:
         """The source's model card, with what was changed since."""

@@ -87,6 +87,8 @@ def quantize(
         base, encoder=encoder or base.encoder, decoder=decoder or base.decoder, kv_type=kv or base.kv_type
     )
     tensor_types = tuple(tensor_type or ())
+    if imatrix and chosen.decoder is None:
+        raise typer.BadParameter("--imatrix goes with --decoder or --recipe")
     _check_usage(chosen, tensor_types, measured=bool(calibrate or imatrix))
     module = _load("bundle_quant", "quantize")
     options: QuantizeOptions = dataclasses.replace(

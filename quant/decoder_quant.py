@@ -61,7 +61,7 @@ def parse_tensor_types(texts: tuple[str, ...]) -> dict[str, GGMLQuantizationType
         pattern, equals, name = text.rpartition("=")
         known = {kind.name: kind for kind in TENSOR_TYPES}
         try:
-            re.compile(pattern)
+            re.compile(pattern.lower())  # as it is searched, here and by llama-quantize
         except re.error as error:
             raise QuantizeError(f"--tensor-type {text}: {pattern!r} is no regular expression: {error}") from error
         if not equals or not pattern or name.upper() not in known:

@@ -91,6 +91,8 @@ def save_graph(model: ir.Model, path: Path, *, beside: bool = False) -> int:
     """Write a graph, with its weights in NAME.data where they are many or `beside` asks for it; bytes written."""
     weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
     external = path.with_name(f"{path.name}.data") if beside or weights > EXTERNAL_BYTES else None
+    if external is None:
+        ir.external_data.load_to_model(model)  # what is in a file beside the source would be looked for beside this one
     ir.save(model, path, external_data=external.name if external else None, alignment=PAGE_BYTES)
     return sum(file.stat().st_size for file in (path, external) if file is not None)
 
@@ -168,9 +170,6 @@ def _replace(graph: ir.Graph, node: ir.Node, nodes: list[ir.Node]) -> None:
     for index, each in enumerate(nodes):
         for place, output in enumerate(each.outputs):
             output.name = f"{name}.{each.op_type}{index}.{place}"
-    old.replace_all_uses_with(new)
-    for index, output in enumerate(graph.outputs):
-        if output is old:
-            graph.outputs[index] = new
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
     graph.remove(node, safe=True)
     new.name = name

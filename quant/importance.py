@@ -74,13 +74,14 @@ def audio_importance(
         segments = [
             embeddings if isinstance(segment, Audio) else segment.tokens for segment in parts.prompts.build(prompt)
         ]
-        decoder.watch(None)
         decoder.prefill(segments, reserve=max_new_tokens)
         answer = tuple(decoder.generate(max_new_tokens))
         decoder.watch(Watch(squares.wants, squares.see))
-        decoder.score(segments, answer)
+        try:
+            decoder.score(segments, answer)
+        finally:
+            decoder.watch(None)
         advance(1)
-    decoder.watch(None)
     return _imatrix(squares, path, "audio")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from dasheng_edge.quant.bundle_quant import QuantizeOptions, quantize_bundle, qu
 from dasheng_edge.quant.decoder_quant import DecoderOptions, parse_tensor_types
 from dasheng_edge.quant.encoder_quant import EncoderOptions
 from dasheng_edge.quant.gguf_file import gguf_tensors
+from dasheng_edge.quant.graph_quant import load_graph, save_graph
 from dasheng_edge.quant.imatrix_file import Imatrix, read_imatrix, write_imatrix
 from dasheng_edge.quant.recipes import RECIPES, Recipe
-from dasheng_edge.runtime.bundle import DECODER, MODEL_CARD, Bundle
+from dasheng_edge.runtime.bundle import DECODER, ENCODER, MODEL_CARD, Bundle, FileFacts, sha256_of
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.cli import build_app
-from dasheng_edge.runtime.errors import BundleKindError, OutputExistsError, QuantizeError
+from dasheng_edge.runtime.errors import BundleKindError, OutputExistsError, OutputWriteError, QuantizeError
 from dasheng_edge.runtime.verify import verify_bundle
 from tests.bundle_kinds import write_encoder_bundle
 
@@ -203,3 +205,119 @@ def test_a_missing_library_is_one_sentence(tmp_path: Path, monkeypatch: pytest.M
     result = run(MICRO, "--out", tmp_path / "out", "--encoder", "int8")
     assert result.exit_code == 1
     assert "quantize needs onnx_ir, which is not installed; run pip install 'dasheng-edge[quant,cpu]'" in result.stderr
+
+
+# What parts that are copied keep, and when an importance matrix is measured
+
+
+def one_clip(options: QuantizeOptions, **more: Any) -> Any:
+    """Facts of a bundle that was made with a clip to calibrate on."""
+    report = quantize_bundle(replace(options, calibrate=CLIP, threads=1, **more))
+    return report.bundle.manifest.quantization
+
+
+@pytest.mark.slow
+def test_facts_of_a_mixed_encoder_stay_with_it(tmp_path: Path) -> None:
+    first = one_clip(quantize_options(MICRO, tmp_path / "a", Recipe("mixed", None, None), min_snr_db=25.0))
+    assert len(first.encoder_matrices) == 26
+    second = quantize_bundle(quantize_options(tmp_path / "a", tmp_path / "b", Recipe(None, "Q8_0", None)))
+    facts = second.bundle.manifest.quantization
+    assert facts is not None
+    assert facts.encoder_matrices == first.encoder_matrices
+    assert (facts.embeddings_snr_db, facts.calibration) == (first.embeddings_snr_db, first.calibration)
+    assert facts.source_sha256 != first.source_sha256
+
+
+def test_facts_of_a_decoder_stay_with_it(tmp_path: Path) -> None:
+    made = quantize_options(MICRO, tmp_path / "a", Recipe(None, "Q4_K_M", None), tensor_types=("attn_v=Q8_0",))
+    first = one_clip(made)
+    assert first.imatrix is not None
+    # Clips are measured on again for the encoder, not for the decoder, which is copied.
+    again = one_clip(quantize_options(tmp_path / "a", tmp_path / "b", Recipe("int8", None, None)))
+    assert (again.imatrix, again.tensor_types) == (first.imatrix, {"attn_v": "Q8_0"})
+    assert again.embeddings_snr_db > 30
+    files = [Bundle.open(tmp_path / name).manifest.files[DECODER] for name in "ab"]
+    assert files[0] == files[1]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "more"),
+    [
+        (Recipe("int8", None, None), {}),
+        (Recipe("int8", "F16", None), {}),
+        (Recipe(None, "Q4_0", None), {"calibrate": None}),
+        (Recipe(None, "Q4_0", None), {"importance": False}),
+    ],
+)
+def test_what_is_not_measured_cannot_be_kept(tmp_path: Path, recipe: Recipe, more: dict[str, Any]) -> None:
+    options = replace(quantize_options(MICRO, tmp_path / "out", recipe), calibrate=CLIP, save_imatrix=tmp_path / "i")
+    with pytest.raises(QuantizeError, match="--save-imatrix keeps what --calibrate CLIPS measured"):
+        quantize_bundle(replace(options, **more))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_importance_matrix_is_kept_only_where_it_can_be_written(tmp_path: Path) -> None:
+    options = replace(quantize_options(MICRO, tmp_path / "out", Recipe(None, "Q4_0", None)), calibrate=CLIP)
+    for place in (tmp_path, tmp_path / "gone" / "imatrix.gguf"):
+        with pytest.raises(OutputWriteError, match=r"cannot write .*: it is a folder, or its folder is not there"):
+            quantize_bundle(replace(options, save_imatrix=place))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_encoder_alone_has_no_importance_matrix(tiny_bundle: Path, tmp_path: Path) -> None:
+    alone = write_encoder_bundle(tiny_bundle, tmp_path / "alone")
+    options = QuantizeOptions(alone, tmp_path / "out", EncoderOptions("int8"), calibrate=CLIP)
+    with pytest.raises(QuantizeError, match="--save-imatrix keeps what"):
+        quantize_bundle(replace(options, save_imatrix=tmp_path / "i"))
+    with pytest.raises(BundleKindError, match="holds a Dasheng encoder only"):
+        quantize_bundle(replace(options, kv_type="q8_0"))
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), -1.0, 141.0, float("inf")])
+def test_a_signal_to_noise_ratio_that_makes_no_sense(tmp_path: Path, wrong: float) -> None:
+    options = quantize_options(MICRO, tmp_path / "out", Recipe("mixed", None, None), min_snr_db=wrong)
+    with pytest.raises(QuantizeError, match=r"--min-snr is .*, expected 0 to 140 dB"):
+        quantize_bundle(replace(options, calibrate=CLIP))
+
+
+@pytest.mark.parametrize(
+    "step", ["calibrate_on", "quantize_encoder", "audio_importance", "quantize_decoder", "measured_tolerances"]
+)
+def test_an_error_in_any_step_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    make(tmp_path / "out", Recipe(None, None, "q8_0"))
+    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+
+    def fail(*_: object, **__: object) -> None:
+        raise QuantizeError("no")
+
+    monkeypatch.setattr(bundle_quant, step, fail)
+    options = quantize_options(MICRO, tmp_path / "out", Recipe("int8", "Q4_0", None))
+    with pytest.raises(QuantizeError, match="no"):
+        quantize_bundle(replace(options, calibrate=CLIP, threads=1, overwrite=True))
+    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+
+
+def test_overwriting_replaces_the_whole_bundle(tmp_path: Path) -> None:
+    make(tmp_path / "out", Recipe("fp16", None, None))
+    assert (tmp_path / "out" / "encoder.cuda.onnx").is_file()
+    options = quantize_options(MICRO, tmp_path / "out", Recipe("int8", None, None))
+    report = quantize_bundle(replace(options, overwrite=True, threads=1))
+    assert sorted(report.bundle.manifest.files) == sorted(Bundle.open(MICRO).manifest.files)
+    assert not (tmp_path / "out" / "encoder.cuda.onnx").exists()
+
+
+def test_weights_in_a_file_beside_the_source_come_along(tmp_path: Path) -> None:
+    """As in exports of more than 500 MB, of which a smaller precision fits into the graph itself."""
+    source = shutil.copytree(MICRO, tmp_path / "source")
+    model = load_graph(MICRO / ENCODER)
+    save_graph(model, source / ENCODER, beside=True)
+    manifest = Bundle.open(MICRO).manifest
+    names = (*manifest.files, f"{ENCODER}.data")
+    files = {name: FileFacts(bytes=(source / name).stat().st_size, sha256=sha256_of(source / name)) for name in names}
+    text = manifest.model_copy(update={"files": files}).model_dump_json()
+    (source / "manifest.json").write_text(text, encoding="utf-8")
+    report = quantize_bundle(quantize_options(source, tmp_path / "out", Recipe("int8", None, None)))
+    shutil.rmtree(source)
+    assert sorted(report.bundle.manifest.files) == sorted(manifest.files)
+    assert verify_bundle(report.bundle, threads=1).ok

@@ -69,6 +69,11 @@ def test_overrides_that_cannot_be_read(text: str) -> None:
         parse_tensor_types((text,))
 
 
+def test_an_override_that_is_none_once_it_is_lowered() -> None:
+    with pytest.raises(QuantizeError, match=r"'\(\?P<a>attn_v\)' is no regular expression: unknown extension \?p"):
+        parse_tensor_types(("(?P<a>attn_v)=Q8_0",))
+
+
 def test_an_override_that_is_no_regular_expression() -> None:
     with pytest.raises(QuantizeError, match=r"'\(attn' is no regular expression: missing \)"):
         parse_tensor_types(("(attn=Q8_0",))

@@ -86,3 +86,20 @@ def test_quantized_keys_and_values_change_a_little(
     other.close()
     error = float(np.sqrt(np.square(got - wanted).mean()) / wanted.std())
     assert 1e-4 < error < most
+
+
+def test_halves_are_how_keys_and_values_are_kept_by_default(tiny_bundle: Path, decoder: Decoder) -> None:
+    other = Decoder.open(tiny_bundle / DECODER, n_threads=1, kv_type="f16")
+    np.testing.assert_array_equal(other.score((PROMPT,), (7, 8, 9)), decoder.score((PROMPT,), (7, 8, 9)))
+    other.close()
+
+
+def test_embeddings_may_be_in_what_is_scored(decoder: Decoder) -> None:
+    audio = np.random.default_rng(0).normal(size=(5, decoder.n_embd)).astype(np.float32)
+    got = decoder.score((PROMPT, audio, (4,)), (7, 8))
+    decoder.prefill((PROMPT, audio, (4, 7)))
+    np.testing.assert_allclose(got[1], decoder.logits(), atol=1e-4 * float(got.std()))
+
+
+def test_an_empty_answer_has_no_rows(decoder: Decoder) -> None:
+    assert decoder.score((PROMPT,), ()).shape == (0, decoder.n_vocab)

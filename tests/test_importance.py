@@ -15,13 +15,14 @@ from gguf import GGMLQuantizationType
 from dasheng_edge.export.adapter import open_adapters
 from dasheng_edge.export.checkpoint import open_checkpoint
 from dasheng_edge.quant.decoder_types import DecoderType
-from dasheng_edge.quant.imatrix_file import Entry, Imatrix, read_imatrix, write_imatrix
+from dasheng_edge.quant.imatrix_file import read_imatrix, write_imatrix
 from dasheng_edge.quant.importance import CHUNK_ROWS, audio_importance, input_of, text_importance, unused
 from dasheng_edge.quant.quantizer import Guidance, quantize
 from dasheng_edge.runtime.bundle import DECODER, Bundle
 from dasheng_edge.runtime.captioner import Parts
 from dasheng_edge.runtime.decoder import Decoder
-from dasheng_edge.runtime.errors import ClipsError, QuantizeError
+from dasheng_edge.runtime.errors import DecoderError, QuantizeError
+from dasheng_edge.runtime.llama import Watch
 from dasheng_edge.runtime.prompt import Audio
 from tests.whole_decoder import whole_decoder
 
@@ -99,7 +100,15 @@ def test_text_gives_what_llama_imatrix_gives(tmp_path: Path) -> None:
 
 @needs_micro
 @needs_programs
-@pytest.mark.parametrize("kind", ["Q4_K_M", "Q2_K", "IQ3_XXS", "IQ2_XXS"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "Q4_K_M",
+        "Q2_K",
+        pytest.param("IQ3_XXS", marks=pytest.mark.slow),
+        pytest.param("IQ2_XXS", marks=pytest.mark.slow),
+    ],
+)
 def test_llama_quantize_makes_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: DecoderType) -> None:
     decoder = Decoder.open(MICRO, n_threads=1)
     write_imatrix(tmp_path / "imatrix.gguf", text_importance(decoder, MICRO, TEXT, "text"))
@@ -137,50 +146,44 @@ def test_inputs_of_matrices() -> None:
     assert input_of("blk.0.attn_norm.weight") is None
 
 
-def test_a_file_comes_back(tmp_path: Path) -> None:
-    entries = {"blk.0.attn_q.weight": Entry(np.arange(5, dtype=np.float32), 3), "x": Entry(np.ones(2, np.float32), 0)}
-    write_imatrix(tmp_path / "x.gguf", Imatrix(entries, ("scenes", "more"), 4, 512))
-    got = read_imatrix(tmp_path / "x.gguf")
-    assert (got.datasets, got.chunks, got.chunk_size) == (("scenes", "more"), 4, 512)
-    assert got.entries.keys() == entries.keys()
-    np.testing.assert_array_equal(got.importance("blk.0.attn_q.weight"), np.arange(5, dtype=np.float32) / np.float32(3))
-    np.testing.assert_array_equal(got.importance("x"), [1, 1])  # nothing was seen
+def test_an_error_ends_the_watch(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = Parts.open(Bundle.open(tiny_bundle), device="cpu", threads=1)
+    embeddings = np.zeros((5, parts.decoder.n_embd), np.float32)
+    watches: list[object] = []
+    watch = parts.decoder.watch
+
+    def noted(one: Watch | None) -> None:
+        watches.append(one)
+        watch(one)
+
+    monkeypatch.setattr(parts.decoder, "watch", noted)
+
+    def fail(*_: object) -> None:
+        raise DecoderError("no")
+
+    monkeypatch.setattr(parts.decoder, "score", fail)
+    with pytest.raises(DecoderError, match="no"):
+        audio_importance(parts, tiny_bundle / DECODER, [(embeddings, None)], 4, lambda _: None)
+    assert watches[-1] is None
+    assert len(watches) == 2
+    parts.decoder.close()
 
 
-def damaged(
-    tmp_path: Path, sums: list[float], *, kind: str = "imatrix", counts: bool = True, keys: bool = True
-) -> Path:
-    path = tmp_path / "damaged.gguf"
-    writer = gguf.GGUFWriter(path, "")
-    writer.add_type(kind)
-    if keys:
-        writer.add_array("imatrix.datasets", ["a"])
-        writer.add_uint32("imatrix.chunk_count", 1)
-        writer.add_uint32("imatrix.chunk_size", 1)
-    writer.add_tensor("m.in_sum2", np.array([sums], np.float32))
-    if counts:
-        writer.add_tensor("m.counts", np.array([[1]], np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
-def test_files_that_are_no_importance_matrix(tmp_path: Path) -> None:
-    with pytest.raises(ClipsError, match="there is no importance matrix"):
-        read_imatrix(tmp_path / "nothing.gguf")
-    (tmp_path / "text").write_text("no GGUF at all")
-    with pytest.raises(ClipsError, match="is not an importance matrix"):
-        read_imatrix(tmp_path / "text")
-    with pytest.raises(ClipsError, match=r"its general\.type is not 'imatrix'"):
-        read_imatrix(damaged(tmp_path, [1.0], kind="model"))
-    with pytest.raises(ClipsError, match=r"it lacks one of imatrix\.datasets"):
-        read_imatrix(damaged(tmp_path, [1.0], keys=False))
-    with pytest.raises(ClipsError, match="m has no count"):
-        read_imatrix(damaged(tmp_path, [1.0], counts=False))
-    with pytest.raises(ClipsError, match="expected one count and finite sums"):
-        read_imatrix(damaged(tmp_path, [1.0, float("nan")]))
-    write_imatrix(tmp_path / "empty.gguf", Imatrix({}, ("a",)))
-    with pytest.raises(ClipsError, match=r"holds no matrix|is not an importance matrix"):
-        read_imatrix(tmp_path / "empty.gguf")
+@pytest.mark.torch
+def test_clips_and_prompts_add_up(tiny_bundle: Path) -> None:
+    """Of two clips, what each gives; another prompt has other rows."""
+    parts = Parts.open(Bundle.open(tiny_bundle), device="cpu", threads=1)
+    generator = np.random.default_rng(0)
+    clips = [
+        (generator.normal(size=(rows, parts.decoder.n_embd)).astype(np.float32), prompt)
+        for rows, prompt in ((7, None), (11, "Which sounds are there, and who speaks?"))
+    ]
+    one, two, both = (
+        audio_importance(parts, tiny_bundle / DECODER, some, 6, lambda _: None).entries
+        for some in (clips[:1], clips[1:], clips)
+    )
+    parts.decoder.close()
+    for name, entry in both.items():
+        assert entry.rows == one[name].rows + two[name].rows
+        np.testing.assert_allclose(entry.sums, one[name].sums + two[name].sums, rtol=1e-5)
+    assert two["blk.0.attn_q.weight"].rows > one["blk.0.attn_q.weight"].rows + 4
