@@ -119,8 +119,8 @@ def quantize_bundle(options: QuantizeOptions, progress: Progress | None = None) 
     """
     start = time.perf_counter()
     source = Bundle.open(options.source)
-    if options.out.exists() and options.out.resolve() == options.source.resolve():
-        raise OutputExistsError(f"{options.out} is the bundle to be quantized; choose another --out")
+    if options.out.resolve().is_relative_to(options.source.resolve()):
+        raise OutputExistsError(f"{options.out} is or lies in the bundle to be quantized; choose another --out")
     job = _Job(options, source, progress or NoProgress())
     job.check()
     with BundleWriter(options.out, overwrite=options.overwrite) as writer:

@@ -110,6 +110,7 @@ class Workshop:
             / f"imatrix-{hashlib.sha256((self._source_sha256 + self._clips_sha256).encode()).hexdigest()[:16]}.gguf"
         )
         if not path.is_file():
+            self.folder.mkdir(parents=True, exist_ok=True)
             spare = self.folder / "spare"
             recipe = Recipe(None, "Q8_0", None)
             options: QuantizeOptions = quantize_options(self.reference.folder, spare, recipe)

@@ -15,7 +15,7 @@ from pathlib import Path
 from dasheng_edge.runtime.bundle import Bundle
 from dasheng_edge.runtime.devices import checked_threads, usable_cores
 from dasheng_edge.runtime.doctor import examine
-from dasheng_edge.runtime.errors import ClipsError
+from dasheng_edge.runtime.errors import ClipsError, DashengEdgeError, OutputWriteError
 
 from .aac_scores import aac_library, extra_scores
 from .bootstrap import DRAWS
@@ -77,8 +77,15 @@ def compare(options: CompareOptions, progress: Progress | None = None) -> Report
         BundleError, ClipsError, QuantizeError, AudioError: a bundle, the clips or a recipe cannot be used.
         OutputWriteError: the folder cannot be written.
     """
-    run = _Run(options, progress or NoProgress())
-    report = run.report()
+    try:
+        report = _Run(options, progress or NoProgress()).report()
+    except DashengEdgeError:
+        raise
+    except OSError as error:  # of the files that measurements are kept in
+        raise OutputWriteError(
+            f"cannot write {options.out}: {error.strerror or error}; what was measured is kept: free some space and "
+            "give the same command again"
+        ) from error
     write_report(report, options.out)
     return report
 
@@ -121,6 +128,8 @@ class _Run:
         for spec in self.specs:
             self.workshop.check(spec)
         rate = self.reference.manifest.front_end.sample_rate_hz
+        for clip in self.clips.clips:
+            next(clip.blocks(rate))  # before the work begins, since one may be no audio
         self.sounds = sounds_of(self.clips.clips, rate)
         self.embeddings: dict[str, Callable[[str], Array]] = {}
 
@@ -146,6 +155,7 @@ class _Run:
 
     def _entry(self, spec: Spec, threads: int) -> _Entry:
         bundle = self.workshop.bundle(spec)
+        check_same_model(self.reference, bundle)
         return _Entry(spec, bundle, encoder_id(bundle, threads), decoder_id(bundle, threads))
 
     def _embed(self, entry: _Entry, threads: int) -> None:
@@ -276,6 +286,25 @@ class _Run:
             recommendation=recommend(reference, candidates, noise),
             limits=limits(self.reference, len(texts)),
         )  # fmt: skip
+
+
+def check_same_model(reference: Bundle, candidate: Bundle) -> None:
+    """Whether distributions and embeddings of two bundles can be compared at all.
+
+    Raises:
+        BundleKindError: the candidate has no decoder.
+        ClipsError: it is of another shape.
+    """
+    shapes = []
+    for bundle in (reference, candidate):
+        decoder, _ = bundle.text_facts()
+        encoder = bundle.manifest.encoder
+        shapes.append((encoder.embed_dim, encoder.depth, decoder.arch, decoder.hidden_size, decoder.vocab_size))
+    if shapes[0] != shapes[1]:
+        raise ClipsError(
+            f"{candidate.folder} is another model than {reference.folder}: embed_dim, depth, arch, hidden_size and "
+            f"vocab_size are {shapes[1]}, expected {shapes[0]}; compare bundles of one checkpoint"
+        )
 
 
 def _scores(answers: Sequence[Answer]) -> DecoderScores:

@@ -9,6 +9,7 @@ from .record import Interval
 NONE = "–"  # what was not measured, or does not exist
 _MINUS = "−"
 _TITLES = {
+    "fense": "FENSE", "cider_d_ptb": "CIDEr-D (PTB)", "spider_fl": "SPIDEr-FL",
     "event_f1": "event F1", "word_error_rate": "word error rate", "character_error_rate": "character error rate",
     "exact_match": "exact match", "rouge_l": "ROUGE-L", "cider_d": "CIDEr-D",
 }  # fmt: skip

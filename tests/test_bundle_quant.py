@@ -107,8 +107,10 @@ def test_what_is_refused(tmp_path: Path) -> None:
     write_imatrix(tmp_path / "x.gguf", Imatrix({"blk.0.attn_q.weight": read_one()}, ("a",)))
     with pytest.raises(QuantizeError, match="says nothing about blk"):
         quantize(MICRO, Recipe(None, "Q4_K_M", None), imatrix=tmp_path / "x.gguf")
-    with pytest.raises(OutputExistsError, match="is the bundle to be quantized"):
+    with pytest.raises(OutputExistsError, match="is or lies in the bundle"):
         quantize_bundle(quantize_options(MICRO, MICRO, Recipe("int8", None, None)))
+    with pytest.raises(OutputExistsError, match="lies in the bundle to be quantized"):
+        quantize_bundle(quantize_options(MICRO, MICRO / "deeper" / "x", Recipe("int8", None, None)))
     with pytest.raises(OutputExistsError, match="pass --overwrite"):
         make(out, Recipe("int8", None, None))
     options = quantize_options(MICRO, tmp_path / "other", Recipe(None, "Q4_K_M", None))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -20,7 +23,7 @@ from dasheng_edge.quant.record import Interval, Report, TaskScore
 from dasheng_edge.runtime.bundle import Bundle
 from dasheng_edge.runtime.cli import build_app
 from dasheng_edge.runtime.embedder import AudioParts
-from dasheng_edge.runtime.errors import ClipsError, QuantizeError
+from dasheng_edge.runtime.errors import AudioDecodeError, ClipsError, OutputWriteError, QuantizeError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 MICRO, CLIPS = REPOSITORY / "build" / "micro", REPOSITORY / "benchmarks" / "micro" / "clips"
@@ -201,3 +204,29 @@ def test_the_command(clips: Path, tmp_path: Path) -> None:
     assert "fp32/Q8_0" in result.stdout
     assert "same top-1" in result.stdout
     assert "report.html" in result.stdout
+
+
+def test_another_model_is_refused(clips: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(ClipsError, match=r"is another model than .*expected \(256, 6, 'qwen2', 256, 768\)"):
+        compare(options(clips, tmp_path / "out", str(tiny_bundle)))
+
+
+def test_a_clip_that_is_no_audio_is_found_first(tmp_path: Path) -> None:
+    (tmp_path / "x.wav").write_text("no audio")
+    with pytest.raises(AudioDecodeError):
+        compare(options(tmp_path / "x.wav", tmp_path / "out", "fp32/Q8_0"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_is_an_output_error(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(OutputWriteError, match=r"No space left .*; what was measured is kept"):
+        compare(options(clips, tmp_path / "out", "fp32/Q8_0"))
+
+
+def test_an_importance_matrix_may_come_first(clips: Path, tmp_path: Path) -> None:
+    report = compare(options(clips, tmp_path / "out", "fp32/Q4_K_M+imatrix", calibrate=clips))
+    assert report.candidates[0].recipe.imatrix == "audio"
