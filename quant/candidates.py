@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
@@ -118,4 +119,5 @@ class Workshop:
                 options, calibrate=self.calibrate, save_imatrix=path, threads=self.threads, overwrite=True
             )
             quantize_bundle(options, self.progress)
+            shutil.rmtree(spare)
         return path
