@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast, get_args
 
@@ -40,7 +40,7 @@ from .calibration import Calibration, calibrate_on, golden_features
 from .clips import ClipSet, find_clips
 from .decoder_quant import DecoderOptions, DecoderReport, check_decoder, parse_tensor_types, quantize_decoder
 from .decoder_types import COPIED_TYPES, DECODER_TOLERANCES, LARGEST_TOKEN_MARGIN, TOKEN_MARGIN_DEVIATIONS, DecoderType
-from .encoder_quant import LEAST_SNR_DB, EncoderOptions, EncoderReport, quantize_encoder
+from .encoder_quant import LEAST_SNR_DB, EncoderOptions, EncoderReport, quantize_encoder, trials
 from .imatrix_file import read_imatrix, write_imatrix
 from .importance import audio_importance
 from .progress import NoProgress, Progress, StepReport
@@ -154,7 +154,7 @@ class _Job:
         """What was asked for, or what there is."""
         stored = self.source.manifest.encoder.precision
         kept = next(known for known in get_args(EncoderPrecision) if known == stored)
-        return self.options.encoder or EncoderOptions(kept)
+        return replace(self.options.encoder or EncoderOptions(kept), smooth=self.clips is not None)
 
     def _decoder_options(self, source: DecoderFacts) -> DecoderOptions:
         kept: DecoderType = cast("DecoderType", source.precision)
@@ -211,7 +211,7 @@ class _Job:
 
     def _encoder(self, writer: BundleWriter, calibration: Calibration) -> None:
         wanted = self.encoder_options
-        self._begin(ENCODER, 1, "trials")
+        self._begin(ENCODER, trials(self.source, wanted), "measurements")
         report = quantize_encoder(
             self.source, writer.path, wanted, calibration.features, self.threads, self.progress.advance
         )
@@ -221,7 +221,8 @@ class _Job:
             self._end(StepReport(ENCODER, 0.0, 0.0, "relative RMS", self._seconds(), report.bytes, "as in the source"))
             return
         error, limit = _relative(report.snr_db), _relative(least)
-        note = f"{wanted.precision}: {report.snr_db:.1f} dB SNR at its output"
+        smoothed = f", {len(report.smoothed)} matrices smoothed" if report.smoothed else ""
+        note = f"{wanted.precision}: {report.snr_db:.1f} dB SNR at its output{smoothed}"
         self._end(StepReport(ENCODER, error, limit, "relative RMS", self._seconds(), report.bytes, note))
 
     def _decoder(self, writer: BundleWriter, stored: DecoderFacts) -> None:
@@ -325,6 +326,7 @@ class _Job:
             calibration=self.calibration.facts if self.calibration else None,
             tensor_types={pattern: kind.name for pattern, kind in tensor_types.items()},
             encoder_matrices=dict(encoder.matrices) if precision == "mixed" else {},
+            smoothed=encoder.smoothed,
             embeddings_snr_db=None if encoder.snr_db is None else round(encoder.snr_db, 2),
         )
         facts = facts.model_copy(update=self._facts_of_copies())

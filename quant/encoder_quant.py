@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +17,11 @@ from dasheng_edge.runtime.encoder import Encoder, Projector
 from dasheng_edge.runtime.errors import QuantizeError
 from dasheng_edge.runtime.front_end import Features, FrontEndSpec
 
-from .graph_quant import MatrixPrecision, convert, load_graph, matrix_nodes, save_graph, to_cuda
-from .mixed import Choice, choose
+from .encoder_plan import SMOOTHED, Plan, Planner, uniform
+from .graph_quant import MatrixPrecision, load_graph, matrix_nodes, save_graph, to_cuda
+from .mixed import STEPS, choose, groups_of
 from .recipes import EncoderPrecision
+from .stages import Chain
 
 Array = NDArray[np.float32]
 Advance = Callable[[int], None]
@@ -31,10 +33,15 @@ LEAST_SNR_DB: Mapping[EncoderPrecision, float] = {"fp16": 50.0, "int8": 20.0, "i
 
 @dataclass(frozen=True)
 class EncoderOptions:
-    """What the encoder is made in; `min_snr_db` is what `mixed` keeps at the embeddings."""
+    """What the encoder is made in.
+
+    `min_snr_db` is what `mixed` keeps at the embeddings. `smooth` looks for smoothing scales, which takes clips like
+    those that the encoder will hear.
+    """
 
     precision: EncoderPrecision
     min_snr_db: float = 30.0
+    smooth: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,7 @@ class EncoderReport:
     source_bytes: int
     snr_db: float | None  # of the embeddings, or patches where there is no projector; None: no difference
     matrices: dict[str, MatrixPrecision]
+    smoothed: dict[str, float]  # matrix -> exponent
 
 
 @dataclass(frozen=True)
@@ -68,12 +76,12 @@ class _Source:
         """Embeddings, or patches, of each clip by the graphs in a folder."""
         return clip_outputs(self.bundle.manifest.front_end, place, self.clips, self.threads, self.names)
 
-    def write(self, place: Callable[[str], Path], precisions: Mapping[str, MatrixPrecision], *, beside: bool) -> int:
-        """Write all graphs with the matrices in these precisions; bytes written."""
+    def write(self, place: Callable[[str], Path], plan: Plan, *, beside: bool = False) -> int:
+        """Write all graphs with the matrices as planned; bytes written."""
         size = 0
         for name in self.names:
             model = load_graph(self.bundle.path(name))
-            convert(model, precisions)
+            plan.apply(model)
             size += save_graph(model, place(name), beside=beside)
         return size
 
@@ -123,25 +131,51 @@ def quantize_encoder(
         for file in source.manifest.files:
             if file.startswith(tuple(name.removesuffix("onnx") for name in graphs.names)):
                 size += Path(shutil.copyfile(source.path(file), place(file))).stat().st_size
-        return EncoderReport(size, size, None, {})
+        return EncoderReport(size, size, None, {}, {})
     if stored != "fp32":
         raise QuantizeError(
             f"the encoder of {source.folder} is {stored} already, quantizing needs an fp32 one; start from the bundle "
             "that `dasheng-edge export` made"
         )
     wanted = list(graphs.outputs(source.path))
-    precisions = _precisions(graphs, options, wanted, place(ENCODER).parent, advance)
-    size = graphs.write(place, precisions, beside=options.precision == "fp16")
-    if options.precision == "fp16":
-        size += _write_cuda(graphs.names, place)
-    snr_db = snr(wanted, graphs.outputs(place))
+    plan = _plan(graphs, options, wanted, place(ENCODER).parent, advance)
+    size, snr_db = _write(graphs, place, plan, wanted, options.precision)
+    if plan.smoothing:
+        bare = replace(plan, smoothing={})
+        if _trial(graphs, bare, wanted, place(ENCODER).parent) <= _noise(snr_db):
+            plan = bare
+            size, snr_db = _write(graphs, place, plan, wanted, options.precision)
+    advance(1)
     least = options.min_snr_db if options.precision == "mixed" else LEAST_SNR_DB[options.precision]
     if snr_db is not None and not snr_db >= least:  # written so that NaN fails, too
         raise QuantizeError(
             f"the {options.precision} encoder keeps {snr_db:.1f} dB of signal to noise at its output, "
             f"expected at least {least:g}; nothing was written. Choose a finer --encoder"
         )
-    return EncoderReport(size, graphs.bytes, snr_db, precisions)
+    smoothed = {name: found.exponent for name, found in plan.smoothing.items()}
+    return EncoderReport(size, graphs.bytes, snr_db, dict(plan.precisions), smoothed)
+
+
+def _write(
+    graphs: _Source, place: Callable[[str], Path], plan: Plan, wanted: Sequence[Array], precision: EncoderPrecision
+) -> tuple[int, float | None]:
+    """Write the graphs of the new bundle: their bytes, and the SNR that they keep."""
+    size = graphs.write(place, plan, beside=precision == "fp16")
+    if precision == "fp16":
+        size += _write_cuda(graphs.names, place)
+    return size, snr(wanted, graphs.outputs(place))
+
+
+def _trial(graphs: _Source, plan: Plan, wanted: Sequence[Array], folder: Path) -> float:
+    """Share of the output's power that differs with a plan, whose graphs do not stay."""
+    with tempfile.TemporaryDirectory(prefix="trial-", dir=folder) as trial:
+        graphs.write(Path(trial).joinpath, plan)
+        return _noise(snr(wanted, graphs.outputs(Path(trial).joinpath)))
+
+
+def _noise(snr_db: float | None) -> float:
+    """Share of the power that differs."""
+    return 0.0 if snr_db is None else float(10 ** (-snr_db / 10))
 
 
 def _write_cuda(names: Sequence[str], place: Callable[[str], Path]) -> int:
@@ -155,26 +189,31 @@ def _write_cuda(names: Sequence[str], place: Callable[[str], Path]) -> int:
     return size
 
 
-def _precisions(
-    graphs: _Source, options: EncoderOptions, wanted: Sequence[Array], folder: Path, advance: Advance
-) -> dict[str, MatrixPrecision]:
-    sizes = graphs.matrices()
+def trials(source: Bundle, options: EncoderOptions) -> int:
+    """How many steps `quantize_encoder` tells `advance` about: groups of matrices in each precision, and the end."""
+    groups = len(groups_of(_Source(source, (), 1).matrices()))
+    if options.precision == "mixed":
+        return groups * (len(STEPS) - 1) + 1
+    return (groups if _smooths(options) else 0) + 1
+
+
+def _plan(graphs: _Source, options: EncoderOptions, wanted: Sequence[Array], folder: Path, advance: Advance) -> Plan:
+    matrices = graphs.matrices()
+    if options.precision != "mixed" and not _smooths(options):
+        return uniform(matrices, options.precision)
+    chain = Chain(graphs.bundle, graphs.clips, graphs.threads)
+    planner = Planner(chain, smooth=options.smooth, advance=advance)
     if options.precision != "mixed":
-        advance(1)
-        precision: MatrixPrecision = options.precision
-        return {matrix: precision for matrix in sizes}  # noqa: C420  # typed
+        return planner.plan(uniform(matrices, options.precision).precisions)
 
-    with tempfile.TemporaryDirectory(prefix="trial-", dir=folder) as trial:
+    def whole(precisions: Mapping[str, MatrixPrecision]) -> float:
+        return _trial(graphs, planner.plan(precisions), wanted, folder)
 
-        def noise(precisions: Mapping[str, MatrixPrecision]) -> float:
-            """Share of the output's power that differs."""
-            graphs.write(Path(trial).joinpath, precisions, beside=False)
-            value = snr(wanted, graphs.outputs(Path(trial).joinpath))
-            advance(1)
-            return 0.0 if value is None else 10 ** (-value / 10)
+    return planner.plan(choose(matrices, options.min_snr_db, planner.alone, whole).precisions)
 
-        chosen: Choice = choose(sizes, options.min_snr_db, noise)
-    return chosen.precisions
+
+def _smooths(options: EncoderOptions) -> bool:
+    return options.smooth and (options.precision == "mixed" or options.precision in SMOOTHED)
 
 
 def snr(wanted: Sequence[Array], got: Iterator[Array]) -> float | None:

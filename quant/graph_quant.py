@@ -97,6 +97,13 @@ def save_graph(model: ir.Model, path: Path, *, beside: bool = False) -> int:
     return sum(file.stat().st_size for file in (path, external) if file is not None)
 
 
+def lazily(name: str, kind: ir.DataType, shape: tuple[int, ...], read: Callable[[], NDArray[Any]]) -> ir.LazyTensor:
+    """A weight that is computed each time it is read, which is when the file is written."""
+    return ir.LazyTensor(
+        lambda: ir.Tensor(np.ascontiguousarray(read()), name=name), dtype=kind, shape=ir.Shape(shape), name=name
+    )
+
+
 def _matrix(node: ir.Node) -> Callable[[], NDArray[np.float32]]:
     """Reads the matrix of a MatMul, each time anew."""
     weight = node.inputs[1]
@@ -153,9 +160,7 @@ def _stored(
     graph: ir.Graph, name: str, kind: ir.DataType, shape: tuple[int, ...], read: Callable[[], NDArray[Any]]
 ) -> ir.Value:
     """A new weight, computed when the file is written."""
-    tensor = ir.LazyTensor(
-        lambda: ir.Tensor(np.ascontiguousarray(read()), name=name), dtype=kind, shape=ir.Shape(shape), name=name
-    )
+    tensor = lazily(name, kind, shape, read)
     value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(kind), const_value=tensor)
     graph.register_initializer(value)
     return value

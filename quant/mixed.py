@@ -2,13 +2,13 @@
 
 Each block is quantized alone to each precision, and the noise that this adds at the output is measured. Noise powers
 of different blocks are taken to add up, which the finished encoder is then measured for: where they add up to more,
-the block that frees most noise for a byte gets a finer precision until it holds.
+the blocks that free most noise for a byte get a finer precision until it holds.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import get_args
 
@@ -21,6 +21,7 @@ VALUE_BYTES: Mapping[MatrixPrecision, float] = {
 STEPS: tuple[MatrixPrecision, ...] = tuple(VALUE_BYTES)  # the smallest first
 _BLOCK = re.compile(r"(.*\.blocks\.\d+)\..*")
 
+Alone = Callable[[str, MatrixPrecision], float]
 Noise = Callable[[Mapping[str, MatrixPrecision]], float]
 
 
@@ -38,40 +39,44 @@ def group_of(matrix: str) -> str:
     return found[1] if found else matrix.rsplit(".", 1)[0]
 
 
-def trials(matrices: Mapping[str, int]) -> int:
-    """How many measurements `choose` takes before it repairs anything."""
-    return len({group_of(matrix) for matrix in matrices}) * (len(STEPS) - 1) + 1
-
-
-def choose(matrices: Mapping[str, int], min_snr_db: float, noise: Noise) -> Choice:
-    """Choose for matrices of so many values each; `noise` measures the whole model in given precisions.
-
-    It always ends, since float32 everywhere adds none.
-    """
-    assert set(STEPS) == set(get_args(MatrixPrecision))
+def groups_of(matrices: Iterable[str]) -> dict[str, list[str]]:
+    """The matrices of each group."""
     groups: dict[str, list[str]] = {}
     for matrix in matrices:
         groups.setdefault(group_of(matrix), []).append(matrix)
+    return groups
+
+
+def choose(matrices: Mapping[str, int], min_snr_db: float, alone: Alone, whole: Noise) -> Choice:
+    """Choose for matrices of so many values each.
+
+    `alone` measures the model with one group in a precision, `whole` with all matrices in theirs. It always ends, since
+    float32 everywhere adds no noise.
+    """
+    assert set(STEPS) == set(get_args(MatrixPrecision))
+    groups = groups_of(matrices)
     values = {group: sum(matrices[matrix] for matrix in members) for group, members in groups.items()}
     budget = 10 ** (-min_snr_db / 10)
     added: dict[tuple[str, MatrixPrecision], float] = {
-        (group, step): noise(dict.fromkeys(members, step)) if step != "fp32" else 0.0
-        for group, members in groups.items()
-        for step in STEPS
+        (group, step): alone(group, step) if step != "fp32" else 0.0 for group in groups for step in STEPS
     }
     chosen = dict.fromkeys(groups, 0)  # place in STEPS
-    estimate = sum(added[group, STEPS[0]] for group in groups)
-    while estimate > budget:
-        group, step = _finer(chosen, added, values)
-        estimate += added[group, STEPS[step]] - added[group, STEPS[chosen[group]]]
-        chosen[group] = step
+
+    def estimate() -> float:
+        return sum(added[group, STEPS[step]] for group, step in chosen.items())
+
+    factor = 1.0  # what is measured over what was estimated
     while True:
+        while factor * estimate() > budget:
+            group, step = _finer(chosen, added, values)
+            chosen[group] = step
         precisions: dict[str, MatrixPrecision] = {
             matrix: STEPS[chosen[group]] for group, members in groups.items() for matrix in members
         }
-        got = noise(precisions)
+        got = whole(precisions)
         if got <= budget:
             return Choice(precisions, got)
+        factor = max(factor, got / estimate() if estimate() else 1.0)
         group, step = _finer(chosen, added, values)
         chosen[group] = step
 

@@ -42,23 +42,25 @@ class Encoder:
 
     def chunks(self, features: Features) -> Iterator[NDArray[np.float32]]:
         """As `patches`, but one chunk after another."""
-        for chunk in self.spec.chunks_of(features.log_mel.shape[1] // self.spec.patch_frames):
-            yield run_graph(self._session, self._feed(features, *chunk))[0]
+        for feed in chunk_feeds(self.spec, features):
+            yield run_graph(self._session, feed)[0]
 
-    def _feed(self, features: Features, start: int, stop: int) -> dict[str, NDArray[Any]]:
-        """What the graph is given for patches [start, stop) of a clip, and the frames behind that fill no patch."""
-        spec = self.spec
+
+def chunk_feeds(spec: FrontEndSpec, features: Features) -> Iterator[dict[str, NDArray[Any]]]:
+    """What the encoder's graph is given for each chunk of a clip."""
+    for start, stop in spec.chunks_of(features.log_mel.shape[1] // spec.patch_frames):
+        # The frames behind that fill no patch are left to the chunk.
         frames = slice(start * spec.patch_frames, start * spec.patch_frames + spec.chunk_frames)
         feed: dict[str, NDArray[Any]] = {"log_mel": np.ascontiguousarray(features.log_mel[None, :, frames])}
         if spec.pads_last_chunk:
             feed["padded_patches"] = np.array([spec.chunk_patches if start else stop], np.int64)
-            return feed
-        valid = min(max(spec.valid_patches_of(features.samples) - start, 0), stop - start)
-        feed["valid_patches"] = np.array([valid], np.int64)
-        if features.acoustic is not None:
-            feed["acoustic_mel"] = np.ascontiguousarray(features.acoustic[None, :, frames])
-            feed["kept_patches"] = np.array([valid if start else stop], np.int64)
-        return feed
+        else:
+            valid = min(max(spec.valid_patches_of(features.samples) - start, 0), stop - start)
+            feed["valid_patches"] = np.array([valid], np.int64)
+            if features.acoustic is not None:
+                feed["acoustic_mel"] = np.ascontiguousarray(features.acoustic[None, :, frames])
+                feed["kept_patches"] = np.array([valid if start else stop], np.int64)
+        yield feed
 
 
 class Projector:
