@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast, get_args
@@ -33,26 +32,23 @@ from dasheng_edge.runtime.bundle_writer import BundleWriter
 from dasheng_edge.runtime.captioner import Parts
 from dasheng_edge.runtime.devices import checked_threads
 from dasheng_edge.runtime.embedder import AudioParts
-from dasheng_edge.runtime.errors import OutputExistsError, OutputWriteError, QuantizeError
-from dasheng_edge.runtime.verify import VerifyReport, read_golden, verify_bundle
+from dasheng_edge.runtime.errors import OutputExistsError, QuantizeError
+from dasheng_edge.runtime.verify import read_golden, verify_bundle
 
 from .calibration import Calibration, calibrate_on, golden_features
 from .clips import ClipSet, find_clips
 from .decoder_quant import DecoderOptions, DecoderReport, check_decoder, parse_tensor_types, quantize_decoder
-from .decoder_types import COPIED_TYPES, DECODER_TOLERANCES, LARGEST_TOKEN_MARGIN, TOKEN_MARGIN_DEVIATIONS, DecoderType
-from .encoder_quant import LEAST_SNR_DB, EncoderOptions, EncoderReport, quantize_encoder, trials
+from .decoder_types import COPIED_TYPES, DECODER_TOLERANCES, DecoderType
+from .encoder_quant import EncoderOptions, EncoderReport, quantize_encoder, trials
 from .imatrix_file import read_imatrix, write_imatrix
 from .importance import audio_importance
+from .kept_imatrix import KeptImatrix
 from .progress import NoProgress, Progress, StepReport
 from .recipes import EncoderPrecision, Recipe
+from .tolerances import LARGEST_LOGITS, measured_tolerances, relative_of, widest_tolerances
 
 IMATRIX = "imatrix.gguf"  # while the bundle is written
-# What `verify` may find is this many times what was measured here: other processors round differently.
-SLACK = 2.0
-# What keys and values in a type may add to the logits' relative error; measured on micro: 0.013 and 0.3.
-KV_LOGITS: Mapping[KvType, float] = {"f16": 0.0, "q8_0": 0.05, "q4_0": 0.7}
 MOST_SNR_DB = 140.0  # that float32 itself keeps
-LARGEST_LOGITS = 0.95  # of relative RMS: 1 is what logits that are zero lose
 
 
 @dataclass(frozen=True)
@@ -123,9 +119,13 @@ def quantize_bundle(options: QuantizeOptions, progress: Progress | None = None) 
         raise OutputExistsError(f"{options.out} is or lies in the bundle to be quantized; choose another --out")
     job = _Job(options, source, progress or NoProgress())
     job.check()
-    with BundleWriter(options.out, overwrite=options.overwrite) as writer:
-        job.run(writer)
+    with (
+        BundleWriter(options.out, overwrite=options.overwrite) as writer,
+        KeptImatrix(options.save_imatrix, options.source, options.out, overwrite=options.overwrite) as kept,
+    ):
+        job.run(writer, kept)
         bundle = job.finish(writer)
+        kept.move()
     size, before = bundle.manifest.total_bytes, source.manifest.total_bytes
     return QuantizeReport(bundle, tuple(job.steps), time.perf_counter() - start, size, before, job.warnings)
 
@@ -172,18 +172,12 @@ class _Job:
         if stored is None and (options.decoder or options.kv_type):
             self.source.text_facts()  # raises
         if stored is not None:
-            check_decoder(self.source, self._decoder_options(stored))
-        if options.save_imatrix is not None:
-            self._check_save(options.save_imatrix)
-
-    def _check_save(self, path: Path) -> None:
-        if not self._measures:
+            check_decoder(self.source, self._decoder_options(stored), measured=self._measures)
+        if options.save_imatrix is not None and not self._measures:
             raise QuantizeError(
                 "--save-imatrix keeps what --calibrate CLIPS measured for a quantized decoder; pass clips, a --decoder "
                 "such as Q4_K_M, and no --imatrix"
             )
-        if path.is_dir() or not path.parent.is_dir():
-            raise OutputWriteError(f"cannot write {path}: it is a folder, or its folder is not there; choose another")
 
     @property
     def _measures(self) -> bool:
@@ -193,7 +187,7 @@ class _Job:
             return False
         return wanted.kind not in COPIED_TYPES and wanted.kind != stored.precision
 
-    def run(self, writer: BundleWriter) -> None:
+    def run(self, writer: BundleWriter, kept: KeptImatrix) -> None:
         """Write all files of the bundle but model card and manifest."""
         audio = AudioParts.open(self.source, device="cpu", threads=self.threads)
         if self.clips is not None:
@@ -207,7 +201,7 @@ class _Job:
             shutil.copyfile(self.source.path(name), writer.path(name))
         self._encoder(writer, self.calibration)
         if self.source.manifest.decoder is not None:
-            self._decoder(writer, self.source.manifest.decoder)
+            self._decoder(writer, self.source.manifest.decoder, kept)
 
     def _encoder(self, writer: BundleWriter, calibration: Calibration) -> None:
         wanted = self.encoder_options
@@ -216,22 +210,21 @@ class _Job:
             self.source, writer.path, wanted, calibration.features, self.threads, self.progress.advance
         )
         self.encoder = report
-        least = wanted.min_snr_db if wanted.precision == "mixed" else LEAST_SNR_DB.get(wanted.precision)
-        if report.snr_db is None or least is None:
+        if report.snr_db is None or wanted.least_snr_db is None:
             self._end(StepReport(ENCODER, 0.0, 0.0, "relative RMS", self._seconds(), report.bytes, "as in the source"))
             return
-        error, limit = _relative(report.snr_db), _relative(least)
+        error, limit = relative_of(report.snr_db), relative_of(wanted.least_snr_db)
         smoothed = f", {len(report.smoothed)} matrices smoothed" if report.smoothed else ""
         note = f"{wanted.precision}: {report.snr_db:.1f} dB SNR at its output{smoothed}"
         self._end(StepReport(ENCODER, error, limit, "relative RMS", self._seconds(), report.bytes, note))
 
-    def _decoder(self, writer: BundleWriter, stored: DecoderFacts) -> None:
+    def _decoder(self, writer: BundleWriter, stored: DecoderFacts, kept: KeptImatrix) -> None:
         wanted = self._decoder_options(stored)
         imatrix = wanted.imatrix
         if imatrix is not None:
             self._note_imatrix(imatrix, imatrix.name)
         elif self._measures:
-            imatrix = self._measure_importance(writer.path(IMATRIX))
+            imatrix = self._measure_importance(writer.path(IMATRIX), kept)
         self._begin(DECODER, 1, "tensors")
         self.decoder = report = quantize_decoder(
             self.source, writer.path(DECODER), DecoderOptions(wanted.kind, imatrix, wanted.tensor_types), self.threads,
@@ -248,7 +241,7 @@ class _Job:
                 f"{limit:g} of {wanted.kind}; nothing was written. Choose a larger --decoder"
             )
 
-    def _measure_importance(self, path: Path) -> Path:
+    def _measure_importance(self, path: Path, kept: KeptImatrix) -> Path:
         assert self.calibration is not None
         calibration, facts = self.calibration, self.source.text_facts()[1]
         self._begin("importance", len(calibration.features), "clips")
@@ -263,8 +256,7 @@ class _Job:
         finally:
             parts.decoder.close()
         write_imatrix(path, found)
-        if self.options.save_imatrix is not None:
-            shutil.copyfile(path, self.options.save_imatrix)
+        kept.take(path)
         self._note_imatrix(path, "audio")
         self._end(StepReport("importance", 0.0, 0.0, "", self._seconds(), 0, f"{len(found.entries)} matrices"))
         return path
@@ -295,19 +287,11 @@ class _Job:
         return writer.finish(manifest)
 
     def _widest(self) -> Tolerances:
-        """What the precisions explain, at most."""
-        manifest = self.source.manifest
-        limits, wanted = manifest.tolerances, self.encoder_options
-        least = wanted.min_snr_db - 10 if wanted.precision == "mixed" else LEAST_SNR_DB.get(wanted.precision)
-        audio = limits.patches_relative if least is None else max(_relative(least), limits.patches_relative)
-        update: dict[str, float] = {"patches_relative": audio}
-        if manifest.decoder is not None:
-            kind = self._decoder_options(manifest.decoder).kind
-            kept = KV_LOGITS[self.options.kv_type or manifest.decoder.kv_type]
-            logits = min(DECODER_TOLERANCES[kind].logits + kept + 3 * audio, LARGEST_LOGITS)
-            margin = LARGEST_TOKEN_MARGIN * self._logits_std()
-            update |= {"embeddings_relative": audio, "logits_relative": logits, "token_margin": margin}
-        return limits.model_copy(update=update)
+        stored = self.source.manifest.decoder
+        if stored is None:
+            return widest_tolerances(self.source.manifest, self.encoder_options)
+        kind, kv_type = self._decoder_options(stored).kind, self.options.kv_type or stored.kv_type
+        return widest_tolerances(self.source.manifest, self.encoder_options, (kind, kv_type), self._logits_std())
 
     def _logits_std(self) -> float:
         """The largest standard deviation of the golden logits; 0 without a decoder."""
@@ -370,26 +354,3 @@ class _Job:
     def _end(self, report: StepReport) -> None:
         self.progress.end(report)
         self.steps.append(report)
-
-
-def measured_tolerances(report: VerifyReport, widest: Tolerances, logits_std: float) -> Tolerances:
-    """What `verify` shall accept elsewhere: twice what was measured here, and never more than `widest`.
-
-    A greedy token may differ where four standard deviations of a logit's error explain it, as in exports.
-    """
-    names = {"patches": "patches_relative", "embeddings": "embeddings_relative", "first logits": "logits_relative"}
-    update = {}
-    for seam, key in names.items():
-        errors = [one.error for one in report.seams if one.name == seam]
-        if errors:
-            update[key] = float(f"{min(max(SLACK * max(errors), 1e-4), getattr(widest, key)):.3g}")
-    if "logits_relative" in update:
-        deviations = min(TOKEN_MARGIN_DEVIATIONS * update["logits_relative"], LARGEST_TOKEN_MARGIN)
-        seen = max(one.error for one in report.seams if one.name == "greedy tokens")
-        update["token_margin"] = float(f"{max(deviations * logits_std, seen):.3g}")
-    return widest.model_copy(update=update)
-
-
-def _relative(snr_db: float) -> float:
-    """RMS of the difference over RMS of the signal."""
-    return float(10 ** (-snr_db / 20))

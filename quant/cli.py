@@ -84,8 +84,9 @@ def quantize(
     """
     base = RECIPES[recipe] if recipe else Recipe(None, None, None)
     chosen = dataclasses.replace(
-        base, encoder=encoder or base.encoder, decoder=decoder or base.decoder, kv_type=kv or base.kv_type
-    )
+        base, encoder=encoder or base.encoder, decoder=decoder or base.decoder, kv_type=kv or base.kv_type,
+        imatrix=base.imatrix and decoder is None,
+    )  # fmt: skip
     tensor_types = tuple(tensor_type or ())
     if imatrix and chosen.decoder is None:
         raise typer.BadParameter("--imatrix goes with --decoder or --recipe")
@@ -93,7 +94,8 @@ def quantize(
     module = _load("bundle_quant", "quantize")
     options: QuantizeOptions = dataclasses.replace(
         module.quantize_options(bundle, out, chosen, imatrix=imatrix, tensor_types=tensor_types, min_snr_db=min_snr),
-        calibrate=calibrate, recipe=recipe, save_imatrix=save_imatrix, threads=threads, overwrite=overwrite,
+        calibrate=calibrate, recipe=recipe if chosen == base else None, save_imatrix=save_imatrix, threads=threads,
+        overwrite=overwrite,
     )  # fmt: skip
     with StepBars() as progress:
         report: QuantizeReport = module.quantize_bundle(options, progress)

@@ -30,6 +30,8 @@ TENSOR_TYPES = tuple(
         "Q3_K", "IQ3_S", "IQ3_XXS", "Q2_K", "IQ2_S", "IQ2_XS", "IQ2_XXS",
     )
 )  # fmt: skip
+# What Python's regular expressions have and those of C++ have not.
+_NOT_IN_CPP = re.compile(r"\(\?(?![:=!])[^)]?|(?<!\\)[*+?}]\+")
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,10 @@ def parse_tensor_types(texts: tuple[str, ...]) -> dict[str, GGMLQuantizationType
             re.compile(pattern.lower())  # as it is searched, here and by llama-quantize
         except re.error as error:
             raise QuantizeError(f"--tensor-type {text}: {pattern!r} is no regular expression: {error}") from error
+        if found := _NOT_IN_CPP.search(pattern):
+            raise QuantizeError(
+                f"--tensor-type {text}: llama.cpp's regular expressions have no {found[0]!r}; write it without"
+            )
         if not equals or not pattern or name.upper() not in known:
             raise QuantizeError(
                 f"--tensor-type {text} cannot be read; expected PATTERN=TYPE, with a regular expression and one of "
@@ -73,17 +79,17 @@ def parse_tensor_types(texts: tuple[str, ...]) -> dict[str, GGMLQuantizationType
     return types
 
 
-def check_decoder(source: Bundle, options: DecoderOptions) -> None:
-    """Whether a decoder can be made of a bundle's, before any work is done.
+def check_decoder(source: Bundle, options: DecoderOptions, *, measured: bool = False) -> None:
+    """Whether a decoder can be made of a bundle's, before any work is done; `measured`: an importance matrix will be.
 
     Raises:
         BundleKindError: the bundle has none.
-        QuantizeError: it is quantized already, or the type needs an importance matrix that is not there or is of
-            another model.
+        QuantizeError: it is quantized already, an option would go nowhere, or the type needs an importance matrix that
+            is not there or is of another model.
     """
     stored, kind = source.text_facts()[0].precision, options.kind
     ranks = get_args(DecoderType)
-    if kind != stored and stored not in COPIED_TYPES:
+    if stored not in COPIED_TYPES and (kind != stored or options.tensor_types):
         raise QuantizeError(
             f"the decoder of {source.folder} is {stored} already, quantizing needs F32, BF16 or F16; start from the "
             "bundle that `dasheng-edge export` made"
@@ -93,24 +99,43 @@ def check_decoder(source: Bundle, options: DecoderOptions) -> None:
             f"the decoder of {source.folder} is {stored}, which {kind} would store larger and no better; choose "
             f"{stored} or a smaller --decoder"
         )
+    if kind in NEED_IMATRIX and kind != stored and options.imatrix is None and not measured:
+        raise QuantizeError(
+            f"{kind} needs an importance matrix; pass --calibrate CLIPS to measure one, or --imatrix FILE"
+        )
     if options.imatrix is not None:
-        imatrix = read_imatrix(options.imatrix)
-        if missing := unused(imatrix, source.path(DECODER)):
+        _check_imatrix(source, options.imatrix, kind, stored)
+    if options.tensor_types:
+        _check_tensor_types(source, options, measured=measured or options.imatrix is not None)
+
+
+def _check_imatrix(source: Bundle, path: Path, kind: DecoderType, stored: str) -> None:
+    if kind in COPIED_TYPES or kind == stored:
+        raise QuantizeError(f"--imatrix goes with a decoder to be quantized, {kind} is stored without; leave it out")
+    if missing := unused(read_imatrix(path), source.path(DECODER)):
+        raise QuantizeError(
+            f"{path} says nothing about {missing[0]} and {len(missing) - 1} more matrices of {source.folder}, or is of "
+            "other widths; measure one with this very model"
+        )
+
+
+def _check_tensor_types(source: Bundle, options: DecoderOptions, *, measured: bool) -> None:
+    if options.kind in COPIED_TYPES:
+        raise QuantizeError(
+            f"--tensor-type needs a quantized --decoder: with {options.kind}, llama.cpp stores all matrices so"
+        )
+    matrices = [name for name, tensor in gguf_tensors(source.path(DECODER)).items() if len(tensor.shape) > 1]
+    for pattern, kind in options.tensor_types.items():
+        if kind not in TENSOR_TYPES:
+            known = ", ".join(one.name for one in TENSOR_TYPES)
+            raise QuantizeError(f"--tensor-type cannot store tensors in {kind.name}; expected one of {known}")
+        if not any(re.search(pattern.lower(), name) for name in matrices):
+            raise QuantizeError(f"--tensor-type {pattern} matches no matrix of the decoder; expected e.g. attn_v")
+        if kind.name in NEED_IMATRIX and not measured:
             raise QuantizeError(
-                f"{options.imatrix} says nothing about {missing[0]} and {len(missing) - 1} more matrices of "
-                f"{source.folder}, or is of other widths; measure one with this very model"
+                f"--tensor-type {pattern}={kind.name} needs an importance matrix; pass --calibrate CLIPS to measure "
+                "one, or --imatrix FILE"
             )
-    if options.tensor_types and kind in COPIED_TYPES:
-        raise QuantizeError(f"--tensor-type needs a quantized --decoder: with {kind}, llama.cpp stores all matrices so")
-    if others := [stored.name for stored in options.tensor_types.values() if stored not in TENSOR_TYPES]:
-        known = ", ".join(one.name for one in TENSOR_TYPES)
-        raise QuantizeError(f"--tensor-type cannot store tensors in {others[0]}; expected one of {known}")
-    unknown = [
-        pattern for pattern in options.tensor_types
-        if not any(re.search(pattern.lower(), name) for name in gguf_tensors(source.path(DECODER)))
-    ]  # fmt: skip
-    if unknown:
-        raise QuantizeError(f"--tensor-type {unknown[0]} matches no tensor of the decoder; expected e.g. attn_v")
 
 
 def quantize_decoder(
@@ -125,10 +150,6 @@ def quantize_decoder(
     if options.kind == stored and not options.tensor_types:
         shutil.copyfile(path, target)
     else:
-        if options.kind in NEED_IMATRIX and options.imatrix is None:
-            raise QuantizeError(
-                f"{options.kind} needs an importance matrix; pass --calibrate CLIPS to measure one, or --imatrix FILE"
-            )
         quantize(path, target, options.kind, threads, advance, Guidance(options.imatrix, options.tensor_types))
     return measure(path, target)
 

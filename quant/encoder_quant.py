@@ -43,6 +43,11 @@ class EncoderOptions:
     min_snr_db: float = 30.0
     smooth: bool = False
 
+    @property
+    def least_snr_db(self) -> float | None:
+        """SNR of the embeddings below which something is wrong, or less than was asked for; None: float32."""
+        return self.min_snr_db if self.precision == "mixed" else LEAST_SNR_DB.get(self.precision)
+
 
 @dataclass(frozen=True)
 class EncoderReport:
@@ -146,8 +151,8 @@ def quantize_encoder(
             plan = bare
             size, snr_db = _write(graphs, place, plan, wanted, options.precision)
     advance(1)
-    least = options.min_snr_db if options.precision == "mixed" else LEAST_SNR_DB[options.precision]
-    if snr_db is not None and not snr_db >= least:  # written so that NaN fails, too
+    least = options.least_snr_db
+    if snr_db is not None and least is not None and not snr_db >= least:  # written so that NaN fails, too
         raise QuantizeError(
             f"the {options.precision} encoder keeps {snr_db:.1f} dB of signal to noise at its output, "
             f"expected at least {least:g}; nothing was written. Choose a finer --encoder"

@@ -88,15 +88,20 @@ def read_imatrix(path: Path) -> Imatrix:
             continue
         matrix = name.removesuffix(_SUMS)
         counts = tensors.get(matrix + _COUNTS)
-        if counts is None or counts.size != 1 or not np.isfinite(sums).all() or (sums < 0).any():
+        if counts is None or counts.size != 1 or not all(map(_is_sum, (counts, sums))):
+            count = "no count" if counts is None else f"counts {', '.join(f'{one:g}' for one in counts[:3])}"
             raise ClipsError(
-                f"{path}: {matrix} has {'no count' if counts is None else f'{counts.size} counts'} and sums between "
-                f"{sums.min():g} and {sums.max():g}; expected one count and finite sums of squares: measure it again"
+                f"{path}: {matrix} has {count} and sums between {sums.min():g} and {sums.max():g}; expected one count "
+                "and finite sums of squares: measure it again"
             )
         entries[matrix] = Entry(sums, round(float(counts[0])))
     if not entries:
         raise ClipsError(f"{path} holds no matrix; measure it again")
     return Imatrix(entries, tuple(datasets), chunks, chunk_size)
+
+
+def _is_sum(values: NDArray[np.float32]) -> bool:
+    return bool(np.isfinite(values).all() and (values >= 0).all())
 
 
 def _facts(reader: gguf.GGUFReader) -> tuple[list[str], int, int]:

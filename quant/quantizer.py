@@ -163,8 +163,11 @@ def _tensor_overrides(llama: Any, tensor_types: tuple[tuple[str, int], ...]) -> 
 
 
 def _notes(llama: Any, path: str, imatrix: Imatrix) -> Any:
-    """What llama-quantize writes into the metadata about an importance matrix, in its order."""
-    notes: dict[str, str | int] = {"quantize.imatrix.file": path}
+    """What llama-quantize writes into the metadata about an importance matrix, in its order.
+
+    Of the file only its name: folders of whoever made a bundle are nobody's business, and differ each time.
+    """
+    notes: dict[str, str | int] = {"quantize.imatrix.file": Path(path).name}
     if imatrix.datasets:
         notes["quantize.imatrix.dataset"] = imatrix.datasets[0]
     notes["quantize.imatrix.entries_count"] = len(imatrix.entries)
@@ -176,8 +179,13 @@ def _notes(llama: Any, path: str, imatrix: Imatrix) -> Any:
         if isinstance(value, int):
             place.tag, place.value.val_i64 = _TAG_INT, value
         else:
-            place.tag, place.value.val_str = _TAG_STRING, value.encode()[:_VALUE_BYTES]
+            place.tag, place.value.val_str = _TAG_STRING, _cut(value)
     return array
+
+
+def _cut(text: str) -> bytes:
+    """As much of a text as the field holds, in whole characters."""
+    return text.encode()[:_VALUE_BYTES].decode(errors="ignore").encode()
 
 
 def _tell(line: bytes) -> None:

@@ -26,15 +26,18 @@ class PartialOutput:
     """The temporary file or folder of an output, and the lock that goes with it.
 
     `why_not` says what keeps something that is there from being replaced: why it is not `what`; "" if nothing does.
+    `option` is how the user names another place.
 
     Raises:
         OutputExistsError: `out` exists and `overwrite` is False, or it is something else.
         OutputWriteError: the disk is full, the place is not writable, or somebody else writes there.
     """
 
-    def __init__(self, out: str | Path, *, overwrite: bool, what: str, why_not: Callable[[Path], str]) -> None:
+    def __init__(
+        self, out: str | Path, *, overwrite: bool, what: str, why_not: Callable[[Path], str], option: str = "--out"
+    ) -> None:
         self.out = Path(out)
-        self._overwrite, self._what, self._why_not = overwrite, what, why_not
+        self._overwrite, self._what, self._why_not, self._option = overwrite, what, why_not, option
         self._path: Path | None = None
         self._lock: int | None = None
         self._made: list[Path] = []  # folders above `out`, the innermost first
@@ -48,10 +51,10 @@ class PartialOutput:
         if why := self._why_not(self.out):
             raise OutputExistsError(
                 f"{self.out} exists and is not {self._what} ({why}), so --overwrite will not delete it; "
-                "choose another --out"
+                f"choose another {self._option}"
             )
         if not self._overwrite:
-            raise OutputExistsError(f"{self.out} already exists; pass --overwrite or choose another --out")
+            raise OutputExistsError(f"{self.out} already exists; pass --overwrite or choose another {self._option}")
 
     @property
     def path(self) -> Path:
@@ -66,7 +69,7 @@ class PartialOutput:
             with self.write_errors():
                 self._made = list(takewhile(lambda parent: not parent.exists(), self.out.parents))
                 self.out.parent.mkdir(parents=True, exist_ok=True)
-                self._lock = _lock(self._lock_path, self.out)
+                self._lock = _lock(self._lock_path, self.out, self._option)
                 if self._lock is not None:
                     self._clean_up()
                 self._check_out()  # something may have been put back
@@ -127,7 +130,7 @@ class PartialOutput:
 
     def write_error(self, error: OSError) -> OutputWriteError:
         """What to tell the user about a failed write."""
-        fix = "free some space or choose another --out" if error.errno in _FULL else "choose another --out"
+        fix = f"{'free some space or ' if error.errno in _FULL else ''}choose another {self._option}"
         return OutputWriteError(f"cannot write {self.out}: {error.strerror or error}; nothing was left behind: {fix}")
 
     @property
@@ -164,7 +167,7 @@ def _remove(path: Path) -> None:
             path.unlink()
 
 
-def _lock(path: Path, out: Path) -> int | None:
+def _lock(path: Path, out: Path, option: str) -> int | None:
     """An exclusive lock on a file, made for it, that ends with this process however it ends; None: there are no locks.
 
     Raises:
@@ -181,7 +184,7 @@ def _lock(path: Path, out: Path) -> int | None:
         except BlockingIOError as error:
             os.close(handle)
             raise OutputWriteError(
-                f"cannot write {out}: another process is writing it; wait for that, or choose another --out"
+                f"cannot write {out}: another process is writing it; wait for that, or choose another {option}"
             ) from error
         except OSError:  # file systems without locks
             os.close(handle)

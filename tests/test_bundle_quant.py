@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from dasheng_edge.quant import bundle_quant, cli
+from dasheng_edge.quant import bundle_quant, cli, tolerances
 from dasheng_edge.quant.bundle_quant import QuantizeOptions, quantize_bundle, quantize_options
 from dasheng_edge.quant.decoder_quant import DecoderOptions, parse_tensor_types
 from dasheng_edge.quant.encoder_quant import EncoderOptions
@@ -102,7 +102,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
         quantize(MICRO, Recipe(None, "IQ2_XXS", None))
     with pytest.raises(QuantizeError, match="--encoder mixed is chosen by measuring on clips"):
         quantize(MICRO, Recipe("mixed", None, None))
-    with pytest.raises(QuantizeError, match="--tensor-type nothing matches no tensor"):
+    with pytest.raises(QuantizeError, match="--tensor-type nothing matches no matrix"):
         quantize(MICRO, Recipe(None, "Q8_0", None), tensor_types=("nothing=Q8_0",))
     write_imatrix(tmp_path / "x.gguf", Imatrix({"blk.0.attn_q.weight": read_one()}, ("a",)))
     with pytest.raises(QuantizeError, match="says nothing about blk"):
@@ -137,7 +137,7 @@ def test_tensor_types_are_parsed() -> None:
 
 
 def test_a_seam_that_is_too_far_off_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundle_quant, "LARGEST_LOGITS", 1e-6)
+    monkeypatch.setattr(tolerances, "LARGEST_LOGITS", 1e-6)
     with pytest.raises(QuantizeError, match=r"first logits of .* differs from the reference by"):
         make(tmp_path / "out", Recipe("int8", "Q4_K_M", None))
     assert list(tmp_path.iterdir()) == []
@@ -258,12 +258,56 @@ def test_what_is_not_measured_cannot_be_kept(tmp_path: Path, recipe: Recipe, mor
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_importance_matrix_is_kept_only_where_it_can_be_written(tmp_path: Path) -> None:
-    options = replace(quantize_options(MICRO, tmp_path / "out", Recipe(None, "Q4_0", None)), calibrate=CLIP)
-    for place in (tmp_path, tmp_path / "gone" / "imatrix.gguf"):
-        with pytest.raises(OutputWriteError, match=r"cannot write .*: it is a folder, or its folder is not there"):
-            quantize_bundle(replace(options, save_imatrix=place))
+def test_an_importance_matrix_never_takes_the_place_of_something_else(tmp_path: Path) -> None:
+    source = shutil.copytree(MICRO, tmp_path / "source")
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("no folder")
+    options = replace(quantize_options(source, tmp_path / "out", Recipe(None, "Q4_0", None)), calibrate=CLIP)
+    for place, error, said in (
+        (source / DECODER, OutputExistsError, "lies in the bundle .*; choose another --save-imatrix"),
+        (tmp_path / "out" / "i.gguf", OutputExistsError, "lies in the bundle .*; choose another --save-imatrix"),
+        (tmp_path / "folder", OutputExistsError, "exists and is not an importance matrix .* another --save-imatrix"),
+        (tmp_path / "notes.txt", OutputExistsError, "exists and is not an importance matrix .*--overwrite will not"),
+        (tmp_path / "file" / "i.gguf", OutputWriteError, "cannot write .*: choose another --save-imatrix"),
+    ):
+        with pytest.raises(error, match=said):
+            quantize_bundle(replace(options, save_imatrix=place, overwrite=True))
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert sha256_of(source / DECODER) == sha256_of(MICRO / DECODER)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder", "notes.txt", "source"]
+
+
+def test_an_importance_matrix_is_replaced_only_when_asked(tmp_path: Path) -> None:
+    made = quantize_options(MICRO, tmp_path / "a", Recipe(None, "Q4_0", None))
+    options = replace(made, calibrate=CLIP, save_imatrix=tmp_path / "new" / "i.gguf", threads=1)
+    quantize_bundle(options)
+    first = (tmp_path / "new" / "i.gguf").read_bytes()
+    with pytest.raises(OutputExistsError, match=r"i\.gguf already exists; pass --overwrite or choose another --save"):
+        quantize_bundle(replace(options, out=tmp_path / "b"))
+    quantize_bundle(replace(options, overwrite=True))
+    assert (tmp_path / "new" / "i.gguf").read_bytes() == first
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["i.gguf"]
+
+
+def test_an_importance_matrix_is_not_kept_of_what_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise QuantizeError("no")
+
+    monkeypatch.setattr(bundle_quant, "quantize_decoder", fail)
+    options = replace(quantize_options(MICRO, tmp_path / "a", Recipe(None, "Q4_0", None)), calibrate=CLIP)
+    with pytest.raises(QuantizeError, match="no"):
+        quantize_bundle(replace(options, save_imatrix=tmp_path / "i.gguf"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_same_command_makes_the_same_decoder(tmp_path: Path) -> None:
+    made = []
+    for name in "ab":
+        options = quantize_options(MICRO, tmp_path / name, Recipe(None, "Q4_0", None))
+        report = quantize_bundle(replace(options, calibrate=CLIP, threads=1))
+        made.append(report.bundle.manifest.files[DECODER])
+    assert made[0] == made[1]
 
 
 def test_an_encoder_alone_has_no_importance_matrix(tiny_bundle: Path, tmp_path: Path) -> None:

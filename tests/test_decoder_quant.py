@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -120,8 +121,41 @@ def test_an_importance_matrix_of_another_model_is_refused(source: Bundle, tmp_pa
 
 def test_an_override_that_matches_nothing_is_refused(source: Bundle) -> None:
     check_decoder(source, DecoderOptions("Q8_0", tensor_types={"ATTN_V": Q8_0}))  # lowered, as llama-quantize does
-    with pytest.raises(QuantizeError, match=r"--tensor-type attn_w matches no tensor of the decoder; expected e\.g\."):
+    with pytest.raises(QuantizeError, match=r"--tensor-type attn_w matches no matrix of the decoder; expected e\.g\."):
         check_decoder(source, DecoderOptions("Q8_0", tensor_types={"attn_v": Q8_0, "attn_w": Q8_0}))
+
+
+def test_options_that_would_go_nowhere_are_refused(source: Bundle, tmp_path: Path) -> None:
+    imatrix = some_imatrix(tmp_path / "i", source)
+    with pytest.raises(QuantizeError, match=r"--imatrix goes with a decoder to be quantized, F32 is stored without"):
+        check_decoder(source, DecoderOptions("F32", imatrix))
+    with pytest.raises(QuantizeError, match=r"--tensor-type norm matches no matrix"):  # vectors only
+        check_decoder(source, DecoderOptions("Q8_0", tensor_types={"norm": Q8_0}))
+    with pytest.raises(QuantizeError, match=r"is Q8_0 already, quantizing needs F32"):
+        check_decoder(stored_as(source, "Q8_0"), DecoderOptions("Q8_0", tensor_types={"attn_v": Q8_0}))
+    with pytest.raises(QuantizeError, match=r"--imatrix goes with a decoder to be quantized, Q8_0 is stored"):
+        check_decoder(stored_as(source, "Q8_0"), DecoderOptions("Q8_0", imatrix))
+
+
+def test_an_override_may_need_an_importance_matrix(source: Bundle, tmp_path: Path) -> None:
+    options = DecoderOptions("Q4_0", tensor_types={"attn_v": GGMLQuantizationType.IQ2_XXS})
+    with pytest.raises(QuantizeError, match=r"--tensor-type attn_v=IQ2_XXS needs an importance matrix; pass --cal"):
+        check_decoder(source, options)
+    check_decoder(source, options, measured=True)
+    check_decoder(source, replace(options, imatrix=some_imatrix(tmp_path / "i", source)))
+
+
+@pytest.mark.parametrize("pattern", ["(?<=attn_)v", "(?i)attn", "(?s:attn)", "(?#why)attn", "attn.++"])
+def test_patterns_that_only_python_knows_are_refused(pattern: str) -> None:
+    with pytest.raises(QuantizeError, match=r"llama\.cpp's regular expressions have no '.*'; write it without"):
+        parse_tensor_types((f"{pattern}=Q8_0",))
+
+
+@pytest.mark.parametrize(
+    "pattern", ["(?:attn_v)", "attn(?=_v)", "attn(?!_q)", r"a\++", "(a+)+", r"attn_[qkv]\.weight$"]
+)
+def test_patterns_of_both_languages(pattern: str) -> None:
+    assert list(parse_tensor_types((f"{pattern}=Q8_0",))) == [pattern]
 
 
 def test_types_that_need_an_importance_matrix(source: Bundle, tmp_path: Path) -> None:

@@ -23,7 +23,13 @@ def test_a_file_comes_back(tmp_path: Path) -> None:
 
 
 def damaged(
-    tmp_path: Path, sums: list[float], *, kind: str = "imatrix", counts: bool = True, keys: bool = True
+    tmp_path: Path,
+    sums: list[float],
+    *,
+    kind: str = "imatrix",
+    counts: bool = True,
+    keys: bool = True,
+    count: float = 1.0,
 ) -> Path:
     path = tmp_path / "damaged.gguf"
     writer = gguf.GGUFWriter(path, "")
@@ -34,7 +40,7 @@ def damaged(
         writer.add_uint32("imatrix.chunk_size", 1)
     writer.add_tensor("m.in_sum2", np.array([sums], np.float32))
     if counts:
-        writer.add_tensor("m.counts", np.array([[1]], np.float32))
+        writer.add_tensor("m.counts", np.array([[count]], np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -55,10 +61,13 @@ def test_files_that_are_no_importance_matrix(tmp_path: Path) -> None:
     with pytest.raises(ClipsError, match="m has no count"):
         read_imatrix(damaged(tmp_path, [1.0], counts=False))
     for wrong in (float("inf"), -1.0):
-        with pytest.raises(ClipsError, match=r"m has 1 counts and sums between .*; expected one count and finite sums"):
+        with pytest.raises(ClipsError, match=r"m has counts 1 and sums between .*; expected one count and finite sums"):
             read_imatrix(damaged(tmp_path, [1.0, wrong]))
     with pytest.raises(ClipsError, match="expected one count and finite sums"):
         read_imatrix(damaged(tmp_path, [1.0, float("nan")]))
+    for wrong in (float("nan"), float("inf"), -3.0):
+        with pytest.raises(ClipsError, match=r"m has counts .* expected one count and finite sums"):
+            read_imatrix(damaged(tmp_path, [1.0], count=wrong))
     write_imatrix(tmp_path / "empty.gguf", Imatrix({}, ("a",)))
     with pytest.raises(ClipsError, match=r"holds no matrix|is not an importance matrix"):
         read_imatrix(tmp_path / "empty.gguf")

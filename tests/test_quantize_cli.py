@@ -108,7 +108,14 @@ def test_a_part_that_is_named_goes_before_the_recipes(asked: list[QuantizeOption
     (options,) = asked
     assert options.encoder == EncoderOptions("fp16")
     assert options.decoder == DecoderOptions("Q8_0", Path("i"))
-    assert (options.kv_type, options.recipe) == ("q4_0", "small")
+    assert (options.kv_type, options.recipe) == ("q4_0", None)  # what comes out is not that recipe
+
+
+def test_a_decoder_that_is_named_needs_no_importance_matrix_of_the_recipes(asked: list[QuantizeOptions]) -> None:
+    assert run("model", "--out", "out", "--recipe", "small", "--decoder", "Q6_K").exit_code == 0
+    (options,) = asked
+    assert options.decoder == DecoderOptions("Q6_K")
+    assert run("model", "--out", "out", "--recipe", "small", "--decoder", "IQ2_XS").exit_code == 2
 
 
 def test_results_go_to_stdout_and_steps_to_stderr(asked: list[QuantizeOptions]) -> None:
