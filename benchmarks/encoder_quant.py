@@ -3,8 +3,9 @@
     python -m benchmarks.encoder_quant BUNDLE [--out FILE.json]
 
 BUNDLE is made by `dasheng-edge export` of `python -m benchmarks.synthetic_checkpoint dasheng-0.6b DIR`. A clip of 10 s;
-the precisions take turns, so that what else the machine does hits all of them; medians. Random weights say nothing
-about the SNR of a trained encoder, which has outliers.
+the precisions take turns, so that what else the machine does hits all of them; medians. `mixed` and smoothing are
+chosen on six clips of noise, and what that takes is in `made_s`. Random weights say nothing about the SNR of a trained
+encoder, which has outliers.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,28 +24,37 @@ import numpy as np
 
 from benchmarks import machine
 from dasheng_edge.quant.encoder_quant import EncoderOptions, quantize_encoder
-from dasheng_edge.quant.recipes import EncoderPrecision
 from dasheng_edge.runtime.bundle import ENCODER, Bundle
 from dasheng_edge.runtime.devices import usable_cores
 from dasheng_edge.runtime.embedder import AudioParts
 from dasheng_edge.runtime.encoder import Encoder
 
-PRECISIONS: tuple[EncoderPrecision, ...] = ("fp16", "int8", "int8-block", "int4-block")
-CLIP_S, ROUNDS = 10, 5
+OPTIONS = {
+    "fp16": EncoderOptions("fp16"),
+    "int8": EncoderOptions("int8"),
+    "int8, smoothed": EncoderOptions("int8", smooth=True),
+    "int8-block": EncoderOptions("int8-block"),
+    "int4-block": EncoderOptions("int4-block"),
+    "mixed": EncoderOptions("mixed", min_snr_db=30.0, smooth=True),
+}
+CLIP_S, CLIPS, ROUNDS = 10, 6, 5
 
 
 def measure(bundle: Bundle, work: Path, threads: int) -> dict[str, object]:
     """Bytes, SNR and the seconds of each round, by precision."""
     spec = bundle.manifest.front_end
     audio = AudioParts.open(bundle, device="cpu", threads=threads)
-    noise = np.random.default_rng(0).uniform(-0.3, 0.3, CLIP_S * spec.sample_rate_hz).astype(np.float32)
-    clip = audio.front_end.features([noise])
-    reports, encoders = {}, {"fp32": audio.encoder}
-    for precision in PRECISIONS:
-        folder = work / precision
+    noise = np.random.default_rng(0).uniform(-0.3, 0.3, (CLIPS, CLIP_S * spec.sample_rate_hz)).astype(np.float32)
+    clips = [audio.front_end.features([one]) for one in noise]
+    clip, reports, made_s = clips[0], {}, {}
+    encoders = {"fp32": audio.encoder}
+    for name, options in OPTIONS.items():
+        folder = work / name
         folder.mkdir()
-        reports[precision] = quantize_encoder(bundle, folder.joinpath, EncoderOptions(precision), [clip], threads)
-        encoders[precision] = Encoder(folder / ENCODER, spec, threads=threads)
+        start = time.perf_counter()
+        reports[name] = quantize_encoder(bundle, folder.joinpath, options, clips, threads)
+        made_s[name] = time.perf_counter() - start
+        encoders[name] = Encoder(folder / ENCODER, spec, threads=threads)
     seconds: dict[str, list[float]] = {name: [] for name in encoders}
     for index in range(ROUNDS + 1):
         for name, encoder in encoders.items():
@@ -56,6 +67,9 @@ def measure(bundle: Bundle, work: Path, threads: int) -> dict[str, object]:
         name: {
             "bytes": reports[name].bytes if name in reports else reports["int8"].source_bytes,
             "snr_db": reports[name].snr_db if name in reports else None,
+            "matrices": dict(Counter(reports[name].matrices.values())) if name in reports else {},
+            "smoothed": len(reports[name].smoothed) if name in reports else 0,
+            "made_s": made_s.get(name),
             "seconds": values,
             "median_s": statistics.median(values),
             "times_faster_than_fp32": base / statistics.median(values),

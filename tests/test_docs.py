@@ -93,3 +93,11 @@ def test_line_budget_without_a_folder_is_a_usage_error(capsys: pytest.CaptureFix
     assert line_budget.main(["no/such/folder"]) == 2
     assert line_budget.main([]) == 2
     assert "expected folders to measure" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("folder", ["export", "quant"])
+def test_contributing_says_where_each_module_is(folder: str) -> None:
+    page = (REPOSITORY / "CONTRIBUTING.md").read_text("utf-8")
+    table = page.split(f"The modules of `{folder}/`")[1].split("\n\n")[1]
+    modules = {path.stem for path in (REPOSITORY / folder).glob("*.py")} - {"__init__"}
+    assert set(re.findall(r"`([a-z_]+)`", table)) == modules

@@ -112,10 +112,10 @@ def test_a_part_that_is_named_goes_before_the_recipes(asked: list[QuantizeOption
 
 
 def test_a_decoder_that_is_named_needs_no_importance_matrix_of_the_recipes(asked: list[QuantizeOptions]) -> None:
-    assert run("model", "--out", "out", "--recipe", "small", "--decoder", "Q6_K").exit_code == 0
+    assert run("model", "--out", "out", "--recipe", "tiny", "--decoder", "Q6_K").exit_code == 0
     (options,) = asked
     assert options.decoder == DecoderOptions("Q6_K")
-    assert run("model", "--out", "out", "--recipe", "small", "--decoder", "IQ2_XS").exit_code == 2
+    assert run("model", "--out", "out", "--recipe", "tiny", "--decoder", "IQ2_XS").exit_code == 2
 
 
 def test_results_go_to_stdout_and_steps_to_stderr(asked: list[QuantizeOptions]) -> None:
@@ -148,7 +148,7 @@ def test_warnings_go_to_stderr_also_with_json(asked: list[QuantizeOptions], tiny
         (("--calibrate", "clips"), "name what to quantize"),
         (("--encoder", "int8", "--tensor-type", "a=Q8_0"), "--tensor-type goes with --decoder or --recipe"),
         (("--encoder", "int8", "--imatrix", "i"), "--imatrix goes with --decoder or --recipe"),
-        (("--recipe", "small"), "needs an importance matrix; pass --calibrate CLIPS to measure one on audio, or"),
+        (("--recipe", "tiny"), "needs an importance matrix; pass --calibrate CLIPS to measure one on audio, or"),
         (("--decoder", "IQ3_XXS"), "needs an importance matrix"),
         (("--encoder", "int3"), "Invalid value for '--encoder'"),
         (("--decoder", "Q9"), "Invalid value for '--decoder'"),
