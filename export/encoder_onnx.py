@@ -27,6 +27,7 @@ from dasheng_edge.runtime.front_end import FrontEndSpec
 from dasheng_edge.runtime.verify import relative_rms
 
 from .adapter import MergedTensors
+from .attention_layout import join_heads
 from .dasheng import AudioProjector, Chunk, DashengEncoder
 from .graph_check import GraphReport, graph_bytes, graph_session, weights_file
 from .reference import (
@@ -128,6 +129,7 @@ def export_encoder(path: Path, merged: MergedTensors) -> GraphReport:
             f"the exporter emitted {fused} Attention nodes for {encoder.spec.depth} blocks; "
             "use the torch and onnxscript versions of constraints.txt"
         )
+    join_heads(model, encoder.spec.num_heads)
     _save(model, path, merged, ENCODER_PREFIX)
     cases = _chunk_cases(spec)
     wanted = [patches.numpy() for patches in stream_chunks(merged, [_chunk(case) for case in cases])]

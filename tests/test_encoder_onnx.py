@@ -101,6 +101,8 @@ def test_each_block_is_one_attention_node(variant: Variant, encoders: dict[Varia
     kinds = [node.op_type for node in onnx.load(encoders[variant]).graph.node]
 
     assert kinds.count("Attention") == 2
+    assert kinds.count("Split") == 2
+    assert kinds.count("Transpose") <= 4  # of patches, before the first block and in the acoustic branch
     assert "Softmax" not in kinds
     assert kinds.count("LayerNormalization") == 2 * 2 + 1 + (variant == "midashenglm-tokenizer")
 
