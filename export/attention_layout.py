@@ -61,10 +61,10 @@ def _replace(node: ir.Node, rows: ir.Value) -> None:
 
 
 def _user(node: ir.Node) -> ir.Node:
-    users = node.outputs[0].uses()
+    users = [use.node for use in node.outputs[0].uses()]
     if len(users) != 1:
         raise _unexpected("one operator", None)
-    return users[0].node
+    return users[0]
 
 
 def _unexpected(wanted: str, got: ir.Node | None) -> ExportError:

@@ -43,14 +43,15 @@ def exported(*, masked: bool, spoilt: str = "") -> ir.Model:
 def outputs(model: ir.Model, feed: dict[str, np.ndarray]) -> np.ndarray:
     session = InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
     names = {value.name for value in session.get_inputs()}
-    return session.run(None, {name: value for name, value in feed.items() if name in names})[0]
+    found: np.ndarray = session.run(None, {name: value for name, value in feed.items() if name in names})[0]
+    return found
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.booleans(), st.integers(1, 3 * ROWS), st.integers(0, 1000))
 def test_the_numbers_stay_the_same_bits(masked: bool, rows: int, seed: int) -> None:
     generator = np.random.default_rng(seed)
-    open_keys = generator.integers(0, rows + 1)
+    open_keys = int(generator.integers(0, rows + 1))
     feed = {
         "x": generator.standard_normal((1, rows, 3 * DIM), np.float32),
         "m": np.broadcast_to(np.arange(rows) < max(open_keys, 1), (1, 1, rows, rows)).copy(),
