@@ -51,11 +51,7 @@ def extra_scores(
     """
     assert len(answers) == len(references)
     assert reference_answers is None or len(reference_answers) == len(answers)
-    if len(answers) < 2 or not all(references):
-        raise ClipsError(
-            f"captioning scores need at least two clips, each with a reference; got {len(answers)}, "
-            f"{sum(not texts for texts in references)} without; leave those out, or add references to the manifest"
-        )
+    check_references(references)
     library = aac_library()
     draws = draws_of(len(answers))
     scores = {}
@@ -69,6 +65,19 @@ def extra_scores(
             value=interval(got, draws), change=change, clips=len(got), better="higher"
         )  # fmt: skip
     return scores
+
+
+def check_references(references: Sequence[Sequence[str]]) -> None:
+    """Whether clips with these references can be scored; for asking before hours of work.
+
+    Raises:
+        ClipsError: there are fewer than two clips, or one has no reference.
+    """
+    if len(references) < 2 or not all(references):
+        raise ClipsError(
+            f"captioning scores need at least two clips, each with a reference; got {len(references)}, "
+            f"{sum(not texts for texts in references)} without; leave those out, or add references to the manifest"
+        )
 
 
 def aac_library() -> Any:

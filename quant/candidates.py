@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
-from dasheng_edge.runtime.bundle import MANIFEST, Bundle, KvType, sha256_of
+from dasheng_edge.runtime.bundle import MANIFEST, Bundle, KvType, PromptFacts, sha256_of
 from dasheng_edge.runtime.errors import ClipsError
 
 from .bundle_quant import QuantizeOptions, quantize_bundle, quantize_options
-from .clips import find_clips
+from .clips import ClipSet, find_clips, printable
+from .decoder_quant import DecoderOptions, check_decoder
 from .decoder_types import NEED_IMATRIX, DecoderType
+from .measuring import key_of
 from .progress import NoProgress, Progress
 from .recipes import RECIPES, EncoderPrecision, Recipe
+from .record import RecipeFacts
 
 MARK = "+imatrix"
+# What the same question is made of, where a clip brings none of its own.
+_PROMPT_KEYS = ("prompt", "system", "audio_first", "audio_token", "audio_bos_token", "audio_eos_token")
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,28 @@ class Spec:
     imatrix: Path | None = None
 
 
+def parse_specs(texts: Sequence[str], reference: str) -> list[Spec]:
+    """Candidates, each with a name of its own; `reference` is the name that the reference has in the report.
+
+    A name that several would have gives way to the text as it was typed.
+
+    Raises:
+        ClipsError: one is no candidate, or is there twice.
+    """
+    parsed = [parse_spec(text) for text in texts]
+    names = [spec.name for spec in parsed]
+    specs: list[Spec] = []
+    for text, spec in zip(texts, parsed, strict=True):
+        name = spec.name if names.count(spec.name) == 1 else printable(text)
+        if name == reference:
+            name = f"{'recipe' if spec.bundle is None else 'bundle'} {name}"
+        folder = spec.bundle and spec.bundle.resolve()
+        if any(name == one.name or (folder and one.bundle and one.bundle.resolve() == folder) for one in specs):
+            raise ClipsError(f"candidate {name} is there twice; name each once")
+        specs.append(replace(spec, name=name))
+    return specs
+
+
 def parse_spec(text: str) -> Spec:
     """A folder, the name of a recipe, or ENCODER/DECODER[/KV][+imatrix[=FILE]].
 
@@ -37,25 +65,32 @@ def parse_spec(text: str) -> Spec:
         ClipsError: it is none of them.
     """
     if (Path(text) / MANIFEST).is_file():
-        return Spec(Path(text).resolve().name, Path(text))
+        return Spec(printable(Path(text).resolve().name), Path(text))
     if text in RECIPES:
         return Spec(text, None, RECIPES[text])
     precisions, mark, file = text.partition(MARK)
     parts = precisions.split("/")
     known: tuple[tuple[str, ...], ...] = (get_args(EncoderPrecision), get_args(DecoderType), get_args(KvType))
-    if not 2 <= len(parts) <= 3 or (file and not file.startswith("=")):
+    found = [next((one for one in names if one.lower() == part.lower()), None) for part, names in zip(parts, known)]  # noqa: B905
+    if not 2 <= len(parts) <= 3 or found[0] is None or (file and not file.startswith("=")):
         raise ClipsError(
             f"{text!r} is no candidate; expected the folder of a bundle, one of {', '.join(RECIPES)}, or "
-            f"ENCODER/DECODER, e.g. int8/Q4_K_M, int8/Q4_K_M/q8_0{MARK} or fp32/Q3_K_M{MARK}=FILE"
+            f"ENCODER/DECODER, e.g. int8/Q4_K_M, int8/Q4_K_M/q8_0{MARK} or fp32/Q3_K_M{MARK}=FILE, where the encoder "
+            f"is one of {', '.join(known[0])}"
         )
-    found = [next((one for one in names if one.lower() == part.lower()), None) for part, names in zip(parts, known)]  # noqa: B905
     for part, one, names in zip(parts, found, known):  # noqa: B905  # the third part may be missing
         if one is None:
             raise ClipsError(f"candidate {text!r}: {part!r} is not one of {', '.join(names)}")
+    if file == "=":
+        raise ClipsError(
+            f"candidate {text!r}: there is no file behind '{MARK}='; name an importance matrix, or leave the '=' out "
+            "to measure one on the clips of --calibrate"
+        )
     encoder, decoder, kv_type = (*found, "f16")[:3]
     recipe = Recipe(encoder, decoder, kv_type, imatrix=bool(mark))  # type: ignore[arg-type]  # looked up just above
     imatrix = Path(file[1:]) if file else None
-    return Spec(f"{precisions}{mark}={imatrix.stem}" if imatrix else text, None, recipe, imatrix)
+    name = f"{precisions}{mark}={imatrix.stem}" if imatrix else text
+    return Spec(printable(name), None, recipe, imatrix)
 
 
 class Workshop:
@@ -66,20 +101,27 @@ class Workshop:
     ) -> None:
         self.reference, self.folder, self.calibrate, self.threads = reference, folder, calibrate, threads
         self.progress = progress or NoProgress()
-        self._clips_sha256 = find_clips(calibrate).sha256() if calibrate else ""
-        self._source_sha256 = sha256_of(reference.path(MANIFEST))
+        self.clips: ClipSet | None = find_clips(calibrate) if calibrate else None
+        self.warnings: dict[str, None] = {}  # of what was made, each once, in their order
+        self._made_of = (sha256_of(reference.path(MANIFEST)), self.clips.sha256() if self.clips else "")
 
     def check(self, spec: Spec) -> None:
-        """Refuse what cannot be made, before any work is done.
+        """Refuse what cannot be made or compared, before any work is done.
 
         Raises:
-            ClipsError: it needs clips to calibrate on, and there are none.
+            BundleError: it is a bundle that cannot be opened.
+            ClipsError: it is another model than the reference, it needs clips to calibrate on, and there are none, or
+                its importance matrix cannot be used.
+            QuantizeError: its decoder cannot be made of the reference's.
         """
         if spec.recipe is None:
+            assert spec.bundle is not None
+            check_same_model(self.reference, Bundle.open(spec.bundle, check_sha256=False))
             return
-        measured = spec.recipe.imatrix or spec.recipe.decoder in NEED_IMATRIX
-        if self.calibrate is None and (spec.recipe.encoder == "mixed" or (measured and spec.imatrix is None)):
+        if self.calibrate is None and (spec.recipe.encoder == "mixed" or _measured(spec)):
             raise ClipsError(f"candidate {spec.name} is measured on clips; pass --calibrate CLIPS")
+        if spec.recipe.decoder is not None:
+            check_decoder(self.reference, DecoderOptions(spec.recipe.decoder, spec.imatrix))
 
     def bundle(self, spec: Spec) -> Bundle:
         """The candidate's bundle, made now if it is not there yet.
@@ -89,27 +131,23 @@ class Workshop:
         if spec.bundle is not None:
             return Bundle.open(spec.bundle)
         assert spec.recipe is not None
-        out = self.folder / self._key(spec)
-        if out.is_dir():
-            return Bundle.open(out)
-        imatrix = spec.imatrix
-        if imatrix is None and (spec.recipe.imatrix or spec.recipe.decoder in NEED_IMATRIX):
-            imatrix = self._audio_imatrix()
-        options = quantize_options(self.reference.folder, out, spec.recipe, imatrix=imatrix)
-        options = replace(options, calibrate=self.calibrate, importance=False, threads=self.threads)
-        return quantize_bundle(options, self.progress).bundle
-
-    def _key(self, spec: Spec) -> str:
-        imatrix = sha256_of(spec.imatrix) if spec.imatrix and spec.imatrix.is_file() else ""
-        facts = (self._source_sha256, self._clips_sha256, repr(spec.recipe), imatrix)
-        return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
+        given = sha256_of(spec.imatrix) if spec.imatrix else ""
+        key = key_of(*self._made_of, repr(spec.recipe), given)
+        out, notes = self.folder / key, self.folder / f"{key}.json"  # what was warned of lies beside the bundle
+        warnings = _noted(notes)
+        if warnings is None or not out.is_dir():
+            imatrix = self._audio_imatrix() if _measured(spec) else spec.imatrix
+            options = quantize_options(self.reference.folder, out, spec.recipe, imatrix=imatrix)
+            options = replace(options, calibrate=self.calibrate, importance=False, threads=self.threads, overwrite=True)
+            notes.parent.mkdir(parents=True, exist_ok=True)
+            warnings = quantize_bundle(options, self.progress).warnings
+            notes.write_text(json.dumps(warnings), "utf-8")
+        self.warnings |= dict.fromkeys(warnings)
+        return Bundle.open(out)
 
     def _audio_imatrix(self) -> Path:
         """Measured once, while a bundle is made that nobody keeps."""
-        path = (
-            self.folder
-            / f"imatrix-{hashlib.sha256((self._source_sha256 + self._clips_sha256).encode()).hexdigest()[:16]}.gguf"
-        )
+        path = self.folder / f"imatrix-{key_of(*self._made_of)}.gguf"
         if not path.is_file():
             self.folder.mkdir(parents=True, exist_ok=True)
             spare = self.folder / "spare"
@@ -121,3 +159,59 @@ class Workshop:
             quantize_bundle(options, self.progress)
             shutil.rmtree(spare)
         return path
+
+
+def _measured(spec: Spec) -> bool:
+    """Whether its importance matrix is measured on the clips to calibrate on."""
+    recipe = spec.recipe
+    return recipe is not None and spec.imatrix is None and (recipe.imatrix or recipe.decoder in NEED_IMATRIX)
+
+
+def _noted(path: Path) -> tuple[str, ...] | None:
+    """Warnings in a file; None where there is none, or a killed run left a part of it."""
+    try:
+        return tuple(str(warning) for warning in json.loads(path.read_text("utf-8")))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def check_same_model(reference: Bundle, candidate: Bundle) -> None:
+    """Whether distributions and embeddings of two bundles can be compared at all.
+
+    Raises:
+        BundleKindError: the candidate has no decoder.
+        ClipsError: it is of another shape, or asks another question where a clip brings none.
+    """
+    shapes: list[tuple[object, ...]] = []
+    asked: list[PromptFacts] = []
+    for bundle in (reference, candidate):
+        decoder, facts = bundle.text_facts()
+        encoder = bundle.manifest.encoder
+        shapes.append((encoder.embed_dim, encoder.depth, decoder.arch, decoder.hidden_size, decoder.vocab_size))
+        asked.append(facts)
+    if shapes[0] != shapes[1]:
+        raise ClipsError(
+            f"{candidate.folder} is another model than {reference.folder}: embed_dim, depth, arch, hidden_size and "
+            f"vocab_size are {shapes[1]}, expected {shapes[0]}; compare bundles of one checkpoint"
+        )
+    for key in _PROMPT_KEYS:
+        want, got = (getattr(facts, key) for facts in asked)
+        if want != got:
+            raise ClipsError(
+                f"{candidate.folder} asks another question than {reference.folder}: {key} in its manifest is {got!r}, "
+                f"expected {want!r}; export or quantize both with the same prompt"
+            )
+
+
+def recipe_facts(bundle: Bundle) -> RecipeFacts:
+    """What a bundle's manifest says it is made of."""
+    decoder, _ = bundle.text_facts()
+    quantization = bundle.manifest.quantization
+    imatrix = quantization.imatrix if quantization else None
+    return RecipeFacts(
+        encoder=bundle.manifest.encoder.precision,
+        decoder=decoder.precision,
+        kv_type=decoder.kv_type,
+        imatrix=Path(imatrix.datasets[0] if imatrix.datasets else imatrix.name).stem if imatrix else None,
+        imatrix_sha256=imatrix.sha256 if imatrix else None,
+    )

@@ -11,8 +11,10 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated
 
@@ -64,6 +66,11 @@ class Clip:
     events: frozenset[str] | None = None  # None: not known
     transcript: str | None = None
 
+    @property
+    def span_s(self) -> tuple[float, float]:
+        """Where in the file it begins and ends, in seconds; infinity is the file's end."""
+        return self.offset_s, float("inf") if self.duration_s is None else self.offset_s + self.duration_s
+
     def blocks(self, sample_rate_hz: int) -> Iterator[Waveform]:
         """The audio, mono float32, a block at a time.
 
@@ -109,36 +116,82 @@ class ClipSet:
             ClipsError: a file cannot be read any more.
         """
         digest = hashlib.sha256()
-        files: dict[Path, str] = {}  # each is read once, however many clips are cut from it
         for clip in self.clips:
-            if clip.path not in files:
-                files[clip.path] = _file_sha256(clip.path)
             facts = [
                 clip.id, clip.offset_s, clip.duration_s, clip.prompt, clip.references,
-                sorted(clip.events) if clip.events is not None else None, clip.transcript, files[clip.path],
+                sorted(clip.events) if clip.events is not None else None, clip.transcript, self._files[clip.path],
             ]  # fmt: skip
             digest.update(json.dumps(facts).encode() + b"\n")
         return digest.hexdigest()
 
+    @cached_property
+    def _files(self) -> Mapping[Path, str]:
+        """SHA-256 of each file, which is read once, however many clips are cut from it."""
+        return {path: _file_sha256(path) for path in dict.fromkeys(clip.path for clip in self.clips)}
+
+    def shared_with(self, other: ClipSet) -> int:
+        """How many clips hold audio that a clip of `other` holds too: parts that overlap, of files of one content.
+
+        Raises:
+            ClipsError: a file cannot be read any more.
+        """
+        parts: dict[str, list[tuple[float, float]]] = {}
+        for clip in other.clips:
+            parts.setdefault(other._files[clip.path], []).append(clip.span_s)
+        return sum(
+            any(clip.span_s[0] < end and start < clip.span_s[1] for start, end in parts.get(self._files[clip.path], ()))
+            for clip in self.clips
+        )
+
 
 def find_clips(path: Path) -> ClipSet:
-    """Clips of a manifest, of a folder with audio files in it, at any depth, or of one audio file.
+    r"""Clips of a manifest, of a folder with audio files in it, at any depth, or of one audio file.
+
+    In names that are no UTF-8, bytes that are wrong are shown as in `\xff`.
 
     Raises:
         ClipsError: there is nothing there, or the manifest is wrong.
     """
     if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if _is_audio(file.relative_to(path)) and _is_file(file))
+        found = sorted(file for file in _files_below(path) if _is_audio(file.relative_to(path)) and _is_file(file))
         if not found:
             raise ClipsError(
                 f"there is no audio file in {path}; expected some that end in {', '.join(sorted(AUDIO_SUFFIXES))}"
             )
-        return ClipSet(path.resolve().name, tuple(Clip(file.relative_to(path).as_posix(), file) for file in found))
+        taken: set[str] = set()
+        clips = tuple(Clip(_free(file.relative_to(path).as_posix(), taken), file) for file in found)
+        return ClipSet(printable(path.resolve().name), clips)
     if path.suffix.lower() in MANIFEST_SUFFIXES:
         return read_clips(path)
     if not _is_file(path):
         raise ClipsError(f"there is nothing at {path}; expected a manifest (.jsonl), a folder or an audio file")
-    return ClipSet(path.name, (Clip(path.name, path),))
+    return ClipSet(printable(path.name), (Clip(printable(path.name), path),))
+
+
+def printable(name: str) -> str:
+    r"""A name of a file as text that can be written: bytes that are no UTF-8 become `\xff`."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """All files of a folder and of those in it, but hidden folders, through links to folders too.
+
+    Each folder is taken once, however many links lead to it, and by its own name where it lies in `folder`: links are
+    followed when all else was seen, and a loop ends.
+    """
+    seen: set[str] = set()
+    places = [folder]
+    while places:
+        links: list[Path] = []
+        for start in places:
+            for place, folders, files in os.walk(start):  # goes into no link but `start`
+                real = os.path.realpath(place)
+                folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
+                if real not in seen:
+                    yield from (Path(place, name) for name in files)
+                    links += [Path(place, name) for name in folders if Path(place, name).is_symlink()]
+                seen.add(real)
+        places = links
 
 
 def read_clips(path: Path) -> ClipSet:
@@ -164,7 +217,7 @@ def read_clips(path: Path) -> ClipSet:
         if row.id is not None:
             given[row.id] = number
     taken = set(given)
-    return ClipSet(path.name, tuple(_clip(path, number, row, taken) for number, row in rows))
+    return ClipSet(printable(path.name), tuple(_clip(path, number, row, taken) for number, row in rows))
 
 
 def _row(where: str, line: str) -> ClipRow:
@@ -184,13 +237,19 @@ def _clip(manifest: Path, number: int, row: ClipRow, taken: set[str]) -> Clip:
         raise ClipsError(f"{manifest}, line {number}: there is no file {file}; paths are relative to the manifest")
     name = row.id
     if name is None:
-        stem = file.name if Path(row.audio).is_absolute() else row.audio  # reports show it, and travel
-        names = (f"{stem} ({again})" if again > 1 else stem for again in itertools.count(1))
-        name = next(free for free in names if free not in taken)
-        taken.add(name)
+        name = _free(file.name if Path(row.audio).is_absolute() else row.audio, taken)  # reports show it, and travel
     references = row.references if row.text is None else (row.text, *row.references)
     events = None if row.events is None else frozenset(row.events)
     return Clip(name, file, row.offset or 0.0, row.duration, row.prompt, references, events, row.transcript)
+
+
+def _free(stem: str, taken: set[str]) -> str:
+    """A printable id that is not taken yet, and now is: a number is put behind one that is."""
+    shown = printable(stem)
+    names = (f"{shown} ({again})" if again > 1 else shown for again in itertools.count(1))
+    name = next(free for free in names if free not in taken)
+    taken.add(name)
+    return name
 
 
 def _is_audio(path: Path) -> bool:

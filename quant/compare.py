@@ -7,19 +7,21 @@ the same command again goes on where it was, and adding a candidate costs that c
 from __future__ import annotations
 
 import datetime as dt
+import errno
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 from dasheng_edge.runtime.bundle import Bundle
-from dasheng_edge.runtime.devices import checked_threads, usable_cores
+from dasheng_edge.runtime.devices import checked_threads
 from dasheng_edge.runtime.doctor import examine
-from dasheng_edge.runtime.errors import ClipsError, DashengEdgeError, OutputWriteError
+from dasheng_edge.runtime.errors import DashengEdgeError, OutputWriteError
 
-from .aac_scores import aac_library, extra_scores
-from .bootstrap import DRAWS
-from .candidates import Spec, Workshop, parse_spec
+from .aac_scores import aac_library, check_references, extra_scores
+from .bootstrap import COVERED, DRAWS, FEW_CLIPS
+from .candidates import Spec, Workshop, check_same_model, parse_specs, recipe_facts
 from .clips import ClipSet, find_clips
 from .cost import measure_cost
 from .measuring import (
@@ -31,6 +33,7 @@ from .measuring import (
     embed_all,
     encoder_id,
     encoder_scores,
+    samples_of,
     sounds_of,
 )
 from .metrics import decoder_scores
@@ -42,7 +45,6 @@ from .record import (
     DecoderScores,
     EncoderScores,
     NoiseFloor,
-    RecipeFacts,
     Report,
     Settings,
     TaskScore,
@@ -52,6 +54,7 @@ from .text_scores import Patterns, check_events, read_events, score_texts
 
 WORK = "work"
 REFERENCE = "reference"  # its name in the report
+NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 SMALL_MODEL = 100_000_000  # parameters; below, what a model says about the 7B is little
 
 
@@ -75,15 +78,18 @@ def compare(options: CompareOptions, progress: Progress | None = None) -> Report
 
     Raises:
         BundleError, ClipsError, QuantizeError, AudioError: a bundle, the clips or a recipe cannot be used.
-        OutputWriteError: the folder cannot be written.
+        DecoderError, PromptError: a model fails on a clip.
+        OutputWriteError: the folder cannot be written, or a file in it cannot be used.
     """
     try:
         report = _Run(options, progress or NoProgress()).report()
     except DashengEdgeError:
         raise
     except OSError as error:  # of the files that measurements are kept in
+        full = error.errno in NO_SPACE
         raise OutputWriteError(
-            f"cannot write {options.out}: {error.strerror or error}; what was measured is kept: free some space and "
+            f"cannot {'write' if full else 'use'} {_file_of(error, options.out)}: {error.strerror or error}; what was "
+            f"measured is kept: {'free some space' if full else 'see to it that the file can be read and written'} and "
             "give the same command again"
         ) from error
     write_report(report, options.out)
@@ -105,32 +111,30 @@ class _Run:
 
     def __init__(self, options: CompareOptions, progress: Progress) -> None:
         self.options, self.progress = options, progress
-        if options.aac_metrics:
-            aac_library()  # before the work begins, since it may be missing
         self.threads = checked_threads(options.threads)
-        self.other_threads = 1 if self.threads > 1 else min(2, usable_cores())
+        # On a machine with a single processor that is 1, too, and `limits` says so.
+        self.other_threads = 1 if self.threads > 1 else min(2, os.cpu_count() or 1)
         self.reference = Bundle.open(options.reference)
         _, facts = self.reference.text_facts()
         self.limit = options.max_new_tokens or facts.max_new_tokens
         self.clips: ClipSet = find_clips(options.clips)
         self.clips_sha256 = self.clips.sha256()
+        # What can be refused is refused before the work begins.
+        if options.aac_metrics:
+            check_references([clip.references for clip in self.clips.clips if clip.references])
+            aac_library()
         self.events: Patterns | None = read_events(options.events) if options.events else None
         if self.events is not None:
             check_events(self.clips.clips, self.events)
-        self.specs = [parse_spec(text) for text in options.candidates]
-        names = [REFERENCE, *(spec.name for spec in self.specs)]
-        if twice := {name for name in names if names.count(name) > 1}:
-            raise ClipsError(f"candidate {twice.pop()} is there twice, or has the reference's name; name each once")
+        self.specs = parse_specs(options.candidates, REFERENCE)
         # What depends on clips and prompts lies below their name, so that other clips do not meet it.
         self.work = options.out / WORK
         self.measured = self.work / f"clips-{self.clips_sha256[:16]}-{self.limit}"
         self.workshop = Workshop(self.reference, self.work / "bundles", options.calibrate, self.threads, progress)
         for spec in self.specs:
             self.workshop.check(spec)
-        rate = self.reference.manifest.front_end.sample_rate_hz
-        for clip in self.clips.clips:
-            next(clip.blocks(rate))  # before the work begins, since one may be no audio
-        self.sounds = sounds_of(self.clips.clips, rate)
+        self.samples = samples_of(self.reference, self.clips.clips, self.limit)
+        self.sounds = sounds_of(self.clips.clips, self.reference.manifest.front_end.sample_rate_hz)
         self.embeddings: dict[str, Callable[[str], Array]] = {}
 
     def report(self) -> Report:
@@ -192,7 +196,8 @@ class _Run:
         self.progress.begin(f"{entry.spec.name}: decoder", len(encoders) * len(self.clips.clips), "clips")
         with Answering(entry.bundle, threads, self.clips.clips, self.limit) as answering:
             for encoder in encoders:
-                folder = self.measured / f"answers-{encoder}-{entry.decoder}"
+                # Within the reference's folder, since that is what they are compared with.
+                folder = answers.folder / f"answers-{encoder}-{entry.decoder}"
                 cells[encoder, entry.decoder] = answering.answers(
                     self.embeddings[encoder], answers, folder, self.progress.advance
                 )
@@ -250,8 +255,8 @@ class _Run:
             found.append(
                 ClipTexts(
                     clip=clip.id,
-                    seconds=round(len(clip.read(rate)) / rate, 2),
-                    prompt=clip.prompt or facts.prompt,
+                    seconds=round(self.samples[index] / rate, 2),
+                    prompt=facts.prompt if clip.prompt is None else clip.prompt,
                     references=truth,
                     texts={own.spec.name: answers.texts[index], **said},
                 )
@@ -261,8 +266,7 @@ class _Run:
     def _assemble(
         self, reference: Candidate, candidates: tuple[Candidate, ...], noise: NoiseFloor, texts: tuple[ClipTexts, ...]
     ) -> Report:
-        machine = examine()
-        calibrate = self.options.calibrate
+        machine, calibration = examine(), self.workshop.clips
         return Report(
             tool=f"dasheng-edge {version('dasheng-edge')}",
             created=dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
@@ -276,7 +280,7 @@ class _Run:
             },
             settings=Settings(
                 clips=len(texts), clips_sha256=self.clips_sha256, audio_s=sum(clip.seconds for clip in texts),
-                calibration_clips=len(find_clips(calibrate).clips) if calibrate else None,
+                calibration_clips=len(calibration.clips) if calibration else None,
                 max_new_tokens=self.limit, threads=self.threads, bootstrap_draws=DRAWS,
             ),
             reference=reference,
@@ -284,45 +288,34 @@ class _Run:
             candidates=candidates,
             clips=texts,
             recommendation=recommend(reference, candidates, noise),
-            limits=limits(self.reference, len(texts)),
+            limits=(*limits(self.reference, len(texts)), *self._own_limits()),
         )  # fmt: skip
 
+    def _own_limits(self) -> tuple[str, ...]:
+        """What the figures of this very run cannot say."""
+        said = []
+        calibration, clips = self.workshop.clips, len(self.clips.clips)
+        if calibration is not None and (shared := self.clips.shared_with(calibration)):
+            said.append(
+                f"{shared} of the {clips} clips that were compared hold audio that was calibrated on, too: candidates "
+                "that were made by it look better here than they are on other audio."
+            )
+        said += [f"{warning[:1].upper()}{warning[1:]}." for warning in self.workshop.warnings]
+        if self.threads == self.other_threads:
+            said.append(
+                f"The noise floor says nothing: this machine has one processor, and {self.threads} thread computes the "
+                "same twice."
+            )
+        return tuple(said)
 
-def check_same_model(reference: Bundle, candidate: Bundle) -> None:
-    """Whether distributions and embeddings of two bundles can be compared at all.
 
-    Raises:
-        BundleKindError: the candidate has no decoder.
-        ClipsError: it is of another shape.
-    """
-    shapes = []
-    for bundle in (reference, candidate):
-        decoder, _ = bundle.text_facts()
-        encoder = bundle.manifest.encoder
-        shapes.append((encoder.embed_dim, encoder.depth, decoder.arch, decoder.hidden_size, decoder.vocab_size))
-    if shapes[0] != shapes[1]:
-        raise ClipsError(
-            f"{candidate.folder} is another model than {reference.folder}: embed_dim, depth, arch, hidden_size and "
-            f"vocab_size are {shapes[1]}, expected {shapes[0]}; compare bundles of one checkpoint"
-        )
+def _file_of(error: OSError, out: Path) -> str:
+    """The file that an error is about, or the folder where it does not say."""
+    return os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else str(out)
 
 
 def _scores(answers: Sequence[Answer]) -> DecoderScores:
     return decoder_scores([answer.decoding for answer in answers])
-
-
-def recipe_facts(bundle: Bundle) -> RecipeFacts:
-    """What a bundle's manifest says it is made of."""
-    decoder, _ = bundle.text_facts()
-    quantization = bundle.manifest.quantization
-    imatrix = quantization.imatrix if quantization else None
-    return RecipeFacts(
-        encoder=bundle.manifest.encoder.precision,
-        decoder=decoder.precision,
-        kv_type=decoder.kv_type,
-        imatrix=Path(imatrix.datasets[0] if imatrix.datasets else imatrix.name).stem if imatrix else None,
-        imatrix_sha256=imatrix.sha256 if imatrix else None,
-    )
 
 
 def limits(reference: Bundle, clips: int) -> tuple[str, ...]:
@@ -347,6 +340,12 @@ def limits(reference: Bundle, clips: int) -> tuple[str, ...]:
         "ROUGE-L and CIDEr-D here use a simple tokeniser and are not comparable with published scores.",
         "Costs are those of this machine while this report was made.",
     ]
+    if clips < FEW_CLIPS:
+        held = ", ".join(f"{share} % with {many}" for many, share in COVERED.items() if share)
+        said.append(
+            f"{clips} clip{'s are' if clips > 1 else ' is'} few: intervals that are called 95 % ones are too narrow "
+            f"then. In simulations with skewed values they held the truth never with 1 clip, {held}."
+        )
     if decoder.parameters < SMALL_MODEL:
         said.append(
             f"This decoder has {decoder.parameters / 1e6:.1f} M parameters, a vocabulary of {decoder.vocab_size} and a "

@@ -45,7 +45,7 @@ class Measurement:
 
 
 def measure_cost(bundle: Bundle, clips: Sequence[Clip], threads: int, max_new_tokens: int) -> Cost:
-    """Caption the first clips with a bundle, one by one.
+    """Caption up to MEASURED_CLIPS clips with a bundle, one by one: clips evenly spaced over all of them.
 
     Raises:
         QuantizeError: the process failed; the message has its words.
@@ -55,7 +55,7 @@ def measure_cost(bundle: Bundle, clips: Sequence[Clip], threads: int, max_new_to
         "threads": threads,
         "max_new_tokens": max_new_tokens,
         "clips": [
-            [clip.id, str(clip.path), clip.offset_s, clip.duration_s, clip.prompt] for clip in clips[:MEASURED_CLIPS]
+            [clip.id, str(clip.path), clip.offset_s, clip.duration_s, clip.prompt] for clip in measured_clips(clips)
         ],
     }
     environment = {**os.environ, "PYTHONSAFEPATH": "1"}
@@ -72,6 +72,12 @@ def measure_cost(bundle: Bundle, clips: Sequence[Clip], threads: int, max_new_to
     return _cost(bundle, Measurement(**json.loads(done.stdout.splitlines()[-1])))
 
 
+def measured_clips(clips: Sequence[Clip]) -> list[Clip]:
+    """The first clip, the last, and what lies between at even distances: sets are often sorted by kind or length."""
+    places = np.linspace(0, len(clips) - 1, min(len(clips), MEASURED_CLIPS)).round().astype(int)
+    return [clips[place] for place in places]
+
+
 def _cost(bundle: Bundle, found: Measurement) -> Cost:
     manifest = bundle.manifest
     decoder, _ = bundle.text_facts()
@@ -84,6 +90,7 @@ def _cost(bundle: Bundle, found: Measurement) -> Cost:
 
     weights = manifest.encoder.parameters + (manifest.projector_parameters or 0)
     return Cost(
+        clips=len(found.audio_ms),
         total_bytes=manifest.total_bytes,
         encoder_bytes=stored(FRONT_END, ENCODER, PROJECTOR),
         decoder_bytes=stored(DECODER),

@@ -9,19 +9,23 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 
 from dasheng_edge.runtime.bundle import DECODER, ENCODER, FRONT_END, PROJECTOR, Bundle, KvType
 from dasheng_edge.runtime.decoder import Decoder
 from dasheng_edge.runtime.embedder import AudioParts
 from dasheng_edge.runtime.encoder import Projector
+from dasheng_edge.runtime.errors import AudioTooLongError, DecoderError, PromptError
 from dasheng_edge.runtime.prompt import Audio, PromptBuilder
 
 from .clips import Clip
@@ -30,8 +34,12 @@ from .record import EncoderScores, LengthScores
 
 Array = NDArray[np.float32]
 Advance = Callable[[int], None]
+_Row = TypeVar("_Row", bound="_Kept")
 PROBE_LENGTHS_S = (1, 5, 10, 30, 60)
 PROBES = 4  # of each length
+LIBRARIES = ("dasheng-edge", "onnxruntime", "onnxruntime-gpu", "llama-cpp-python")  # what computes
+# Of a bundle's text facts, what decides no greedy answer of a given length.
+_NOT_ASKED = {"notes", "comfortable_s", "sampling", "max_new_tokens"}
 
 
 @dataclass(frozen=True)
@@ -52,20 +60,55 @@ class Answer:
 
 
 def encoder_id(bundle: Bundle, threads: int) -> str:
-    """Names an encoder by what its files hold."""
+    """Names an encoder by what its files hold, how audio is cut for it, and what computes it."""
     parts = (FRONT_END, ENCODER, PROJECTOR)
     hashes = [f"{name} {facts.sha256}" for name, facts in bundle.manifest.files.items() if name.startswith(parts)]
-    return _short("\n".join(sorted(hashes)) + f"\n{threads}")
+    return key_of(*sorted(hashes), bundle.manifest.front_end.model_dump_json(), str(threads))
 
 
 def decoder_id(bundle: Bundle, threads: int) -> str:
-    """Names a decoder by what its file holds, and how it keeps keys and values."""
-    facts, _ = bundle.text_facts()
-    return _short(f"{bundle.manifest.files[DECODER].sha256} {facts.kv_type} {threads}")
+    """Names a decoder by what its file holds, how it keeps keys and values, what it is asked, and what computes it."""
+    stored, facts = bundle.text_facts()
+    asked = facts.model_dump_json(exclude=_NOT_ASKED)
+    return key_of(bundle.manifest.files[DECODER].sha256, stored.kv_type, asked, str(threads))
 
 
-def _short(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def key_of(*facts: str) -> str:
+    """A short name for something that depends on these, and on what computes: an upgrade measures anew."""
+    return hashlib.sha256("\n".join((*facts, *versions())).encode()).hexdigest()[:16]
+
+
+def versions() -> tuple[str, ...]:
+    """Names and versions of the libraries that compute, of those that are installed."""
+    return tuple(f"{name} {found}" for name in LIBRARIES if (found := _version(name)))
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # one of the two builds of ONNX Runtime
+        return None
+
+
+def samples_of(bundle: Bundle, clips: Sequence[Clip], max_new_tokens: int) -> list[int]:
+    """Samples of each clip, read a block at a time.
+
+    Raises:
+        AudioError: one cannot be read, or leaves the decoder no room for an answer; the message names the clip.
+    """
+    spec, (stored, _) = bundle.manifest.front_end, bundle.text_facts()
+    found = []
+    for clip in clips:
+        samples = sum(len(block) for block in clip.blocks(spec.sample_rate_hz))
+        tokens = spec.tokens_of(spec.padded_samples_of(samples))
+        if tokens + max_new_tokens > stored.context_length:
+            raise AudioTooLongError(
+                f"clip {clip.id} has {samples / spec.sample_rate_hz:.1f} s, which are {tokens} audio tokens; with "
+                f"{max_new_tokens} new tokens at most {stored.context_length - max_new_tokens} fit the decoder's "
+                f"context of {stored.context_length}: cut the clip, or pass a smaller --max-new-tokens"
+            )
+        found.append(samples)
+    return found
 
 
 def sounds_of(clips: Sequence[Clip], rate_hz: int) -> list[Sound]:
@@ -98,7 +141,7 @@ def embed_all(
 ) -> Callable[[str], Array]:
     """Embed what is not embedded yet; the result reads embeddings float32 [tokens, llm_dim] by key."""
     folder.mkdir(parents=True, exist_ok=True)
-    missing = [sound for sound in sounds if not (folder / f"{sound.key}.npy").is_file()]
+    missing = [sound for sound in sounds if not _has_array(folder / f"{sound.key}.npy")]
     if missing:
         audio = AudioParts.open(bundle, device="cpu", threads=threads)
         projector = Projector(bundle.path(PROJECTOR), bundle.manifest.front_end, threads=threads)
@@ -123,6 +166,23 @@ class ReferenceAnswers:
         """float32 [tokens, vocab] of a clip."""
         logits: Array = np.load(self.folder / f"{index}.npy")
         return logits
+
+
+class _Kept(BaseModel):
+    """An answer as it is kept in a file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tokens: tuple[int, ...]
+    text: str
+
+
+class _KeptScores(_Kept):
+    """An answer of a candidate, and how it reads the reference's: one number for each of that one's tokens."""
+
+    kl: tuple[float, ...]
+    same_top1: tuple[bool, ...]
+    log_prob: tuple[float, ...]
 
 
 class Answering:
@@ -152,58 +212,69 @@ class Answering:
         return self._decoder, self._prompts
 
     def reference(self, embeddings: Callable[[str], Array], folder: Path, advance: Advance) -> ReferenceAnswers:
-        """Answer all clips greedily and keep answers and logits."""
+        """Answer all clips greedily and keep answers and logits.
+
+        Raises:
+            DecoderError, PromptError: the decoder cannot be opened, or fails on a clip, which the message names.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         tokens, texts = [], []
         for index, clip in enumerate(self._clips):
-            path = folder / f"{index}.json"
-            if not path.is_file():
+            path, logits = folder / f"{index}.json", folder / f"{index}.npy"
+            found = _read(path, _Kept)
+            if found is None or not _has_array(logits):
                 decoder, prompts = self._opened()
-                segments = _segments(prompts, clip, embeddings(f"clip-{index}"))
-                decoder.prefill(segments, reserve=self._limit)
-                answer = tuple(decoder.generate(self._limit))
-                with _whole(folder / f"{index}.npy") as part, part.open("wb") as file:
-                    np.save(file, decoder.score(segments, answer))
-                with _whole(path) as part:
-                    part.write_text(json.dumps({"tokens": answer, "text": decoder.detokenize(answer)}), "utf-8")
+                with _about(clip):
+                    segments = _segments(prompts, clip, embeddings(f"clip-{index}"))
+                    decoder.prefill(segments, reserve=self._limit)
+                    answer = tuple(decoder.generate(self._limit))
+                    scored = decoder.score(segments, answer)
+                with _whole(logits) as part, part.open("wb") as file:
+                    np.save(file, scored)
+                found = _Kept(tokens=answer, text=decoder.detokenize(answer))
+                _keep(path, found)
                 advance(1)
-            found = json.loads(path.read_text("utf-8"))
-            tokens.append(tuple(found["tokens"]))
-            texts.append(found["text"].strip())
+            tokens.append(found.tokens)
+            texts.append(found.text.strip())
         return ReferenceAnswers(tuple(tokens), tuple(texts), folder)
 
     def answers(
         self, embeddings: Callable[[str], Array], reference: ReferenceAnswers, folder: Path, advance: Advance
     ) -> list[Answer]:
-        """Answer all clips greedily, and score the reference's answers."""
+        """Answer all clips greedily, and score the reference's answers; errors as in `reference`."""
         folder.mkdir(parents=True, exist_ok=True)
         found = []
         for index, clip in enumerate(self._clips):
-            path = folder / f"{index}.json"
-            if not path.is_file():
-                row = self._answer(clip, embeddings(f"clip-{index}"), reference.tokens[index], reference.logits(index))
-                with _whole(path) as part:
-                    part.write_text(json.dumps(row), "utf-8")
+            path, wanted = folder / f"{index}.json", reference.tokens[index]
+            row = _read(path, _KeptScores)
+            if row is None or len(row.kl) != len(wanted):
+                row = self._answer(clip, embeddings(f"clip-{index}"), wanted, reference.logits(index))
+                _keep(path, row)
                 advance(1)
-            found.append(_answer_of(json.loads(path.read_text("utf-8")), reference.tokens[index]))
+            metrics = TokenMetrics(np.array(row.kl), np.array(row.same_top1, bool), np.array(row.log_prob))
+            found.append(Answer(row.text, row.tokens, ClipDecoding(metrics, first_divergence(wanted, row.tokens))))
         return found
 
-    def _answer(self, clip: Clip, embeddings: Array, wanted: tuple[int, ...], logits: Array) -> Mapping[str, object]:
+    def _answer(self, clip: Clip, embeddings: Array, wanted: tuple[int, ...], logits: Array) -> _KeptScores:
         decoder, prompts = self._opened()
-        segments = _segments(prompts, clip, embeddings)
-        got = token_metrics(logits, decoder.score(segments, wanted), wanted)
-        decoder.prefill(segments, reserve=self._limit)
-        tokens = tuple(decoder.generate(self._limit))
-        return {
-            "text": decoder.detokenize(tokens).strip(), "tokens": tokens, "kl": got.kl.tolist(),
-            "same_top1": got.same_top1.tolist(), "log_prob": got.log_prob.tolist(),
-        }  # fmt: skip
+        with _about(clip):
+            segments = _segments(prompts, clip, embeddings)
+            got = token_metrics(logits, decoder.score(segments, wanted), wanted)
+            decoder.prefill(segments, reserve=self._limit)
+            tokens = tuple(decoder.generate(self._limit))
+        return _KeptScores(
+            tokens=tokens, text=decoder.detokenize(tokens).strip(), kl=tuple(got.kl.tolist()),
+            same_top1=tuple(got.same_top1.tolist()), log_prob=tuple(got.log_prob.tolist()),
+        )  # fmt: skip
 
 
-def _answer_of(row: Mapping[str, list[float] | str], wanted: tuple[int, ...]) -> Answer:
-    tokens = tuple(int(token) for token in row["tokens"])
-    metrics = TokenMetrics(np.array(row["kl"]), np.array(row["same_top1"], bool), np.array(row["log_prob"]))
-    return Answer(str(row["text"]), tokens, ClipDecoding(metrics, first_divergence(wanted, tokens)))
+@contextmanager
+def _about(clip: Clip) -> Generator[None]:
+    """Errors of the decoder and of the prompt name the clip."""
+    try:
+        yield
+    except (DecoderError, PromptError) as error:
+        raise type(error)(f"clip {clip.id}: {error}") from error
 
 
 def _segments(prompts: PromptBuilder, clip: Clip, embeddings: Array) -> list[tuple[int, ...] | Array]:
@@ -233,3 +304,25 @@ def _whole(path: Path) -> Generator[Path]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _keep(path: Path, row: _Kept) -> None:
+    with _whole(path) as part:
+        part.write_text(json.dumps(row.model_dump()), "utf-8")
+
+
+def _read(path: Path, kind: type[_Row]) -> _Row | None:
+    """What a file keeps; None where there is none, or it holds something else, as after a crash of the machine."""
+    try:
+        return kind.model_validate(json.loads(path.read_text("utf-8")))
+    except (FileNotFoundError, ValueError, RecursionError):
+        return None
+
+
+def _has_array(path: Path) -> bool:
+    """Whether a file holds a whole array; its numbers are not read."""
+    try:
+        np.load(path, mmap_mode="r")
+    except (FileNotFoundError, EOFError, ValueError):
+        return False
+    return True

@@ -10,7 +10,9 @@ from .quantities import score_title
 from .record import Candidate, Interval, Report
 
 # The score that stands for the task where there are several: the broadest first.
-_MAIN_TASKS = ("event_f1", "word_error_rate", "cider_d", "rouge_l", "exact_match")
+_MAIN_TASKS = (
+    "event_f1", "word_error_rate", "character_error_rate", "fense", "cider_d", "rouge_l", "exact_match",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

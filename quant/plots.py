@@ -10,20 +10,23 @@ import html
 import io
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from .pareto import Plane, Point
-from .plot_labels import Box, place
-from .quantities import seconds
+from .plot_labels import Box, fitting, place, spread
+from .quantities import seconds, spans, tick
 from .record import Candidate, Interval
 from .report_tables import EncoderGroup
+from .text_difference import visible
 
 WIDTH, TEXT = 340, 13  # CSS pixels; a phone is 360 of them wide
 _PT_PER_INCH = 72  # matplotlib's SVG has 72 units to the inch
@@ -38,6 +41,9 @@ _SETTINGS: dict[str, Any] = {
     "axes.unicode_minus": True, "text.parse_math": False, "path.simplify": False,
 }  # fmt: skip
 _SERIES_SHAPES = ("o", "s", "^", "D", "v", "P")
+_SERIES_STYLES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))  # where colours come again
+_LETTER, _DIGIT = 0.62, 0.64  # mean width of a letter and width of a digit, of the font's size; the widest in use
+_TICK_GAP = 6.0  # between the numbers at an axis
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,9 @@ def _figure(height: int) -> tuple[Figure, Axes]:
 
 def _drawn(height: int, salt: str, label: str, draw: Callable[[Figure, Axes], Mapping[str, str]]) -> Plot:
     """Draws with the module's settings, whatever the user's own are; `draw` gives what to show over marked parts."""
-    with mpl.rc_context():
+    with mpl.rc_context(), warnings.catch_warnings():
+        # Names may have letters that matplotlib's font lacks; text stays text, and the browser has others.
+        warnings.filterwarnings("ignore", r"Glyph .* missing", UserWarning)
         mpl.rcdefaults()
         mpl.rcParams.update(_SETTINGS)  # type: ignore[arg-type]  # its keys are a list of their own
         mpl.rcParams["svg.hashsalt"] = salt
@@ -135,12 +143,10 @@ def _scales(axes: Axes, plane: Plane) -> None:
     if min(xs) > 0 and max(xs) / min(xs) > 1.02:
         axes.set_xscale("log")
         axes.set_xlim(min(xs) / (margin := (max(xs) / min(xs)) ** 0.09), max(xs) * margin)
-        axes.xaxis.set_major_locator(FixedLocator(_steps(*axes.get_xlim())))
-        axes.xaxis.set_minor_locator(NullLocator())
+        _ticks(axes, _steps(*axes.get_xlim()), tick)
     else:
         axes.set_xlim(min(xs) * 0.9 - 1e-3, max(xs) * 1.1 + 1e-3)
-        axes.xaxis.set_major_locator(MaxNLocator(4))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+        _ticks(axes, MaxNLocator(4).tick_values(*axes.get_xlim()), tick)
     axes.set_xlabel(plane.x_title)
     axes.set_title(plane.y_title, loc="left", fontsize=TEXT)
     if plane.logarithmic:
@@ -153,19 +159,33 @@ def _scales(axes: Axes, plane: Plane) -> None:
         values = [plane.reference_y, *(end for point in plane.points for end in (point.y.low, point.y.high))]
         margin = 0.06 * (max(values) - min(values)) or 0.05
         axes.set_ylim(min(values) - margin, max(values) + margin)
-        axes.yaxis.set_major_locator(MaxNLocator(6))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+        axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
+
+
+def _ticks(axes: Axes, values: Iterable[float], written: Callable[[float], str]) -> None:
+    """Numbers along x, as many as have room; the limits must be set."""
+    low, high = axes.get_xlim()
+    steps = [value for value in values if low <= value <= high]
+    labels = [written(value) for value in steps]
+    places = [
+        (float(axes.transData.transform((value, axes.get_ylim()[0]))[0]), _DIGIT * TEXT * len(label))
+        for value, label in zip(steps, labels, strict=True)
+    ]
+    kept = fitting(places, 0, WIDTH, _TICK_GAP)
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticks([steps[index] for index in kept], [labels[index] for index in kept])
 
 
 def _steps(low: float, high: float) -> list[float]:
     """Round values for a logarithmic axis, three to six of them where there is room for any."""
-    for mantissas in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), tuple(m / 10 for m in range(10, 100))):
+    for mantissas in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8)):
         exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
         steps = [mantissa * 10.0**exponent for exponent in exponents for mantissa in mantissas]
         steps = [step for step in steps if low <= step <= high]
         if len(steps) >= 3:
             return steps[:: math.ceil(len(steps) / 6)]
-    return [low * 1.001, high * 0.999]
+    return [float(step) for step in MaxNLocator(4).tick_values(low, high)]  # as good as linear
 
 
 def _background(axes: Axes, plane: Plane) -> None:
@@ -240,9 +260,7 @@ def crossing_plot(candidates: Sequence[tuple[int, Candidate]], salt: str, label:
                 axes.plot([value], [row], _SERIES_SHAPES[index], **_dot(index))
         axes.set_xscale("log")
         axes.set_xlim(min(every, default=1e-3) / 1.6, max(every, default=1e-2) * 1.6)
-        axes.xaxis.set_major_locator(FixedLocator(_steps(*axes.get_xlim())))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+        _ticks(axes, _steps(*axes.get_xlim()), tick)
         axes.set_xlabel("mean KL in nats")
         axes.set_ylim(len(candidates) - 0.5, -0.5)
         axes.set_yticks(range(len(candidates)), [str(number) for number, _ in candidates])
@@ -271,36 +289,84 @@ def _legend(axes: Axes, names: Sequence[str]) -> None:
     )  # fmt: skip
 
 
+_LINE_HEIGHT = TEXT + 2  # of names that stand one above the other
+_LENGTH_MARGIN = 44  # below the plot, for numbers and title
+_NAME_GAP = 8.0  # between the plot and the names
+_NAME_LENGTH = 14  # characters, which leave two thirds of the width to the plot
+
+
 def length_plot(groups: Sequence[EncoderGroup], limit_db: float, salt: str, label: str) -> Plot:
-    """SNR of each encoder over the length of clips, with the limit that the rule sets."""
+    """SNR of each encoder over the length of clips, its name at the end, with the limit that the rule sets."""
+    lines = [_line(group) for group in groups]
+    names = [_shortened(name) for name in _names(groups)]
+    height = max(260, 2 * _LENGTH_MARGIN + _LINE_HEIGHT * len(names))
 
     def draw(drawing: Figure, axes: Axes) -> dict[str, str]:
-        drawing.subplots_adjust(left=0.13, right=0.97, top=0.93, bottom=0.17)
-        lines = [_line(group) for group in groups]
-        every = [length for xs, _ in lines for length in xs]
+        right = WIDTH - _NAME_GAP - _LETTER * TEXT * max(map(len, names), default=0)
+        drawing.subplots_adjust(
+            left=0.13, right=right / WIDTH, top=1 - 18 / height, bottom=_LENGTH_MARGIN / height
+        )  # fmt: skip
+        every = sorted({length for xs, _ in lines for length in xs})
         titles = {}
         for index, (group, (xs, ys)) in enumerate(zip(groups, lines, strict=True)):
             gid = f"{salt}e{index}"
-            style = _SERIES_SHAPES[index % SERIES]
-            color = _MARKS[f"series-{index % SERIES + 1}"]
-            axes.plot(xs, ys, f"{style}-", color=color, linewidth=1.5, markersize=6, gid=gid)
-            titles[gid] = group.name
+            axes.plot(xs, ys, _shape(index), linestyle=_style(index), color=_color(index), markersize=6, gid=gid)
+            titles[gid] = visible(group.name)
         axes.axhline(limit_db, color=_MARKS["ink"], linewidth=1, linestyle=(0, (4, 3)))
         axes.set_xscale("log")
         axes.set_xlim(min(every) / 1.25, max(every) * 1.25)
-        axes.xaxis.set_major_locator(FixedLocator(sorted(set(every))[:: math.ceil(len(set(every)) / 6)]))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: seconds(value).removesuffix(" s")))
+        low, high = axes.get_ylim()
+        axes.set_ylim(min(low, limit_db - 2), max(high, limit_db + 2))
+        _ticks(axes, every, lambda value: seconds(value).removesuffix(" s"))
         axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.set_xlabel("length of the clip in seconds")
         axes.set_title("encoder SNR in dB", loc="left", fontsize=TEXT)
-        low, high = axes.get_ylim()
-        axes.set_ylim(min(low, limit_db - 2), max(high, limit_db + 2))
+        _name_lines(axes, [(xs[-1], ys[-1]) for xs, ys in lines], names)
         return titles
 
-    return _drawn(260, salt, label, draw)
+    return _drawn(height, salt, label, draw)
 
 
 def _line(group: EncoderGroup) -> tuple[list[float], list[float]]:
     found = sorted((part.seconds, part.snr_db) for part in group.scores.by_length if part.snr_db is not None)
     return [length for length, _ in found], [snr for _, snr in found]
+
+
+def _color(index: int) -> str:
+    return _MARKS[f"series-{index % SERIES + 1}"]
+
+
+def _shape(index: int) -> str:
+    return _SERIES_SHAPES[index % SERIES]
+
+
+def _style(index: int) -> Any:  # matplotlib takes a word or a pair
+    return _SERIES_STYLES[index // SERIES % len(_SERIES_STYLES)]
+
+
+def _names(groups: Sequence[EncoderGroup]) -> list[str]:
+    """Names of encoders; with the numbers of their candidates where two have the same."""
+    many = Counter(group.name for group in groups)
+    return [
+        visible(group.name if many[group.name] == 1 else f"{group.name} ({spans(group.numbers)})") for group in groups
+    ]
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= _NAME_LENGTH else f"{name[: _NAME_LENGTH - 1]}…"
+
+
+def _name_lines(axes: Axes, ends: Sequence[tuple[float, float]], names: Sequence[str]) -> None:
+    """Names beside the ends of lines, moved apart where they would touch, with lines that lead to them."""
+    frame = axes.get_window_extent()
+    points = [(float(x), float(y)) for x, y in (axes.transData.transform(end) for end in ends)]
+    heights = spread([y for _, y in points], _LINE_HEIGHT, frame.y0 + TEXT / 2, frame.y1)
+    for index, (point, height, name) in enumerate(zip(points, heights, names, strict=True)):
+        axes.annotate(
+            name, xy=point, xytext=(frame.x1 + _NAME_GAP, height), xycoords="figure pixels",
+            textcoords="figure pixels", va="center_baseline", color=_color(index), annotation_clip=False,
+            arrowprops={
+                "arrowstyle": "-", "color": _color(index), "linewidth": 0.8, "shrinkA": 1, "shrinkB": 4,
+                "relpos": (0, 0.5),
+            },
+        )  # fmt: skip

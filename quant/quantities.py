@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from .record import Interval
 
@@ -42,9 +43,50 @@ def between(low: str, high: str) -> str:
     return f"[{low}, {high}]"
 
 
+def tick(value: float) -> str:
+    """A round number at an axis, written as the tables write theirs but without digits that say nothing."""
+    size = abs(value)
+    if 0 < size < 1e-4:
+        mantissa, exponent = f"{size:.1e}".split("e")
+        text = f"{mantissa.removesuffix('.0')}e{_MINUS}{abs(int(exponent))}"
+    else:
+        text = f"{size:,.0f}" if size >= 1000 else f"{size:.6g}"
+    return f"{_MINUS if value < 0 and size else ''}{text}"
+
+
+def spans(numbers: Sequence[int]) -> str:
+    """Ascending numbers, three or more in a row as a range: 18, 21–23."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
+
+
+def clips(count: int) -> str:
+    """So many clips."""
+    return f"{count:,} clip{'' if count == 1 else 's'}"
+
+
 def nats(interval: Interval) -> tuple[str, str]:
-    """A divergence and its interval."""
-    return figure(interval.value), between(figure(interval.low, 2), figure(interval.high, 2))
+    """A divergence and its interval, of two digits unless the value stood outside then: not 0.0316 [0.032, 0.033]."""
+    low, value, high = interval.low, interval.value, interval.high
+    coarse = _rounded(low, 2) <= _rounded(value, 3) <= _rounded(high, 2)
+    digits = 2 if coarse else 3
+    return figure(value), between(figure(low, digits), figure(high, digits))
+
+
+def _rounded(value: float, digits: int) -> float:
+    """What `figure` shows, as a number."""
+    return float(f"{value:.{(min(digits, 2) if abs(value) < 1e-4 else digits) - 1}e}")
+
+
+def perplexity(interval: Interval) -> tuple[str, str]:
+    """A perplexity and its interval; near 1, three decimals are what tells models apart."""
+    value, low, high = (fixed(part, 3) for part in (interval.value, interval.low, interval.high))
+    return value, between(low, high)
 
 
 def percent(interval: Interval) -> tuple[str, str]:

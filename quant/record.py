@@ -1,7 +1,8 @@
 """What a comparison found, and nothing about how it looks: the content of `report.json`.
 
 Divergences are in nats, shares and F1 between 0 and 1. Every interval covers 95 % and comes from a bootstrap that
-draws whole clips, since the tokens of one clip are no independent observations.
+draws whole clips, since the tokens of one clip are no independent observations; with few clips it covers less (see
+`bootstrap.COVERED`).
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ class TaskScore(_Model):
 
 
 class Quantiles(_Model):
-    """Over clips."""
+    """Over the clips that were captioned for the costs."""
 
     p50: float
     p90: float
@@ -88,8 +89,11 @@ class Quantiles(_Model):
 class Cost(_Model):
     """What it takes: measured in a process of its own that captions clips one by one.
 
-    Bits per weight are of the files, what is not weights included.
+    These are some of the clips that were compared, evenly spaced over their order, or all where there are few. Bits per
+    weight are of the files, what is not weights included.
     """
+
+    clips: int | None = None  # how many were captioned; None in reports of versions that did not say
 
     total_bytes: int
     encoder_bytes: int  # front end, encoder and projector
@@ -102,7 +106,7 @@ class Cost(_Model):
     first_token_ms: Quantiles  # from the call to the first token
     prefill_tokens_per_s: float  # median
     decode_tokens_per_s: float  # median
-    real_time_factor: float  # seconds of work per second of audio, over all clips
+    real_time_factor: float  # seconds of work per second of audio, over those clips
     energy_j: float | None  # per clip, of the processor package; None where it cannot be read
 
 
@@ -130,7 +134,7 @@ class Candidate(_Model):
 
 
 class NoiseFloor(_Model):
-    """The reference against itself with another number of threads: what rounding alone does."""
+    """The reference against itself with another number of threads, if the machine has two: what rounding alone does."""
 
     threads: tuple[int, int]
     encoder: EncoderScores

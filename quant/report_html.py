@@ -14,16 +14,18 @@ from .record import Report
 from .report_style import STYLE
 from .report_tables import Row, Table, crossed, encoders
 from .report_wording import (
-    COST_NOTE,
     CROSSING_NOTE,
-    FRONT_NOTE,
     GLOSSARY,
     LENGTH_NOTE,
     TASK_NOTE,
+    WHY_NOT_NOTE,
     clip_title,
+    cost_note,
     differing,
-    front_names,
+    front_note,
+    limits,
     noise_note,
+    plot_caption,
     plot_label,
     point_label,
     quoting,
@@ -113,14 +115,14 @@ def _fronts(report: Report) -> str:
         return ""
     plots = "\n".join(_front(plane, index) for index, plane in enumerate(drawn, start=1))
     return (
-        f'<section>\n<h2>Quality against cost</h2>\n<p class="note">{_safe(FRONT_NOTE)}</p>\n'
+        f'<section>\n<h2>Quality against cost</h2>\n<p class="note">{_safe(front_note(drawn))}</p>\n'
         f'<div class="plots">{plots}</div>\n</section>'
     )
 
 
 def _front(plane: Plane, index: int) -> str:
     titles = {point.number: visible(point_label(plane, point)) for point in plane.points}
-    return _figure(pareto_plot(plane, f"f{index}", titles, visible(plot_label(plane))), f"Front: {front_names(plane)}.")
+    return _figure(pareto_plot(plane, f"f{index}", titles, visible(plot_label(plane))), plot_caption(plane))
 
 
 def _section(heading: str, note: str, *parts: str) -> str:
@@ -138,7 +140,7 @@ def _tables(report: Report) -> list[str]:
     ]  # fmt: skip
     if (tasks := report_tables.tasks(report)) is not None:
         parts.append(_section("Task scores", TASK_NOTE, _table(tasks, "Task scores")))
-    parts.append(_section("Cost", COST_NOTE, _table(report_tables.costs(report), "Cost")))
+    parts.append(_section("Cost", cost_note(report), _table(report_tables.costs(report), "Cost")))
     if (crossings := report_tables.crossings(report)) is not None:
         plot = crossing_plot(crossed(report), "c", "Mean KL by the encoder alone, the decoder alone, and both.")
         caption = "Numbers are those of the tables."
@@ -189,6 +191,9 @@ def _row(table: Table, row: Row) -> str:
         aside = f"<small>{_safe(cell.aside)}</small>" if cell.aside else ""
         if kind == "word name":
             cells.append(f'<th scope="row" class="{kind}">{_safe(cell.text)}{tag}</th>')
+        elif kind == "number":  # may be many, and breaks between them
+            runs = ", ".join(f"<span>{_safe(run)}</span>" for run in cell.text.split(", "))
+            cells.append(f'<td class="{kind}">{runs}</td>')
         else:
             cells.append(f'<td class="{kind}">{_safe(cell.text)}{aside}</td>')
     role = f' class="{row.role}"' if row.role else ""
@@ -258,9 +263,9 @@ def _ending(report: Report) -> list[str]:
     parts = []
     if rejected := report.recommendation.rejected:
         lines = "".join(f"<li><strong>{_safe(one.name)}</strong>: {_safe(one.why)}</li>" for one in rejected)
-        parts.append(_section("Why not the others", "", f"<ul>{lines}</ul>"))
-    if report.limits:
-        parts.append(_section("Limits", "", _items("ul", report.limits)))
+        parts.append(_section("Why not the others", WHY_NOT_NOTE, f"<ul>{lines}</ul>"))
+    if unsaid := limits(report):
+        parts.append(_section("Limits", "", _items("ul", unsaid)))
     parts.append(f'<section class="quote">\n<h2>Read before quoting</h2>{_pairs("pairs", quoting(report))}\n</section>')
     parts.append(_section("Settings", "", _pairs("pairs", settings(report))))
     return parts

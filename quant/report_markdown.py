@@ -11,14 +11,17 @@ from .recommend import rule
 from .record import Report
 from .report_tables import Row, Table
 from .report_wording import (
-    COST_NOTE,
     CROSSING_NOTE,
+    FRONT,
     GLOSSARY,
     LENGTH_NOTE,
     TASK_NOTE,
+    WHY_NOT_NOTE,
     clip_title,
+    cost_note,
     differing,
     front_names,
+    limits,
     noise_note,
     quoting,
     settings,
@@ -73,12 +76,13 @@ def _recommendation(report: Report) -> list[str]:
 
 
 def _fronts(report: Report) -> list[str]:
-    lines = [f"{escaped(plane.title)}: {escaped(front_names(plane))}" for plane in planes(report)]
+    lines = [
+        f"{escaped(plane.title)} ({plane.y_better} is better): {escaped(front_names(plane))}"
+        for plane in planes(report)
+    ]
     if not lines:
         return []
-    intro = (
-        "No other candidate is at least as good in both and better in one than these, from the cheapest to the best:"
-    )
+    intro = f"From the cheapest to the best; {FRONT}:"
     return ["## Pareto fronts", intro, _bullets(lines)]
 
 
@@ -88,7 +92,7 @@ def _tables(report: Report) -> list[str]:
     parts += ["## How near each is to the reference", words, _table(report_tables.quality(report))]
     optional = (
         ("Task scores", TASK_NOTE, report_tables.tasks(report)),
-        ("Cost", COST_NOTE, report_tables.costs(report)),
+        ("Cost", cost_note(report), report_tables.costs(report)),
         ("Which part loses what", CROSSING_NOTE, report_tables.crossings(report)),
         ("Encoder by length of the clip", LENGTH_NOTE, report_tables.lengths(report)),
         ("Noise floor", noise_note(report), report_tables.noise(report)),
@@ -170,9 +174,9 @@ def _marked(reference: str | None, saying: Saying) -> str:
 def _ending(report: Report) -> list[str]:
     why_not = [f"**{escaped(one.name)}**: {escaped(one.why)}" for one in report.recommendation.rejected]
     pairs = {"Read before quoting": quoting(report), "Settings": settings(report)}
-    parts = ["## Why not the others", _bullets(why_not)] if why_not else []
-    if report.limits:
-        parts += ["## Limits", _bullets(escaped(limit) for limit in report.limits)]
+    parts = ["## Why not the others", escaped(WHY_NOT_NOTE), _bullets(why_not)] if why_not else []
+    if unsaid := limits(report):
+        parts += ["## Limits", _bullets(escaped(limit) for limit in unsaid)]
     for heading, facts in pairs.items():
         parts += [f"## {heading}", _bullets(f"**{escaped(name)}**: {escaped(value)}" for name, value in facts)]
     return parts

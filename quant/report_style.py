@@ -50,6 +50,7 @@ thead th { vertical-align: bottom; background: var(--panel); font-weight: 600; w
 tbody tr:last-child > * { border-bottom: 0 }
 .word { text-align: left }
 thead .number, .number { text-align: right; min-width: 2.2rem; color: var(--muted) }
+td.number { white-space: normal } td.number span { white-space: nowrap }
 .name { overflow-wrap: anywhere }
 td.word { white-space: normal; min-width: 4.5rem }
 th.name { position: sticky; left: 0; z-index: 1; font-weight: 600; white-space: normal; min-width: 8.5rem;

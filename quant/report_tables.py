@@ -7,7 +7,21 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .pareto import chosen, ordered
-from .quantities import NONE, decibels, figure, fixed, megabytes, nats, percent, points, score_title, seconds
+from .quantities import (
+    NONE,
+    clips,
+    decibels,
+    figure,
+    fixed,
+    megabytes,
+    nats,
+    percent,
+    perplexity,
+    points,
+    score_title,
+    seconds,
+    spans,
+)
 from .record import Candidate, DecoderScores, EncoderScores, Quantiles, Report, TaskScore
 
 Role = Literal["reference", "chosen", ""]
@@ -85,7 +99,10 @@ def quality(report: Report) -> Table:
         "First difference, token",
         "Encoder SNR, dB",
     )
-    rows = []
+    # The reference has not been compared with itself, but its floor has: with the same answers, by another number of
+    # threads, it wavers as much.
+    own = Cell(*perplexity(report.noise_floor.decoder.perplexity))
+    rows = [_row(0, report.reference, [*[Cell(NONE)] * 5, own, *[Cell(NONE)] * 3], None)]
     for number, one in ordered(report):
         decoder = decoder_cells(one.both)
         encoder = Cell(NONE if one.encoder is None else decibels(one.encoder.snr_db))
@@ -100,7 +117,7 @@ def decoder_cells(scores: DecoderScores | None) -> list[Cell]:
     return [
         *(Cell(*nats(kl)) for kl in (scores.kl_mean, scores.kl_median, scores.kl_p90, scores.kl_p99)),
         Cell(*percent(scores.same_top1)),
-        Cell(*nats(scores.perplexity)),
+        Cell(*perplexity(scores.perplexity)),
         Cell(*percent(scores.identical)),
         Cell(NONE if scores.first_divergence is None else figure(scores.first_divergence)),
     ]
@@ -109,18 +126,27 @@ def decoder_cells(scores: DecoderScores | None) -> list[Cell]:
 def tasks(report: Report) -> Table | None:
     """Task scores, with the change against the reference in points; None: there are none."""
     models = _models(report)
-    better = {name: score.better for _, one in models for name, score in one.task.items()}
-    if not better:
+    scores: dict[str, list[TaskScore]] = {}
+    for _, one in models:
+        for name, score in one.task.items():
+            scores.setdefault(name, []).append(score)
+    if not scores:
         return None
     head = ["#", "Candidate"]
-    for name, direction in better.items():
+    for name, found in scores.items():
         title = score_title(name)
-        head += [f"{title[0].upper()}{title[1:]} ({direction} is better)", "Change, points"]
+        head += [f"{title[0].upper()}{title[1:]} ({found[0].better} is better, {_clips(found)})", "Change, points"]
     rows = []
     for number, one in models:
-        cells = [cell for name in better for cell in _score_cells(one.task.get(name))]
+        cells = [cell for name in scores for cell in _score_cells(one.task.get(name))]
         rows.append(_row(number, one, cells, chosen(report)))
     return Table(tuple(head), tuple(rows))
+
+
+def _clips(scores: Sequence[TaskScore]) -> str:
+    """On how many clips a score was taken, which is the same for all models unless some say so."""
+    least, most = (end(score.clips for score in scores) for end in (min, max))
+    return clips(most) if least == most else f"{least}–{clips(most)}"
 
 
 def _score_cells(score: TaskScore | None) -> tuple[Cell, Cell]:
@@ -221,7 +247,7 @@ def lengths(report: Report) -> Table | None:
     for group in (*groups, rounding):
         by_length = {part.seconds: decibels(part.snr_db) for part in group.scores.by_length}
         worst = Cell(fixed(group.scores.cosine_worst, 4))
-        numbers = ", ".join(map(str, group.numbers)) or NONE
+        numbers = spans(group.numbers) or NONE
         cells = [Cell(decibels(group.scores.snr_db)), *(Cell(by_length.get(length, NONE)) for length in every), worst]
         rows.append(Row((Cell(numbers), Cell(group.name), *cells)))
     head = ("#", "Encoder", "All clips", *(f"{seconds(length)}" for length in every), "Worst cosine")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 
+from .bootstrap import COVERED, FEW_CLIPS
 from .pareto import Plane, Point
-from .quantities import fixed, seconds
+from .quantities import clips, figure, fixed, score_title, seconds
 from .record import ClipTexts, Report
 
 # What a reader must know to read the tables, one sentence each.
@@ -21,7 +23,10 @@ GLOSSARY = (
     ("Same top-1", "share of positions in these answers where both models put the same token first."),
     (
         "Perplexity",
-        "how many tokens a candidate wavers between, on average, where the reference had decided for one.",
+        (
+            "how many tokens a model wavers between, on average, where the reference had decided for one; the "
+            "reference's own, which is more than 1, too, comes from the run for the noise floor."
+        ),
     ),
     ("Same answer", "share of clips that both models, left to write freely, answer with exactly the same tokens."),
     ("First difference", "the token at which free answers part, in the median over the clips where they do."),
@@ -41,12 +46,9 @@ GLOSSARY = (
     ),
 )
 TASK_NOTE = (
-    "Scores of free answers against what the clips' manifest states. A point is 0.01; changes are paired clip by "
-    "clip, so they can be certain where the intervals of the scores themselves overlap."
-)
-COST_NOTE = (
-    "Measured in a process of its own for each model, clip after clip. First token: from the call to the first token, "
-    "median and p90 over clips."
+    "Scores of free answers against what the clips' manifest states, each on the clips for which it states that. A "
+    "point is 0.01; changes are paired clip by clip, so they can be certain where the intervals of the scores "
+    "themselves overlap."
 )
 CROSSING_NOTE = (
     "Mean KL in nats when only the encoder is the candidate's, when only the decoder is, and when both are: the "
@@ -57,9 +59,10 @@ LENGTH_NOTE = (
     "be fine on short clips and fail on long ones."
 )
 TEXTS_NOTE = "{Removed} is what only the reference said, {added} what only the candidate said."
-FRONT_NOTE = (
-    "Marked is the front: no other candidate is at least as good on both axes and better on one. Numbers are those "
-    "of the tables; what has no room for its number is not on the front."
+FRONT = "neither another candidate nor the reference is at least as good on both axes and better on one"
+WHY_NOT_NOTE = (
+    "All candidates had the same clips, so two of them may differ for certain although their intervals overlap: that "
+    "the intervals overlap means that nothing here shows a difference, not that there is none."
 )
 
 
@@ -79,8 +82,20 @@ def summary(report: Report) -> str:
     """What was compared with what."""
     many, settings = len(report.candidates), report.settings
     return (
-        f"{many} candidate{'s' if many != 1 else ''} against {report.reference.name}, on {settings.clips} clips "
+        f"{many} candidate{'s' if many != 1 else ''} against {report.reference.name}, on {clips(settings.clips)} "
         f"({fixed(settings.audio_s / 60, 1)} minutes of audio)"
+    )
+
+
+def cost_note(report: Report) -> str:
+    """How costs were measured; older records do not say on how many clips."""
+    count = report.reference.cost.clips
+    part = count is not None and count < report.settings.clips
+    spaced = ", evenly spaced over those that were compared" if part else ""
+    return (
+        f"Measured in a process of its own for each model, clip after clip, on "
+        f"{'at most 20 clips' if count is None else clips(count)}{spaced}. First token: from the call to the first "
+        "token, median and p90 over these clips."
     )
 
 
@@ -92,6 +107,47 @@ def noise_note(report: Report) -> str:
     )
 
 
+def limits(report: Report) -> tuple[str, ...]:
+    """What the figures cannot say: what the record has of it, and which task scores rest on too few clips.
+
+    Where all clips are few, the record says so.
+    """
+    if report.settings.clips < FEW_CLIPS:
+        return report.limits
+    counts: dict[str, int] = {}
+    for one in (report.reference, *report.candidates):
+        for name, score in one.task.items():
+            counts[name] = min(score.clips, counts.get(name, score.clips))
+    few = [f"{score_title(name)} ({clips(count)})" for name, count in counts.items() if count < FEW_CLIPS]
+    if not few:
+        return report.limits
+    held = ", ".join(f"{percent} % with {count}" for count, percent in COVERED.items() if percent)
+    return (
+        *report.limits,
+        (
+            f"Too few clips were scored for {', '.join(few)}: intervals of few are too narrow. In simulations with "
+            f"skewed values, what is called 95 % held the truth in {held} clips, and never with one."
+        ),
+    )
+
+
+def front_note(drawn: Sequence[Plane]) -> str:
+    """What the marks in plots mean, those that are there."""
+    points = [(plane, point) for plane in drawn for point in plane.points]
+    marks = ["dotted lines are the reference's figures", "bars are 95 % intervals"]
+    if any(point.chosen for _, point in points):
+        marks.append("the diamond is the recommended candidate")
+    if any(plane.logarithmic and point.y.value <= 0 for plane, point in points):
+        marks.append("a triangle is a value below the axis")
+    if any(plane.band and plane.band.high > 0 for plane in drawn):
+        marks.append("the band in plots of KL is what rounding alone does")
+    listed = f"{', '.join(marks[:-1])} and {marks[-1]}"
+    return (
+        f"Coloured is the front: {FRONT}. {listed[0].upper()}{listed[1:]}. Numbers are those of the tables; one that "
+        "finds no room is left out."
+    )
+
+
 def front_names(plane: Plane) -> str:
     """The candidates on the front, from the cheapest."""
     return "; ".join(f"{point.number} {point.name}" for point in plane.front) or "none: the reference beats them all"
@@ -99,12 +155,17 @@ def front_names(plane: Plane) -> str:
 
 def plot_label(plane: Plane) -> str:
     """A plot for those who do not see it."""
-    return f"{plane.title}, {len(plane.points)} candidates. On the front: {front_names(plane)}."
+    return f"{plane.title}, {len(plane.points)} candidates. {plot_caption(plane)}"
+
+
+def plot_caption(plane: Plane) -> str:
+    """Which way is better, and what is on the front."""
+    return f"{plane.y_better.capitalize()} is better. Front: {front_names(plane)}."
 
 
 def point_label(plane: Plane, point: Point) -> str:
     """What is shown over a point."""
-    return f"{point.number} {point.name}: {plane.y_title} {point.y.value:.3g}, {plane.x_title} {point.x:.3g}"
+    return f"{point.number} {point.name}: {plane.y_title} {figure(point.y.value)}, {plane.x_title} {figure(point.x)}"
 
 
 def clip_title(clip: ClipTexts) -> str:
@@ -120,8 +181,8 @@ def differing(count: int, total: int) -> str:
 def quoting(report: Report) -> tuple[tuple[str, str], ...]:
     """What must be told with the figures."""
     settings = report.settings
-    calibration = "no clips were used" if settings.calibration_clips is None else f"{settings.calibration_clips} clips"
-    clips = (
+    calibration = "no clips were used" if settings.calibration_clips is None else clips(settings.calibration_clips)
+    heard = (
         f"{settings.clips}, {fixed(settings.audio_s, 1)} s of audio, SHA-256 {settings.clips_sha256}: other clips give "
         "other figures"
     )
@@ -134,7 +195,7 @@ def quoting(report: Report) -> tuple[tuple[str, str], ...]:
         ("Scope", scope),
         ("Tool", report.tool),
         ("Machine", "; ".join(f"{name}: {value}" for name, value in report.machine.items()) or "not known"),
-        ("Clips", clips),
+        ("Clips", heard),
         ("Calibration", calibration),
         ("To repeat it", repeat),
     )

@@ -3,7 +3,8 @@
 Texts are compared as words: lower case, without punctuation. That is not the tokenisation of published captioning
 scores (PTB) nor the normalisation of MiDashengLM's published word error rates (Whisper's, which also spells out
 contractions, numbers and British spellings in one way), so these numbers compare the candidates of one report, not one
-report with a paper. Unlike in the published evaluation, an empty answer counts, as one that misses everything.
+report with a paper. In scripts that put no spaces between words, each character counts as a word. Unlike in the
+published evaluation, an empty answer counts, as one that misses everything.
 """
 
 from __future__ import annotations
@@ -32,25 +33,39 @@ Patterns = Mapping[str, re.Pattern[str]]
 Better = Literal["higher", "lower"]
 ROUGE_BETA = 1.2  # of the COCO caption code: recall counts for a little more than precision
 CIDER_N, CIDER_SIGMA = 4, 6.0  # n-grams, and the width of its length penalty, in words
-# Ideographs and kana, whose scripts put no spaces between words.
-_UNSPACED = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_IDEOGRAPH = re.compile(f"[{_UNSPACED}]")
-# Where a word may begin or end: at no letter or digit, but next to an ideograph.
+# Scripts without spaces between words: ideographs with their iteration marks, and kana; Thai and Lao, Myanmar, Khmer.
+_UNSPACED = (
+    r"\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+    r"\u0e00-\u0eff\u1000-\u109f\ua9e0-\ua9ff\uaa60-\uaa7f\u1780-\u17ff"
+)
+_CHARACTER = re.compile(f"[{_UNSPACED}]")
+_TOKEN = re.compile(f"[{_UNSPACED}]|[^{_UNSPACED}]+")
+# Where a word may begin or end: at no letter or digit, but next to a character of these scripts.
 _BEGIN, _END = rf"(?<![^\W{_UNSPACED}])", rf"(?![^\W{_UNSPACED}])"
 
 
 def words(text: str) -> list[str]:
     """Lower-case words, without punctuation; what Unicode takes for the same characters is the same (NFKC)."""
-    plain = unicodedata.normalize("NFKC", text).lower().replace("’", "'")
     # Letters, marks (vowels of Indic scripts are some) and numbers.
-    kept = "".join(one if unicodedata.category(one)[0] in "LMN" or one == "'" else " " for one in plain)
+    kept = "".join(one if unicodedata.category(one)[0] in "LMN" or one == "'" else " " for one in _plain(text).lower())
     return [word for part in kept.split() if (word := part.strip("'"))]
+
+
+def tokens(text: str) -> list[str]:
+    """The words, and in scripts without spaces each character: what wording is compared by."""
+    return [token for word in words(text) for token in _TOKEN.findall(word)]
+
+
+def _plain(text: str) -> str:
+    """What Unicode takes for the same characters is the same (NFKC), and so are apostrophes."""
+    return unicodedata.normalize("NFKC", text).replace("’", "'")
 
 
 def read_events(path: Path) -> Patterns:
     """A JSON object: label -> regular expression that finds it in a text, as whole words, in any case.
 
-    Ideographs need no space around them.
+    Ideographs, and what else is written without spaces, need none around them. Full-width and half-width letters, and
+    either apostrophe, are the same in texts; expressions may have either apostrophe.
 
     Raises:
         ClipsError: it cannot be read, or an expression is wrong.
@@ -59,7 +74,9 @@ def read_events(path: Path) -> Patterns:
         raw = json.loads(path.read_text(encoding="utf-8-sig"))
         if not isinstance(raw, dict) or not all(isinstance(pattern, str) for pattern in raw.values()):
             raise TypeError("it is no object of texts")  # noqa: TRY301
-        return {label: re.compile(f"{_BEGIN}(?:{pattern}){_END}", re.IGNORECASE) for label, pattern in raw.items()}
+        # NFC, since NFKC would make operators of what is none: of a full-width question mark, say.
+        plain = {label: unicodedata.normalize("NFC", pattern).replace("’", "'") for label, pattern in raw.items()}
+        return {label: re.compile(f"{_BEGIN}(?:{pattern}){_END}", re.IGNORECASE) for label, pattern in plain.items()}
     except (*UNREADABLE, TypeError, OverflowError, re.error) as error:
         raise ClipsError(
             f"cannot read the events of {path}: {error}; expected a JSON object of label: regular expression"
@@ -70,10 +87,15 @@ def plain_events(clips: Sequence[Clip]) -> Patterns:
     """Without a file of events: a label is found by its own words, each with or without an s, in any order."""
     found = {}
     for label in sorted({event for clip in clips for event in clip.events or ()}):
-        parts = words(label) or [label]  # a label of punctuation alone is looked for as it stands
-        look = "".join(f"(?=.*{_BEGIN}{re.escape(part)}s?{_END})" for part in parts)
+        parts = words(label) or [_plain(label)]  # a label of punctuation alone is looked for as it stands
+        look = "".join(f"(?=.*{_BEGIN}{re.escape(_singular(part))}s?{_END})" for part in parts)
         found[label] = re.compile(f"^{look}", re.IGNORECASE | re.DOTALL)
     return found
+
+
+def _singular(word: str) -> str:
+    """Without a last s, as far as that is likely to be a plural's: of bells, not of glass, gas or bus."""
+    return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
 
 
 def check_events(clips: Sequence[Clip], events: Patterns) -> None:
@@ -105,7 +127,7 @@ def score_texts(
     patterns = plain_events(clips) if events is None else events
     check_events(clips, patterns)
     transcribed = [clip for clip in clips if clip.transcript is not None]
-    unspaced = [clip for clip in transcribed if _IDEOGRAPH.search(clip.transcript or "")]
+    unspaced = [clip for clip in transcribed if _CHARACTER.search(clip.transcript or "")]
     spoken = [clip for clip in transcribed if clip not in unspaced]
     some_spoken = any(words(clip.transcript or "") for clip in spoken)
     labelled = [clip for clip in clips if clip.events is not None]
@@ -154,20 +176,22 @@ def _edits(spoken: list[str], said: list[str]) -> tuple[float, float]:
 
 def _events_found(clip: Clip, text: str, patterns: Patterns) -> tuple[float, float]:
     """2 TP and 2 TP + FP + FN; what a text may name falsely is the labels that there are patterns for."""
-    named = {label for label, pattern in patterns.items() if pattern.search(text)}
+    # As it is, too: an expression is not in NFKC, which takes vowels of Thai apart.
+    forms = (unicodedata.normalize("NFC", text), _plain(text))
+    named = {label for label, pattern in patterns.items() if any(pattern.search(form) for form in forms)}
     wanted = clip.events or frozenset()
     return 2.0 * len(named & wanted), float(len(named) + len(wanted))
 
 
 def _exact(clip: Clip, text: str) -> tuple[float, float]:
     truths = [*clip.references, *([clip.transcript] if clip.transcript is not None else [])]
-    return float(any(words(text) == words(truth) for truth in truths)), 1.0
+    return float(any(tokens(text) == tokens(truth) for truth in truths)), 1.0
 
 
 def _rouge(clip: Clip, text: str) -> tuple[float, float]:
     """ROUGE-L of Lin 2004: F of the longest common subsequence; best precision and best recall over references."""
-    said = words(text)
-    pairs = [(words(reference), _common(words(reference), said)) for reference in clip.references]
+    said = tokens(text)
+    pairs = [(tokens(reference), _common(tokens(reference), said)) for reference in clip.references]
     precision = max(common / len(said) if said else 0.0 for _, common in pairs)
     recall = max(common / len(truth) if truth else 0.0 for truth, common in pairs)
     if not precision or not recall:
@@ -197,21 +221,21 @@ class _Cider:
         self._documents = max(len(clips), 1)
         self._frequency: Counter[tuple[str, ...]] = Counter()
         for clip in clips:
-            self._frequency.update({gram for text in clip.references for gram in _grams(words(text))})
+            self._frequency.update({gram for text in clip.references for gram in _grams(tokens(text))})
 
     def score(self, clip: Clip, text: str) -> tuple[float, float]:
-        said = self._vectors(words(text))
-        values = [self._similarity(said, self._vectors(words(truth))) for truth in clip.references]
+        said = self._vectors(tokens(text))
+        values = [self._similarity(said, self._vectors(tokens(truth))) for truth in clip.references]
         return 10.0 * float(np.mean(values)), 1.0
 
-    def _vectors(self, tokens: list[str]) -> tuple[list[dict[tuple[str, ...], float]], list[float], int]:
+    def _vectors(self, said: list[str]) -> tuple[list[dict[tuple[str, ...], float]], list[float], int]:
         """tf-idf by n, their norms, and the number of words."""
         vectors: list[dict[tuple[str, ...], float]] = [{} for _ in range(CIDER_N)]
-        for gram, count in _grams(tokens).items():
+        for gram, count in _grams(said).items():
             inverse = np.log(self._documents) - np.log(max(1.0, self._frequency[gram]))
             vectors[len(gram) - 1][gram] = count * float(inverse)
         norms = [float(np.sqrt(sum(value**2 for value in vector.values()))) for vector in vectors]
-        return vectors, norms, len(tokens)
+        return vectors, norms, len(said)
 
     @staticmethod
     def _similarity(
@@ -226,8 +250,6 @@ class _Cider:
         return total / CIDER_N
 
 
-def _grams(tokens: Sequence[str]) -> Counter[tuple[str, ...]]:
+def _grams(said: Sequence[str]) -> Counter[tuple[str, ...]]:
     """All n-grams of up to four words."""
-    return Counter(
-        tuple(tokens[start : start + n]) for n in range(1, CIDER_N + 1) for start in range(len(tokens) - n + 1)
-    )
+    return Counter(tuple(said[start : start + n]) for n in range(1, CIDER_N + 1) for start in range(len(said) - n + 1))

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from dasheng_edge.quant import aac_scores
-from dasheng_edge.quant.aac_scores import AAC_METRICS, extra_scores
+from dasheng_edge.quant.aac_scores import AAC_METRICS, check_references, extra_scores
 from dasheng_edge.quant.bootstrap import draws_of
 from dasheng_edge.quant.clips import Clip
 from dasheng_edge.quant.text_scores import score_texts
@@ -79,6 +79,12 @@ def test_what_the_library_is_given(library: Library) -> None:
 def test_too_little_to_score(library: Library, references: list[list[str]]) -> None:
     with pytest.raises(ClipsError, match=r"at least two clips, each with a reference; got \d, [01] without"):
         extra_scores(["x"] * len(references), references)
+
+
+def test_whether_there_is_enough_to_score_can_be_asked_before() -> None:
+    check_references(REFERENCES[:2])
+    with pytest.raises(ClipsError, match=r"at least two clips, each with a reference; got 0, 0 without"):
+        check_references([])
 
 
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:

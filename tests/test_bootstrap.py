@@ -11,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from dasheng_edge.quant.bootstrap import change_interval, draws_of, interval, pooled_interval, ratio_interval
+from dasheng_edge.quant.bootstrap import (
+    COVERED,
+    FEW_CLIPS,
+    change_interval,
+    draws_of,
+    interval,
+    pooled_interval,
+    ratio_interval,
+)
 from dasheng_edge.quant.record import Interval
 
 Values = NDArray[np.float64]
@@ -148,3 +156,16 @@ def test_an_interval_holds_its_value() -> None:
     values = np.array([2.0, 1.0])
     assert ends(interval(values, np.zeros((10, 2), np.int64))) == (1.5, 1.5, 2.0)
     assert ends(interval(values, np.ones((10, 2), np.int64))) == (1.5, 1.0, 1.5)
+
+
+@pytest.mark.parametrize("clips", [2, 5, 10, 30])
+def test_intervals_of_few_clips_hold_the_truth_as_seldom_as_is_said(clips: int) -> None:
+    draws, truth = draws_of(clips), float(np.exp(0.5))
+    found = [interval(np.exp(np.random.default_rng(seed).normal(size=clips)), draws) for seed in range(1000)]
+    # 1000 samples know the share to 1.6 %.
+    assert 100 * np.mean([one.low <= truth <= one.high for one in found]) == pytest.approx(COVERED[clips], abs=4)
+
+
+def test_from_when_on_clips_are_enough_to_say_nothing() -> None:
+    assert COVERED[1] == 0
+    assert COVERED[FEW_CLIPS] > 85

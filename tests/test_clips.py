@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import wave
 from pathlib import Path
 
@@ -286,3 +288,64 @@ def test_a_file_that_went_away_has_no_hash(folder: Path) -> None:
 def test_a_part_shorter_than_a_sample(folder: Path) -> None:
     with pytest.raises(AudioEmptyError, match=r"no sound from 0 s on for 1e-09 s; correct the clip's offset"):
         Clip("x", folder / "a.wav", 0.0, 1e-9).read(RATE_HZ)
+
+
+def named_in_bytes(folder: Path, name: bytes, seed: int) -> Path:
+    """A sound whose name is no UTF-8, where the file system takes it."""
+    path = folder / os.fsdecode(name)
+    try:
+        write_wave(path, seed=seed)
+    except OSError:  # macOS
+        pytest.skip("this file system takes UTF-8 only")
+    return path
+
+
+def test_names_that_are_no_utf8_can_be_written(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"cl\xe9")
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("this file system takes UTF-8 only")
+    path = named_in_bytes(folder, b"\xe9.wav", seed=1)
+    write_wave(folder / "\\xe9.wav", seed=2)  # what the other is shown as
+    found = find_clips(folder)
+    assert found.name == "cl\\xe9"
+    assert sorted(clip.id for clip in found.clips) == ["\\xe9.wav", "\\xe9.wav (2)"]
+    assert {clip.path for clip in found.clips} == {path, folder / "\\xe9.wav"}
+    json.dumps([clip.id for clip in found.clips], ensure_ascii=False).encode()
+    assert len(found.sha256()) == 64
+    alone = find_clips(path)
+    assert (alone.name, alone.clips[0].id) == ("\\xe9.wav", "\\xe9.wav")
+    manifest = write_manifest(folder, {"audio": "\\xe9.wav"})
+    assert find_clips(manifest.rename(folder / os.fsdecode(b"\xff.jsonl"))).name == "\\xff.jsonl"
+
+
+def test_links_to_folders_are_followed_once(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    write_wave(elsewhere / "d.wav", seed=3)
+    (elsewhere / "back").symlink_to(folder)  # a loop
+    (folder / "a_link").symlink_to(elsewhere)
+    (folder / "again").symlink_to(elsewhere)
+    (folder / "aa_link").symlink_to(folder / "b")  # what is there by its own name stays by that
+    (folder / ".hidden").symlink_to(elsewhere)
+    assert [clip.id for clip in find_clips(folder).clips] == ["a.wav", "a_link/d.wav", "b/c.WAV"]
+
+
+def test_a_folder_that_is_a_link(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    link = tmp_path_factory.mktemp("place") / "link"
+    link.symlink_to(folder)
+    assert [clip.id for clip in find_clips(link).clips] == ["a.wav", "b/c.WAV"]
+
+
+def test_audio_that_two_sets_share(folder: Path) -> None:
+    shutil.copyfile(folder / "a.wav", folder / "b" / "copy.wav")
+    mine = ClipSet("mine", (Clip("x", folder / "a.wav", 0.0, 0.5), Clip("y", folder / "b" / "c.WAV")))
+
+    def shared(*other: Clip) -> int:
+        return mine.shared_with(ClipSet("other", other))
+
+    assert shared(Clip("z", folder / "b" / "copy.wav")) == 1  # another name, the same content
+    assert shared(Clip("z", folder / "b" / "copy.wav", 0.4)) == 1
+    assert shared(Clip("z", folder / "b" / "copy.wav", 0.5)) == 0  # behind the part that is compared
+    assert shared(Clip("z", folder / "b" / "c.WAV", 0.5, 0.1), Clip("z2", folder / "a.wav", 0.1, 0.1)) == 2
+    assert shared() == 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,13 @@ from dasheng_edge.quant.clips import read_clips
 from dasheng_edge.quant.compare import REFERENCE, CompareOptions, compare
 from dasheng_edge.quant.cost import measure_cost
 from dasheng_edge.quant.measuring import Answering, joined
+from dasheng_edge.quant.progress import NoProgress
 from dasheng_edge.quant.recipes import RECIPES, Recipe
 from dasheng_edge.quant.record import Interval, Report, TaskScore
 from dasheng_edge.runtime.bundle import Bundle
 from dasheng_edge.runtime.cli import build_app
 from dasheng_edge.runtime.embedder import AudioParts
-from dasheng_edge.runtime.errors import AudioDecodeError, ClipsError, OutputWriteError, QuantizeError
+from dasheng_edge.runtime.errors import AudioDecodeError, AudioTooLongError, ClipsError, OutputWriteError, QuantizeError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 MICRO, CLIPS = REPOSITORY / "build" / "micro", REPOSITORY / "benchmarks" / "micro" / "clips"
@@ -97,6 +100,7 @@ def test_scores_costs_and_texts(done: tuple[Report, Path]) -> None:
     for one in (report.reference, *report.candidates):
         assert one.cost.peak_rss_bytes is None or one.cost.peak_rss_bytes > 50e6
         assert one.cost.first_token_ms.p50 > 0
+        assert one.cost.clips == 4
         assert one.cost.decode_tokens_per_s > 0
     sizes = {one.name: one.cost.decoder_bits_per_weight for one in report.candidates}
     assert 2 < sizes["int4-block/Q2_K"] < 4
@@ -167,7 +171,7 @@ def test_candidates_are_parsed() -> None:
     assert spec.recipe == Recipe("int8", "Q4_K_M", "q8_0", imatrix=True)
     assert parse_spec(str(MICRO)).bundle == MICRO
     for text in ("nothing", "int8", "int8/Q4_K_M/f16/x", "int8/Q4_K_M+imatrixes"):
-        with pytest.raises(ClipsError, match="is no candidate; expected the folder of a bundle"):
+        with pytest.raises(ClipsError, match=r"is no candidate; expected the folder of a bundle"):
             parse_spec(text)
     with pytest.raises(ClipsError, match=r"'Q4' is not one of F32, BF16"):
         parse_spec("int8/Q4")
@@ -180,7 +184,19 @@ def test_what_is_refused_before_any_work(clips: Path, tmp_path: Path) -> None:
     for name in ("mixed/F16", "fp32/IQ2_XXS", "fp32/Q4_K_M+imatrix", "tiny"):
         with pytest.raises(ClipsError, match=r"is measured on clips; pass --calibrate CLIPS"):
             compare(options(clips, out, name))
+    with pytest.raises(ClipsError, match=r"there is no importance matrix .*nowhere"):
+        compare(options(clips, out, "fp32/Q8_0", "fp32/Q4_K_M+imatrix=/nowhere/x.gguf"))
+    with pytest.raises(AudioTooLongError, match=r"clip scene_9000001\.flac has .* audio tokens; with 4090 new tokens"):
+        compare(CompareOptions(MICRO, ("fp32/Q8_0",), clips, out, max_new_tokens=4090, threads=1))
     assert not out.exists()
+
+
+def test_published_scores_of_one_clip_are_refused_before_any_work(clips: Path, tmp_path: Path) -> None:
+    rows = clips.read_text("utf-8").splitlines(keepends=True)
+    (tmp_path / "few.jsonl").write_text(rows[0] + rows[3], "utf-8")  # one with captions, one with a transcript
+    with pytest.raises(ClipsError, match=r"at least two clips, each with a reference; got 1, 0 without"):
+        compare(options(tmp_path / "few.jsonl", tmp_path / "out", "fp32/Q8_0", aac_metrics=True))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_cost_that_cannot_be_measured_says_why(clips: Path, tmp_path: Path) -> None:
@@ -208,7 +224,8 @@ def test_the_command(clips: Path, tmp_path: Path) -> None:
 
 def test_another_model_is_refused(clips: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(ClipsError, match=r"is another model than .*expected \(256, 6, 'qwen2', 256, 768\)"):
-        compare(options(clips, tmp_path / "out", str(tiny_bundle)))
+        compare(options(clips, tmp_path / "out", "fp32/Q8_0", str(tiny_bundle)))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_clip_that_is_no_audio_is_found_first(tmp_path: Path) -> None:
@@ -228,5 +245,73 @@ def test_a_full_disk_is_an_output_error(clips: Path, tmp_path: Path, monkeypatch
 
 
 def test_an_importance_matrix_may_come_first(clips: Path, tmp_path: Path) -> None:
-    report = compare(options(clips, tmp_path / "out", "fp32/Q4_K_M+imatrix", calibrate=clips))
+    asked = options(clips, tmp_path / "out", "fp32/Q4_K_M+imatrix", "fp32/Q5_K_M+imatrix", calibrate=clips)
+    report = compare(asked)
     assert report.candidates[0].recipe.imatrix == "audio"
+    text = " ".join(report.limits)
+    assert text.count("4 clips of 16 s in all are few to calibrate on") == 1
+    assert "4 of the 4 clips that were compared hold audio that was calibrated on, too: " in text
+    assert "4 clips are few: intervals that are called 95 % ones are too narrow then." in text
+    assert compare(asked).limits == report.limits  # nothing was made, and it is known still
+
+
+def test_figures_belong_to_their_reference(tmp_path: Path) -> None:
+    rows = [{"audio": str(CLIPS / NAMES[0]), "id": "a"}, {"audio": str(CLIPS / NAMES[1]), "id": "b", "prompt": ""}]
+    path = tmp_path / "clips.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    first = compare(options(path, tmp_path / "out", "fp32/Q2_K"))
+    (made,) = (tmp_path / "out" / "work" / "bundles").glob("*/manifest.json")
+    swapped = CompareOptions(made.parent, (str(MICRO),), path, tmp_path / "out", max_new_tokens=24, threads=1)
+    again = compare(swapped)
+    (candidate,), (was,) = again.candidates, first.candidates
+    assert candidate.both is not None
+    assert was.both is not None
+    # What F16 says about Q2_K's answers, and not about its own: nothing that the first run has measured.
+    assert candidate.both.kl_mean.value > 1e-3
+    assert candidate.both.kl_mean.value != was.both.kl_mean.value
+    assert compare(replace(swapped, out=tmp_path / "fresh")).candidates[0].both == candidate.both
+    # A prompt of nothing is one, and not the bundle's.
+    assert [clip.prompt for clip in first.clips] == ["Write an audio caption describing the sound", ""]
+
+
+def test_a_name_that_is_no_utf8_does_not_lose_the_report(tmp_path: Path) -> None:
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    try:
+        shutil.copyfile(CLIPS / NAMES[0], folder / os.fsdecode(b"\xe9.flac"))
+    except OSError:
+        pytest.skip("this file system takes UTF-8 only")
+    report = compare(options(folder, tmp_path / "out", "reference"))
+    assert report.clips[0].clip == "\\xe9.flac"
+    assert set(report.clips[0].texts) == {"reference", "recipe reference"}
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
+@pytest.mark.parametrize(("processors", "other"), [(2, 2), (1, 1)])
+def test_the_noise_floor_is_of_another_number_of_threads(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processors: int, other: int
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: processors)
+    monkeypatch.setattr(compare_module, "usable_cores", lambda: 1, raising=False)
+    run = compare_module._Run(options(clips, tmp_path / "out", "fp32/Q8_0"), NoProgress())
+    assert run.other_threads == other
+    assert ("The noise floor says nothing: " in " ".join(run._own_limits())) == (other == 1)
+
+
+def test_intervals_of_many_clips_are_as_they_are_called() -> None:
+    bundle = Bundle.open(MICRO)
+    assert any("1 clip is few" in text for text in compare_module.limits(bundle, 1))
+    assert any("29 clips are few" in text for text in compare_module.limits(bundle, 29))
+    assert not any("too narrow" in text for text in compare_module.limits(bundle, 30))
+
+
+def test_a_file_that_may_not_be_used_is_named(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "/there/x.npy")
+
+    monkeypatch.setattr(np, "save", forbidden)
+    said = (
+        r"cannot use /there/x\.npy: Permission denied; what was measured is kept: see to it that the file can be read"
+    )
+    with pytest.raises(OutputWriteError, match=said):
+        compare(options(clips, tmp_path / "out", "fp32/Q8_0"))

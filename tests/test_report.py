@@ -123,3 +123,10 @@ def test_ticks_can_be_told_apart(tmp_path: Path) -> None:
     ticks = [re.findall(r"<text[^>]*>([-\d.e−]+)</text>", plot) for plot in plots]
     assert any("0.01" in one for one in ticks)
     assert not any(one.count("0.0") > 1 or one.count("1.0") > 1 for one in ticks)
+
+
+def test_numbers_of_candidates_break_between_ranges_and_not_within(tmp_path: Path) -> None:
+    page = write_report(fake_report.report(), tmp_path)[2].read_text("utf-8")
+    assert re.search(r'<td class="number"><span>\d+–\d+</span>, <span>', page)
+    assert re.search(r"td\.number \{[^}]*white-space: normal", page)
+    assert re.search(r"td\.number span \{[^}]*white-space: nowrap", page)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from benchmarks.micro.captions import STEMS, named_kinds
 from dasheng_edge.quant.clips import Clip
-from dasheng_edge.quant.text_scores import check_events, plain_events, read_events, score_texts, words
+from dasheng_edge.quant.text_scores import check_events, plain_events, read_events, score_texts, tokens, words
 from dasheng_edge.runtime.errors import ClipsError
 
 HERE = Path("x.wav")
@@ -253,3 +253,58 @@ def test_a_word_said_over_and_over_counts_as_often_as_it_should_be_said() -> Non
 
     assert score("rain rain rain falls") < score("rain falls")
     assert score("rain rain rain") < score("rain")
+
+
+def test_characters_of_scripts_without_spaces_are_words_of_wording() -> None:
+    assert tokens("3人が、人々と") == ["3", "人", "が", "人", "々", "と"]
+    assert tokens("狗dog叫 today") == ["狗", "dog", "叫", "today"]
+    assert tokens("ฝน") == ["ฝ", "น"]
+    assert tokens("미안해 it's") == ["미안해", "it's"]  # Korean has spaces
+
+
+@given(st.text(st.characters(max_codepoint=0x0DFF)))
+def test_wording_with_spaces_is_compared_by_words(text: str) -> None:
+    assert tokens(text) == words(text)
+
+
+def test_wording_of_scripts_without_spaces_is_scored_by_characters() -> None:
+    clips = [scene("a", "今天下雨，很大。"), scene("b", "狗在叫")]
+    scores = score_texts(clips, {"a": "今天下雨很大", "b": "猫在叫"}, None)
+    assert scores["exact_match"].value.value == 0.5  # punctuation is none of the wording
+    assert scores["rouge_l"].value.value == pytest.approx((1 + 2 / 3) / 2)
+    spaced = [scene("a", "今 天 下 雨 很 大"), scene("b", "狗 在 叫")]
+    want = score_texts(spaced, {"a": "今 天 下 雨 很 大", "b": "猫 在 叫"}, None)["cider_d"].value.value
+    assert scores["cider_d"].value.value == want > 5
+    assert score_texts(clips, {"a": "x", "b": "猫在叫"}, None)["cider_d"].value.value > 0
+
+
+@pytest.mark.parametrize("spoken", ["ฝนตกหนัก", "ຝົນຕົກ", "ភ្លៀងធ្លាក់", "မိုးရွာသည်"])
+def test_speech_of_scripts_without_spaces_is_scored_by_characters(spoken: str) -> None:
+    scores = score_texts([Clip("a", HERE, transcript=spoken)], {"a": spoken[:-1]}, None)
+    assert set(scores) == {"character_error_rate", "exact_match"}
+    assert scores["character_error_rate"].value.value == pytest.approx(1 / len("".join(words(spoken))))
+
+
+@pytest.mark.parametrize(
+    ("label", "named", "silent"),
+    [
+        ("church bells", "a church bell rings", "a bel in a church"),
+        ("glass", "a glass breaks", "gla"),
+        ("bus", "a bus", "but"),
+        ("dog's bark", "a dog’s bark", "a dog barks"),
+        ("dog’s bark", "the dog's bark", "a dog barks"),
+        ("dog", "a \uff44\uff4f\uff47 barks", "\uff43\uff41\uff54"),  # full width
+        ("…", "well …", "well"),
+    ],
+)
+def test_labels_as_people_write_them(label: str, named: str, silent: str) -> None:
+    clips = [scene("a", events=(label,)), scene("b", events=())]
+    assert score_texts(clips, {"a": named, "b": silent}, None)["event_f1"].value.value == 1.0
+
+
+def test_expressions_are_found_in_either_form(tmp_path: Path) -> None:
+    (tmp_path / "events.json").write_text(json.dumps({"door": "someone’s door", "rain": "rain", "water": "น้ำ"}))
+    events = read_events(tmp_path / "events.json")
+    clips = [scene("a", events=("door", "rain")), scene("b", events=("door",)), scene("c", events=("water",))]
+    texts = {"a": "someone’s door, \uff32\uff21\uff29\uff2e", "b": "someone's door", "c": "เสียงน้ำไหล"}
+    assert score_texts(clips, texts, None, events)["event_f1"].value.value == 1.0
