@@ -15,12 +15,13 @@ import numpy as np
 
 from .audio import AudioSource, Waveform, describe_audio, read_audio
 from .bundle import DECODER, PROJECTOR, Bundle, Sampling
-from .decoder import Decoder, Embeddings, Tokens
+from .decoder import Decoder, Embeddings
 from .devices import Device, checked_device, checked_threads
 from .embedder import AudioParts
 from .encoder import Projector
 from .errors import AudioTooLongError, CaptionerBusyError, PromptError
 from .prompt import PromptBuilder, Segment, Text
+from .text_model import Tokens
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from dasheng_edge.runtime import decoder as decoder_module
 from dasheng_edge.runtime import llama
 from dasheng_edge.runtime.bundle import DECODER, Sampling
-from dasheng_edge.runtime.decoder import BATCH, CONTEXT_STEP, Decoder
+from dasheng_edge.runtime.context import BATCH
+from dasheng_edge.runtime.decoder import CONTEXT_STEP, Decoder
 from dasheng_edge.runtime.errors import DecoderError, DeviceError, MissingExtraError
 from dasheng_edge.runtime.llama import build_info
 
@@ -250,7 +251,8 @@ def test_a_full_context_is_an_error(decoder: Decoder) -> None:
 
 def test_nan_logits_are_an_error(decoder: Decoder) -> None:
     decoder.prefill([(1, 2)])
-    decoder._llama.llama_get_logits_ith(decoder._context, -1)[3] = float("nan")
+    assert decoder._context is not None
+    decoder._llama.llama_get_logits_ith(decoder._context.pointer, -1)[3] = float("nan")
     with pytest.raises(DecoderError, match="computed NaN"):
         next(decoder.generate(1))
 

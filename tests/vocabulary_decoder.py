@@ -9,6 +9,7 @@ import llama_cpp
 
 from dasheng_edge.export.gguf_metadata import add_vocabulary
 from dasheng_edge.export.tokenizer import Vocabulary
+from dasheng_edge.runtime.context import ContextOptions
 from dasheng_edge.runtime.decoder import Decoder
 
 
@@ -27,4 +28,4 @@ def vocabulary_decoder(vocabulary: Vocabulary, path: Path) -> Decoder:
     parameters = llama_cpp.llama_model_default_params()
     parameters.vocab_only = True
     model = llama_cpp.llama_model_load_from_file(str(path).encode(), parameters)
-    return Decoder(model, n_ctx=256, n_threads=1, device="cpu")
+    return Decoder(model, ContextOptions(n_threads=1, n_threads_batch=1), n_ctx=256)
