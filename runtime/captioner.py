@@ -20,6 +20,7 @@ from .devices import Device, checked_device, checked_threads
 from .embedder import AudioParts
 from .encoder import Projector
 from .errors import AudioTooLongError, CaptionerBusyError, PromptError
+from .prefix_cache import PrefixCache, cache_folder, prefix_model
 from .prompt import PromptBuilder, Segment, Text
 from .text_model import Tokens
 
@@ -222,7 +223,9 @@ class Captioner:
         Raises what `Bundle.open` and `Parts.open` raise, all of them `DashengEdgeError`.
         """
         bundle = Bundle.open(path, check_sha256=check_sha256)
-        return cls(bundle, Parts.open(bundle, device=device, threads=threads))
+        parts = Parts.open(bundle, device=device, threads=threads)
+        parts.decoder.prefixes = PrefixCache(cache_folder(), prefix_model(bundle, device))
+        return cls(bundle, parts)
 
     def __enter__(self) -> Captioner:
         return self

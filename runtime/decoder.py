@@ -20,6 +20,7 @@ from .context import BATCH, Context, ContextOptions
 from .devices import Device, checked_threads
 from .errors import DecoderError
 from .llama import Watch
+from .prefix_cache import LEAST_TOKENS, PrefixCache
 from .sampler import Sampler
 from .text_model import TextModel, Tokens, load_model
 
@@ -48,6 +49,7 @@ class Decoder(TextModel):
         self._kept: Tokens = ()  # leading tokens whose keys and values are in the cache
         self._past = 0  # rows in the cache
         self.prefilled = 0  # rows that the last prefill had to decode
+        self.prefixes: PrefixCache | None = None  # what requests began with; not while a `watch` must see every row
         self._has_logits = False
 
     @classmethod
@@ -98,7 +100,8 @@ class Decoder(TextModel):
     def prefill(self, segments: Sequence[Tokens | Embeddings], *, reserve: int = 0) -> None:
         """Decode a prompt of token ids and embeddings float32 [n, n_embd]; keep room for `reserve` more rows.
 
-        Leading tokens that equal those of the previous request stay in the cache.
+        Leading tokens that equal those of the previous request stay in the cache; those of an earlier one are taken
+        from `prefixes`, where there is one.
 
         Raises:
             DecoderError: no rows, rows of another width or with NaN, more than `context_length`, or llama.cpp
@@ -110,14 +113,17 @@ class Decoder(TextModel):
             raise DecoderError("the prompt is empty; expected at least one token")
         self._fit(total + reserve)
         lead: Tokens = tuple(blocks[0].tolist()) if blocks[0].ndim == 1 else ()
-        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(lead, self._kept, strict=False)))
+        same = self._reused(lead, total)
+        fresh = same < len(lead) < total
         self._rewind(min(same, total - 1))  # the last row is decoded in any case: its logits are needed
         self.prefilled = total - self._past
         blocks[0] = blocks[0][self._past :]
-        for block in blocks:
+        for index, block in enumerate(blocks):
             for start in range(0, len(block), BATCH):
                 rows = block[start : start + BATCH]
                 self._decode(rows, outputs=int(self._past + len(rows) == total))
+            if fresh and not index:
+                self._store(lead)
         self._kept = lead
 
     def _checked(self, segment: Tokens | Embeddings) -> NDArray[Any]:
@@ -129,6 +135,22 @@ class Decoder(TextModel):
         if not np.isfinite(segment).all():
             raise DecoderError("the audio embeddings hold NaN or infinity; run `dasheng-edge verify` on the bundle")
         return np.ascontiguousarray(segment, np.float32)
+
+    def _reused(self, lead: Tokens, total: int) -> int:
+        """How many leading tokens are in the cache, or were put there from what was kept."""
+        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(lead, self._kept, strict=False)))
+        state = self.prefixes.load(lead) if self.prefixes is not None and same < len(lead) < total else None
+        if state is None or self._context is None or self.prefixes is None:
+            return same
+        self._rewind(0)
+        if self._context.restore(0, state):
+            return len(lead)
+        self.prefixes.drop(lead)
+        return 0
+
+    def _store(self, lead: Tokens) -> None:
+        if self.prefixes is not None and self._context is not None and len(lead) >= LEAST_TOKENS:
+            self.prefixes.store(lead, self._context.state(0))
 
     def _rewind(self, rows: int) -> None:
         """Keep the first `rows` rows of the cache; `_kept` stays empty until a prefill has succeeded."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ NEED_TORCH = {"tiny_checkpoint", "tiny_adapter", "tiny_bundle", "bundle_copy", "
 
 def pytest_configure() -> None:
     """A shell lets its background jobs ignore Ctrl-C, and so would every program that a test starts and interrupts."""
+    os.environ["DASHENG_EDGE_CACHE"] = "off"  # nothing is kept for the next run, by subprocesses neither
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
