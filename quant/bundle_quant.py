@@ -29,10 +29,10 @@ from dasheng_edge.runtime.bundle import (
     sha256_of,
 )
 from dasheng_edge.runtime.bundle_writer import BundleWriter
-from dasheng_edge.runtime.captioner import Parts
 from dasheng_edge.runtime.devices import checked_threads
 from dasheng_edge.runtime.embedder import AudioParts
 from dasheng_edge.runtime.errors import OutputExistsError, QuantizeError
+from dasheng_edge.runtime.parts import Parts
 from dasheng_edge.runtime.verify import read_golden, verify_bundle
 
 from .calibration import Calibration, calibrate_on, golden_features

@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dasheng_edge.runtime.captioner import Parts
 from dasheng_edge.runtime.decoder import Decoder, Embeddings
 from dasheng_edge.runtime.errors import QuantizeError
 from dasheng_edge.runtime.llama import Watch
+from dasheng_edge.runtime.parts import Parts
 from dasheng_edge.runtime.prompt import Audio
 
 from .gguf_file import gguf_tensors

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .bundle import Bundle as Bundle
     from .bundle import Manifest as Manifest
-    from .captioner import Caption as Caption
+    from .caption import Caption as Caption
     from .captioner import Captioner as Captioner
     from .embedder import Embedder as Embedder
     from .embedder import Embedding as Embedding
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Bundle": "bundle",
     "Manifest": "bundle",
-    "Caption": "captioner",
+    "Caption": "caption",
     "Captioner": "captioner",
     "DashengEdgeError": "errors",
     "Embedder": "embedder",

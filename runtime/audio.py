@@ -10,6 +10,7 @@ import io
 import os
 import struct
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, cast
@@ -24,7 +25,9 @@ from numpy.typing import NDArray
 from .errors import AudioDecodeError, AudioEmptyError, AudioError, AudioNotFoundError
 
 Waveform: TypeAlias = NDArray[np.float32]
-AudioSource: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | tuple[Any, int]"
+AudioSource: TypeAlias = (
+    "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | tuple[Any, int] | ReadAudio"
+)
 
 BLOCK_S = 1.0  # seconds that are handed to the resampler at once; FFmpeg's frames are 20 to 100 ms
 RATES_HZ = (1_000, 768_000)  # beyond these a sample rate is a mistake
@@ -35,6 +38,14 @@ LENGTH_SLACK_S = {"flac": 0.01, "ogg": 0.25, "matroska,webm": 0.25, "mov,mp4,m4a
 
 MP3_SLACK_S = 0.5  # FFmpeg estimates the length of many MP3 files from their size, with tags counted as audio
 WAV_SIZE_UNKNOWN = 0x7F000000  # recorders that cannot go back and fill the size in state 2 GiB or more, or 0
+
+
+@dataclass(frozen=True)
+class ReadAudio:
+    """What `read_audio` gave already, float32 [n] at the rate that is asked for, and how long that took."""
+
+    samples: Waveform
+    reading_ms: float
 
 
 class _PipeReader:
@@ -54,7 +65,8 @@ def read_audio(source: AudioSource, *, sample_rate_hz: int = 16_000) -> Iterator
     """Decode, mix down and resample `source`; yields non-empty float32 [n] blocks, full scale = 1.
 
     Channels are averaged. A video's first audio track is read. Of a file object, a seekable one is read from
-    its start and any other from where it stands; neither is closed. Arrays come as `(array, sample_rate)`:
+    its start and any other from where it stands; neither is closed. Arrays come as `(array, sample_rate)`, or as
+    `(iterator of arrays, sample_rate)` where they are recorded meanwhile:
 
     - [n], [n, channels] or [channels, n]; the shorter axis holds the channels, a square is [n, channels];
     - floats with full scale 1, or int16, int32, int8 and uint8 (128 is zero), which are scaled to that.
@@ -66,6 +78,9 @@ def read_audio(source: AudioSource, *, sample_rate_hz: int = 16_000) -> Iterator
         AudioEmptyError: no samples.
         AudioError: of a type, shape, dtype or sample rate that is not audio, or NaN or infinite.
     """
+    if isinstance(source, ReadAudio):
+        yield source.samples
+        return
     name = describe_audio(source)
     samples = 0
     blocks = _array_blocks(*source) if isinstance(source, tuple) and len(source) == 2 else _file_blocks(source, name)
@@ -83,7 +98,7 @@ def describe_audio(source: object) -> str:
         return os.fspath(source)
     if isinstance(source, (bytes, bytearray, memoryview)):
         return f"audio of {len(source)} bytes"
-    if isinstance(source, tuple):
+    if isinstance(source, (tuple, ReadAudio)):
         return "the audio array"
     name = getattr(source, "name", None)
     return name if isinstance(name, str) else "the audio stream"
@@ -127,6 +142,11 @@ def _gathered(blocks: Iterable[Waveform], size: int) -> Iterator[Waveform]:
 
 def _array_blocks(array: object, rate: object) -> Iterator[tuple[int, Waveform]]:
     checked = _checked_rate(rate, "the audio array")
+    for one in array if isinstance(array, Iterator) else (array,):
+        yield from _array_block(one, checked)
+
+
+def _array_block(array: object, checked: int) -> Iterator[tuple[int, Waveform]]:
     samples = np.asarray(array)
     if samples.dtype.kind == "i" and samples.dtype.itemsize > 4:
         raise AudioError(

@@ -4,191 +4,23 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
-from typing import Literal
 
-import numpy as np
-
-from .audio import AudioSource, Waveform, describe_audio, read_audio
-from .bundle import DECODER, PROJECTOR, Bundle, Sampling
-from .decoder import Decoder, Embeddings
-from .devices import Device, checked_device, checked_threads
-from .embedder import AudioParts
-from .encoder import Projector
-from .errors import AudioTooLongError, CaptionerBusyError, PromptError
+from .audio import AudioSource
+from .batch import DEFAULT_BATCH, caption_together
+from .batch_decoder import MOST_SEQUENCES
+from .bundle import Bundle, Sampling
+from .caption import Caption, CaptionStream
+from .devices import Device
+from .errors import CaptionerBusyError, PromptError
+from .parts import Parts
 from .prefix_cache import PrefixCache, cache_folder, prefix_model
-from .prompt import PromptBuilder, Segment, Text
-from .text_model import Tokens
-
-
-@dataclass(frozen=True)
-class Timings:
-    """Wall-clock time of one caption by stage, in milliseconds."""
-
-    audio_decode_ms: float  # with resampling
-    front_end_ms: float
-    encoder_ms: float
-    projector_ms: float
-    prefill_ms: float
-    first_token_ms: float  # from the call to the first token, all of the above included
-    decode_ms: float  # from the first token to the last
-    total_ms: float
-    decode_tokens: int  # that were generated in `decode_ms`: all but the first
-
-    @property
-    def tokens_per_s(self) -> float:
-        """Speed of generation; 0 where only one token was generated."""
-        return 1000.0 * self.decode_tokens / self.decode_ms if self.decode_tokens else 0.0
-
-
-@dataclass(frozen=True)
-class Caption:
-    """What the model said about one clip."""
-
-    text: str
-    tokens: Tokens  # without the token that ended generation
-    finish_reason: Literal["stop", "length"]  # the model ended by itself, or `max_new_tokens` was reached
-    audio_s: float
-    prompt_tokens: int  # text tokens of the prompt
-    audio_tokens: int  # rows of audio embeddings in the prompt
-    timings: Timings
-    warnings: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Parts:
-    """The opened sessions of a bundle."""
-
-    audio: AudioParts
-    projector: Projector
-    decoder: Decoder
-    prompts: PromptBuilder
-
-    @classmethod
-    def open(cls, bundle: Bundle, *, device: Device, threads: int | None) -> Parts:
-        """Open all parts on one device.
-
-        Raises `BundleKindError` where the bundle has no decoder, and what `onnx_session`, `Decoder.open` and
-        `PromptBuilder` raise.
-        """
-        device, threads, (stored, facts) = checked_device(device), checked_threads(threads), bundle.text_facts()
-        audio = AudioParts.open(bundle, device=device, threads=threads)
-        spec = bundle.manifest.front_end
-        projector = Projector(bundle.graph(PROJECTOR, device), spec, device=device, threads=threads)
-        decoder = Decoder.open(bundle.path(DECODER), n_threads=threads, device=device, kv_type=stored.kv_type)
-        prompts = PromptBuilder(decoder.chat_template, facts, decoder)
-        return cls(audio, projector, decoder, prompts)
-
-
-class _Stopwatch:
-    """Time by stage, in milliseconds."""
-
-    def __init__(self) -> None:
-        self._start = self._last = perf_counter()
-        self.ms: dict[str, float] = {}
-
-    def lap(self, stage: str) -> None:
-        """The time since the last lap was spent on this stage."""
-        now = perf_counter()
-        self.ms[stage] = self.ms.get(stage, 0.0) + 1000.0 * (now - self._last)
-        self._last = now
-
-    def total_ms(self) -> float:
-        """Since the start."""
-        return 1000.0 * (perf_counter() - self._start)
-
-
-@dataclass
-class _Meter:
-    """Hands audio blocks on, counts their samples and measures how long it takes to make them."""
-
-    blocks: Iterator[Waveform]
-    max_samples: int
-    too_long: str  # what to say as soon as there are more
-    samples: int = 0
-    spent_ms: float = 0.0
-
-    def __iter__(self) -> Iterator[Waveform]:
-        while True:
-            start = perf_counter()
-            block = next(self.blocks, None)
-            self.spent_ms += 1000.0 * (perf_counter() - start)
-            if block is None:
-                return
-            self.samples += len(block)
-            if self.samples > self.max_samples:
-                raise AudioTooLongError(self.too_long)
-            yield block
-
-
-def _timed(tokens: Iterator[int], taken: list[int], spent_ms: list[float]) -> Iterator[int]:
-    """Hands tokens on; notes each of them and how long it took to make."""
-    while True:
-        start = perf_counter()
-        token = next(tokens, None)
-        if token is None:
-            return
-        spent_ms.append(1000.0 * (perf_counter() - start))
-        taken.append(token)
-        yield token
-
-
-@dataclass(frozen=True)
-class _Request:
-    audio: AudioSource
-    prompt: str | None
-    system: str | None
-    max_new_tokens: int
-    sampling: Sampling
-
-
-class CaptionStream(Iterator[str]):
-    """Pieces of a caption as they are generated; once exhausted, `caption` holds the whole.
-
-    Work starts with the first piece. The captioner is busy until the stream is exhausted, closed or dropped.
-    """
-
-    def __init__(self, run: Generator[str, None, Caption]) -> None:
-        self._run = run
-        self._caption: Caption | None = None
-
-    def __next__(self) -> str:
-        try:
-            return next(self._run)
-        except StopIteration as stop:
-            self._caption = self._caption or stop.value
-            raise
-
-    def finish(self) -> Caption:
-        """Read the rest and return the whole caption.
-
-        Raises:
-            CaptionerBusyError: the stream or its captioner was closed, or an error ended it, before its end.
-        """
-        for _ in self:
-            pass
-        if self._caption is None:
-            raise CaptionerBusyError("the stream was ended before the caption was complete; start a new one")
-        return self._caption
-
-    def close(self) -> None:
-        """Stop early and free the captioner; harmless when repeated."""
-        self._run.close()
-
-    @property
-    def caption(self) -> Caption:
-        """The whole caption.
-
-        Raises:
-            RuntimeError: the stream was not read to its end.
-        """
-        if self._caption is None:
-            raise RuntimeError("the caption is complete only after the stream was read to its end")
-        return self._caption
+from .stitch import Request, Stitch, text_tokens
+from .stopwatch import Stopwatch, timed_tokens
 
 
 class Captioner:
@@ -201,9 +33,7 @@ class Captioner:
     def __init__(self, bundle: Bundle, parts: Parts) -> None:
         self.bundle = bundle
         self.parts = parts
-        decoder, _ = bundle.text_facts()
-        self.context_length = min(decoder.context_length, parts.decoder.context_length)
-        self._rate_hz = bundle.manifest.front_end.sample_rate_hz
+        self._stitch = Stitch(bundle, parts)
         self._lock = threading.Lock()
         self._streams: weakref.WeakSet[CaptionStream] = weakref.WeakSet()
         self._closed = False
@@ -276,10 +106,13 @@ class Captioner:
         system: str | None = None,
         max_new_tokens: int | None = None,
         sampling: Sampling | None = None,
+        live: bool = False,
     ) -> CaptionStream:
         """Caption one clip piece by piece. None means the bundle's default, and `system=""` no system turn.
 
-        `audio` is a path, bytes, a binary file object or `(array, sample_rate)`; see `read_audio`.
+        `audio` is a path, bytes, a binary file object, `(array, sample_rate)` or `(iterator of arrays, sample_rate)`;
+        see `read_audio`. With `live`, chunks of 10 s are encoded and prefilled while the audio comes, so that little is
+        left to do after its end; `RunningFeatures` says what that changes.
 
         Raises (here or with the first piece):
             AudioError: the audio cannot be read, or is longer than the context has room for.
@@ -288,14 +121,48 @@ class Captioner:
             DecoderError, DeviceError: llama.cpp or ONNX Runtime failed.
         """
         _, facts = self.bundle.text_facts()
-        limit = facts.max_new_tokens if max_new_tokens is None else max_new_tokens
-        if limit < 1:
-            raise PromptError(f"max_new_tokens is {limit}; expected at least 1")
-        stream = CaptionStream(self._run(_Request(audio, prompt, system, limit, sampling or facts.sampling)))
+        limit = self._limit(max_new_tokens)
+        stream = CaptionStream(self._run(Request(audio, prompt, system, limit, sampling or facts.sampling, live)))
         self._streams.add(stream)
         return stream
 
-    def _run(self, request: _Request) -> Generator[str, None, Caption]:
+    def caption_batch(
+        self,
+        clips: Sequence[AudioSource],
+        prompt: str | None = None,
+        *,
+        system: str | None = None,
+        max_new_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        batch: int = DEFAULT_BATCH,
+    ) -> list[Caption]:
+        """Caption clips, `batch` of them decoded together; arguments and errors as in `stream`.
+
+        Greedy answers are those of one by one, see `BatchDecoder`. `timings` of a clip are those of its own audio; the
+        batch's prefill and decoding are shared equally.
+        """
+        if not 1 <= batch <= MOST_SEQUENCES:
+            raise PromptError(f"batch is {batch}; expected 1 to {MOST_SEQUENCES}")
+        _, facts = self.bundle.text_facts()
+        limit = self._limit(max_new_tokens)
+        requests = [Request(audio, prompt, system, limit, sampling or facts.sampling) for audio in clips]
+        with self._busy():
+            groups = [requests[start : start + batch] for start in range(0, len(requests), batch)]
+            return [caption for group in groups for caption in caption_together(self._stitch, group)]
+
+    def _limit(self, max_new_tokens: int | None) -> int:
+        limit = self.bundle.text_facts()[1].max_new_tokens if max_new_tokens is None else max_new_tokens
+        if limit < 1:
+            raise PromptError(f"max_new_tokens is {limit}; expected at least 1")
+        return limit
+
+    def _run(self, request: Request) -> Generator[str, None, Caption]:
+        with self._busy():
+            return (yield from self._caption(request))
+
+    @contextmanager
+    def _busy(self) -> Iterator[None]:
+        """Nobody else captions meanwhile."""
         if not self._lock.acquire(blocking=False):
             raise CaptionerBusyError(
                 "the captioner is busy with another caption; finish or close that one first, "
@@ -304,86 +171,25 @@ class Captioner:
         try:
             if self._closed:
                 raise CaptionerBusyError("the captioner is closed; open a new one")
-            return (yield from self._caption(request))
+            yield
         finally:
             self._lock.release()
 
-    def _caption(self, request: _Request) -> Generator[str, None, Caption]:
-        parts, watch = self.parts, _Stopwatch()
+    def _caption(self, request: Request) -> Generator[str, None, Caption]:
+        parts, watch = self.parts, Stopwatch(request.read_ms)
         segments = parts.prompts.build(request.prompt, system=request.system)
         watch.lap("prompt")
-        meter = self._meter(request, segments)
-        embeddings = self._embed(meter, watch)
-        rows = [segment.tokens if isinstance(segment, Text) else embeddings for segment in segments]
-        parts.decoder.prefill(rows, reserve=request.max_new_tokens)
-        watch.lap("prefill")
-        before_ms = watch.total_ms()
+        meter = self._stitch.meter(request, segments)
+        audio_tokens = self._stitch.prefill(request, segments, meter, watch)
+        before_ms, waited_ms = watch.total_ms(), 1000.0 * (perf_counter() - meter.ended)
         tokens: list[int] = []
         spent_ms: list[float] = []
         pieces: list[str] = []
         generated = parts.decoder.generate(request.max_new_tokens, request.sampling)
-        for piece in parts.decoder.text_pieces(_timed(generated, tokens, spent_ms)):
+        for piece in parts.decoder.text_pieces(timed_tokens(generated, tokens, spent_ms)):
             if piece:
                 pieces.append(piece)
                 yield piece
-        ended = parts.decoder.is_end(tokens[-1])
-        return Caption(
-            text="".join(pieces),
-            tokens=tuple(tokens[:-1] if ended else tokens),
-            finish_reason="stop" if ended else "length",
-            audio_s=meter.samples / self._rate_hz,
-            prompt_tokens=_text_tokens(segments),
-            audio_tokens=len(embeddings),
-            timings=Timings(
-                audio_decode_ms=meter.spent_ms,
-                front_end_ms=watch.ms["front_end"] - meter.spent_ms,
-                encoder_ms=watch.ms["encoder"],
-                projector_ms=watch.ms["projector"],
-                prefill_ms=watch.ms["prefill"],
-                first_token_ms=before_ms + spent_ms[0],
-                decode_ms=sum(spent_ms[1:]),
-                total_ms=before_ms + sum(spent_ms),
-                decode_tokens=len(spent_ms) - 1,
-            ),
-            warnings=self._warnings(meter),
-        )
-
-    def _meter(self, request: _Request, segments: tuple[Segment, ...]) -> _Meter:
-        """The audio, which is refused as soon as it turns out to be longer than the context has room for."""
-        taken = _text_tokens(segments) + request.max_new_tokens
-        room = self.context_length - taken
-        if room < 1:
-            raise PromptError(
-                f"the prompt and {request.max_new_tokens} new tokens take {taken} positions of the decoder's "
-                f"{self.context_length} and leave none for audio; use a shorter prompt or fewer new tokens"
-            )
-        limit = self.bundle.manifest.front_end.samples_for_tokens(room)
-        too_long = (
-            f"{describe_audio(request.audio)} is longer than {limit / self._rate_hz:.1f} s, which is what "
-            f"the decoder's {self.context_length} positions hold beside the prompt; cut it into shorter pieces"
-        )
-        return _Meter(read_audio(request.audio, sample_rate_hz=self._rate_hz), limit, too_long)
-
-    def _embed(self, meter: _Meter, watch: _Stopwatch) -> Embeddings:
-        """The audio -> one row per audio token, float32 [tokens, llm_dim]."""
-        features = self.parts.audio.front_end.features(meter)
-        watch.lap("front_end")
-        encoder, projector = self.parts.audio.encoder, self.parts.projector
-        rows = []
-        for group in projector.groups(encoder.chunks(features)):
-            watch.lap("encoder")
-            rows.append(projector.embeddings(group))
-            watch.lap("projector")
-        watch.lap("encoder")  # of a last chunk that was too short for another group
-        return np.concatenate(rows)
-
-    def _warnings(self, meter: _Meter) -> tuple[str, ...]:
-        seconds, comfortable_s = meter.samples / self._rate_hz, self.bundle.text_facts()[1].comfortable_s
-        if seconds <= comfortable_s:
-            return ()
-        length = f"the audio is {seconds:.0f} s long"
-        return (f"{length}; this model's captions get worse beyond {comfortable_s:.0f} s: cut it into pieces",)
-
-
-def _text_tokens(segments: tuple[Segment, ...]) -> int:
-    return sum(len(segment.tokens) for segment in segments if isinstance(segment, Text))
+        timings = watch.timings(meter.spent_ms, before_ms, waited_ms, spent_ms)
+        counts = text_tokens(segments), audio_tokens
+        return self._stitch.result("".join(pieces), tokens, counts, meter, timings, watch.deviation_db)

@@ -38,7 +38,7 @@ class ContextOptions:
 
 
 class Context:
-    """A context of `n_ctx` positions, which all sequences share.
+    """A context of `n_ctx` positions, of which each sequence has an equal share.
 
     Raises:
         DecoderError: llama.cpp cannot make it, for lack of memory mostly.
@@ -49,7 +49,7 @@ class Context:
         self._llama, self._watch = llama, watch
         params = llama.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch = n_ctx, BATCH, BATCH
-        params.n_seq_max, params.kv_unified = options.sequences, True
+        params.n_seq_max = options.sequences  # each has its share of the positions
         params.n_outputs_max = options.outputs
         params.n_threads, params.n_threads_batch = options.n_threads, options.n_threads_batch
         params.offload_kqv = params.op_offload = options.device != "cpu"
@@ -125,10 +125,6 @@ class Context:
     def forget(self, sequence: int, start: int) -> None:
         """Remove the rows of a sequence from a position on."""
         self._llama.llama_memory_seq_rm(self._llama.llama_get_memory(self.pointer), sequence, start, -1)
-
-    def share(self, source: int, target: int, stop: int) -> None:
-        """Give a sequence the rows before `stop` of another one; they are kept once."""
-        self._llama.llama_memory_seq_cp(self._llama.llama_get_memory(self.pointer), source, target, 0, stop)
 
     def state(self, sequence: int) -> bytes:
         """Keys and values of a sequence, as llama.cpp writes them."""

@@ -107,27 +107,84 @@ class Decoder(TextModel):
             DecoderError: no rows, rows of another width or with NaN, more than `context_length`, or llama.cpp
                 failed.
         """
-        blocks = [self._checked(segment) for segment in segments if len(segment)]
+        blocks = [self.checked(segment) for segment in segments if len(segment)]
         total = sum(map(len, blocks))
         if not total:
             raise DecoderError("the prompt is empty; expected at least one token")
         self._fit(total + reserve)
         lead: Tokens = tuple(blocks[0].tolist()) if blocks[0].ndim == 1 else ()
-        same = self._reused(lead, total)
-        fresh = same < len(lead) < total
-        self._rewind(min(same, total - 1))  # the last row is decoded in any case: its logits are needed
-        self.prefilled = total - self._past
-        blocks[0] = blocks[0][self._past :]
-        for index, block in enumerate(blocks):
-            for start in range(0, len(block), BATCH):
-                rows = block[start : start + BATCH]
-                self._decode(rows, outputs=int(self._past + len(rows) == total))
-            if fresh and not index:
-                self._store(lead)
+        if len(lead) < total:
+            self.prefilled = self._lead(lead)
+            blocks = blocks[1:] if lead else blocks
+        else:
+            # The last row is decoded in any case: its logits are needed.
+            self._rewind(min(self._same(lead), total - 1))
+            self.prefilled, blocks = 0, [blocks[0][self._past :]]
+        for block in blocks:
+            self._append(block, last=self._past + len(block) == total)
         self._kept = lead
 
-    def _checked(self, segment: Tokens | Embeddings) -> NDArray[Any]:
-        """Token ids as int32 [n], or embeddings as contiguous float32 [n, n_embd]."""
+    def begin(self, lead: Tokens, *, reserve: int = 0) -> None:
+        """Decode the leading tokens of a prompt whose rest comes by `append`; there are no logits yet.
+
+        Raises what `prefill` raises.
+        """
+        self._fit(len(lead) + reserve)
+        self.prefilled = self._lead(lead)
+        self._kept = lead
+
+    def append(self, segment: Tokens | Embeddings, *, reserve: int = 0) -> None:
+        """Decode more of a prompt that `begin` or `prefill` began; its last row has logits.
+
+        Raises what `prefill` raises.
+        """
+        block = self.checked(segment)
+        if len(block):
+            lead = self._kept
+            self._fit(self._past + len(block) + reserve, keep=True)
+            self._append(block, last=True)
+            self._kept = lead
+
+    def _append(self, block: NDArray[Any], *, last: bool) -> None:
+        for start in range(0, len(block), BATCH):
+            rows = block[start : start + BATCH]
+            self._decode(rows, outputs=int(last and start + len(rows) == len(block)))
+        self.prefilled += len(block)
+
+    def _lead(self, lead: Tokens) -> int:
+        """Have exactly these rows in the cache; how many had to be decoded."""
+        same = self._same(lead)
+        state = self.prefixes.load(lead) if self.prefixes is not None and same < len(lead) else None
+        if state is not None and self._restored(lead, state):
+            return 0
+        self._rewind(same if state is None else 0)
+        rows = np.array(lead[self._past :], np.int32)
+        for start in range(0, len(rows), BATCH):
+            self._decode(rows[start : start + BATCH], outputs=0)
+        if len(rows) and self.prefixes is not None and self._context is not None and len(lead) >= LEAST_TOKENS:
+            self.prefixes.store(lead, self._context.state(0))
+        return len(rows)
+
+    def _same(self, lead: Tokens) -> int:
+        """How many leading tokens are those of the previous request."""
+        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(lead, self._kept, strict=False)))
+
+    def _restored(self, lead: Tokens, state: bytes) -> bool:
+        assert self._context is not None
+        assert self.prefixes is not None
+        self._rewind(0)
+        if not self._context.restore(0, state):
+            self.prefixes.drop(lead)
+            return False
+        self._past = len(lead)
+        return True
+
+    def checked(self, segment: Tokens | Embeddings) -> NDArray[Any]:
+        """Token ids as int32 [n], or embeddings as contiguous float32 [n, n_embd].
+
+        Raises:
+            DecoderError: rows of another width, or with NaN.
+        """
         if isinstance(segment, tuple):
             return np.array(segment, np.int32)
         if segment.ndim != 2 or segment.shape[1] != self.n_embd:
@@ -136,22 +193,6 @@ class Decoder(TextModel):
             raise DecoderError("the audio embeddings hold NaN or infinity; run `dasheng-edge verify` on the bundle")
         return np.ascontiguousarray(segment, np.float32)
 
-    def _reused(self, lead: Tokens, total: int) -> int:
-        """How many leading tokens are in the cache, or were put there from what was kept."""
-        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(lead, self._kept, strict=False)))
-        state = self.prefixes.load(lead) if self.prefixes is not None and same < len(lead) < total else None
-        if state is None or self._context is None or self.prefixes is None:
-            return same
-        self._rewind(0)
-        if self._context.restore(0, state):
-            return len(lead)
-        self.prefixes.drop(lead)
-        return 0
-
-    def _store(self, lead: Tokens) -> None:
-        if self.prefixes is not None and self._context is not None and len(lead) >= LEAST_TOKENS:
-            self.prefixes.store(lead, self._context.state(0))
-
     def _rewind(self, rows: int) -> None:
         """Keep the first `rows` rows of the cache; `_kept` stays empty until a prefill has succeeded."""
         assert self._context is not None
@@ -159,8 +200,8 @@ class Decoder(TextModel):
         self._context.forget(0, rows)
         self._past = rows
 
-    def _fit(self, rows: int) -> None:
-        """Make sure that the context holds so many rows."""
+    def _fit(self, rows: int, *, keep: bool = False) -> None:
+        """Make sure that the context holds so many rows; `keep` carries those that there are over to a larger one."""
         if rows > self.context_length:
             raise DecoderError(
                 f"the request needs {rows} positions, the decoder has {self.context_length}; "
@@ -168,12 +209,25 @@ class Decoder(TextModel):
             )
         if rows <= self.n_ctx:
             return
-        if not self._free_model.alive:
-            raise DecoderError("the decoder is closed; open it again")
         doubled = max(rows, 2 * self.n_ctx, self._first_ctx)
         wanted = min(-(-doubled // CONTEXT_STEP) * CONTEXT_STEP, max(rows, self.context_length))
+        past, state = (self._past, self._context.state(0)) if keep and self._context and self._past else (0, b"")
         self._drop_context()  # before the new one is made: the two may not fit into memory together
-        self._context = Context(self._model, wanted, self.options, self._watch)
+        self._context = self.new_context(wanted, self.options)
+        if past:
+            if not self._context.restore(0, state):
+                raise DecoderError(f"llama.cpp cannot carry {past} rows over to a larger context; use shorter audio")
+            self._past = past
+
+    def new_context(self, n_ctx: int, options: ContextOptions) -> Context:
+        """A context on these weights.
+
+        Raises:
+            DecoderError: the decoder is closed, or llama.cpp cannot make it.
+        """
+        if not self._free_model.alive:
+            raise DecoderError("the decoder is closed; open it again")
+        return Context(self._model, n_ctx, options, self._watch)
 
     def _decode(self, rows: NDArray[Any], *, outputs: int) -> None:
         """Decode int32 [n] tokens or float32 [n, n_embd] embeddings at the end of the sequence, n <= BATCH.

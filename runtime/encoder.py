@@ -40,26 +40,27 @@ class Encoder:
         """The spectrograms of a clip -> float32 [patches, audio_dim]."""
         return np.concatenate(list(self.chunks(features)))
 
-    def chunks(self, features: Features) -> Iterator[NDArray[np.float32]]:
-        """As `patches`, but one chunk after another."""
-        for feed in chunk_feeds(self.spec, features):
+    def chunks(self, features: Features, first: int = 0) -> Iterator[NDArray[np.float32]]:
+        """As `patches`, but one chunk after another; `first` is where in its clip the first patch lies."""
+        for feed in chunk_feeds(self.spec, features, first):
             yield run_graph(self._session, feed)[0]
 
 
-def chunk_feeds(spec: FrontEndSpec, features: Features) -> Iterator[dict[str, NDArray[Any]]]:
-    """What the encoder's graph is given for each chunk of a clip."""
+def chunk_feeds(spec: FrontEndSpec, features: Features, first: int = 0) -> Iterator[dict[str, NDArray[Any]]]:
+    """What the encoder's graph is given for each chunk of a clip, of which the first patches may have gone before."""
     for start, stop in spec.chunks_of(features.log_mel.shape[1] // spec.patch_frames):
         # The frames behind that fill no patch are left to the chunk.
         frames = slice(start * spec.patch_frames, start * spec.patch_frames + spec.chunk_frames)
         feed: dict[str, NDArray[Any]] = {"log_mel": np.ascontiguousarray(features.log_mel[None, :, frames])}
+        place, size = first + start, stop - start  # of the chunk in its clip
         if spec.pads_last_chunk:
-            feed["padded_patches"] = np.array([spec.chunk_patches if start else stop], np.int64)
+            feed["padded_patches"] = np.array([spec.chunk_patches if place else size], np.int64)
         else:
-            valid = min(max(spec.valid_patches_of(features.samples) - start, 0), stop - start)
+            valid = min(max(spec.valid_patches_of(features.samples) - place, 0), size)
             feed["valid_patches"] = np.array([valid], np.int64)
             if features.acoustic is not None:
                 feed["acoustic_mel"] = np.ascontiguousarray(features.acoustic[None, :, frames])
-                feed["kept_patches"] = np.array([valid if start else stop], np.int64)
+                feed["kept_patches"] = np.array([valid if place else size], np.int64)
         yield feed
 
 

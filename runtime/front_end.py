@@ -6,7 +6,7 @@ the prompt reserves audio tokens by it and the exporter sizes its graphs by it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -153,7 +153,7 @@ class FrontEnd:
         outputs = ("log_mel", "acoustic_mel") if spec.acoustic else ("log_mel",)
         check_graph(self._session, path, ("waveform",), outputs)
         n_fft = max(spec.n_fft, spec.acoustic.n_fft) if spec.acoustic else spec.n_fft
-        self._edge_frames = -(-n_fft // (2 * spec.hop_length))  # frames that a reflection reaches: 2, or 4 of 1024
+        self.edge_frames = -(-n_fft // (2 * spec.hop_length))  # frames that a reflection reaches: 2, or 4 of 1024
 
     def features(self, blocks: Iterable[NDArray[np.float32]]) -> Features:
         """Waveform blocks float32 [n] of one clip -> its spectrograms.
@@ -163,29 +163,18 @@ class FrontEnd:
         Raises:
             DeviceError: ONNX Runtime failed.
         """
-        spec = self.spec
-        context = self._edge_frames + self.CUTS
-        parts: list[list[NDArray[np.float32]]] = []  # each a list of what the graph returns
-        waveform = np.zeros(0, np.float32)  # from frame `start` on
-        start = done = samples = 0  # frames cut off in front, frames computed, samples seen
-        for block in blocks:
-            waveform = np.concatenate([waveform, block])
-            samples += len(block)
-            while len(waveform) >= (done - start + self.BLOCK_FRAMES + context) * spec.hop_length:
-                parts.append(self._frames(waveform, done - start, self.BLOCK_FRAMES))
-                done += self.BLOCK_FRAMES
-                keep = max(0, done - context)
-                waveform = waveform[(keep - start) * spec.hop_length :]
-                start = keep
-        if samples < spec.min_samples:
-            waveform = np.pad(waveform, (0, spec.min_samples - samples))
-            samples = spec.min_samples
-        parts.append(self._frames(waveform, done - start, spec.frames_of(samples) - done))
+        stream = FrameStream(self, self.BLOCK_FRAMES)
+        parts = [part for block in blocks for part in stream.push(block)]
+        parts.append(stream.end())
         log_mel, *others = (np.concatenate(part, axis=1) for part in zip(*parts, strict=True))
-        limited = np.maximum(log_mel, log_mel.max() - np.float32(spec.top_db))
-        return Features(limited, others[0] if others else None, samples)
+        limited = np.maximum(log_mel, log_mel.max() - np.float32(self.spec.top_db))
+        return Features(limited, others[0] if others else None, stream.samples)
 
-    def _frames(self, waveform: NDArray[np.float32], first: int, count: int) -> list[NDArray[np.float32]]:
+    def running(self, blocks: Iterable[NDArray[np.float32]]) -> RunningFeatures:
+        """As `features`, but chunk by chunk while the blocks come; see `RunningFeatures` for what that changes."""
+        return RunningFeatures(self, blocks)
+
+    def frames(self, waveform: NDArray[np.float32], first: int, count: int) -> list[NDArray[np.float32]]:
         """Frames [first, first + count) of a stretch of the clip, one array for each output of the graph.
 
         The stretch starts on a frame's centre.
@@ -193,13 +182,13 @@ class FrontEnd:
         hop = self.spec.hop_length
         results: list[NDArray[np.float32]] = []
         begin = 0
-        for cut in range(self._edge_frames, self._edge_frames + self.CUTS):
+        for cut in range(self.edge_frames, self.edge_frames + self.CUTS):
             begin = max(0, first - cut)
             end = min(len(waveform), (first + count - 1 + cut) * hop)
             results = self._run(waveform[None, begin * hop : end])
             log_mel = results[0]
-            true = self._edge_frames if begin else 0
-            last = log_mel.shape[-1] - (0 if end == len(waveform) else self._edge_frames)
+            true = self.edge_frames if begin else 0
+            last = log_mel.shape[-1] - (0 if end == len(waveform) else self.edge_frames)
             kept = log_mel[0, :, first - begin : first - begin + count]
             raised = kept.min() < log_mel.max() - self.spec.top_db + 1e-3  # dB, more than float32 rounds
             if not raised or log_mel.max() <= log_mel[0, :, true:last].max():
@@ -216,3 +205,71 @@ class FrontEnd:
                 "free memory, or choose another device"
             ) from error
         return outputs
+
+
+class FrameStream:
+    """Frames of one clip, `size` at a time while its waveform comes; each a list of what the graph returns."""
+
+    def __init__(self, front_end: FrontEnd, size: int) -> None:
+        self.samples = 0  # that were seen, and at the end those of the silence that a short clip is padded with
+        self._front_end, self._size = front_end, size
+        self._context = front_end.edge_frames + front_end.CUTS
+        self._waveform = np.zeros(0, np.float32)  # from frame `start` on
+        self._start = self._done = 0  # frames cut off in front, frames computed
+
+    def push(self, block: NDArray[np.float32]) -> Iterator[list[NDArray[np.float32]]]:
+        """Take float32 [n] samples, and give what is complete: [bands, size] of each output."""
+        hop = self._front_end.spec.hop_length
+        self._waveform = np.concatenate([self._waveform, block])
+        self.samples += len(block)
+        while len(self._waveform) >= (self._done - self._start + self._size + self._context) * hop:
+            yield self._front_end.frames(self._waveform, self._done - self._start, self._size)
+            self._done += self._size
+            keep = max(0, self._done - self._context)
+            self._waveform = self._waveform[(keep - self._start) * hop :]
+            self._start = keep
+
+    def end(self) -> list[NDArray[np.float32]]:
+        """The frames that are left, at least one."""
+        spec = self._front_end.spec
+        if self.samples < spec.min_samples:
+            self._waveform = np.pad(self._waveform, (0, spec.min_samples - self.samples))
+            self.samples = spec.min_samples
+        count = spec.frames_of(self.samples) - self._done
+        return self._front_end.frames(self._waveform, self._done - self._start, count)
+
+
+class RunningFeatures(Iterator[tuple[Features, int]]):
+    """Features chunk by chunk while a clip comes, each with its first patch.
+
+    Of the whole clip, the log-mel is raised where it lies more than top_db below the loudest bin. What comes later is
+    not known yet, so here it is the loudest bin so far: where the clip gets louder by d dB afterwards, quiet bins lie
+    up to d dB lower than in the whole clip. `deviation_db` is the most that happened, 0 where the numbers are the same.
+    """
+
+    def __init__(self, front_end: FrontEnd, blocks: Iterable[NDArray[np.float32]]) -> None:
+        self.deviation_db = 0.0
+        self._spec = front_end.spec
+        self._parts = self._computed(FrameStream(front_end, front_end.spec.chunk_frames), blocks)
+        self._loudest = -np.inf
+        self._lowest = np.inf
+        self._patches = 0
+
+    def __next__(self) -> tuple[Features, int]:
+        (log_mel, *others), samples = next(self._parts)
+        self._loudest = max(self._loudest, float(log_mel.max()))
+        floor = self._loudest - self._spec.top_db
+        self.deviation_db = max(self.deviation_db, floor - self._lowest)
+        limited = np.maximum(log_mel, np.float32(floor))
+        self._lowest = min(self._lowest, float(limited.min()))
+        first, self._patches = self._patches, self._patches + log_mel.shape[1] // self._spec.patch_frames
+        return Features(limited, others[0] if others else None, samples), first
+
+    @staticmethod
+    def _computed(
+        stream: FrameStream, blocks: Iterable[NDArray[np.float32]]
+    ) -> Iterator[tuple[list[NDArray[np.float32]], int]]:
+        for block in blocks:
+            for part in stream.push(block):
+                yield part, stream.samples
+        yield stream.end(), stream.samples

@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .bundle import GOLDEN, Bundle, Tolerances
-from .captioner import Parts
 from .devices import Device
 from .embedder import AudioParts
 from .errors import BundleFileError, DashengEdgeError, DecoderError, DeviceError, PromptError
+from .parts import Parts
 from .prompt import Audio, Segment
 
 Array = NDArray[np.float32]

@@ -14,7 +14,8 @@ import pytest
 from numpy.typing import NDArray
 
 from dasheng_edge.runtime.bundle import Bundle, Sampling
-from dasheng_edge.runtime.captioner import Captioner, Timings
+from dasheng_edge.runtime.caption import Timings
+from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.errors import (
     AudioDecodeError,
     AudioEmptyError,
@@ -98,7 +99,7 @@ def test_timings_add_up(captioner: Captioner, clip: Path) -> None:
     assert sum(stages[part] for part in parts) <= timings.first_token_ms <= timings.total_ms
     assert timings.first_token_ms + timings.decode_ms == pytest.approx(timings.total_ms)
     assert timings.tokens_per_s == pytest.approx(1000 * timings.decode_tokens / timings.decode_ms)
-    assert Timings(0, 0, 0, 0, 0, 0, 0, 0, decode_tokens=0).tokens_per_s == 0
+    assert Timings(0, 0, 0, 0, 0, 0, 0, 0, 0, decode_tokens=0).tokens_per_s == 0
 
 
 def test_a_stream_gives_the_caption_in_pieces(captioner: Captioner, clip: Path) -> None:

@@ -19,10 +19,10 @@ from dasheng_edge.quant.imatrix_file import read_imatrix, write_imatrix
 from dasheng_edge.quant.importance import CHUNK_ROWS, audio_importance, input_of, text_importance, unused
 from dasheng_edge.quant.quantizer import Guidance, quantize
 from dasheng_edge.runtime.bundle import DECODER, Bundle
-from dasheng_edge.runtime.captioner import Parts
 from dasheng_edge.runtime.decoder import Decoder
 from dasheng_edge.runtime.errors import DecoderError, QuantizeError
 from dasheng_edge.runtime.llama import Watch
+from dasheng_edge.runtime.parts import Parts
 from dasheng_edge.runtime.prompt import Audio
 from tests.whole_decoder import whole_decoder
 

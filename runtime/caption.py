@@ -1,0 +1,90 @@
+"""What captioning gives: the text, how it came about, and how long each stage took."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from .errors import CaptionerBusyError
+from .text_model import Tokens
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Wall-clock time of one caption by stage, in milliseconds."""
+
+    audio_decode_ms: float  # with resampling
+    front_end_ms: float
+    encoder_ms: float
+    projector_ms: float
+    prefill_ms: float
+    first_token_ms: float  # from the call to the first token, all of the above included
+    after_audio_ms: float  # from the last sample to the first token
+    decode_ms: float  # from the first token to the last
+    total_ms: float
+    decode_tokens: int  # that were generated in `decode_ms`: all but the first
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Speed of generation; 0 where only one token was generated."""
+        return 1000.0 * self.decode_tokens / self.decode_ms if self.decode_tokens else 0.0
+
+
+@dataclass(frozen=True)
+class Caption:
+    """What the model said about one clip."""
+
+    text: str
+    tokens: Tokens  # without the token that ended generation
+    finish_reason: Literal["stop", "length"]  # the model ended by itself, or `max_new_tokens` was reached
+    audio_s: float
+    prompt_tokens: int  # text tokens of the prompt
+    audio_tokens: int  # rows of audio embeddings in the prompt
+    timings: Timings
+    warnings: tuple[str, ...] = ()
+
+
+class CaptionStream(Iterator[str]):
+    """Pieces of a caption as they are generated; once exhausted, `caption` holds the whole.
+
+    Work starts with the first piece. The captioner is busy until the stream is exhausted, closed or dropped.
+    """
+
+    def __init__(self, run: Generator[str, None, Caption]) -> None:
+        self._run = run
+        self._caption: Caption | None = None
+
+    def __next__(self) -> str:
+        try:
+            return next(self._run)
+        except StopIteration as stop:
+            self._caption = self._caption or stop.value
+            raise
+
+    def finish(self) -> Caption:
+        """Read the rest and return the whole caption.
+
+        Raises:
+            CaptionerBusyError: the stream or its captioner was closed, or an error ended it, before its end.
+        """
+        for _ in self:
+            pass
+        if self._caption is None:
+            raise CaptionerBusyError("the stream was ended before the caption was complete; start a new one")
+        return self._caption
+
+    def close(self) -> None:
+        """Stop early and free the captioner; harmless when repeated."""
+        self._run.close()
+
+    @property
+    def caption(self) -> Caption:
+        """The whole caption.
+
+        Raises:
+            RuntimeError: the stream was not read to its end.
+        """
+        if self._caption is None:
+            raise RuntimeError("the caption is complete only after the stream was read to its end")
+        return self._caption
