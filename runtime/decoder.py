@@ -28,7 +28,7 @@ Embeddings: TypeAlias = NDArray[np.float32]
 
 ARCHITECTURES = ("qwen2", "qwen3")  # one position per row; qwen2vl and its kind need four
 SCORED_ROWS = 64  # rows with logits per llama_decode call in `score`; at 152,064 tokens, 39 MB
-FIRST_CONTEXT = 2048  # positions, which hold about 6 minutes of audio
+FIRST_CONTEXT = 512  # positions: half a minute of audio and an answer; keys and values of all are allocated at once
 CONTEXT_STEP = 256  # llama.cpp rounds the context up to a multiple of this
 _GREEDY = Sampling()
 

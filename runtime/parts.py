@@ -12,6 +12,9 @@ from .encoder import Projector
 from .prompt import PromptBuilder
 
 
+FLOAT_TYPES = ("F32", "F16", "BF16")  # that llama.cpp computes with as they are in the file
+
+
 @dataclass(frozen=True)
 class Parts:
     """The opened sessions of a bundle."""
@@ -32,6 +35,9 @@ class Parts:
         audio = AudioParts.open(bundle, device=device, threads=threads)
         spec = bundle.manifest.front_end
         projector = Projector(bundle.graph(PROJECTOR, device), spec, device=device, threads=threads)
-        decoder = Decoder.open(bundle.path(DECODER), n_threads=threads, device=device, kv_type=stored.kv_type)
+        decoder = Decoder.open(
+            bundle.path(DECODER), n_threads=threads, device=device, kv_type=stored.kv_type,
+            repack=stored.precision not in FLOAT_TYPES,
+        )  # fmt: skip
         prompts = PromptBuilder(decoder.chat_template, facts, decoder)
         return cls(audio, projector, decoder, prompts)

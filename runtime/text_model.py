@@ -20,13 +20,15 @@ from .llama import llama_cpp_library, llama_log, pointer
 Tokens: TypeAlias = tuple[int, ...]
 
 _SPECIAL_IDS = {"bos_token": "bos_token", "eos_token": "eos_token", "pad_token": "padding_token"}  # name -> GGUF's
+_LOAD_READ, _LOAD_MAPPED = 0, 1  # enum llama_load_mode
 _ATTR_CONTROL, _ATTR_USER_DEFINED = 1 << 3, 1 << 4  # enum llama_token_attr
 
 
 def load_model(path: str | Path, device: Device, *, repack: bool) -> Any:
     """A `llama_model` of a GGUF file; `cuda` puts all layers on the GPU.
 
-    `repack` lets llama.cpp copy weights into layouts that compute faster; without, they stay in the file's pages.
+    `repack` lets llama.cpp copy weights into layouts that compute faster; the file is read, since a map of it would stay
+    in memory beside the copies. Without, weights stay in the file's pages.
 
     Raises:
         MissingExtraError: llama-cpp-python is not installed.
@@ -45,6 +47,7 @@ def load_model(path: str | Path, device: Device, *, repack: bool) -> Any:
     # llama.cpp's AMX kernels end the process on quantized weights (ggml-org/llama.cpp#20824). The switch
     # that keeps weights out of their layout turns off repacking too, so it is left on elsewhere.
     params.use_extra_bufts = repack and b"AMX_INT8 = 1" not in llama.llama_print_system_info()
+    params.load_mode = _LOAD_READ if repack and device == "cpu" else _LOAD_MAPPED
     log.lines.clear()
     model = llama.llama_model_load_from_file(os.fsencode(path), params)
     if not model:
