@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 import time
@@ -18,15 +17,15 @@ from pathlib import Path
 import numpy as np
 
 from dasheng_edge.runtime.bundle import CUDA_GRAPHS, DECODER, ENCODER, FRONT_END, PROJECTOR, Bundle
-from dasheng_edge.runtime.captioner import Caption, Captioner
+from dasheng_edge.runtime.caption import Caption
+from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.errors import QuantizeError
+from dasheng_edge.runtime.meters import EnergyMeter, peak_rss_bytes
 
 from .clips import Clip
 from .record import Cost, Quantiles
 
 MEASURED_CLIPS = 20
-_ENERGY = Path("/sys/class/powercap/intel-rapl:0/energy_uj")
-_STATUS = Path("/proc/self/status")
 
 
 @dataclass(frozen=True)
@@ -124,14 +123,14 @@ def main() -> int:
         limit = request["max_new_tokens"]
         first, prompt = clips[0]
         captioner.caption((first.read(rate), rate), prompt, max_new_tokens=limit)
-        energy = _energy_j()
+        energy = EnergyMeter()
         captions: list[Caption] = []
         prefill: list[float] = []
         for clip, prompt in clips:
             caption = captioner.caption((clip.read(rate), rate), prompt, max_new_tokens=limit)
             captions.append(caption)
             prefill.append(1000 * captioner.parts.decoder.prefilled / caption.timings.prefill_ms)
-        spent = _energy_j()
+        energy_j = energy.joules()
     times = [caption.timings for caption in captions]
     found = Measurement(
         load_ms,
@@ -141,27 +140,11 @@ def main() -> int:
         [one.tokens_per_s for one in times if one.decode_tokens],
         sum(one.total_ms for one in times),
         sum(caption.audio_s for caption in captions),
-        _peak_rss_bytes(),
-        None if energy is None or spent is None or spent < energy else spent - energy,
+        peak_rss_bytes(),
+        energy_j,
     )
     print(json.dumps(asdict(found)))  # noqa: T201  # how the parent gets it
     return 0
-
-
-def _energy_j() -> float | None:
-    """The processor package's energy counter; None where it cannot be read."""
-    try:
-        return int(_ENERGY.read_text()) / 1e6
-    except (OSError, ValueError):
-        return None
-
-
-def _peak_rss_bytes() -> int | None:
-    try:
-        found = re.search(r"VmHWM:\s*(\d+) kB", _STATUS.read_text())
-    except OSError:
-        return None
-    return int(found[1]) * 1024 if found else None
 
 
 if __name__ == "__main__":

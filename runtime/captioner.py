@@ -21,6 +21,7 @@ from .parts import Parts
 from .prefix_cache import PrefixCache, cache_folder, prefix_model
 from .stitch import Request, Stitch, text_tokens
 from .stopwatch import Stopwatch, timed_tokens
+from .tuned import tuned_for
 
 
 class Captioner:
@@ -47,14 +48,15 @@ class Captioner:
         threads: int | None = None,
         check_sha256: bool = True,
     ) -> Captioner:
-        """Open a bundle; `threads` None means one for each usable core.
+        """Open a bundle; `threads` None means what `dasheng-edge tune` chose here, or one for each usable core.
 
         `check_sha256=False` saves reading every file once more; sizes are checked in any case.
         Raises what `Bundle.open` and `Parts.open` raise, all of them `DashengEdgeError`.
         """
         bundle = Bundle.open(path, check_sha256=check_sha256)
-        parts = Parts.open(bundle, device=device, threads=threads)
-        parts.decoder.prefixes = PrefixCache(cache_folder(), prefix_model(bundle, device))
+        tuned = tuned_for(bundle) if threads is None and device == "cpu" else None
+        parts = Parts.open(bundle, device=device, threads=threads, choice=tuned)
+        parts.decoder.prefixes = PrefixCache(cache_folder(), prefix_model(bundle, parts.decoder.options))
         return cls(bundle, parts)
 
     def __enter__(self) -> Captioner:

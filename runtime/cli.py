@@ -8,11 +8,9 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import io
-import json
 import math
 import signal
 import sys
-from collections.abc import Iterator
 from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import version
@@ -23,26 +21,27 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer.core import TyperGroup
 
-from .devices import Device
-from .errors import AudioError, BundleVerifyError, DashengEdgeError, DecoderError, DeviceError
+from . import speed_cli
+from .caption_cli import caption
+from .cli_parts import (
+    AudioArgument,
+    BundleArgument,
+    DeviceOption,
+    JsonOption,
+    Sha256Option,
+    ThreadsOption,
+    check_stdin,
+    print_json,
+    print_table,
+)
+from .errors import BundleVerifyError, DashengEdgeError
 
 if TYPE_CHECKING:
-    from .bundle import Sampling
-    from .captioner import Caption, Captioner, CaptionStream
     from .doctor import DoctorReport
     from .verify import Seam, VerifyReport
 
 # Commands of the other packages, loaded by name: the runtime must not import upwards.
 COMMAND_MODULES = ("dasheng_edge.export.cli", "dasheng_edge.quant.cli")
-
-BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder made by `dasheng-edge export`.")]
-AudioArgument = Annotated[list[str], typer.Argument(metavar="AUDIO", help="Audio or video files; - is stdin.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
-DeviceOption = Annotated[Device, typer.Option(help="Where all parts run; fails if it is not there.")]
-ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads; default: one per usable core.")]
-Sha256Option = Annotated[
-    bool, typer.Option("--check-sha256/--no-check-sha256", help="Check the content of all files first.")
-]
 
 
 class _Group(TyperGroup):
@@ -65,6 +64,7 @@ def build_app() -> typer.Typer:
     app.callback()(_root)
     for command in (caption, embed, verify, info, doctor):
         app.command()(command)
+    speed_cli.register(app)
     for name in COMMAND_MODULES:
         if find_spec(name) is not None:
             import_module(name).register(app)
@@ -106,119 +106,6 @@ def _root(
     """Captions audio, answers questions about it and embeds it, offline: MiDashengLM in ONNX Runtime and llama.cpp."""
 
 
-def caption(
-    bundle: BundleArgument,
-    audio: AudioArgument,
-    *,
-    prompt: Annotated[str | None, typer.Option(help="What to ask; default: the bundle's prompt.")] = None,
-    system: Annotated[str | None, typer.Option(help="System text; '' for none. Default: the bundle's.")] = None,
-    stream: Annotated[bool, typer.Option("--stream", help="Print the text while it is generated.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per file.")] = False,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer; default: the bundle's.")] = None,
-    temperature: Annotated[float | None, typer.Option(min=0.0, help="0 is greedy. Default: the bundle's.")] = None,
-    top_k: Annotated[int | None, typer.Option(min=0, help="Sample from the k likeliest tokens; 0: all.")] = None,
-    top_p: Annotated[float | None, typer.Option(max=1.0, help="Sample from this share of probability.")] = None,
-    min_p: Annotated[
-        float | None, typer.Option(min=0.0, max=1.0, help="... and from at least this of the best.")
-    ] = None,
-    repetition_penalty: Annotated[float | None, typer.Option(help="1 is none.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the sampling.")] = None,
-    device: DeviceOption = "cpu",
-    threads: ThreadsOption = None,
-    check_sha256: Sha256Option = True,
-) -> None:
-    """Caption audio files, or ask about them with --prompt.
-
-    A file that cannot be read costs one line on stderr and exit code 1; the others are still captioned.
-    """
-    if stream and as_json:
-        raise typer.BadParameter("--stream prints text and --json prints objects; choose one")
-    _check_stdin(audio)
-    from .captioner import Captioner
-
-    options = {
-        "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
-        "repetition_penalty": repetition_penalty, "seed": seed,
-    }  # fmt: skip
-    with Captioner.open(bundle, device=device, threads=threads, check_sha256=check_sha256) as captioner:
-        sampling = _sampling(captioner, options)
-        failed = 0
-        for name in audio:
-            run = captioner.stream(
-                sys.stdin.buffer if name == "-" else name,
-                prompt, system=system, max_new_tokens=max_new_tokens, sampling=sampling,
-            )  # fmt: skip
-            failed += not _print_caption(run, name, stream=stream, as_json=as_json, alone=len(audio) == 1)
-    if failed:
-        raise typer.Exit(1)
-
-
-def _check_stdin(audio: list[str]) -> None:
-    if "-" in audio and sys.stdin is None:
-        raise typer.BadParameter("stdin (-) is closed; pipe audio into the command or name a file")
-    if audio.count("-") > 1:
-        raise typer.BadParameter("stdin (-) can be read only once")
-
-
-def _sampling(captioner: Captioner, options: dict[str, float | None]) -> Sampling:
-    """The bundle's sampling with the options that were given."""
-    from pydantic import ValidationError
-
-    from .bundle import Sampling
-
-    given = {name: value for name, value in options.items() if value is not None}
-    try:
-        _, facts = captioner.bundle.text_facts()
-        return Sampling.model_validate(facts.sampling.model_dump() | given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise typer.BadParameter(f"--{str(first['loc'][0]).replace('_', '-')}: {first['msg']}") from error
-
-
-def _print_caption(run: CaptionStream, name: str, *, stream: bool, as_json: bool, alone: bool) -> bool:
-    """Caption one file and print it; False if the file cannot be captioned, which is printed too."""
-    label = "" if alone or as_json else f"{name}: "
-    try:
-        if stream:
-            _print_pieces(run, label)
-        result = run.finish()
-    except (AudioError, DecoderError, DeviceError) as error:
-        if as_json:
-            _print_json({"audio": name, "error": str(error), "error_type": type(error).__name__})
-        typer.echo(f"error: {error}", err=True)
-        return False
-    if as_json:
-        _print_json({"audio": name, **_caption_fields(result)})
-    elif not stream:
-        # One line per file, so that the output of several can be cut by lines.
-        typer.echo(label + (result.text if alone else " ".join(result.text.split())))
-    for warning in result.warnings:
-        typer.echo(f"warning: {name}: {warning}", err=True)
-    return True
-
-
-def _print_pieces(run: Iterator[str], label: str) -> None:
-    started = False
-    try:
-        for piece in run:
-            typer.echo(piece if started else label + piece, nl=False)
-            sys.stdout.flush()
-            started = True
-    finally:
-        if started:
-            typer.echo()
-
-
-def _caption_fields(result: Caption) -> dict[str, object]:
-    timings = {key: round(value, 3) for key, value in dataclasses.asdict(result.timings).items()}
-    speed = round(result.timings.tokens_per_s, 2)
-    return {**dataclasses.asdict(result), "timings": timings, "tokens_per_s": speed}
-
-
-def _print_json(value: object, indent: int | None = None) -> None:
-    typer.echo(json.dumps(value, ensure_ascii=False, indent=indent))
-
-
 def embed(
     bundle: BundleArgument,
     audio: AudioArgument,
@@ -238,7 +125,7 @@ def embed(
     An audio file that cannot be read costs one line on stderr and exit code 1; the others are still embedded, and
     names lists only those.
     """
-    _check_stdin(audio)
+    check_stdin(audio)
     if str(out) == "-":
         raise typer.BadParameter("an npz file cannot be written to stdout (-); name a file", param_hint="--out")
     for name in audio:
@@ -276,7 +163,7 @@ def verify(
 
     report = verify_bundle(Bundle.open(bundle), device=device, threads=threads)
     if as_json:
-        _print_json(_verify_fields(report))
+        print_json(_verify_fields(report))
     else:
         _print_verify(report)
     if failed := [seam for seam in report.seams if not seam.ok]:
@@ -317,15 +204,7 @@ def _print_verify(report: VerifyReport) -> None:
         ok = "yes" if all(seam.ok for seam in seams) else "NO"
         tolerance = f"{worst.tolerance:g} {worst.unit}"
         table.add_row(name, str(len(seams)), _number(worst), Text(worst.clip), tolerance, ok)
-    _print_table(table)
-
-
-def _print_table(table: object) -> None:
-    from rich.console import Console
-
-    console = Console()
-    # Piped, Rich assumes 80 columns and would break long values.
-    Console(width=None if console.is_terminal else 120).print(table)
+    print_table(table)
 
 
 def info(bundle: BundleArgument, as_json: JsonOption = False) -> None:
@@ -345,7 +224,7 @@ def info(bundle: BundleArgument, as_json: JsonOption = False) -> None:
         table.add_row(name, Text(text), end_section=True)
     sizes = {**{name: facts.bytes for name, facts in manifest.files.items()}, "total": manifest.total_bytes}
     table.add_row("files", Text("\n".join(f"{name}: {size / 1e6:,.3f} MB" for name, size in sizes.items())))
-    _print_table(table)
+    print_table(table)
 
 
 def doctor(as_json: JsonOption = False) -> None:
@@ -354,7 +233,7 @@ def doctor(as_json: JsonOption = False) -> None:
 
     report = examine()
     if as_json:
-        _print_json(dataclasses.asdict(report), indent=2)
+        print_json(dataclasses.asdict(report), indent=2)
     else:
         _print_doctor(report)
     if report.problems:
@@ -381,4 +260,4 @@ def _print_doctor(report: DoctorReport) -> None:
         "problems": "\n".join(report.problems) or "none",
     }.items():
         table.add_row(key, Text(value), end_section=True)
-    _print_table(table)
+    print_table(table)

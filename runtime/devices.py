@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Collection
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -18,9 +19,14 @@ if TYPE_CHECKING:
 
 Device = Literal["cpu", "cuda"]
 DEVICES: tuple[Device, ...] = get_args(Device)
+DeviceChoice = Literal["cpu", "cuda", "auto"]  # what a user may ask for: "auto" is what `choose_device` finds
 
 PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 EXTRAS: dict[Device, str] = {"cpu": "cpu", "cuda": "gpu"}  # of the package, which bring that provider
+# An ONNX graph of one node, y = x + x, both float32 [1], at opset 13: what a provider is tried with.
+_TRIAL_GRAPH = bytes.fromhex(
+    "08083a350a0e0a01780a017812017922034164641201675a0f0a0178120a0a08080112040a020801620f0a0179120a0a08080112040a02080142040a00100d"
+)
 _CPU_FOLDER = Path("/sys/devices/system/cpu")
 _CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
@@ -56,9 +62,17 @@ def usable_cores() -> int:
 
     Matrix products do not gain from a second hardware thread on a core, so siblings count once.
     """
-    logical = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    cores = {_core_of(cpu) for cpu in logical}
+    cores = {_core_of(cpu) for cpu in _logical_cpus()}
     return max(1, min(len(cores), _quota_cores()))
+
+
+def usable_hardware_threads() -> int:
+    """As `usable_cores`, but every hardware thread of a core counts."""
+    return max(1, min(len(_logical_cpus()), _quota_cores()))
+
+
+def _logical_cpus() -> Collection[int]:
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
 
 
 def _core_of(cpu: int) -> str:
@@ -92,6 +106,50 @@ def load_onnxruntime() -> ModuleType:
     return module
 
 
+def choose_device() -> tuple[Device, str]:
+    """The device for "auto", and why: cuda where both engines have a GPU that works, else cpu.
+
+    What fails later on the device that was chosen is an error like on one that was asked for. Raises nothing.
+    """
+    if why_not := _why_no_onnx_on_cuda() or _why_no_llama_on_gpu():
+        return "cpu", why_not
+    return "cuda", "ONNX Runtime computes on the GPU, and llama.cpp can offload to it"
+
+
+def _why_no_onnx_on_cuda() -> str:
+    """What keeps ONNX Runtime from the GPU, found by computing there; "" if nothing does."""
+    provider = PROVIDERS["cuda"]
+    try:
+        onnxruntime = load_onnxruntime()
+    except ImportError as error:
+        return f"ONNX Runtime is not installed ({error})"
+    if provider not in onnxruntime.get_available_providers():
+        return f"this ONNX Runtime is built without {provider}, which comes with 'dasheng-edge[{EXTRAS['cuda']}]'"
+    import numpy as np
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # a machine without a GPU is no error here
+    try:
+        session = onnxruntime.InferenceSession(_TRIAL_GRAPH, options, providers=[provider], enable_fallback=0)
+        if session.get_providers()[0] != provider:
+            return f"{provider} does not start; `dasheng-edge doctor` and the driver's tools may tell why"
+        session.run(None, {"x": np.ones(1, np.float32)})
+    except Exception as error:  # noqa: BLE001  # ONNX Runtime's exceptions share no other base
+        return f"{provider} fails: {' '.join(str(error).split())[:200]}"
+    return ""
+
+
+def _why_no_llama_on_gpu() -> str:
+    """What keeps llama.cpp from a GPU; "" if nothing does. It looks for the device itself, not just for its code."""
+    from .llama import build_info
+
+    try:
+        offload = build_info()[1]
+    except MissingExtraError as error:
+        return str(error)
+    return "" if offload else "this llama.cpp finds no GPU or is built without support for it"
+
+
 def onnx_session(path: Path, device: Device, threads: int) -> onnxruntime.InferenceSession:
     """Open a graph on exactly the device that was asked for.
 
@@ -123,8 +181,14 @@ def onnx_session(path: Path, device: Device, threads: int) -> onnxruntime.Infere
     options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
+        # ONNX Runtime's own fallback would go on with the CPU, and say so on stdout, when the provider fails later.
+        session = onnxruntime.InferenceSession(str(path), options, providers=[provider], enable_fallback=0)
     except Exception as error:  # ONNX Runtime's exceptions share no other base
+        if device != "cpu" and isinstance(error, (ValueError, RuntimeError)):  # of the provider; a graph's are others
+            raise DeviceError(
+                f"ONNX Runtime cannot start {provider}: {error}; check the driver and the CUDA libraries with "
+                "`dasheng-edge doctor`, or choose another device"
+            ) from error
         raise BundleFileError(f"ONNX Runtime cannot load {path}: {error}; export the bundle again") from error
     if (got := session.get_providers()[0]) != provider:
         raise DeviceError(

@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from .bundle import DECODER, Bundle
-from .devices import Device
+from .context import ContextOptions
 from .llama import llama_cpp_library
 from .text_model import Tokens
 
@@ -39,12 +39,12 @@ def cache_folder() -> Path | None:
         return None
 
 
-def prefix_model(bundle: Bundle, device: Device) -> str:
+def prefix_model(bundle: Bundle, options: ContextOptions) -> str:
     """What a state depends on beside the tokens: the decoder's file, how keys and values are kept, and who computes."""
-    stored, _ = bundle.text_facts()
+    kept = f"{options.kv_type} {options.device}"
     llama = llama_cpp_library()
     build = llama.llama_print_system_info().decode("utf-8", "replace")
-    return f"{bundle.manifest.files[DECODER].sha256} {stored.kv_type} {device} {version('llama-cpp-python')} {build}"
+    return f"{bundle.manifest.files[DECODER].sha256} {kept} {version('llama-cpp-python')} {build}"
 
 
 class PrefixCache:

@@ -27,8 +27,8 @@ _ATTR_CONTROL, _ATTR_USER_DEFINED = 1 << 3, 1 << 4  # enum llama_token_attr
 def load_model(path: str | Path, device: Device, *, repack: bool) -> Any:
     """A `llama_model` of a GGUF file; `cuda` puts all layers on the GPU.
 
-    `repack` lets llama.cpp copy weights into layouts that compute faster; the file is read, since a map of it would stay
-    in memory beside the copies. Without, weights stay in the file's pages.
+    `repack` lets llama.cpp copy weights into layouts that compute faster; the file is read, since a map of it would
+    stay in memory beside the copies. Without, weights stay in the file's pages.
 
     Raises:
         MissingExtraError: llama-cpp-python is not installed.

@@ -17,8 +17,7 @@ import pytest
 from typer.models import CommandInfo
 from typer.testing import CliRunner, Result
 
-from dasheng_edge.runtime import captioner as captioner_module
-from dasheng_edge.runtime import cli
+from dasheng_edge.runtime import cli, cli_parts, stitch
 from dasheng_edge.runtime.bundle import GOLDEN, MANIFEST, Bundle, FileFacts, sha256_of
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.decoder import Decoder
@@ -101,7 +100,7 @@ def test_options_reach_the_model(tiny_bundle: Path, clip: Path, captioner: Capti
 
 
 def test_warnings_go_to_stderr(tiny_bundle: Path, clip: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(captioner_module.Captioner, "_warnings", lambda *_: ("it is long",))
+    monkeypatch.setattr(stitch.Stitch, "_warnings", lambda *_: ("it is long",))
     result = caption(tiny_bundle, clip)
     assert (result.exit_code, result.stdout) == (0, text + "\n")
     assert result.stderr == f"warning: {clip}: it is long\n"
@@ -362,3 +361,19 @@ def test_a_closed_pipe_is_quiet() -> None:
         process.stdout.close()
         assert process.stderr is not None
         assert b"Traceback" not in process.stderr.read()
+
+
+def test_the_device_that_is_chosen_is_said(tiny_bundle: Path, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli_parts, "choose_device", lambda: ("cpu", "there is no GPU"))
+    result = caption(tiny_bundle, clip, "--device", "auto")
+    assert (result.exit_code, result.stderr) == (0, "device: cpu (there is no GPU)\n")
+    assert caption(tiny_bundle, clip, "--device", "cpu").stderr == ""
+
+
+def test_a_device_that_auto_chose_and_that_fails_is_not_replaced(
+    tiny_bundle: Path, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli_parts, "choose_device", lambda: ("cuda", "it was there a moment ago"))
+    result = caption(tiny_bundle, clip, "--device", "auto")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "error: device 'cuda' needs ONNX Runtime's CUDAExecutionProvider" in result.stderr

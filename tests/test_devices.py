@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -108,3 +109,98 @@ def test_graphs_that_do_not_load(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(BundleFileError, match="ONNX Runtime cannot load"):
         onnx_session(path, "cpu", 1)
+
+
+def test_a_provider_that_fails_is_not_replaced_by_another(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import onnxruntime
+
+    asked: dict[str, object] = {}
+
+    def session(*_: object, **options: object) -> None:
+        asked.update(options)
+        raise RuntimeError("CUDA failure 100: no CUDA-capable device is detected")
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    with pytest.raises(DeviceError, match=r"cannot start CUDAExecutionProvider: CUDA failure 100.*driver"):
+        onnx_session(tmp_path, "cuda", 1)
+    assert asked == {"providers": ["CUDAExecutionProvider"], "enable_fallback": 0}
+
+
+class FakeSession:
+    """Computes on a device that there is or is not."""
+
+    def __init__(self, *_: object, providers: list[str], started: str = "", fails: str = "", **__: object) -> None:
+        self.started, self.fails = started or providers[0], fails
+
+    def get_providers(self) -> list[str]:
+        return [self.started]
+
+    def run(self, _: object, feed: dict[str, object]) -> list[object]:
+        if self.fails:
+            raise RuntimeError(self.fails)
+        return [feed["x"]]
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A machine on which both engines have a GPU that works."""
+    import onnxruntime
+
+    from dasheng_edge.runtime import llama
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", FakeSession)
+    monkeypatch.setattr(llama, "build_info", lambda: ("CUDA", True))
+    return monkeypatch
+
+
+def test_auto_is_cuda_where_both_engines_have_it(gpu: pytest.MonkeyPatch) -> None:
+    device, why = devices.choose_device()
+    assert device == "cuda"
+    assert "llama.cpp can offload" in why
+
+
+def test_auto_is_cpu_where_onnx_runtime_has_no_gpu(gpu: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    gpu.setattr(onnxruntime, "InferenceSession", partial(FakeSession, started="CPUExecutionProvider"))
+    assert devices.choose_device()[0] == "cpu"
+    assert "CUDAExecutionProvider does not start" in devices.choose_device()[1]
+    gpu.setattr(onnxruntime, "InferenceSession", partial(FakeSession, fails="CUDA failure 2:\n out of memory"))
+    assert devices.choose_device() == ("cpu", "CUDAExecutionProvider fails: CUDA failure 2: out of memory")
+    gpu.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    assert "is built without CUDAExecutionProvider" in devices.choose_device()[1]
+    gpu.setitem(sys.modules, "onnxruntime", None)
+    assert "ONNX Runtime is not installed" in devices.choose_device()[1]
+
+
+def test_auto_is_cpu_where_llama_cpp_has_no_gpu(gpu: pytest.MonkeyPatch) -> None:
+    from dasheng_edge.runtime import llama
+
+    def missing() -> tuple[str, bool]:
+        raise MissingExtraError("llama-cpp-python cannot be loaded")
+
+    gpu.setattr(llama, "build_info", lambda: ("CPU", False))
+    assert devices.choose_device() == ("cpu", "this llama.cpp finds no GPU or is built without support for it")
+    gpu.setattr(llama, "build_info", missing)
+    assert devices.choose_device() == ("cpu", "llama-cpp-python cannot be loaded")
+
+
+def test_the_graph_that_a_provider_is_tried_with_computes() -> None:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(devices._TRIAL_GRAPH, providers=["CPUExecutionProvider"])
+    (doubled,) = session.run(None, {"x": np.ones(1, np.float32)})
+    assert doubled.tolist() == [2.0]
+
+
+def test_hardware_threads_count_where_cores_do_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fake_cpus(tmp_path, {0: "0,2", 1: "1,3", 2: "0,2", 3: "1,3"})
+    monkeypatch.setattr(devices, "_CPU_FOLDER", tmp_path)
+    monkeypatch.setattr(devices, "_CGROUP_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    assert (usable_cores(), devices.usable_hardware_threads()) == (2, 4)
+    (tmp_path / "cpu.max").write_text("300000 100000")
+    assert (usable_cores(), devices.usable_hardware_threads()) == (2, 3)

@@ -1,0 +1,158 @@
+"""What a checkpoint takes in PyTorch: `python -m dasheng_edge.export.bench_transformers`, a request on stdin.
+
+`dasheng-edge bench --against transformers` starts it, so that memory is that process's alone. The encoder is the
+reference's, whose operations are those of the published model; the decoder is transformers' Qwen2 or Qwen3 with its
+own cache. Each clip gets as many tokens as the bundle has given it, whatever they are: the same work.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dasheng_edge.runtime.errors import CheckpointError, DashengEdgeError
+from dasheng_edge.runtime.meters import peak_rss_bytes
+
+from .adapter import MergedTensors
+from .checkpoint import Checkpoint, open_checkpoint
+from .dasheng import DashengEncoder
+from .model_sizes import DecoderSpec
+from .reference import ENCODER_PREFIX, PROJECTOR_PREFIX, meta_encoder, meta_projector, reference_features
+from .reference_decoder import decoder_config, decoder_modules
+
+STAGES = ("front_end", "encoder", "projector", "prefill", "decode", "total")
+
+
+class _Model:
+    """All parts in one precision."""
+
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
+        assert checkpoint.decoder is not None
+        merged = MergedTensors(checkpoint)
+        self.spec, self.dtype = checkpoint.front_end, dtype
+        self.encoder, self.projector = meta_encoder(merged), meta_projector(merged)
+        _load(self.encoder, _tensors(merged, ENCODER_PREFIX, dtype))
+        _load(self.projector, _tensors(merged, PROJECTOR_PREFIX, dtype))
+        self.decoder = _decoder(merged, checkpoint.decoder, dtype)
+        self.embed: nn.Module = self.decoder.get_input_embeddings()
+
+    @torch.inference_mode()
+    def answer(self, samples: Tensor, prompt: Sequence[Sequence[int] | None], new_tokens: int) -> dict[str, float]:
+        """Milliseconds of each stage for a waveform float32 [n]; `prompt` has None where the audio goes."""
+        from transformers import DynamicCache
+
+        laps = [time.perf_counter()]
+
+        def lap() -> None:
+            laps.append(time.perf_counter())
+
+        size = self.spec.padded_samples_of(len(samples))
+        features = reference_features(self.spec, np.pad(samples.numpy(), (0, size - len(samples))))
+        log_mel = torch.from_numpy(features.log_mel)[None].to(self.dtype)
+        acoustic = None if features.acoustic is None else torch.from_numpy(features.acoustic)[None].to(self.dtype)
+        lap()
+        patches = self.encoder(log_mel, features.samples, acoustic)
+        lap()
+        audio = self.projector(patches)
+        lap()
+        rows = [audio if part is None else self.embed(torch.tensor([list(part)])) for part in prompt]
+        cache = DynamicCache()
+        token = self._next(cache, inputs_embeds=torch.cat(rows, dim=1))
+        lap()
+        for _ in range(new_tokens - 1):
+            token = self._next(cache, input_ids=token)
+        lap()
+        stages = [1000 * (after - before) for before, after in pairwise(laps)]
+        return dict(zip(STAGES, [*stages, 1000 * (laps[-1] - laps[0])], strict=True))
+
+    def _next(self, cache: Any, **rows: Tensor) -> Tensor:
+        """The likeliest token after these rows, int64 [1, 1]."""
+        logits: Tensor = self.decoder(**rows, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+        return logits[:, -1:].argmax(-1)
+
+
+def _decoder(merged: MergedTensors, spec: DecoderSpec, dtype: torch.dtype) -> Any:
+    config, modules = decoder_config(spec), decoder_modules(spec)
+    with torch.device("meta"):
+        decoder = modules["model"](config)
+    decoder.model.rotary_emb = modules["rotary"](config)  # its buffer is in no checkpoint
+    state = _tensors(merged, "decoder.", dtype)
+    if merged.tied:
+        state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    _load(decoder, state)
+    return decoder
+
+
+def _tensors(merged: MergedTensors, prefix: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    """One converted after the other, since all of them in float32 may not fit."""
+    return {name.removeprefix(prefix): merged.tensor(name).to(dtype) for name in merged.names(prefix)}
+
+
+def _load(module: nn.Module, state: dict[str, Tensor]) -> None:
+    if isinstance(module, DashengEncoder):
+        state["init_bn.num_batches_tracked"] = torch.zeros((), dtype=torch.int64)  # used in training only
+    module.load_state_dict(state, assign=True)
+    module.eval().requires_grad_(requires_grad=False)
+
+
+def check_sizes(checkpoint: Checkpoint, wanted: Mapping[str, object]) -> None:
+    """Refuse a checkpoint that the bundle cannot have been made of.
+
+    Raises:
+        CheckpointError: its sizes are others.
+    """
+    encoder, decoder = checkpoint.encoder, checkpoint.decoder
+    got: dict[str, object] = {"embed_dim": encoder.embed_dim, "depth": encoder.depth}
+    if decoder is not None:
+        got |= {"hidden_size": decoder.hidden_size, "layers": decoder.layers, "vocab_size": decoder.vocab_size}
+    if got != wanted:
+        raise CheckpointError(
+            f"{checkpoint.folder} has {got}, the bundle {dict(wanted)}; pass the checkpoint that it was exported from"
+        )
+
+
+def measure(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Do what `bench_against.compare` asks for; times in milliseconds, one for each round and clip.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be opened, or is not the bundle's.
+    """
+    torch.set_num_threads(request["threads"])
+    start = time.perf_counter()
+    checkpoint = open_checkpoint(Path(request["checkpoint"]))
+    check_sizes(checkpoint, request["sizes"])
+    model = _Model(checkpoint, getattr(torch, request["dtype"]))
+    load_ms = 1000 * (time.perf_counter() - start)
+    with np.load(request["clips"]) as file:
+        clips = [torch.from_numpy(file[name]) for name in file.files]
+    stages: dict[str, list[float]] = {name: [] for name in STAGES}
+    for index in range(request["rounds"] + 1):
+        for clip, count in zip(clips, request["new_tokens"], strict=True):
+            found = model.answer(clip, request["prompt"], count)
+            for name in STAGES if index else ():  # the first round warms up
+                stages[name].append(found[name])
+    return {"load_ms": load_ms, "stages_ms": stages, "peak_rss_bytes": peak_rss_bytes()}
+
+
+def main() -> int:
+    """What the child does."""
+    try:
+        found = measure(json.load(sys.stdin))
+    except DashengEdgeError as error:
+        print(error, file=sys.stderr)  # noqa: T201  # the parent says it
+        return 1
+    print(json.dumps(found))  # noqa: T201  # how the parent gets it
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,205 @@
+"""`dasheng-edge caption`."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .cli_parts import (
+    AudioArgument,
+    BundleArgument,
+    DeviceOption,
+    Sha256Option,
+    ThreadsOption,
+    check_stdin,
+    print_json,
+)
+from .errors import AudioError, DecoderError, DeviceError
+
+if TYPE_CHECKING:
+    from .audio import AudioSource
+    from .bundle import Sampling
+    from .caption import Caption, CaptionStream
+    from .captioner import Captioner
+    from .windows import Span
+
+
+def caption(
+    bundle: BundleArgument,
+    audio: AudioArgument,
+    *,
+    prompt: Annotated[str | None, typer.Option(help="What to ask; default: the bundle's prompt.")] = None,
+    system: Annotated[str | None, typer.Option(help="System text; '' for none. Default: the bundle's.")] = None,
+    stream: Annotated[bool, typer.Option("--stream", help="Print the text while it is generated.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per file.")] = False,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer; default: the bundle's.")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0.0, help="0 is greedy. Default: the bundle's.")] = None,
+    top_k: Annotated[int | None, typer.Option(min=0, help="Sample from the k likeliest tokens; 0: all.")] = None,
+    top_p: Annotated[float | None, typer.Option(max=1.0, help="Sample from this share of probability.")] = None,
+    min_p: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="... and from at least this of the best.")
+    ] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(help="1 is none.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the sampling.")] = None,
+    window: Annotated[
+        float | None, typer.Option(metavar="S", help="Caption windows of so many seconds, each with its times.")
+    ] = None,
+    hop: Annotated[
+        float | None, typer.Option(metavar="S", help="Seconds from one window to the next; default: half a window.")
+    ] = None,
+    live: Annotated[
+        bool, typer.Option("--live", help="Work while the audio comes, as from a microphone through a pipe.")
+    ] = False,
+    device: DeviceOption = "cpu",
+    threads: ThreadsOption = None,
+    check_sha256: Sha256Option = True,
+) -> None:
+    """Caption audio files, or ask about them with --prompt.
+
+    A file that cannot be read costs one line on stderr and exit code 1; the others are still captioned. One that is
+    longer than the model answers well about (3.5 minutes) is captioned in windows of 30 s every 15 s.
+    """
+    if stream and as_json:
+        raise typer.BadParameter("--stream prints text and --json prints objects; choose one")
+    windows = _windows(window, hop, live=live)
+    check_stdin(audio)
+    from .captioner import Captioner
+
+    options = {
+        "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
+        "repetition_penalty": repetition_penalty, "seed": seed,
+    }  # fmt: skip
+    with Captioner.open(bundle, device=device, threads=threads, check_sha256=check_sha256) as captioner:
+        sampling = _sampling(captioner, options)
+        output = _Output(stream=stream, as_json=as_json, alone=len(audio) == 1)
+        ask = partial(
+            captioner.stream, prompt=prompt, system=system, max_new_tokens=max_new_tokens, sampling=sampling, live=live
+        )
+        failed = 0
+        for name in audio:
+            source = sys.stdin.buffer if name == "-" else name
+            try:
+                for span in [None] if live else _spans(captioner, source, name, windows):
+                    result = output.show(ask(source if span is None else span.audio), name, span)
+                    _warn(result, name)
+            except (AudioError, DecoderError, DeviceError) as error:
+                output.fail(name, error)
+                failed += 1
+    if failed:
+        raise typer.Exit(1)
+
+
+def _windows(window: float | None, hop: float | None, *, live: bool) -> tuple[float, float] | None:
+    """Window and hop in seconds, where they were asked for."""
+    from .windows import WINDOW_S, check_windows
+
+    if window is None and hop is None:
+        return None
+    if live:
+        raise typer.BadParameter("--live works on one clip while it comes, --window cuts clips; choose one")
+    length = WINDOW_S if window is None else window
+    step = length / 2 if hop is None else hop
+    try:
+        check_windows(length, step)
+    except AudioError as error:
+        raise typer.BadParameter(str(error)) from error
+    return length, step
+
+
+def _spans(captioner: Captioner, source: AudioSource, name: str, windows: tuple[float, float] | None) -> Iterator[Span]:
+    """The whole clip where the model answers well about all of it, or windows."""
+    from .windows import HOP_S, WINDOW_S, spans
+
+    rate_hz = captioner.bundle.manifest.front_end.sample_rate_hz
+    if windows is not None:
+        yield from spans(source, rate_hz, window_s=windows[0], hop_s=windows[1])
+        return
+    comfortable_s = captioner.bundle.text_facts()[1].comfortable_s
+    for place, span in enumerate(spans(source, rate_hz, whole_s=comfortable_s, window_s=WINDOW_S, hop_s=HOP_S)):
+        if not place and not span.whole:
+            why = f"{name} is longer than {comfortable_s:g} s, beyond which this model's answers get worse"
+            how = f"it is captioned in windows of {WINDOW_S:g} s every {HOP_S:g} s (see --window)"
+            typer.echo(f"note: {why}; {how}", err=True)
+        yield span
+
+
+def _sampling(captioner: Captioner, options: dict[str, float | None]) -> Sampling:
+    """The bundle's sampling with the options that were given."""
+    from pydantic import ValidationError
+
+    from .bundle import Sampling
+
+    given = {name: value for name, value in options.items() if value is not None}
+    try:
+        _, facts = captioner.bundle.text_facts()
+        return Sampling.model_validate(facts.sampling.model_dump() | given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise typer.BadParameter(f"--{str(first['loc'][0]).replace('_', '-')}: {first['msg']}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class _Output:
+    """How captions are printed."""
+
+    stream: bool
+    as_json: bool
+    alone: bool
+
+    def show(self, run: CaptionStream, name: str, span: Span | None) -> Caption:
+        """Print what is said about a clip, or a window of it."""
+        window = span if span is not None and not span.whole else None
+        label = "" if self.alone or self.as_json else f"{name}: "
+        if window is not None:
+            label += f"[{_clock(window.start_s)}-{_clock(window.end_s)}] "
+        if self.stream:
+            _print_pieces(run, label)
+        result = run.finish()
+        if self.as_json:
+            times = {"start_s": window.start_s, "end_s": window.end_s} if window is not None else {}
+            print_json({"audio": name, **times, **_caption_fields(result)})
+        elif not self.stream:
+            # One line per file or window, so that the output of several can be cut by lines.
+            typer.echo(label + (result.text if self.alone and window is None else " ".join(result.text.split())))
+        return result
+
+    def fail(self, name: str, error: Exception) -> None:
+        """Print why a clip has no caption."""
+        if self.as_json:
+            print_json({"audio": name, "error": str(error), "error_type": type(error).__name__})
+        typer.echo(f"error: {error}", err=True)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(seconds, 60)
+    hours, minutes = divmod(int(minutes), 60)
+    whole = f"{rest:04.1f}" if rest % 1 else f"{int(rest):02d}"
+    return f"{hours}:{minutes:02d}:{whole}" if hours else f"{minutes}:{whole}"
+
+
+def _warn(result: Caption, name: str) -> None:
+    for warning in result.warnings:
+        typer.echo(f"warning: {name}: {warning}", err=True)
+
+
+def _print_pieces(run: Iterator[str], label: str) -> None:
+    started = False
+    try:
+        for piece in run:
+            typer.echo(piece if started else label + piece, nl=False)
+            sys.stdout.flush()
+            started = True
+    finally:
+        if started:
+            typer.echo()
+
+
+def _caption_fields(result: Caption) -> dict[str, object]:
+    timings = {key: round(value, 3) for key, value in dataclasses.asdict(result.timings).items()}
+    speed = round(result.timings.tokens_per_s, 2)
+    return {**dataclasses.asdict(result), "timings": timings, "tokens_per_s": speed}

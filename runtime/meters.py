@@ -1,0 +1,75 @@
+"""What this process and this machine have spent so far: resident memory, and energy where the processor counts it."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+_POWERCAP = Path("/sys/class/powercap")  # Linux counts there what RAPL measures, on AMD too
+_STATUS = Path("/proc/self/status")
+
+
+def peak_rss_bytes() -> int | None:
+    """The most memory that was resident in this process at once, files that are mapped included; None where unknown."""
+    try:
+        found = re.search(r"VmHWM:\s*(\d+) kB", _STATUS.read_text())
+    except OSError:
+        return _peak_by_getrusage()
+    return int(found[1]) * 1024 if found else None
+
+
+def _peak_by_getrusage() -> int | None:
+    """Where there is no /proc. Not on Linux, where a program starts with the peak of the one that started it."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+class EnergyMeter:
+    """Energy of all processor packages since it was made, whoever made them work; memory and GPUs are not in it."""
+
+    def __init__(self) -> None:
+        self.problem = ""  # why it cannot be told; "" where it can
+        self._start = self._read()
+
+    def joules(self) -> float | None:
+        """Since the start; None where it cannot be told, which `problem` explains.
+
+        A counter that has started again at 0 meanwhile is taken to have done so once, which takes an hour at 70 W.
+        """
+        now = self._read()
+        if self.problem or now.keys() != self._start.keys():
+            self.problem = self.problem or "the counters of energy have changed meanwhile"
+            return None
+        spent_uj = 0
+        for package, count in now.items():
+            turned = count < self._start[package]
+            spent_uj += count - self._start[package] + (_range_uj(package) if turned else 0)
+        return spent_uj / 1e6 if spent_uj >= 0 else None
+
+    def _read(self) -> dict[Path, int]:
+        """The counter of each package, in microjoules."""
+        packages = sorted(path for path in _POWERCAP.glob("intel-rapl:*") if path.name.count(":") == 1)
+        if not packages:
+            self.problem = f"there is no RAPL counter in {_POWERCAP}, as in most virtual machines and on Arm"
+            return {}
+        try:
+            return {package: int((package / "energy_uj").read_text()) for package in packages}
+        except (OSError, ValueError) as error:
+            self.problem = (
+                f"the RAPL counter cannot be read ({error}); allow it with "
+                f"`sudo chmod a+r {_POWERCAP}/intel-rapl:*/energy_uj` until the next start"
+            )
+            return {}
+
+
+def _range_uj(package: Path) -> int:
+    """Where the counter starts again at 0; 0 if it is not told."""
+    try:
+        return int((package / "max_energy_range_uj").read_text())
+    except (OSError, ValueError):
+        return 0

@@ -1,0 +1,155 @@
+"""What `dasheng-edge tune` found on this machine, kept in the user's cache and looked up when a bundle is opened.
+
+One JSON file for each bundle and machine, `tuned/KEY.json` in `cache_folder`: another CPU, another number of cores or
+another version of an engine has another key, so that nothing is applied that was measured elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, PositiveInt
+
+from .bundle import MANIFEST, UNREADABLE, Bundle, KvType, sha256_of
+from .devices import usable_hardware_threads
+from .doctor import examine
+from .errors import OutputWriteError
+from .partial import PartialOutput
+from .prefix_cache import FOLDER_VARIABLE, cache_folder
+
+ENGINES = ("onnxruntime", "onnxruntime-gpu", "llama-cpp-python")
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Machine(_Model):
+    """What decides which choice is the fastest, beside the bundle."""
+
+    cpu: str
+    cpu_flags: tuple[str, ...]
+    cores: PositiveInt  # that this process may use
+    hardware_threads: PositiveInt
+    engines: dict[str, str]  # distribution -> version
+
+
+class Choice(_Model):
+    """What may be chosen without a change to the bundle."""
+
+    encoder_threads: PositiveInt  # of front end and projector too
+    prefill_threads: PositiveInt
+    decode_threads: PositiveInt
+    kv_type: KvType
+
+
+class Tuned(Choice):
+    """A choice, and what it was measured with. For a bundle without a decoder, the decoder's part is the default."""
+
+    schema_version: Literal[1] = 1
+    bundle: str  # its name, for readers
+    manifest_sha256: str
+    machine: Machine
+
+
+def this_machine() -> Machine:
+    """Takes 20 ms, and raises nothing."""
+    found = examine()
+    return Machine(
+        cpu=found.cpu,
+        cpu_flags=found.cpu_flags,
+        cores=found.usable_cores,
+        hardware_threads=usable_hardware_threads(),
+        engines={name: version for name in ENGINES if (version := found.versions.get(name))},
+    )
+
+
+def tuned_for(bundle: Bundle) -> Tuned | None:
+    """What was stored for this bundle on this machine.
+
+    None where nothing was, where the file cannot be read or holds something else, and where it asks for more threads
+    than there are. Raises nothing.
+    """
+    try:
+        manifest_sha256, machine = sha256_of(bundle.path(MANIFEST)), this_machine()
+        path = _path(manifest_sha256, machine)
+        tuned = None if path is None else Tuned.model_validate_json(path.read_bytes())
+    except UNREADABLE:
+        return None
+    if tuned is None:
+        return None
+    if (tuned.manifest_sha256, tuned.machine) != (manifest_sha256, machine):  # somebody has copied or edited it
+        return None
+    most = max(tuned.encoder_threads, tuned.prefill_threads, tuned.decode_threads)
+    return tuned if most <= (os.cpu_count() or 1) else None
+
+
+def store_tuned(bundle: Bundle, choice: Choice) -> Path:
+    """Keep a choice for this bundle on this machine, in place of an earlier one; returns the file.
+
+    Raises:
+        OutputWriteError: the cache cannot be written.
+    """
+    tuned = Tuned(
+        **choice.model_dump(),
+        bundle=bundle.manifest.name,
+        manifest_sha256=sha256_of(bundle.path(MANIFEST)),
+        machine=this_machine(),
+    )
+    path = tuned_path(bundle)
+    output = PartialOutput(
+        path, overwrite=True, what="a choice of `dasheng-edge tune`", why_not=_why_not_a_file, option=FOLDER_VARIABLE
+    )
+    try:
+        output.open(folder=False)
+        with output.write_errors():
+            output.path.write_text(tuned.model_dump_json(indent=2) + "\n", "utf-8")
+            output.move()
+    finally:
+        output.discard()
+    return path
+
+
+def forget_tuned(bundle: Bundle) -> bool:
+    """Remove what is stored for this bundle on this machine; whether there was something.
+
+    Raises:
+        OutputWriteError: it cannot be removed.
+    """
+    path = tuned_path(bundle)
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise OutputWriteError(f"cannot remove {path}: {error.strerror or error}; remove it by hand") from error
+    return True
+
+
+def _path(manifest_sha256: str, machine: Machine) -> Path | None:
+    """The file; None where this user has no caches."""
+    folder = cache_folder()
+    key = hashlib.sha256(f"{manifest_sha256}\n{machine.model_dump_json()}".encode()).hexdigest()
+    return None if folder is None else folder / "tuned" / f"{key}.json"
+
+
+def tuned_path(bundle: Bundle) -> Path:
+    """Where a choice for this bundle on this machine is stored.
+
+    Raises:
+        OutputWriteError: nothing is stored for this user.
+    """
+    path = _path(sha256_of(bundle.path(MANIFEST)), this_machine())
+    if path is None:
+        raise OutputWriteError(
+            f"there is no place for what was tuned: {FOLDER_VARIABLE} is off, or there is no home; set "
+            f"{FOLDER_VARIABLE} to a folder"
+        )
+    return path
+
+
+def _why_not_a_file(path: Path) -> str:
+    return "" if path.is_file() else "it is not a regular file"

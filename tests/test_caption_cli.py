@@ -1,0 +1,138 @@
+"""`dasheng-edge caption` on long and live audio."""
+
+from __future__ import annotations
+
+import io
+import json
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from dasheng_edge.runtime import cli
+from dasheng_edge.runtime.caption_cli import _clock
+from dasheng_edge.runtime.captioner import Captioner
+
+RATE = 16000
+
+
+def caption(*args: str | Path | float, stdin: bytes | None = None) -> Result:
+    arguments = ["caption", *(str(arg) for arg in args), "--max-new-tokens", "4", "--threads", "1"]
+    return CliRunner().invoke(cli.build_app(), arguments, input=stdin, prog_name="dasheng-edge")
+
+
+def wav(seconds: float) -> bytes:
+    samples = np.random.default_rng(0).uniform(-0.3, 0.3, round(seconds * RATE))
+    file = io.BytesIO()
+    with wave.open(file, "wb") as out:
+        out.setnchannels(1)
+        out.setsampwidth(2)
+        out.setframerate(RATE)
+        out.writeframes((samples * 32767).astype(np.int16).tobytes())
+    return file.getvalue()
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    path = tmp_path / "clip.wav"
+    path.write_bytes(wav(5))
+    return path
+
+
+@pytest.fixture
+def comfortable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that answers well about 2 s only."""
+    opened = Captioner.open.__func__  # type: ignore[attr-defined]
+
+    def short(kind: type[Captioner], *args: object, **options: object) -> Captioner:
+        captioner: Captioner = opened(kind, *args, **options)
+        facts = captioner.bundle.text_facts()
+        changed = facts[1].model_copy(update={"comfortable_s": 2.0})
+        monkeypatch.setattr(type(captioner.bundle), "text_facts", lambda _: (facts[0], changed))
+        return captioner
+
+    monkeypatch.setattr(Captioner, "open", classmethod(short))
+
+
+def test_windows_have_their_times(tiny_bundle: Path, clip: Path) -> None:
+    done = caption(tiny_bundle, clip, "--window", 2, "--hop", 1.5)
+    assert done.exit_code == 0
+    starts = [line.split("]")[0] + "]" for line in done.stdout.splitlines()]
+    assert starts == ["[0:00-0:02]", "[0:01.5-0:03.5]", "[0:03-0:05]"]
+    assert done.stderr == ""
+
+
+def test_a_window_alone_moves_on_by_half(tiny_bundle: Path, clip: Path) -> None:
+    done = caption(tiny_bundle, clip, "--window", 4, "--json")
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(one["start_s"], one["end_s"]) for one in found] == [(0, 4), (2, 5)]
+    assert all(one["audio"] == str(clip) for one in found)
+    assert {"text", "timings", "audio_s"} <= found[0].keys()
+
+
+def test_each_file_is_named_before_its_windows(tiny_bundle: Path, clip: Path) -> None:
+    done = caption(tiny_bundle, clip, clip, "--window", 5)
+    assert [line.startswith(f"{clip}: ") for line in done.stdout.splitlines()] == [True, True]
+
+
+@pytest.mark.usefixtures("comfortable")
+def test_long_audio_is_cut_and_said_so(tiny_bundle: Path, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dasheng_edge.runtime import windows
+
+    monkeypatch.setattr(windows, "WINDOW_S", 3.0)
+    monkeypatch.setattr(windows, "HOP_S", 1.5)
+    for source, stdin in ((clip, None), ("-", wav(5))):
+        done = caption(tiny_bundle, source, stdin=stdin)
+        assert done.exit_code == 0
+        assert f"note: {source} is longer than 2 s, beyond which this model's answers get worse" in done.stderr
+        assert "it is captioned in windows of 3 s every 1.5 s (see --window)" in done.stderr
+        assert done.stdout.splitlines()[0].startswith("[0:00-")
+
+
+@pytest.mark.usefixtures("comfortable")
+def test_short_audio_is_captioned_as_a_whole(tiny_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "short.wav").write_bytes(wav(2))
+    done = caption(tiny_bundle, tmp_path / "short.wav", "--json")
+    assert done.stderr == ""
+    (found,) = map(json.loads, done.stdout.splitlines())
+    assert "start_s" not in found
+    assert found["timings"]["audio_decode_ms"] > 0
+
+
+def test_live_audio_through_a_pipe(tiny_bundle: Path, clip: Path) -> None:
+    whole = caption(tiny_bundle, clip)
+    live = caption(tiny_bundle, "-", "--live", stdin=clip.read_bytes())
+    assert live.exit_code == 0
+    assert live.stdout == whole.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--window", 3, "--hop", 4), "expected a hop of at least 0.5 s"),
+        (("--window", 0.1), "expected a hop of at least 0.5 s"),
+        (("--hop", 40), "no longer than the window"),
+        (("--window", "nan"), "expected a hop"),
+        (("--live", "--window", 3), "--live works on one clip"),
+    ],
+)
+def test_wrong_usage(tiny_bundle: Path, clip: Path, options: tuple[object, ...], message: str) -> None:
+    done = caption(tiny_bundle, clip, *options)  # type: ignore[arg-type]
+    assert done.exit_code == 2
+    assert message in " ".join(done.stderr.replace("│", " ").split())
+
+
+def test_a_file_that_breaks_costs_its_windows_only(tiny_bundle: Path, clip: Path) -> None:
+    done = caption(tiny_bundle, "nowhere.wav", clip, "--window", 5)
+    assert done.exit_code == 1
+    assert "error: " in done.stderr
+    assert len(done.stdout.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0:00"), (61, "1:01"), (59.5, "0:59.5"), (3600, "1:00:00"), (3661.5, "1:01:01.5")]
+)
+def test_times(seconds: float, text: str) -> None:
+    assert _clock(seconds) == text
