@@ -95,7 +95,7 @@ def test_line_budget_without_a_folder_is_a_usage_error(capsys: pytest.CaptureFix
     assert "expected folders to measure" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("folder", ["export", "quant"])
+@pytest.mark.parametrize("folder", ["export", "quant", "runtime"])
 def test_contributing_says_where_each_module_is(folder: str) -> None:
     page = (REPOSITORY / "CONTRIBUTING.md").read_text("utf-8")
     table = page.split(f"The modules of `{folder}/`")[1].split("\n\n")[1]
