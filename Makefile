@@ -143,6 +143,41 @@ docs-check: $(STAMP_READY) build/micro  ## run the README's examples and compare
 llama-tools: $(STAMP_READY)  ## build llama.cpp's own programs, which some tests compare with (ten minutes)
 	@$(BIN)/python -m benchmarks.llama_cpp_tools
 
+# Models of true shapes and random weights: checkpoint -> bundle -> quantized bundle, each kept until its source changes.
+BENCH := build/bench
+BENCH_SOURCES := $(wildcard export/*.py)
+QUANT_SOURCES := $(addprefix quant/,bundle_quant.py encoder_quant.py graph_quant.py block_weights.py decoder_quant.py)
+
+.PRECIOUS: $(BENCH)/checkpoint/%/config.json $(BENCH)/exported/%/manifest.json $(BENCH)/small/%/manifest.json
+$(BENCH)/checkpoint/%/config.json: | $(STAMP_READY)
+	@echo "bench: a checkpoint of the shapes of $*, with random weights"
+	@mkdir -p $(BENCH)/checkpoint
+	@$(BIN)/python -m benchmarks.synthetic_checkpoint $* $(@D)
+$(BENCH)/exported/%/manifest.json: $(BENCH)/checkpoint/%/config.json $(BENCH_SOURCES)
+	@echo "bench: exporting $*"
+	@mkdir -p $(BENCH)/exported
+	@$(BIN)/dasheng-edge export $(<D) --out $(@D) --overwrite $(BENCH_EXPORT)
+$(BENCH)/small/%/manifest.json: $(BENCH)/exported/%/manifest.json $(QUANT_SOURCES)
+	@echo "bench: quantizing $* to int8 and Q4_K_M"
+	@mkdir -p $(BENCH)/small
+	@$(BIN)/dasheng-edge quantize $(<D) --out $(@D) --overwrite $(or $(BENCH_QUANTIZE),--recipe small)
+# An F16 decoder of the 7B would be 15 GB on the way.
+$(BENCH)/exported/7b/manifest.json: BENCH_EXPORT := --decoder Q4_K_M
+$(BENCH)/small/7b/manifest.json: BENCH_QUANTIZE := --encoder int8
+
+.PHONY: bench bench-full
+bench: llama-tools $(addprefix $(BENCH)/,exported/dasheng-0.6b/manifest.json small/0.6b/manifest.json)  ## measure speed and memory on an idle machine, to benchmarks/RESULTS.md (ten minutes, 12 GB of disk)
+	@$(BIN)/python -m benchmarks.encoder $(BENCH)/checkpoint/dasheng-0.6b $(BENCH)/exported/dasheng-0.6b
+	@$(BIN)/python -m benchmarks.decoder $(BENCH)/small/0.6b
+	@$(BIN)/python -m benchmarks.latency $(BENCH)/small/0.6b
+	@$(BIN)/python -m benchmarks.memory $(BENCH)/small/0.6b
+	@$(BIN)/python -m benchmarks.peers $(BENCH)/checkpoint/0.6b $(BENCH)/small/0.6b
+	@$(BIN)/python -m benchmarks.render
+bench-full: llama-tools $(BENCH)/small/7b/manifest.json  ## the same for the decoder and the captions of the 7B (an hour, 50 GB of disk, 20 GB of memory)
+	@$(BIN)/python -m benchmarks.decoder $(BENCH)/small/7b
+	@$(BIN)/python -m benchmarks.peers $(BENCH)/checkpoint/7b $(BENCH)/small/7b --dtypes bf16 --apart
+	@$(BIN)/python -m benchmarks.render
+
 .PHONY: bench-export bench-export-full
 bench-export: $(STAMP_READY)  ## export every variant but the 7B at full size, and record time, memory and errors
 	@$(BIN)/python -m benchmarks.export

@@ -15,6 +15,7 @@ from typing import Any
 from dasheng_edge.runtime.doctor import examine
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+RESULTS = (":(exclude)benchmarks/results", ":(exclude)benchmarks/RESULTS.md")
 LIBRARIES = (
     "dasheng-edge", "numpy", "onnxruntime", "onnxruntime-gpu", "llama-cpp-python", "torch", "transformers", "onnx",
     "onnxscript", "gguf", "safetensors",
@@ -51,8 +52,12 @@ def text(facts: dict[str, Any]) -> str:
 
 
 def git_state(folder: Path) -> tuple[str | None, bool]:
-    """Commit of a working tree, and whether tracked files differ from it; (None, False) outside of one."""
-    commit, changes = _git(folder, "rev-parse", "HEAD"), _git(folder, "status", "--porcelain", "--untracked-files=no")
+    """Commit of a working tree, and whether tracked files differ from it; (None, False) outside of one.
+
+    Results do not count: the first record of several must not make the others look as if the code had changed.
+    """
+    commit = _git(folder, "rev-parse", "HEAD")
+    changes = _git(folder, "status", "--porcelain", "--untracked-files=no", "--", ".", *RESULTS)
     return commit or None, bool(changes)
 
 

@@ -21,11 +21,11 @@ from .devices import usable_cores, usable_hardware_threads
 from .embedder import AudioParts
 from .encoder import Projector
 from .errors import BundleError, DecoderError
-from .parts import open_decoder
+from .parts import FLOAT_TYPES, default_choice, open_decoder
 from .prompt import PromptBuilder, Text
 from .tuned import Choice, store_tuned, tuned_path
 
-Part: TypeAlias = Literal["encoder", "prefill", "decode", "keys and values", "bundle"]
+Part: TypeAlias = Literal["encoder", "prefill", "decode", "weights", "keys and values", "bundle"]
 CLIP_S = 10.0  # of the clip that is measured: one chunk of the encoder
 ANSWER_TOKENS = 24  # of a caption, where prefill and decoding are added up
 CONTEXT_ROWS = 128  # positions before the token that is decoded: about a prompt with ten seconds of audio
@@ -222,8 +222,10 @@ class _Tuning:
         self._options, self._deadline, self._say = options, deadline, say
         decoder, cores = bundle.manifest.decoder, usable_cores()
         self._kv_type: KvType = decoder.kv_type if decoder else "f16"
-        self.choice = Choice(
-            encoder_threads=cores, prefill_threads=cores, decode_threads=cores, kv_type=self._kv_type
+        self.choice = (
+            default_choice(decoder, cores) if decoder else Choice(
+                encoder_threads=cores, prefill_threads=cores, decode_threads=cores, kv_type="f16", repack=False
+            )
         )  # fmt: skip
         self.caption_ms = 0.0
 
@@ -236,11 +238,12 @@ class _Tuning:
         self.choice = self.choice.model_copy(update={"encoder_threads": encoder_threads})
         if self.bundle.manifest.decoder is None:
             return
-        decoder = self._contest("decoder", self._decoder, start + left * 0.85)
+        decoder = self._contest("decoder", self._decoder, start + left * 0.75)
         times = decoder.run(counts)
         prefill, _ = self._decide(times, counts[0], "prefill")
         decode, _ = self._decide(times, counts[0], "decode")
         self.choice = self.choice.model_copy(update={"prefill_threads": prefill, "decode_threads": decode})
+        self._weights(start + left * 0.85)
         self._keys_and_values()
 
     def _contest(self, what: str, visit: Callable[[_K], Mapping[Part, float]], deadline: float) -> _Contest[_K]:
@@ -256,18 +259,38 @@ class _Tuning:
         return {"encoder": encode_ms(self.bundle, threads)}
 
     def _decoder(self, threads: int) -> Mapping[Part, float]:
-        prefill_ms, token_ms = answer_ms(self.bundle, threads, threads, self._kv_type)
+        choice = self.choice.model_copy(update={"prefill_threads": threads, "decode_threads": threads})
+        prefill_ms, token_ms = answer_ms(self.bundle, choice)
         return {"prefill": prefill_ms, "decode": token_ms}
 
+    def _caption_ms(self, **changes: object) -> float:
+        """A whole answer with the threads that were chosen."""
+        prefill_ms, token_ms = answer_ms(self.bundle, self.choice.model_copy(update=changes))
+        return prefill_ms + ANSWER_TOKENS * token_ms
+
+    def _weights(self, deadline: float) -> None:
+        """Whether llama.cpp shall copy weights into its layouts: faster for some numbers of rows, slower for others."""
+        decoder = self.bundle.manifest.decoder
+        if decoder is None or decoder.precision in FLOAT_TYPES:
+            return
+        layouts = {"as stored": False, "repacked": True}
+        default, other = sorted(layouts, key=lambda layout: layouts[layout] != self.choice.repack)
+
+        def visit(layout: str) -> Mapping[Part, float]:
+            return {"weights": self._caption_ms(repack=layouts[layout])}
+
+        times = self._contest("weights", visit, deadline).run([default, other])
+        best, why = _winner(times, default, "weights")
+        self.rows += _rows(self.name, "weights", times, default, best)
+        self.reasons.append(f"{self.name}, weights: {best}, {why}")
+        self.choice = self.choice.model_copy(update={"repack": layouts[best]})
+
     def _keys_and_values(self) -> None:
-        """Whole answers with the threads that were chosen; another type is taken where that is allowed."""
+        """Another type is taken where that is allowed."""
         kinds: dict[str, KvType] = {kind: kind for kind in get_args(KvType)}
 
         def visit(kind: str) -> Mapping[Part, float]:
-            prefill_ms, token_ms = answer_ms(
-                self.bundle, self.choice.prefill_threads, self.choice.decode_threads, kinds[kind]
-            )
-            return {"keys and values": prefill_ms + ANSWER_TOKENS * token_ms}
+            return {"keys and values": self._caption_ms(kv_type=kinds[kind])}
 
         default: str = self._kv_type
         times = self._contest("keys and values", visit, self._deadline).run(
@@ -314,7 +337,7 @@ def encode_ms(bundle: Bundle, threads: int) -> float:
     return typical_ms(run)
 
 
-def answer_ms(bundle: Bundle, prefill_threads: int, decode_threads: int, kv_type: KvType) -> tuple[float, float]:
+def answer_ms(bundle: Bundle, choice: Choice) -> tuple[float, float]:
     """What the decoder needs for the default prompt with CLIP_S seconds of audio, and for one token, in milliseconds.
 
     The beginning of the prompt is in the cache, as it is with every clip but the first.
@@ -322,7 +345,6 @@ def answer_ms(bundle: Bundle, prefill_threads: int, decode_threads: int, kv_type
     Raises what `Decoder.open` and `Decoder.prefill` raise.
     """
     spec, (_, facts) = bundle.manifest.front_end, bundle.text_facts()
-    choice = Choice(encoder_threads=1, prefill_threads=prefill_threads, decode_threads=decode_threads, kv_type=kv_type)
     decoder = open_decoder(bundle, choice)
     try:
         tokens = spec.tokens_of(round(CLIP_S * spec.sample_rate_hz))

@@ -44,6 +44,7 @@ class Choice(_Model):
     prefill_threads: PositiveInt
     decode_threads: PositiveInt
     kv_type: KvType
+    repack: bool  # whether llama.cpp copies the decoder's weights into its layouts
 
 
 class Tuned(Choice):

@@ -46,7 +46,7 @@ def comfortable(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that answers well about 2 s only."""
     opened = Captioner.open.__func__  # type: ignore[attr-defined]
 
-    def short(kind: type[Captioner], *args: object, **options: object) -> Captioner:
+    def short(kind: type[Captioner], /, *args: object, **options: object) -> Captioner:
         captioner: Captioner = opened(kind, *args, **options)
         facts = captioner.bundle.text_facts()
         changed = facts[1].model_copy(update={"comfortable_s": 2.0})

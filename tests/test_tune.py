@@ -15,10 +15,11 @@ from dasheng_edge.runtime.cli import build_app
 from dasheng_edge.runtime.devices import usable_cores
 from dasheng_edge.runtime.errors import BundleError, DecoderError, OutputWriteError
 from dasheng_edge.runtime.tune import TuneOptions, TuneReport, named, thread_counts, tune, typical_ms
-from dasheng_edge.runtime.tuned import tuned_for
+from dasheng_edge.runtime.tuned import Choice, tuned_for
 from tests.bundle_kinds import write_encoder_bundle
 
 CORES, HARDWARE_THREADS = 4, 8
+CHOICE = Choice(encoder_threads=1, prefill_threads=1, decode_threads=1, kv_type="f16", repack=False)
 
 
 class Clock:
@@ -42,16 +43,18 @@ class FakeMachine:
             10 / min(decode, CORES),
         )
         self.looks: list[object] = []
+        self.repacked = 1.0  # what repacked weights need, of what others need
 
     def encode_ms(self, bundle: Bundle, threads: int) -> float:
         self.looks.append(threads)
         self.clock.now_s += 1
         return self.encode(bundle.folder, threads)
 
-    def answer_ms(self, _: Bundle, prefill: int, decode: int, kv_type: KvType) -> tuple[float, float]:
-        self.looks.append((prefill, decode, kv_type))
+    def answer_ms(self, _: Bundle, choice: Choice) -> tuple[float, float]:
+        self.looks.append(choice)
         self.clock.now_s += 1
-        return self.answer(prefill, decode, kv_type)
+        prefill_ms, token_ms = self.answer(choice.prefill_threads, choice.decode_threads, choice.kv_type)
+        return (prefill_ms * self.repacked if choice.repack else prefill_ms), token_ms
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +68,16 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeMachine:
     monkeypatch.setattr(tune_module, "encode_ms", fake.encode_ms)
     monkeypatch.setattr(tune_module, "answer_ms", fake.answer_ms)
     return fake
+
+
+@pytest.fixture
+def quantized(bundle_copy: Path) -> Path:
+    """Its manifest says that its decoder is Q4_K_M; nothing is computed with it here."""
+    path = bundle_copy / "manifest.json"
+    raw = json.loads(path.read_text("utf-8"))
+    raw["decoder"]["precision"] = "Q4_K_M"
+    path.write_text(json.dumps(raw), "utf-8")
+    return bundle_copy
 
 
 def measured(bundle: Path, **options: object) -> TuneReport:
@@ -93,7 +106,13 @@ def test_the_default_comes_first_and_then_what_is_near(cores: int, hardware: int
 def test_each_part_gets_what_is_fastest_for_it(tiny_bundle: Path, machine: FakeMachine) -> None:
     machine.answer = lambda prefill, decode, _: (100 / prefill, 10 + abs(decode - 2))
     report = measured(tiny_bundle)
-    assert chosen(report) == {"encoder_threads": 8, "prefill_threads": 8, "decode_threads": 2, "kv_type": "f16"}
+    assert chosen(report) == {
+        "encoder_threads": 8,
+        "prefill_threads": 8,
+        "decode_threads": 2,
+        "kv_type": "f16",
+        "repack": False,
+    }
     (tuned,) = report.tuned
     assert tuned.caption_ms == pytest.approx(100 / 8 + 100 / 8 + tune_module.ANSWER_TOKENS * 10)
     stored = tuned_for(Bundle.open(tiny_bundle))
@@ -133,8 +152,15 @@ def test_what_is_faster_once_and_not_again_is_not_taken(tiny_bundle: Path, machi
 
 def test_without_time_the_default_is_measured_and_stays(tiny_bundle: Path, machine: FakeMachine) -> None:
     report = measured(tiny_bundle, budget_s=0.0)
-    assert chosen(report) == {"encoder_threads": 4, "prefill_threads": 4, "decode_threads": 4, "kv_type": "f16"}
-    assert machine.looks == [4, (4, 4, "f16"), (4, 4, "f16")]
+    assert chosen(report) == {
+        "encoder_threads": 4,
+        "prefill_threads": 4,
+        "decode_threads": 4,
+        "kv_type": "f16",
+        "repack": False,
+    }
+    default = Choice(encoder_threads=4, prefill_threads=4, decode_threads=4, kv_type="f16", repack=False)
+    assert machine.looks == [4, default, default]
 
 
 def test_what_cannot_be_confirmed_in_time_is_not_taken(tiny_bundle: Path, machine: FakeMachine) -> None:
@@ -185,7 +211,13 @@ def test_a_default_that_fails_is_an_error(tiny_bundle: Path, machine: FakeMachin
 def test_an_encoder_alone(tiny_bundle: Path, tmp_path: Path, machine: FakeMachine) -> None:
     bundle = write_encoder_bundle(tiny_bundle, tmp_path / "encoder")
     report = measured(bundle)
-    assert chosen(report) == {"encoder_threads": 8, "prefill_threads": 4, "decode_threads": 4, "kv_type": "f16"}
+    assert chosen(report) == {
+        "encoder_threads": 8,
+        "prefill_threads": 4,
+        "decode_threads": 4,
+        "kv_type": "f16",
+        "repack": False,
+    }
     assert {row.part for row in report.rows} == {"encoder"}
 
 
@@ -271,6 +303,21 @@ def test_a_bundle_that_is_not_there(tmp_path: Path) -> None:
         assert result.stderr.startswith("error: cannot open bundle")
 
 
+@pytest.mark.parametrize(("times", "repack", "why"), [(0.5, True, "which takes at least"), (1.5, False, "the default")])
+def test_weights_are_repacked_where_that_is_faster(
+    quantized: Path, machine: FakeMachine, times: float, repack: bool, why: str
+) -> None:
+    machine.repacked = times
+    report = measured(quantized)
+    assert chosen(report)["repack"] is repack
+    assert {row.setting for row in report.rows if row.part == "weights"} == {"as stored", "repacked"}
+    assert any("weights" in reason and why in reason for reason in report.reasons)
+
+
+def test_floats_have_no_other_layout(tiny_bundle: Path) -> None:
+    assert "weights" not in {row.part for row in measured(tiny_bundle).rows}
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_the_real_engines_are_measured(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
     if threads > usable_cores():
@@ -280,6 +327,6 @@ def test_the_real_engines_are_measured(tiny_bundle: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(tune_module, "LEAST_S", 0.0)
     bundle = Bundle.open(tiny_bundle, check_sha256=False)
     assert tune_module.encode_ms(bundle, threads) > 0
-    prefill_ms, token_ms = tune_module.answer_ms(bundle, threads, 1, "f16")
+    prefill_ms, token_ms = tune_module.answer_ms(bundle, CHOICE.model_copy(update={"prefill_threads": threads}))
     assert prefill_ms > 0
     assert token_ms > 0

@@ -1,0 +1,69 @@
+"""One process whose memory is measured: it captions a clip, or encodes so many seconds of noise; see `memory`.
+
+    python -m benchmarks.memory_worker caption BUNDLE CLIP THREADS TOKENS
+    python -m benchmarks.memory_worker encode BUNDLE SECONDS THREADS
+
+The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dasheng_edge.runtime import Bundle, Captioner
+from dasheng_edge.runtime.bundle import PROJECTOR, Sampling
+from dasheng_edge.runtime.embedder import AudioParts
+from dasheng_edge.runtime.encoder import Projector
+
+BLOCK_SAMPLES = 1 << 14  # about as much as a decoder of audio files hands on at a time
+
+
+def noise_blocks(samples: int) -> Iterator[NDArray[np.float32]]:
+    """White noise, float32, block after block: never the whole clip, like a file that is read."""
+    generator = np.random.default_rng(0)
+    for start in range(0, samples, BLOCK_SAMPLES):
+        yield generator.uniform(-0.3, 0.3, min(BLOCK_SAMPLES, samples - start)).astype(np.float32)
+
+
+def caption(bundle: Path, clip: Path, threads: int, tokens: int) -> dict[str, float]:
+    """As the command does it, without the check of the files."""
+    with Captioner.open(bundle, threads=threads, check_sha256=False) as captioner:
+        said = captioner.caption(clip, max_new_tokens=tokens, sampling=Sampling())
+    return {"tokens": len(said.tokens), "audio_s": said.audio_s}
+
+
+def encode(folder: Path, seconds: float, threads: int) -> dict[str, float]:
+    """Audio to embeddings, chunk by chunk, as captioning does it; the decoder would add keys and values."""
+    bundle = Bundle.open(folder, check_sha256=False)
+    spec, audio = bundle.manifest.front_end, AudioParts.open(bundle, device="cpu", threads=threads)
+    projector = Projector(bundle.path(PROJECTOR), spec, threads=threads)
+    start = time.perf_counter()
+    features = audio.front_end.features(noise_blocks(round(seconds * spec.sample_rate_hz)))
+    middle = time.perf_counter()
+    rows = [projector.embeddings(group) for group in projector.groups(audio.encoder.chunks(features))]
+    end = time.perf_counter()
+    return {"front_end_s": middle - start, "encoder_s": end - middle, "audio_tokens": sum(map(len, rows))}
+
+
+def main() -> int:
+    """Do what is asked for and print what it was."""
+    what, folder, *others = sys.argv[1:]
+    if what == "caption":
+        clip, threads, tokens = others
+        found = caption(Path(folder), Path(clip), int(threads), int(tokens))
+    else:
+        seconds, threads = others
+        found = encode(Path(folder), float(seconds), int(threads))
+    print(json.dumps(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

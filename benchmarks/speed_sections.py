@@ -1,0 +1,219 @@
+"""The speed records as sections of a page: a table of each, with its error where there is one, and a plot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from benchmarks import decoder, encoder, latency, memory, peers
+from benchmarks.speed_plots import Bar, bars, stacks
+from benchmarks.turns import times
+
+Record = Mapping[str, Any]
+NONE = "-"
+OPERATORS = 8  # of the profile, the costliest
+STAGE_NAMES = {
+    "audio_decode_ms": "audio file", "front_end_ms": "front end", "encoder_ms": "encoder", "projector_ms": "projector",
+    "prefill_ms": "prefill", "choice_ms": "first token", "decode_ms": "other tokens",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Section:
+    """One record on the page."""
+
+    title: str
+    text: str  # Markdown: tables and what they say
+    plot: Figure
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:
+    """Markdown; the first columns are words, the others numbers, which stand on the right."""
+    rule = [*("---" for _ in head[:words]), *("---:" for _ in head[words:])]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *rows))
+
+
+def section(record: Record) -> Section:
+    """What a record says."""
+    return SECTIONS[record["benchmark"]](record)
+
+
+def encoder_section(record: Record) -> Section:
+    """Precisions with speed and SNR in one row, lengths, operators."""
+    chunk = record["seconds"][encoder.CHUNK]
+    rows = [
+        [
+            name, _ms(found["p50"]), _ms(found["p90"]), f"{times(chunk[encoder.TORCH], found):.2f}",
+            _decibel(record["snr_db"], name), _megabytes(record["bytes"].get(name)),
+        ]
+        for name, found in chunk.items()
+    ]  # fmt: skip
+    lengths = [
+        [f"{clip} s", *(_ms(found[name]["p50"]) for name in (encoder.EXACT, encoder.INT8)),
+         f"{times(found[encoder.EXACT], found[encoder.INT8]):.2f}"]
+        for clip, found in sorted(record["seconds"].items(), key=lambda item: float(item[0]))
+    ]  # fmt: skip
+    total = sum(row["ms"] for row in record["profile"].values())
+    profile = [
+        [name, f"{row['ms']:.1f}", f"{row['calls']:g}", f"{100 * row['ms'] / total:.1f} %"]
+        for name, row in list(record["profile"].items())[:OPERATORS]
+    ]
+    peak = record["gemm_operations"] / chunk[encoder.PEAK]["p50"] / 1e9
+    about = (
+        f"{record['parameters'] / 1e6:.0f} M parameters, a clip of one full chunk of {record['patches']} patches. "
+        f"The GEMMs alone reach {peak:.0f} GOP/s."
+    )
+    text = "\n\n".join([
+        about,
+        table(("", "p50, ms", "p90, ms", "times as fast as PyTorch fp32", "SNR to it, dB", "MB"), rows),
+        "Clips of other lengths:",
+        table(("clip", "fp32, ms", "int8, ms", "int8, times as fast"), lengths),
+        "Operators of the int8 graph, by ONNX Runtime's profile (which itself takes time):",
+        table(("", "ms", "calls", "share"), profile),
+    ])  # fmt: skip
+    plot = bars(_bars(chunk, 1000, ("ONNX",)), "milliseconds for one chunk (10.08 s)", f"Encoder {record['model']}")
+    return Section(f"Encoder, {record['model']}", text, plot)
+
+
+def decoder_section(record: Record) -> Section:
+    """Tokens per second, and next to llama-bench."""
+    rows, plotted = [], []
+    for what, by_name in record["tokens_per_s"].items():
+        for name, found in by_name.items():
+            ratio = times(found, by_name[decoder.BENCH])
+            rows.append([f"{what}: {name}", f"{found['p50']:.1f}", f"{found['p90']:.1f}", f"{ratio:.3f}"])
+        plotted += _bars({f"{what}: {name}": found for name, found in by_name.items()}, 1, (f"{what}: {decoder.OURS}",))
+    about = (
+        f"{record['parameters'] / 1e6:.0f} M parameters in {record['decoder']}, {_megabytes(record['bytes'])} MB; "
+        f"{record['prompt_tokens']} tokens of prompt and {record['generated_tokens']} generated. llama-bench computes "
+        f"with {record['llama_bench']}."
+    )
+    text = "\n\n".join([
+        about,
+        table(("", "p50, tokens/s", "p90, tokens/s", "of llama-bench"), rows),
+    ])  # fmt: skip
+    title = f"Decoder {record['model']} {record['decoder']}, prompt of {record['prompt_tokens']} tokens"
+    return Section(f"Decoder, {record['model']}", text, bars(plotted, "tokens per second", title))
+
+
+def latency_section(record: Record) -> Section:
+    """Stages of first and second clips; starts; imports."""
+    rows, stages = [], {}
+    for which in (latency.FIRST, latency.SECOND):
+        for clip, found in record["clips"][which].items():
+            spent = _stages(found)
+            if which == latency.SECOND:
+                stages[f"{clip} s"] = spent
+            rows.append([
+                f"{which}, {clip} s", *(f"{spent[name]:.1f}" for name in STAGE_NAMES.values()),
+                f"{found['first_token_ms']['p50']:.1f}", f"{found['total_ms']['p50']:.1f}",
+                f"{found['total_ms']['p90']:.1f}", f"{found['tokens']['p50']:g}",
+                f"{found['prefilled_rows']['p50']:g} of {found['prompt_rows']['p50']:g}",
+            ])  # fmt: skip
+    starts = [
+        [name, f"{found['p50']:.3f}", f"{found['p90']:.3f}", f"{times(found, record['start_s'][latency.BARE]):.2f}"]
+        for name, found in record["start_s"].items()
+    ]
+    imports = [[latency.IMPORTS[name], f"{found['p50']:.3f}", f"{found['p90']:.3f}"]
+               for name, found in record["import_s"].items()]  # fmt: skip
+    head = ("", *STAGE_NAMES.values(), "to the first token", "whole, p50", "whole, p90", "tokens", "rows prefilled")
+    text = "\n\n".join([
+        "Stages of a caption in milliseconds, p50. The second clip finds the beginning of the prompt in the cache.",
+        table(head, rows),
+        "From the start of a process to its first token, a clip of 10 s, seconds:",
+        table(("", "p50", "p90", "times the bare engines"), starts),
+        "Imports in a process of their own, seconds:",
+        table(("", "p50", "p90"), imports),
+    ])  # fmt: skip
+    plot = stacks(stages, "milliseconds, second clip with the same prompt", f"Caption with {record['model']}")
+    return Section(f"Latency, {record['model']}", text, plot)
+
+
+def _stages(found: Record) -> dict[str, float]:
+    """Medians by stage in milliseconds, by their names."""
+    return {label: float(found[name]["p50"]) for name, label in STAGE_NAMES.items()}
+
+
+def memory_section(record: Record) -> Section:
+    """Peaks of processes."""
+    caption = record[memory.CAPTION]
+    named = {f"caption of {caption['clip_s']:g} s": caption}
+    named |= {f"encoder, {float(length):g} s of audio": found for length, found in record["encode"].items()}
+    rows = [
+        [
+            name, _megabytes(found["peak_rss_bytes"]["p50"]),
+            _megabytes(found.get("peak_anonymous_bytes", {}).get("p50")), f"{found['seconds']['p50']:.2f}",
+            f"{found['encoder_s']['p50']:.3f}" if "encoder_s" in found else NONE,
+        ]
+        for name, found in named.items()
+    ]  # fmt: skip
+    text = "\n\n".join([
+        f"The bundle has {_megabytes(record['bundle_bytes'])} MB. Peaks count the pages of mapped files.",
+        table(("process", "peak, MB", "of it anonymous, MB", "process, s", "encoder and projector, s"), rows),
+    ])  # fmt: skip
+    peaks = {name: found["peak_rss_bytes"] for name, found in named.items()}
+    plotted = [Bar("files of the bundle", [record["bundle_bytes"] / 1e6], record["bundle_bytes"] / 1e6, ours=False),
+               *_bars(peaks, 1e-6, tuple(peaks))]  # fmt: skip
+    return Section(f"Memory, {record['model']}", text, bars(plotted, "peak resident MB", f"Memory, {record['model']}"))
+
+
+def peers_section(record: Record) -> Section:
+    """Against transformers."""
+    variants = record["variants"]
+    ours = variants[peers.OURS]
+    rows = [
+        [
+            name, _ms(found["audio_s"]["p50"]), _ms(found["first_token_s"]["p50"]), f"{found['total_s']['p50']:.2f}",
+            f"{found['total_s']['p90']:.2f}", f"{times(found['first_token_s'], ours['first_token_s']):.2f}",
+            f"{times(found['total_s'], ours['total_s']):.2f}",
+            _megabytes(found.get("peak_rss_bytes", {}).get("p50")),
+        ]
+        for name, found in variants.items()
+    ]  # fmt: skip
+    head = ("", "to the audio's embeddings, ms", "to the first token, ms", "whole, p50, s", "whole, p90, s",
+            "first token, times ours", "whole, times ours", "peak, MB")  # fmt: skip
+    how = "one process at a time" if record["apart"] else "in processes of their own, all loaded before"
+    about = (
+        f"{record['clip_s']} s of noise, exactly {record['tokens']} tokens. Ours is {record['encoder']} and "
+        f"{record['decoder']}, with the beginning of the prompt in the cache; transformers has the same weights. "
+        f"They ran {how}."
+    )
+    text = "\n\n".join([
+        about,
+        table(head, rows),
+    ])  # fmt: skip
+    totals = {name: found["total_s"] for name, found in variants.items()}
+    title = f"Caption of {record['tokens']} tokens with {record['model']}"
+    return Section(f"Peers, {record['model']}", text, bars(_bars(totals, 1, (peers.OURS,)), "seconds", title))
+
+
+def _bars(found: Mapping[str, Record], scale: float, ours: tuple[str, ...]) -> list[Bar]:
+    """`ours` are beginnings of names."""
+    return [
+        Bar(name, [scale * value for value in one["values"]], scale * one["p50"], name.startswith(ours))
+        for name, one in found.items()
+    ]
+
+
+def _ms(seconds: float) -> str:
+    return f"{1000 * seconds:.1f}"
+
+
+def _megabytes(size: float | None) -> str:
+    return NONE if size is None else f"{size / 1e6:,.0f}"
+
+
+def _decibel(found: Mapping[str, float | None], name: str) -> str:
+    if name not in found:
+        return NONE
+    value = found[name]
+    return "no difference" if value is None else f"{value:.1f}"
+
+
+SECTIONS: Mapping[str, Callable[[Record], Section]] = {
+    "encoder": encoder_section, "decoder": decoder_section, "latency": latency_section, "memory": memory_section,
+    "peers": peers_section,
+}  # fmt: skip
