@@ -52,7 +52,10 @@ class BatchDecoder:
         """
         if not 1 <= len(prompts) <= MOST_SEQUENCES:
             raise DecoderError(f"{len(prompts)} prompts were given together; expected 1 to {MOST_SEQUENCES}")
-        checked = [[self._decoder.checked(segment) for segment in prompt if len(segment)] for prompt in prompts]
+        checked = [
+            self._decoder.merged([self._decoder.checked(segment) for segment in prompt if len(segment)])
+            for prompt in prompts
+        ]
         rows = max(sum(map(len, prompt)) for prompt in checked) + max_new_tokens
         if rows > self._decoder.context_length:
             raise DecoderError(

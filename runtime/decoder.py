@@ -23,6 +23,7 @@ from .llama import Watch
 from .prefix_cache import LEAST_TOKENS, PrefixCache
 from .sampler import Sampler
 from .text_model import TextModel, Tokens, load_model
+from .token_rows import TokenRows
 
 Embeddings: TypeAlias = NDArray[np.float32]
 
@@ -51,6 +52,7 @@ class Decoder(TextModel):
         self.prefilled = 0  # rows that the last prefill had to decode
         self.prefixes: PrefixCache | None = None  # what requests began with; not while a `watch` must see every row
         self._has_logits = False
+        self._token_rows = TokenRows(self)
 
     @classmethod
     def open(  # noqa: PLR0913  # all but the path have defaults
@@ -120,9 +122,17 @@ class Decoder(TextModel):
             # The last row is decoded in any case: its logits are needed.
             self._rewind(min(self._same(lead), total - 1))
             self.prefilled, blocks = 0, [blocks[0][self._past :]]
-        for block in blocks:
+        for block in self.merged(blocks):
             self._append(block, last=self._past + len(block) == total)
         self._kept = lead
+
+    def merged(self, blocks: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+        """Blocks of embeddings and of tokens as one of embeddings, where there are both."""
+        if len({block.ndim for block in blocks}) < 2:
+            return list(blocks)
+        rows = [block if block.ndim == 2 else self._token_rows.of(tuple(block.tolist())) for block in blocks]
+        found = [row for row in rows if row is not None]
+        return [np.concatenate(found)] if len(found) == len(rows) else list(blocks)
 
     def begin(self, lead: Tokens, *, reserve: int = 0) -> None:
         """Decode the leading tokens of a prompt whose rest comes by `append`; there are no logits yet.
@@ -219,15 +229,15 @@ class Decoder(TextModel):
                 raise DecoderError(f"llama.cpp cannot carry {past} rows over to a larger context; use shorter audio")
             self._past = past
 
-    def new_context(self, n_ctx: int, options: ContextOptions) -> Context:
-        """A context on these weights.
+    def new_context(self, n_ctx: int, options: ContextOptions, watch: Watch | None = None) -> Context:
+        """A context on these weights; `watch` is told what is computed, instead of the decoder's own.
 
         Raises:
             DecoderError: the decoder is closed, or llama.cpp cannot make it.
         """
         if not self._free_model.alive:
             raise DecoderError("the decoder is closed; open it again")
-        return Context(self._model, n_ctx, options, self._watch)
+        return Context(self._model, n_ctx, options, watch or self._watch)
 
     def _decode(self, rows: NDArray[Any], *, outputs: int) -> None:
         """Decode int32 [n] tokens or float32 [n, n_embd] embeddings at the end of the sequence, n <= BATCH.

@@ -166,9 +166,11 @@ class FrontEnd:
         stream = FrameStream(self, self.BLOCK_FRAMES)
         parts = [part for block in blocks for part in stream.push(block)]
         parts.append(stream.end())
-        log_mel, *others = (np.concatenate(part, axis=1) for part in zip(*parts, strict=True))
-        limited = np.maximum(log_mel, log_mel.max() - np.float32(self.spec.top_db))
-        return Features(limited, others[0] if others else None, stream.samples)
+        outputs = [list(column) for column in zip(*parts, strict=True)]
+        del parts
+        log_mel, *others = map(_joined, outputs)
+        np.maximum(log_mel, log_mel.max() - np.float32(self.spec.top_db), out=log_mel)
+        return Features(log_mel, others[0] if others else None, stream.samples)
 
     def running(self, blocks: Iterable[NDArray[np.float32]]) -> RunningFeatures:
         """As `features`, but chunk by chunk while the blocks come; see `RunningFeatures` for what that changes."""
@@ -205,6 +207,17 @@ class FrontEnd:
                 "free memory, or choose another device"
             ) from error
         return outputs
+
+
+def _joined(parts: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Parts [bands, frames] one behind the other; the list is emptied on the way, so that little is there twice."""
+    joined = np.empty((parts[0].shape[0], sum(part.shape[1] for part in parts)), np.float32)
+    end = joined.shape[1]
+    while parts:
+        part = parts.pop()
+        joined[:, end - part.shape[1] : end] = part
+        end -= part.shape[1]
+    return joined
 
 
 class FrameStream:

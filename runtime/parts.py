@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from .bundle import DECODER, PROJECTOR, Bundle, DecoderFacts
@@ -14,10 +15,10 @@ from .prompt import PromptBuilder
 from .tuned import Choice
 
 FLOAT_TYPES = ("F32", "F16", "BF16")  # that llama.cpp computes with as they are in the file
-# Types whose weights are copied into llama.cpp's own layouts. On x86-64 (Zen, AVX-512; 0.6B, prefill / decode, tok/s):
-# Q4_0 502 / 55 with and 248 / 45 without, IQ4_NL the same; Q4_K_M 452 / 54 and 597 / 46, Q2_K alike: a caption of 40
-# tokens takes as long, the first token comes earlier and the file need not be copied. Others have no such layout there.
-REPACKED_X86 = ("Q4_0", "IQ4_NL")
+# Types whose weights llama.cpp copies into layouts of its own on x86-64; it has none for others there. On Zen with
+# AVX-512 (0.6B, 300 rows / one token, tok/s): Q4_0 502 / 55 with and 248 / 45 without, IQ4_NL the same; Q4_K_M 452 / 54
+# and 597 / 46, Q2_K alike: a caption of ten seconds is done earlier with, one of a minute without. `tune` measures it.
+REPACKED_X86 = ("Q4_0", "IQ4_NL", "Q4_K_M", "Q4_K_S", "Q2_K")
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,21 @@ class Parts:
         device, threads, (stored, facts) = checked_device(device), checked_threads(threads), bundle.text_facts()
         if choice is None:
             choice = default_choice(stored, threads)
-        audio = AudioParts.open(bundle, device=device, threads=choice.encoder_threads)
-        spec, path = bundle.manifest.front_end, bundle.graph(PROJECTOR, device)
-        projector = Projector(path, spec, device=device, threads=choice.encoder_threads)
-        decoder = open_decoder(bundle, choice, device=device)
-        prompts = PromptBuilder(decoder.chat_template, facts, decoder)
+        spec, threads = bundle.manifest.front_end, choice.encoder_threads
+        with ThreadPoolExecutor(1) as pool:  # the engines load side by side
+            opening = pool.submit(AudioParts.open, bundle, device=device, threads=threads)
+            try:
+                decoder = open_decoder(bundle, choice, device=device)
+            except BaseException:
+                opening.result()  # whose error, if there is one, is the first
+                raise
+        try:
+            audio = opening.result()
+            projector = Projector(bundle.graph(PROJECTOR, device), spec, device=device, threads=threads)
+            prompts = PromptBuilder(decoder.chat_template, facts, decoder)
+        except BaseException:
+            decoder.close()
+            raise
         return cls(audio, projector, decoder, prompts)
 
 

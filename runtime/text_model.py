@@ -6,8 +6,8 @@ import codecs
 import ctypes
 import os
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
-from functools import cached_property
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -64,10 +64,11 @@ class TextModel:
         self._free_model = weakref.finalize(self, llama.llama_model_free, model)
         self._vocab = llama.llama_model_get_vocab(model)
         self.n_vocab: int = llama.llama_vocab_n_tokens(self._vocab)
+        attributes = list(map(partial(llama.llama_vocab_get_attr, self._vocab), range(self.n_vocab)))
         # Tokens by their text: those that plain text never contains, e.g. `<|im_end|>`, ...
-        self.control_tokens: Mapping[str, int] = self._tokens_with(_ATTR_CONTROL)
+        self.control_tokens: Mapping[str, int] = self._tokens_with(attributes, _ATTR_CONTROL)
         # ... and whole words that are found in plain text too, e.g. `<tool_call>`.
-        self.added_tokens: Mapping[str, int] = self._tokens_with(_ATTR_USER_DEFINED)
+        self.added_tokens: Mapping[str, int] = self._tokens_with(attributes, _ATTR_USER_DEFINED)
         self.n_embd: int = llama.llama_model_n_embd_inp(model)
         self.context_length: int = llama.llama_model_n_ctx_train(model)
 
@@ -100,9 +101,8 @@ class TextModel:
     def _text(self, token: int) -> str:
         return str(self._llama.llama_vocab_get_text(self._vocab, token).decode("utf-8", "replace"))
 
-    def _tokens_with(self, attribute: int) -> dict[str, int]:
-        attributes = self._llama.llama_vocab_get_attr
-        return {self._text(token): token for token in range(self.n_vocab) if attributes(self._vocab, token) & attribute}
+    def _tokens_with(self, attributes: Sequence[int], wanted: int) -> dict[str, int]:
+        return {self._text(token): token for token, attribute in enumerate(attributes) if attribute & wanted}
 
     def tokenize(self, text: str, parse_special: bool = False) -> Tokens:
         """Token ids of a text, none added; control tokens in it are plain text unless `parse_special`."""

@@ -1,0 +1,87 @@
+"""Embeddings of tokens: those of the file, and the same answers with them as with tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from dasheng_edge.quant.gguf_file import gguf_tensors
+from dasheng_edge.runtime import token_rows
+from dasheng_edge.runtime.bundle import DECODER
+from dasheng_edge.runtime.decoder import Decoder
+from dasheng_edge.runtime.token_rows import MOST_KEPT, TokenRows
+
+
+@pytest.fixture
+def decoder(tiny_bundle: Path) -> Iterator[Decoder]:
+    made = Decoder.open(tiny_bundle / DECODER, n_ctx=256, n_threads=1)
+    yield made
+    made.close()
+
+
+def audio(decoder: Decoder, rows: int = 9) -> np.ndarray:
+    return np.random.default_rng(0).normal(0, 0.1, (rows, decoder.n_embd)).astype(np.float32)
+
+
+def test_they_are_those_of_the_file(decoder: Decoder, tiny_bundle: Path) -> None:
+    table = gguf_tensors(tiny_bundle / DECODER)["token_embd.weight"]
+    tokens = (7, 0, decoder.n_vocab - 1, 7)
+    want = np.concatenate([table.rows(token, token + 1) for token in tokens])
+    got = TokenRows(decoder).of(tokens)
+    assert got is not None
+    np.testing.assert_array_equal(got, want)
+
+
+def test_one_batch_gives_what_three_gave(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    segments: list[tuple[int, ...] | NDArray[np.float32]] = [(1, 2, 3), audio(decoder), (4, 5, 6)]
+    decoder.prefill(segments)
+    merged = decoder.logits()
+    batches: list[int] = []
+    monkeypatch.setattr(token_rows, "LOOKED_UP", "nothing of that name")  # as if llama.cpp did not show them
+    other = TokenRows(decoder)
+    assert other.of((4, 5, 6)) is None
+    decode = decoder._decode
+
+    def noted(rows: NDArray[Any], *, outputs: int) -> None:
+        batches.append(len(rows))
+        decode(rows, outputs=outputs)
+
+    monkeypatch.setattr(decoder, "_token_rows", other)
+    monkeypatch.setattr(decoder, "_decode", noted)
+    decoder.prefill([(9,), audio(decoder)])
+    batches.clear()
+    decoder.prefill(segments)
+    assert batches == [3, 9, 3]
+    np.testing.assert_allclose(decoder.logits(), merged, atol=1e-4)
+
+
+def test_the_decoders_own_rows_are_left_alone(decoder: Decoder) -> None:
+    decoder.prefill([(1, 2, 3), audio(decoder)])
+    want = decoder.logits()
+    assert TokenRows(decoder).of((8, 9)) is not None
+    np.testing.assert_array_equal(decoder.logits(), want)
+
+
+def test_only_the_last_few_are_kept(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = TokenRows(decoder)
+    for token in range(MOST_KEPT + 1):
+        rows.of((token,))
+    looked_up: list[object] = []
+    monkeypatch.setattr(rows, "_look_up", looked_up.append)
+    assert rows.of((MOST_KEPT,)) is not None
+    assert looked_up == []
+    assert rows.of((0,)) is None
+    assert looked_up == [(0,)]
+
+
+def test_no_tokens_and_too_many_are_not_looked_up(decoder: Decoder) -> None:
+    rows = TokenRows(decoder)
+    assert rows.of(()) is None
+    assert rows.of((1,) * 257) is None
+    decoder.prefill([(1, 2), audio(decoder), (1,) * 257])  # which then go as they are
+    assert np.isfinite(decoder.logits()).all()
