@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 from collections.abc import Collection
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -230,3 +232,9 @@ def check_graph(
         raise BundleFileError(
             f"{path} maps {got_inputs} to {got_outputs}, expected {inputs} to {outputs}; export the bundle again"
         )
+
+
+def release_freed_memory() -> None:
+    """Give memory that was freed back to the system; glibc keeps, of graphs that were read, as much as they have."""
+    with suppress(OSError, AttributeError, TypeError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from .bundle import DECODER, PROJECTOR, Bundle, DecoderFacts
 from .decoder import Decoder
-from .devices import Device, checked_device, checked_threads
+from .devices import Device, checked_device, checked_threads, release_freed_memory
 from .embedder import AudioParts
 from .encoder import Projector
 from .prompt import PromptBuilder
@@ -55,6 +55,7 @@ class Parts:
         except BaseException:
             decoder.close()
             raise
+        release_freed_memory()
         return cls(audio, projector, decoder, prompts)
 
 
