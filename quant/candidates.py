@@ -121,7 +121,8 @@ class Workshop:
         if self.calibrate is None and (spec.recipe.encoder == "mixed" or _measured(spec)):
             raise ClipsError(f"candidate {spec.name} is measured on clips; pass --calibrate CLIPS")
         if spec.recipe.decoder is not None:
-            check_decoder(self.reference, DecoderOptions(spec.recipe.decoder, spec.imatrix))
+            options = DecoderOptions(spec.recipe.decoder, spec.imatrix)
+            check_decoder(self.reference, options, measured=_measured(spec))
 
     def bundle(self, spec: Spec) -> Bundle:
         """The candidate's bundle, made now if it is not there yet.

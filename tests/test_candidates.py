@@ -163,3 +163,12 @@ def test_an_upgrade_makes_candidates_anew(tmp_path: Path, made: list[Path], monk
     monkeypatch.setattr(measuring, "version", lambda _: "99.0")
     workshop.bundle(spec)
     assert len(set(made)) == 2
+
+
+@needs_micro
+@pytest.mark.parametrize("text", ["fp32/IQ3_XXS+imatrix", "fp32/IQ2_XXS", "int8/Q4_K_M+imatrix", "tiny", "mixed/F16"])
+def test_what_is_measured_on_the_way_is_not_refused(tmp_path: Path, text: str) -> None:
+    write_wave(tmp_path / "clip.wav", 1.0)
+    Workshop(Bundle.open(MICRO), tmp_path / "made", tmp_path / "clip.wav", 1).check(parse_spec(text))
+    with pytest.raises(ClipsError, match="is measured on clips; pass --calibrate CLIPS"):
+        Workshop(Bundle.open(MICRO), tmp_path / "made", None, 1).check(parse_spec(text))
