@@ -164,11 +164,12 @@ class FrontEnd:
             DeviceError: ONNX Runtime failed.
         """
         stream = FrameStream(self, self.BLOCK_FRAMES)
-        parts = [part for block in blocks for part in stream.push(block)]
-        parts.append(stream.end())
-        outputs = [list(column) for column in zip(*parts, strict=True)]
-        del parts
-        log_mel, *others = map(_joined, outputs)
+        grown: list[_Spectrogram] = []
+        for part in stream.all(blocks):
+            grown = grown or [_Spectrogram(len(output)) for output in part]
+            for spectrogram, output in zip(grown, part, strict=True):
+                spectrogram.append(output)
+        log_mel, *others = (spectrogram.frames for spectrogram in grown)
         np.maximum(log_mel, log_mel.max() - np.float32(self.spec.top_db), out=log_mel)
         return Features(log_mel, others[0] if others else None, stream.samples)
 
@@ -209,15 +210,25 @@ class FrontEnd:
         return outputs
 
 
-def _joined(parts: list[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """Parts [bands, frames] one behind the other; the list is emptied on the way, so that little is there twice."""
-    joined = np.empty((parts[0].shape[0], sum(part.shape[1] for part in parts)), np.float32)
-    end = joined.shape[1]
-    while parts:
-        part = parts.pop()
-        joined[:, end - part.shape[1] : end] = part
-        end -= part.shape[1]
-    return joined
+class _Spectrogram:
+    """Grows by frames, in place: joining all parts at the end would need as much memory once more."""
+
+    def __init__(self, bands: int) -> None:
+        self._rows = np.empty((0, bands), np.float32)  # a row for each frame
+        self._count = 0
+
+    def append(self, part: NDArray[np.float32]) -> None:
+        """Add frames, float32 [bands, n]."""
+        stop = self._count + part.shape[1]
+        if stop > len(self._rows):  # an eighth ahead: the system moves pages, not what is in them
+            self._rows.resize((max(stop, len(self._rows) * 9 // 8), len(part)), refcheck=False)
+        self._rows[self._count : stop] = part.T
+        self._count = stop
+
+    @property
+    def frames(self) -> NDArray[np.float32]:
+        """float32 [bands, frames]."""
+        return self._rows[: self._count].T
 
 
 class FrameStream:
@@ -229,6 +240,12 @@ class FrameStream:
         self._context = front_end.edge_frames + front_end.CUTS
         self._waveform = np.zeros(0, np.float32)  # from frame `start` on
         self._start = self._done = 0  # frames cut off in front, frames computed
+
+    def all(self, blocks: Iterable[NDArray[np.float32]]) -> Iterator[list[NDArray[np.float32]]]:
+        """The frames of a whole clip."""
+        for block in blocks:
+            yield from self.push(block)
+        yield self.end()
 
     def push(self, block: NDArray[np.float32]) -> Iterator[list[NDArray[np.float32]]]:
         """Take float32 [n] samples, and give what is complete: [bands, size] of each output."""
