@@ -86,7 +86,7 @@ def compare(options: CompareOptions, progress: Progress | None = None) -> Report
     except DashengEdgeError:
         raise
     except OSError as error:  # of the files that measurements are kept in
-        full = error.errno in NO_SPACE
+        full = error.errno in NO_SPACE or error.errno is None  # as numpy says it, whose writes come short
         raise OutputWriteError(
             f"cannot {'write' if full else 'use'} {_file_of(error, options.out)}: {error.strerror or error}; what was "
             f"measured is kept: {'free some space' if full else 'see to it that the file can be read and written'} and "

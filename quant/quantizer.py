@@ -111,7 +111,9 @@ def quantize(
 
 def _refuse(target: Path, kind: str, code: int, said: str) -> None:
     if "iostream" in said:  # the C++ library's word for a failed write
-        raise OutputWriteError(f"cannot write {target.name}: llama.cpp says {said!r}; is the disk full?")
+        raise OutputWriteError(
+            f"cannot write {target.name}: llama.cpp says {said!r}; free some space or choose another --out"
+        )
     ended = "" if code == 1 else f"its process ended with {code}: "
     raise ExportError(
         f"llama.cpp could not quantize the decoder to {kind}: {ended}{said or 'no reason given'}; try another --decoder"

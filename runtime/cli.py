@@ -83,7 +83,11 @@ def main() -> None:
     for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
         if number := getattr(signal, name, None):
             signal.signal(number, _stop)
-    build_app()(prog_name="dasheng-edge")
+    try:
+        build_app()(prog_name="dasheng-edge")
+    except KeyboardInterrupt:  # while modules are imported, before `_Group` watches
+        typer.echo("interrupted", err=True)
+        sys.exit(130)
 
 
 def _stop(number: int, _: object) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,7 +105,9 @@ class Context:
         batch.logits = pointer(wanted, ctypes.c_int8)
         log = llama_log()
         log.lines.clear()
-        if code := self._llama.llama_decode(self.pointer, batch):
+        with self._watch.holding_signals() if self._watch is not None else nullcontext():
+            code = self._llama.llama_decode(self.pointer, batch)
+        if code:
             raise DecoderError(f"llama.cpp failed to decode {count} rows at {positions[0]} (code {code}): {log.last()}")
         if self._watch is not None:
             self._watch.check()

@@ -6,8 +6,11 @@ Only this module and the quantizer's child process import llama_cpp; `decoder` i
 from __future__ import annotations
 
 import ctypes
+import signal
+import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -82,10 +85,13 @@ class Watch:
         llama = llama_cpp_library()
         self._wants, self._see = wants, see
         self._error: Exception | None = None
+        self._signals: list[int] = []  # that came while llama.cpp computed
         self._ggml = _ggml_functions()
         self.callback = llama.ggml_backend_sched_eval_callback(self._evaluated)  # must outlive the context
 
     def _evaluated(self, tensor: int, ask: bool, _: object) -> bool:
+        if self._signals:
+            return False
         try:
             name = self._ggml.ggml_get_name(tensor).decode()
             if ask:
@@ -104,6 +110,25 @@ class Watch:
             raise DecoderError(f"llama.cpp computes {self._ggml.ggml_get_name(tensor).decode()} not in float32")
         self._ggml.ggml_backend_tensor_get(tensor, pointer(values, ctypes.c_float), 0, values.nbytes)
         return values.reshape(rows, -1)
+
+    @contextmanager
+    def holding_signals(self) -> Iterator[None]:
+        """Ctrl-C within ends the computation and is raised behind it: what is raised in a callback, C would swallow."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        kept = {number: signal.signal(number, self._hold) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in kept.items():
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+            signals, self._signals = self._signals, []
+            for held in signals[:1]:
+                signal.raise_signal(held)
+
+    def _hold(self, number: int, _: object) -> None:
+        self._signals.append(number)
 
     def check(self) -> None:
         """Raise what went wrong since the last look, if anything."""

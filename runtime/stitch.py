@@ -17,6 +17,8 @@ from .parts import Parts
 from .prompt import Segment, Text
 from .stopwatch import Meter, Stopwatch
 
+LEAST_DEVIATION_DB = 0.1  # that is worth a warning: less is 0.0 in it
+
 
 @dataclass(frozen=True)
 class Request:
@@ -114,13 +116,12 @@ class Stitch:
         warnings = []
         if seconds > comfortable_s:
             length = f"the audio is {seconds:.0f} s long"
-            worse = f"this model's captions get worse beyond {comfortable_s:.0f} s: cut it into pieces"
-            warnings.append(f"{length}; {worse}")
-        if deviation_db > 0:
+            worse = f"this model's captions get worse beyond {comfortable_s:.0f} s"
+            warnings.append(f"{length}; {worse}: caption windows of it (--window), or cut it into pieces")
+        if deviation_db >= LEAST_DEVIATION_DB:
             louder = "it got louder after parts of it were encoded"
-            warnings.append(
-                f"{louder}: quiet bins of those lie up to {deviation_db:.1f} dB below those of the whole clip"
-            )
+            below = f"quiet bins of those lie up to {deviation_db:.1f} dB below those of the whole clip"
+            warnings.append(f"{louder}: {below}; caption it as a file, without --live, for the exact numbers")
         return tuple(warnings)
 
     def result(

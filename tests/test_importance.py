@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 from functools import partial
 from pathlib import Path
@@ -187,3 +188,35 @@ def test_clips_and_prompts_add_up(tiny_bundle: Path) -> None:
         assert entry.rows == one[name].rows + two[name].rows
         np.testing.assert_allclose(entry.sums, one[name].sums + two[name].sums, rtol=1e-5)
     assert two["blk.0.attn_q.weight"].rows > one["blk.0.attn_q.weight"].rows + 4
+
+
+@needs_micro
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_while_llama_cpp_computes_is_not_swallowed(number: signal.Signals) -> None:
+    """Raised in a callback, it would be printed and forgotten, and the matrix would lack what was not computed."""
+    decoder = Decoder.open(MICRO, n_threads=1)
+    seen: list[str] = []
+
+    def see(name: str, _: object) -> None:
+        seen.append(name)
+        if len(seen) == 3:
+            signal.raise_signal(number)
+
+    class StoppedError(Exception):
+        pass
+
+    def stop(*_: object) -> None:
+        raise StoppedError
+
+    before = signal.signal(number, stop)
+    try:
+        decoder.watch(Watch(lambda _: True, see))
+        with pytest.raises(StoppedError):
+            decoder.prefill([(1, 2, 3)])
+        assert len(seen) == 3
+        assert signal.getsignal(number) is stop
+        decoder.watch(None)
+        decoder.prefill([(1, 2, 3)])
+    finally:
+        signal.signal(number, before)
+        decoder.close()
