@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
@@ -163,7 +163,7 @@ class Captioner:
             return (yield from self._caption(request))
 
     @contextmanager
-    def _busy(self) -> Iterator[None]:
+    def _busy(self) -> Generator[None]:
         """Nobody else captions meanwhile."""
         if not self._lock.acquire(blocking=False):
             raise CaptionerBusyError(

@@ -9,7 +9,7 @@ import ctypes
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
@@ -112,7 +112,7 @@ class Watch:
         return values.reshape(rows, -1)
 
     @contextmanager
-    def holding_signals(self) -> Iterator[None]:
+    def holding_signals(self) -> Generator[None]:
         """Ctrl-C within ends the computation and is raised behind it: what is raised in a callback, C would swallow."""
         if threading.current_thread() is not threading.main_thread():
             yield
