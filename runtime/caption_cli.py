@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
@@ -83,13 +83,8 @@ def caption(
         failed = 0
         for name in audio:
             source = sys.stdin.buffer if name == "-" else name
-            try:
-                for span in [None] if live else _spans(captioner, source, name, windows):
-                    result = output.show(ask(source if span is None else span.audio), name, span)
-                    _warn(result, name)
-            except (AudioError, DecoderError, DeviceError) as error:
-                output.fail(name, error)
-                failed += 1
+            spans = (None,) if live else _spans(captioner, source, name, windows)
+            failed += not output.show_all(spans, ask, source, name)
     if failed:
         raise typer.Exit(1)
 
@@ -167,6 +162,18 @@ class _Output:
             # One line per file or window, so that the output of several can be cut by lines.
             typer.echo(label + (result.text if self.alone and window is None else " ".join(result.text.split())))
         return result
+
+    def show_all(
+        self, spans: Iterable[Span | None], ask: Callable[[AudioSource], CaptionStream], source: AudioSource, name: str
+    ) -> bool:
+        """Print what is said about a clip, or about windows of it; False, and why, if that fails."""
+        try:
+            for span in spans:
+                _warn(self.show(ask(source if span is None else span.audio), name, span), name)
+        except (AudioError, DecoderError, DeviceError) as error:
+            self.fail(name, error)
+            return False
+        return True
 
     def fail(self, name: str, error: Exception) -> None:
         """Print why a clip has no caption."""
