@@ -123,7 +123,7 @@ def test_the_decoders_turns_decode_what_they_say(tiny_bundle: Path, monkeypatch:
     try:
         variants = Variants(decoder, prompt=50, generated=4)
         for turn, wanted in (
-            (variants.prefill, [1, 50]), (variants.prefill, [1, 50]), (variants.caption, [1, 4, 42, 4]),
+            (variants.prefill, [1, 50]), (variants.prefill, [1, 50]), (variants.caption, [1, 4, 46]),
             (variants.generate, [1] * 5), (variants.rows, [1] * 6), (variants.prefill, [1, 50]),
         ):  # fmt: skip
             rows.clear()
