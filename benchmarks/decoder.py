@@ -20,11 +20,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.llama_bench import LlamaBench, Work, find_llama_bench
-from benchmarks.speed_record import BenchmarkError, failed, make_record, parser, publish
+from benchmarks.speed_record import BenchmarkError, parser, run
 from benchmarks.turns import field, take_turns, times
 from dasheng_edge.runtime.bundle import DECODER, Bundle
 from dasheng_edge.runtime.decoder import Decoder
-from dasheng_edge.runtime.errors import DashengEdgeError
 from dasheng_edge.runtime.parts import default_choice, open_decoder
 from dasheng_edge.runtime.text_model import Tokens
 
@@ -152,14 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.add_argument("--prompt", type=int, default=PROMPT, help="tokens to prefill")
     options.add_argument("--generated", type=int, default=GENERATED, help="tokens to generate")
     given = options.parse_args(arguments)
-    try:
-        bundle = Bundle.open(given.bundle, check_sha256=False)
-        facts = measure(bundle, find_llama_bench(), given)
-    except (BenchmarkError, DashengEdgeError) as error:
-        return failed("decoder", error)
-    record = make_record("decoder", bundle.manifest.name, given, facts)
-    publish(record, given.out, headline(record))
-    return 0
+    return run("decoder", given, lambda bundle: measure(bundle, find_llama_bench(), given), headline)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from benchmarks.gemm_peak import gemm_feed, matrix_shapes, operations, write_gemms
 from benchmarks.noise_clip import noise
 from benchmarks.operator_profile import profile_graph
-from benchmarks.speed_record import BenchmarkError, failed, make_record, parser, publish
+from benchmarks.speed_record import BenchmarkError, parser, run
 from benchmarks.turns import summed_up, take_turns, timed, times
 from benchmarks.workers import PASSIVE, Worker, torch_arguments
 from dasheng_edge.quant.encoder_quant import EncoderOptions, quantize_encoder, snr
@@ -31,7 +31,6 @@ from dasheng_edge.runtime.bundle import ENCODER, Bundle
 from dasheng_edge.runtime.devices import onnx_session
 from dasheng_edge.runtime.embedder import AudioParts
 from dasheng_edge.runtime.encoder import Encoder, chunk_feeds
-from dasheng_edge.runtime.errors import DashengEdgeError
 from dasheng_edge.runtime.front_end import Features
 
 CHUNK = "10"  # the clip that all variants have, which fills one chunk
@@ -141,15 +140,12 @@ def headline(record: Mapping[str, Any]) -> dict[str, float]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 1 if it cannot be measured."""
     given = parser(__doc__, "checkpoint", "bundle").parse_args(arguments)
-    try:
-        bundle = Bundle.open(given.bundle, check_sha256=False)
+
+    def measured(bundle: Bundle) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(dir=given.bundle.parent, prefix=".encoder-") as work:
-            facts = measure(Task(given.checkpoint, bundle, Path(work), given.threads, given.rounds))
-    except (BenchmarkError, DashengEdgeError) as error:
-        return failed("encoder", error)
-    record = make_record("encoder", bundle.manifest.name, given, facts)
-    publish(record, given.out, headline(record))
-    return 0
+            return measure(Task(given.checkpoint, bundle, Path(work), given.threads, given.rounds))
+
+    return run("encoder", given, measured, headline)
 
 
 if __name__ == "__main__":

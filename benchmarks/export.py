@@ -15,7 +15,6 @@ import json
 import re
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -28,6 +27,7 @@ from benchmarks import machine
 from benchmarks.export_table import as_markdown, as_table, page
 from benchmarks.measured_run import MeasuredRun, run_measured
 from benchmarks.published_shapes import ARCHITECTURES, PARAMETERS, Name, parameters, shapes
+from benchmarks.speed_record import replace_text
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 MICRO = REPOSITORY / "benchmarks" / "micro"
@@ -232,17 +232,9 @@ def save_record(rows: Iterable[Row], path: Path) -> dict[str, Any]:
         "machine": machine.card(),
         "variants": [dataclasses.asdict(row) for row in rows],
     }
-    _replace(path, json.dumps(record, indent=1) + "\n")
-    _replace(path.with_suffix(".md"), page(record, machine.text(record["machine"])))
+    replace_text(path, json.dumps(record, indent=1) + "\n")
+    replace_text(path.with_suffix(".md"), page(record, machine.text(record["machine"])))
     return record
-
-
-def _replace(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".partial", delete=False, encoding="utf-8") as file:
-        file.write(text)
-    Path(file.name).chmod(0o644)
-    Path(file.name).replace(path)
 
 
 def _remove(work: Path, variant: Variant) -> None:

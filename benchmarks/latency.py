@@ -22,12 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.noise_clip import GREEDY, noise, talkative_noise, write_wav
-from benchmarks.speed_record import REPOSITORY, BenchmarkError, failed, make_record, parser, publish
+from benchmarks.speed_record import REPOSITORY, BenchmarkError, parser, run
 from benchmarks.turns import field, summed_up, take_turns, timed, times
 from dasheng_edge.runtime.bundle import DECODER, ENCODER, FRONT_END, PROJECTOR, Bundle
 from dasheng_edge.runtime.caption import Caption
 from dasheng_edge.runtime.captioner import Captioner
-from dasheng_edge.runtime.errors import DashengEdgeError
 from dasheng_edge.runtime.parts import default_choice
 from dasheng_edge.runtime.prefix_cache import FOLDER_VARIABLE
 from dasheng_edge.runtime.prompt import Text
@@ -191,8 +190,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser(__doc__, "bundle")
     options.add_argument("--tokens", type=int, default=TOKENS, help="longest caption")
     given = options.parse_args(arguments)
-    try:
-        bundle = Bundle.open(given.bundle, check_sha256=False)
+
+    def measured(bundle: Bundle) -> dict[str, Any]:
         with Captioner.open(given.bundle, threads=given.threads, check_sha256=False) as captioner:
             facts = {
                 "bytes": bundle.manifest.total_bytes,
@@ -200,12 +199,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "clips": measure_clips(captioner, given.tokens, given.rounds),
                 "start_s": measure_start(bundle, captioner, given.threads, given.rounds),
             }
-        facts["import_s"] = measure_imports()
-    except (BenchmarkError, DashengEdgeError) as error:
-        return failed("latency", error)
-    record = make_record("latency", bundle.manifest.name, given, facts)
-    publish(record, given.out, headline(record))
-    return 0
+        return {**facts, "import_s": measure_imports()}
+
+    return run("latency", given, measured, headline)
 
 
 if __name__ == "__main__":

@@ -18,10 +18,9 @@ from typing import Any
 
 from benchmarks.measured_run import run_measured
 from benchmarks.noise_clip import noise, write_wav
-from benchmarks.speed_record import REPOSITORY, BenchmarkError, failed, make_record, parser, publish
+from benchmarks.speed_record import REPOSITORY, BenchmarkError, parser, run
 from benchmarks.turns import field, take_turns, times
 from dasheng_edge.runtime import Bundle
-from dasheng_edge.runtime.errors import DashengEdgeError
 from dasheng_edge.runtime.prefix_cache import FOLDER_VARIABLE
 
 CLIP_S, TOKENS = 10, 40
@@ -83,15 +82,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--lengths", type=int, nargs=2, default=LENGTHS_S, metavar="SECONDS", help="of audio to encode"
     )
     given = options.parse_args(arguments)
-    try:
-        bundle = Bundle.open(given.bundle, check_sha256=False)
+
+    def measured(bundle: Bundle) -> dict[str, Any]:
         bundle.text_facts()  # refuses a bundle without a decoder
-        facts = measure(bundle, given.tokens, given.lengths, given.threads, given.rounds)
-    except (BenchmarkError, DashengEdgeError) as error:
-        return failed("memory", error)
-    record = make_record("memory", bundle.manifest.name, given, facts)
-    publish(record, given.out, headline(record))
-    return 0
+        return measure(bundle, given.tokens, given.lengths, given.threads, given.rounds)
+
+    return run("memory", given, measured, headline)
 
 
 if __name__ == "__main__":

@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.noise_clip import RATE_HZ
-from benchmarks.speed_record import BenchmarkError, failed, make_record, parser, publish
+from benchmarks.speed_record import BenchmarkError, parser, run
 from benchmarks.turns import field, take_turns, times
 from benchmarks.workers import PASSIVE, Message, Worker, torch_arguments
 from dasheng_edge.runtime import Bundle
-from dasheng_edge.runtime.errors import DashengEdgeError
 from dasheng_edge.runtime.prefix_cache import FOLDER_VARIABLE
 
 CLIP_S, TOKENS = 10, 40
@@ -123,22 +122,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.add_argument("--tokens", type=int, default=TOKENS, help="of a caption")
     options.add_argument("--apart", action="store_true", help="one process at a time, for models that fill the memory")
     given = options.parse_args(arguments)
-    try:
-        bundle = Bundle.open(given.bundle, check_sha256=False)
+
+    def measured(bundle: Bundle) -> dict[str, Any]:
         decoder, _ = bundle.text_facts()
         with tempfile.TemporaryDirectory() as work:
             clip = Path(work) / "clip.npy"
             task = Task(given.checkpoint, bundle, given.dtypes, clip, given.tokens, given.threads)
             variants = measure(task, given.rounds, apart=given.apart)
-    except (BenchmarkError, DashengEdgeError) as error:
-        return failed("peers", error)
-    facts = {
-        "encoder": bundle.manifest.encoder.precision, "decoder": decoder.precision, "clip_s": CLIP_S,
-        "rate_hz": RATE_HZ, "tokens": given.tokens, "apart": given.apart, "variants": variants,
-    }  # fmt: skip
-    record = make_record("peers", bundle.manifest.name, given, facts)
-    publish(record, given.out, headline(record))
-    return 0
+        return {
+            "encoder": bundle.manifest.encoder.precision, "decoder": decoder.precision, "clip_s": CLIP_S,
+            "rate_hz": RATE_HZ, "tokens": given.tokens, "apart": given.apart, "variants": variants,
+        }  # fmt: skip
+
+    return run("peers", given, measured, headline)
 
 
 if __name__ == "__main__":

@@ -6,20 +6,23 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from benchmarks import machine
-from benchmarks.cpu_use import cpu_use
 from benchmarks.turns import LEAST_ROUNDS
+from dasheng_edge.runtime.bundle import Bundle
 from dasheng_edge.runtime.devices import usable_cores
+from dasheng_edge.runtime.errors import DashengEdgeError
 from dasheng_edge.runtime.llama import build_info
+from dasheng_edge.runtime.meters import cpu_use
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "benchmarks" / "results" / "speed"
 SCHEMA_VERSION = 1
+Headline: TypeAlias = Callable[[Mapping[str, Any]], Mapping[str, Any]]  # what matters most of a record
 BUSY = 0.05  # share of the machine that others used, above which medians over a few rounds move
 
 
@@ -89,6 +92,20 @@ def replace_text(path: Path, text: str) -> None:
         file.write(text)
     Path(file.name).chmod(0o644)
     Path(file.name).replace(path)
+
+
+def run(
+    benchmark: str, given: argparse.Namespace, measure: Callable[[Bundle], dict[str, Any]], headline: Headline
+) -> int:
+    """Measure a bundle and publish the record; the exit status, 1 if it cannot be measured."""
+    try:
+        bundle = Bundle.open(given.bundle, check_sha256=False)
+        facts = measure(bundle)
+    except (BenchmarkError, DashengEdgeError) as error:
+        return failed(benchmark, error)
+    record = make_record(benchmark, bundle.manifest.name, given, facts)
+    publish(record, given.out, headline(record))
+    return 0
 
 
 def failed(benchmark: str, error: Exception) -> int:

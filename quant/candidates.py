@@ -15,7 +15,7 @@ from dasheng_edge.runtime.errors import ClipsError
 from .bundle_quant import QuantizeOptions, quantize_bundle, quantize_options
 from .clips import ClipSet, find_clips, printable
 from .decoder_quant import DecoderOptions, check_decoder
-from .decoder_types import NEED_IMATRIX, DecoderType
+from .decoder_types import COPIED_TYPES, NEED_IMATRIX, DecoderType
 from .measuring import key_of
 from .progress import NoProgress, Progress
 from .recipes import RECIPES, EncoderPrecision, Recipe
@@ -120,6 +120,10 @@ class Workshop:
             return
         if self.calibrate is None and (spec.recipe.encoder == "mixed" or _measured(spec)):
             raise ClipsError(f"candidate {spec.name} is measured on clips; pass --calibrate CLIPS")
+        if spec.recipe.imatrix and spec.recipe.decoder in COPIED_TYPES:
+            raise ClipsError(
+                f"candidate {spec.name}: {spec.recipe.decoder} is stored without an importance matrix; leave {MARK} out"
+            )
         if spec.recipe.decoder is not None:
             options = DecoderOptions(spec.recipe.decoder, spec.imatrix)
             check_decoder(self.reference, options, measured=_measured(spec))

@@ -54,6 +54,7 @@ from .text_scores import Patterns, check_events, read_events, score_texts
 
 WORK = "work"
 REFERENCE = "reference"  # its name in the report
+BUSY = 0.1  # share of the machine that others use, above which speeds are no longer told apart
 NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 SMALL_MODEL = 100_000_000  # parameters; below, what a model says about the 7B is little
 
@@ -288,10 +289,10 @@ class _Run:
             candidates=candidates,
             clips=texts,
             recommendation=recommend(reference, candidates, noise),
-            limits=(*limits(self.reference, len(texts)), *self._own_limits()),
+            limits=(*limits(self.reference, len(texts)), *self._own_limits([reference, *candidates])),
         )  # fmt: skip
 
-    def _own_limits(self) -> tuple[str, ...]:
+    def _own_limits(self, measured: Sequence[Candidate]) -> tuple[str, ...]:
         """What the figures of this very run cannot say."""
         said = []
         calibration, clips = self.workshop.clips, len(self.clips.clips)
@@ -301,6 +302,12 @@ class _Run:
                 "that were made by it look better here than they are on other audio."
             )
         said += [f"{warning[:1].upper()}{warning[1:]}." for warning in self.workshop.warnings]
+        busiest = max((one.cost.others_share or 0.0 for one in measured), default=0.0)
+        if busiest > BUSY:
+            said.append(
+                f"Other programs used up to {busiest:.0%} of the machine while speeds were measured: they cannot be "
+                "compared. The same command on an idle machine measures them anew, and only them."
+            )
         if self.threads == self.other_threads:
             said.append(
                 f"The noise floor says nothing: this machine has one processor, and {self.threads} thread computes the "

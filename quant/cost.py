@@ -20,7 +20,8 @@ from dasheng_edge.runtime.bundle import CUDA_GRAPHS, DECODER, ENCODER, FRONT_END
 from dasheng_edge.runtime.caption import Caption
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.errors import QuantizeError
-from dasheng_edge.runtime.meters import EnergyMeter, peak_rss_bytes
+from dasheng_edge.runtime.meters import EnergyMeter, cpu_use, peak_rss_bytes
+from dasheng_edge.runtime.prefix_cache import FOLDER_VARIABLE
 
 from .clips import Clip
 from .record import Cost, Quantiles
@@ -57,7 +58,8 @@ def measure_cost(bundle: Bundle, clips: Sequence[Clip], threads: int, max_new_to
             [clip.id, str(clip.path), clip.offset_s, clip.duration_s, clip.prompt] for clip in measured_clips(clips)
         ],
     }
-    environment = {**os.environ, "PYTHONSAFEPATH": "1"}
+    before = cpu_use()
+    environment = {**os.environ, "PYTHONSAFEPATH": "1", FOLDER_VARIABLE: "off"}  # candidates fill no caches
     done = subprocess.run(  # noqa: S603
         [sys.executable, "-m", __name__], input=json.dumps(request), env=environment, capture_output=True, text=True,
         check=False,
@@ -68,7 +70,8 @@ def measure_cost(bundle: Bundle, clips: Sequence[Clip], threads: int, max_new_to
             f"captioning with {bundle.folder} in a process of its own ended with {done.returncode}: {said}; try "
             "`dasheng-edge caption` on it"
         )
-    return _cost(bundle, Measurement(**json.loads(done.stdout.splitlines()[-1])))
+    others_share = before.others_share(cpu_use())
+    return _cost(bundle, Measurement(**json.loads(done.stdout.splitlines()[-1])), others_share)
 
 
 def measured_clips(clips: Sequence[Clip]) -> list[Clip]:
@@ -77,7 +80,7 @@ def measured_clips(clips: Sequence[Clip]) -> list[Clip]:
     return [clips[place] for place in places]
 
 
-def _cost(bundle: Bundle, found: Measurement) -> Cost:
+def _cost(bundle: Bundle, found: Measurement, others_share: float | None) -> Cost:
     manifest = bundle.manifest
     decoder, _ = bundle.text_facts()
 
@@ -102,6 +105,7 @@ def _cost(bundle: Bundle, found: Measurement) -> Cost:
         prefill_tokens_per_s=float(np.median(found.prefill_tokens_per_s)),
         decode_tokens_per_s=float(np.median(found.decode_tokens_per_s or [0.0])),
         real_time_factor=found.total_ms / 1000 / found.audio_s,
+        others_share=None if others_share is None else round(others_share, 3),
         energy_j=None if found.energy_j is None else found.energy_j / len(found.audio_ms),
     )
 

@@ -21,11 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from dasheng_edge.runtime.bundle import DECODER, ENCODER, FRONT_END, PROJECTOR, Bundle, KvType
+from dasheng_edge.runtime.bundle import DECODER, ENCODER, FRONT_END, PROJECTOR, Bundle
 from dasheng_edge.runtime.decoder import Decoder
 from dasheng_edge.runtime.embedder import AudioParts
 from dasheng_edge.runtime.encoder import Projector
 from dasheng_edge.runtime.errors import AudioTooLongError, DecoderError, PromptError
+from dasheng_edge.runtime.parts import default_choice, open_decoder
 from dasheng_edge.runtime.prompt import Audio, PromptBuilder
 
 from .clips import Clip
@@ -189,9 +190,7 @@ class Answering:
     """A decoder that is open, for as long as the block runs."""
 
     def __init__(self, bundle: Bundle, threads: int, clips: Sequence[Clip], max_new_tokens: int) -> None:
-        stored, self._facts = bundle.text_facts()
         self._bundle, self._threads = bundle, threads
-        self._kv_type: KvType = stored.kv_type
         self._clips, self._limit = clips, max_new_tokens
         self._decoder: Decoder | None = None
         self._prompts: PromptBuilder | None = None
@@ -206,9 +205,9 @@ class Answering:
     def _opened(self) -> tuple[Decoder, PromptBuilder]:
         """Opened with the first answer that is not kept yet."""
         if self._decoder is None or self._prompts is None:
-            path = self._bundle.path(DECODER)
-            self._decoder = Decoder.open(path, n_threads=self._threads, kv_type=self._kv_type)
-            self._prompts = PromptBuilder(self._decoder.chat_template, self._facts, self._decoder)
+            stored, facts = self._bundle.text_facts()
+            self._decoder = open_decoder(self._bundle, default_choice(stored, self._threads))
+            self._prompts = PromptBuilder(self._decoder.chat_template, facts, self._decoder)
         return self._decoder, self._prompts
 
     def reference(self, embeddings: Callable[[str], Array], folder: Path, advance: Advance) -> ReferenceAnswers:

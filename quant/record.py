@@ -108,6 +108,7 @@ class Cost(_Model):
     decode_tokens_per_s: float  # median
     real_time_factor: float  # seconds of work per second of audio, over those clips
     energy_j: float | None  # per clip, of the processor package; None where it cannot be read
+    others_share: float | None = None  # of all CPUs, that other programs used meanwhile; None where it cannot be told
 
 
 class RecipeFacts(_Model):

@@ -32,9 +32,10 @@ from .report_wording import (
 from .side_by_side import OPEN_CLIPS, ClipSayings, Saying, side_by_side
 from .text_difference import difference, visible
 
-# What means something to CommonMark or GitHub wherever it stands; what means something at the start of a line only
-# never stands there. Angle brackets and ampersands become entities, so that nothing is taken for HTML.
-_SPECIAL = re.compile(r"([\\`*_\[\]{}()|~#$!:@.+-])")
+# What means something to CommonMark or GitHub wherever it stands: an underscore outside of a word, a colon of a URL or
+# an emoji, the point of www. What means something at the start of a line only never stands there. Angle brackets and
+# ampersands become entities, so that nothing is taken for HTML.
+_SPECIAL = re.compile(r"([\\`*\[\]|~$@]|(?<!\w)_|_(?!\w)|:(?=//|\w+:)|(?<=www)\.)")
 _ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
 
 

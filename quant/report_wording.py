@@ -181,7 +181,9 @@ def differing(count: int, total: int) -> str:
 def quoting(report: Report) -> tuple[tuple[str, str], ...]:
     """What must be told with the figures."""
     settings = report.settings
-    calibration = "no clips were used" if settings.calibration_clips is None else clips(settings.calibration_clips)
+    calibration = (
+        "no clips were given to this run" if settings.calibration_clips is None else clips(settings.calibration_clips)
+    )
     heard = (
         f"{settings.clips}, {fixed(settings.audio_s, 1)} s of audio, SHA-256 {settings.clips_sha256}: other clips give "
         "other figures"
@@ -213,7 +215,10 @@ def settings(report: Report) -> tuple[tuple[str, str], ...]:
         ("Clips", str(asked.clips)),
         ("Audio", f"{fixed(asked.audio_s, 1)} s"),
         ("SHA-256 of the clips", asked.clips_sha256),
-        ("Clips to calibrate with", "none" if asked.calibration_clips is None else str(asked.calibration_clips)),
+        (
+            "Clips to calibrate with",
+            "none given to this run" if asked.calibration_clips is None else str(asked.calibration_clips),
+        ),
         ("Longest answer", f"{asked.max_new_tokens} tokens"),
         ("Threads", str(asked.threads)),
         ("Bootstrap draws", f"{asked.bootstrap_draws:,}"),

@@ -42,10 +42,11 @@ WAV_SIZE_UNKNOWN = 0x7F000000  # recorders that cannot go back and fill the size
 
 @dataclass(frozen=True)
 class ReadAudio:
-    """What `read_audio` gave already, float32 [n] at the rate that is asked for, and how long that took."""
+    """What `read_audio` gave already, float32 [n] at the rate that is asked for, how long that took, and of what."""
 
     samples: Waveform
     reading_ms: float
+    name: str
 
 
 class _PipeReader:
@@ -98,7 +99,9 @@ def describe_audio(source: object) -> str:
         return os.fspath(source)
     if isinstance(source, (bytes, bytearray, memoryview)):
         return f"audio of {len(source)} bytes"
-    if isinstance(source, (tuple, ReadAudio)):
+    if isinstance(source, ReadAudio):
+        return source.name
+    if isinstance(source, tuple):
         return "the audio array"
     name = getattr(source, "name", None)
     return name if isinstance(name, str) else "the audio stream"

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .bundle import Sampling
-from .context import BATCH, Context
+from .context import Context
 from .decoder import CONTEXT_STEP, Decoder, Embeddings
 from .errors import DecoderError
 from .sampler import Sampler
@@ -114,11 +114,6 @@ class BatchDecoder:
             raise DecoderError("the prompt is empty; expected at least one token")
         past = 0
         for block in prompt:
-            for start in range(0, len(block), BATCH):
-                rows = np.ascontiguousarray(block[start : start + BATCH])
-                wanted = np.zeros(len(rows), np.int8)
-                wanted[-1] = past + len(rows) == total
-                positions = np.arange(past, past + len(rows), dtype=np.int32)
-                context.decode(rows, positions, np.full(len(rows), sequence, np.int32), wanted)
-                past += len(rows)
+            context.extend(block, sequence=sequence, past=past, outputs=int(past + len(block) == total))
+            past += len(block)
         return total

@@ -77,6 +77,21 @@ class Context:
         self.n_ctx: int = llama.llama_n_ctx(self.pointer)
         self._n_vocab: int = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model))
 
+    def extend(self, rows: NDArray[Any], *, sequence: int, past: int, outputs: int) -> None:
+        """Decode any number of rows, as in `decode`, behind `past` others of a sequence; the last `outputs` get logits.
+
+        Raises:
+            DecoderError: llama.cpp failed.
+        """
+        for start in range(0, len(rows), BATCH):
+            piece = rows[start : start + BATCH]
+            count = len(piece)
+            wanted = np.zeros(count, np.int8)
+            if start + count == len(rows):
+                wanted[count - outputs :] = 1
+            positions = np.arange(past + start, past + start + count, dtype=np.int32)
+            self.decode(piece, positions, np.full(count, sequence, np.int32), wanted)
+
     def decode(
         self,
         rows: NDArray[Any],

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .bundle import KvType, Sampling
-from .context import BATCH, Context, ContextOptions
+from .context import Context, ContextOptions
 from .devices import Device, checked_threads
 from .errors import DecoderError
 from .llama import Watch
@@ -116,15 +116,15 @@ class Decoder(TextModel):
         self._fit(total + reserve)
         lead: Tokens = tuple(blocks[0].tolist()) if blocks[0].ndim == 1 else ()
         if len(lead) < total:
-            self.prefilled = self._lead(lead)
+            kept = self._lead(lead)
             blocks = blocks[1:] if lead else blocks
         else:
-            # The last row is decoded in any case: its logits are needed.
-            self._rewind(min(self._same(lead), total - 1))
-            self.prefilled, blocks = 0, [blocks[0][self._past :]]
+            kept = min(self._same(lead), total - 1)  # the last row is decoded in any case: its logits are needed
+            self._rewind(kept)
+            blocks = [blocks[0][kept:]]
         for block in self.merged(blocks):
-            self._append(block, last=self._past + len(block) == total)
-        self._kept = lead
+            self._decode(block, outputs=int(self._past + len(block) == total))
+        self._kept, self.prefilled = lead, total - kept
 
     def merged(self, blocks: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
         """Blocks of embeddings and of tokens as one of embeddings, where there are both."""
@@ -140,7 +140,7 @@ class Decoder(TextModel):
         Raises what `prefill` raises.
         """
         self._fit(len(lead) + reserve)
-        self.prefilled = self._lead(lead)
+        self.prefilled = len(lead) - self._lead(lead)
         self._kept = lead
 
     def append(self, segment: Tokens | Embeddings, *, reserve: int = 0) -> None:
@@ -152,28 +152,23 @@ class Decoder(TextModel):
         if len(block):
             lead = self._kept
             self._fit(self._past + len(block) + reserve, keep=True)
-            self._append(block, last=True)
+            self._decode(block, outputs=1)
             self._kept = lead
-
-    def _append(self, block: NDArray[Any], *, last: bool) -> None:
-        for start in range(0, len(block), BATCH):
-            rows = block[start : start + BATCH]
-            self._decode(rows, outputs=int(last and start + len(rows) == len(block)))
-        self.prefilled += len(block)
+            self.prefilled += len(block)
 
     def _lead(self, lead: Tokens) -> int:
-        """Have exactly these rows in the cache; how many had to be decoded."""
+        """Have exactly these rows in the cache; how many of them were there, or were taken from `prefixes`."""
         same = self._same(lead)
         state = self.prefixes.load(lead) if self.prefixes is not None and same < len(lead) else None
-        if state is not None and self._restored(lead, state):
-            return 0
-        self._rewind(same if state is None else 0)
-        rows = np.array(lead[self._past :], np.int32)
-        for start in range(0, len(rows), BATCH):
-            self._decode(rows[start : start + BATCH], outputs=0)
-        if len(rows) and self.prefixes is not None and self._context is not None and len(lead) >= LEAST_TOKENS:
-            self.prefixes.store(lead, self._context.state(0))
-        return len(rows)
+        if state is not None:
+            same = len(lead) if self._restored(lead, state) else 0
+        if same < len(lead) or state is None:
+            self._rewind(same)
+        if same < len(lead):
+            self._decode(np.array(lead[same:], np.int32), outputs=0)
+            if self.prefixes is not None and self._context is not None and len(lead) >= LEAST_TOKENS:
+                self.prefixes.store(lead, self._context.state(0))
+        return same
 
     def _same(self, lead: Tokens) -> int:
         """How many leading tokens are those of the previous request."""
@@ -240,22 +235,18 @@ class Decoder(TextModel):
         return Context(self._model, n_ctx, options, watch or self._watch)
 
     def _decode(self, rows: NDArray[Any], *, outputs: int) -> None:
-        """Decode int32 [n] tokens or float32 [n, n_embd] embeddings at the end of the sequence, n <= BATCH.
+        """Decode int32 [n] tokens or float32 [n, n_embd] embeddings at the end of the sequence.
 
-        The last `outputs` rows get logits.
+        The last `outputs` rows get logits; no more than BATCH.
         """
         assert self._context is not None
-        count = len(rows)
-        positions = np.arange(self._past, self._past + count, dtype=np.int32)
-        wanted = np.zeros(count, np.int8)
-        wanted[count - outputs :] = 1
         self._has_logits = False
         try:
-            self._context.decode(rows, positions, np.zeros(count, np.int32), wanted)
+            self._context.extend(rows, sequence=0, past=self._past, outputs=outputs)
         except DecoderError:
             self._kept = ()
             raise
-        self._past += count
+        self._past += len(rows)
         self._has_logits = outputs > 0
 
     def logits(self, row: int = -1) -> NDArray[np.float32]:

@@ -17,6 +17,7 @@ from .devices import Device, checked_device, checked_threads
 from .encoder import Encoder
 from .errors import BundleFileError, CaptionerBusyError
 from .front_end import FrontEnd
+from .tuned import tuned_for
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,8 @@ class Embedder:
         Raises what `Bundle.open` and `AudioParts.open` raise, all of them `DashengEdgeError`.
         """
         bundle = Bundle.open(path, check_sha256=check_sha256)
-        return cls(bundle, AudioParts.open(bundle, device=device, threads=threads))
+        tuned = tuned_for(bundle) if threads is None and device == "cpu" else None
+        return cls(bundle, AudioParts.open(bundle, device=device, threads=tuned.encoder_threads if tuned else threads))
 
     def __enter__(self) -> Embedder:
         return self

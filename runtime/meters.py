@@ -1,13 +1,19 @@
-"""What this process and this machine have spent so far: resident memory, and energy where the processor counts it."""
+"""What this process and this machine have spent: memory, time of CPUs, and energy where the processor counts it."""
 
 from __future__ import annotations
 
+import os
 import re
 import sys
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 _POWERCAP = Path("/sys/class/powercap")  # Linux counts there what RAPL measures, on AMD too
 _STATUS = Path("/proc/self/status")
+_STAT = Path("/proc/stat")
+_IDLE = (3, 4)  # fields of the first line of /proc/stat that are no work: idle, iowait
+_COUNTED_ALREADY = (8, 9)  # guest, guest_nice: parts of user and nice
 
 
 def peak_rss_bytes() -> int | None:
@@ -73,3 +79,35 @@ def _range_uj(package: Path) -> int:
         return int((package / "max_energy_range_uj").read_text())
     except (OSError, ValueError):
         return 0
+
+
+@dataclass(frozen=True)
+class CpuUse:
+    """Seconds of CPU time since some start, of the whole machine and of this process with its ended children."""
+
+    clock_s: float
+    machine_s: float | None  # None where the system does not tell
+    own_s: float
+
+    def others_share(self, later: CpuUse) -> float | None:
+        """Share of all CPUs that was spent between the two by somebody else; children must have ended."""
+        if self.machine_s is None or later.machine_s is None:
+            return None
+        others_s = (later.machine_s - self.machine_s) - (later.own_s - self.own_s)
+        return max(0.0, others_s) / ((later.clock_s - self.clock_s) * (os.cpu_count() or 1))
+
+
+def cpu_use() -> CpuUse:
+    """Until now."""
+    spent = os.times()
+    return CpuUse(time.perf_counter(), machine_s(), sum(spent[:4]))
+
+
+def machine_s(stat: Path = _STAT) -> float | None:
+    """Seconds that all CPUs together have worked."""
+    try:
+        first = stat.read_text("utf-8").split("\n", 1)[0].split()[1:]
+    except OSError:
+        return None
+    ticks = sum(int(value) for index, value in enumerate(first) if index not in (*_IDLE, *_COUNTED_ALREADY))
+    return ticks / os.sysconf("SC_CLK_TCK")

@@ -120,7 +120,7 @@ def _megabytes(count: int | None) -> str:
     return "unknown" if count is None else f"{count / 1e6:,.0f} MB"
 
 
-def tune(  # one parameter per option
+def tune(
     bundle: BundleArgument,
     others: Annotated[
         list[Path] | None,

@@ -8,7 +8,7 @@ from time import perf_counter
 
 import numpy as np
 
-from .audio import AudioSource, ReadAudio, Waveform, read_audio
+from .audio import AudioSource, ReadAudio, Waveform, describe_audio, read_audio
 from .errors import AudioError
 
 WINDOW_S, HOP_S = 30.0, 15.0
@@ -50,7 +50,7 @@ def spans(
         AudioError: the audio cannot be read, or the windows make no sense.
     """
     check_windows(window_s, hop_s)
-    source = _Buffer(read_audio(audio, sample_rate_hz=rate_hz), rate_hz)
+    source = _Buffer(read_audio(audio, sample_rate_hz=rate_hz), rate_hz, describe_audio(audio))
     if whole_s > 0:
         source.fill(int(whole_s * rate_hz) + 1)
         if len(source.samples) <= whole_s * rate_hz:
@@ -69,8 +69,8 @@ def spans(
 class _Buffer:
     """The samples of a clip from `start` on, as far as they were read."""
 
-    def __init__(self, blocks: Iterator[Waveform], rate_hz: int) -> None:
-        self._blocks, self._rate_hz = blocks, rate_hz
+    def __init__(self, blocks: Iterator[Waveform], rate_hz: int, name: str) -> None:
+        self._blocks, self._rate_hz, self._name = blocks, rate_hz, name
         self.samples = np.zeros(0, np.float32)
         self.start = 0
         self._reading_ms = 0.0  # since the last span
@@ -86,7 +86,7 @@ class _Buffer:
         self._reading_ms += 1000.0 * (perf_counter() - start)
 
     def span(self, count: int, *, whole: bool) -> Span:
-        read = ReadAudio(self.samples[:count].copy(), self._reading_ms)
+        read = ReadAudio(self.samples[:count].copy(), self._reading_ms, self._name)
         self._reading_ms = 0.0
         return Span(self.start / self._rate_hz, (self.start + count) / self._rate_hz, read, whole)
 

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from dasheng_edge.runtime.bundle import DECODER
 from dasheng_edge.runtime.captioner import Captioner
+from dasheng_edge.runtime.decoder import Decoder
 
 NEED_TORCH = {"tiny_checkpoint", "tiny_adapter", "tiny_bundle", "bundle_copy", "captioner"}
 
@@ -52,6 +54,14 @@ def tiny_bundle(tiny_checkpoint: Path) -> Path:
     out = tiny_checkpoint.parent / "bundle"
     export_bundle(ExportOptions(checkpoint=tiny_checkpoint, out=out, encoder="fp32", decoder="F32"))
     return out
+
+
+@pytest.fixture
+def decoder(tiny_bundle: Path) -> Iterator[Decoder]:
+    """Its decoder, with a small context that requests outgrow."""
+    opened = Decoder.open(tiny_bundle / DECODER, n_ctx=256, n_threads=1)
+    yield opened
+    opened.close()
 
 
 @pytest.fixture

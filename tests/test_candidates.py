@@ -172,3 +172,11 @@ def test_what_is_measured_on_the_way_is_not_refused(tmp_path: Path, text: str) -
     Workshop(Bundle.open(MICRO), tmp_path / "made", tmp_path / "clip.wav", 1).check(parse_spec(text))
     with pytest.raises(ClipsError, match="is measured on clips; pass --calibrate CLIPS"):
         Workshop(Bundle.open(MICRO), tmp_path / "made", None, 1).check(parse_spec(text))
+
+
+@needs_micro
+def test_a_type_that_takes_no_importance_matrix(tmp_path: Path) -> None:
+    write_wave(tmp_path / "clip.wav", 1.0)
+    workshop = Workshop(Bundle.open(MICRO), tmp_path / "made", tmp_path / "clip.wav", 1)
+    with pytest.raises(ClipsError, match=r"F16 is stored without an importance matrix; leave \+imatrix out"):
+        workshop.check(parse_spec("int8/F16+imatrix"))

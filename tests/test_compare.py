@@ -27,6 +27,7 @@ from dasheng_edge.runtime.bundle import Bundle
 from dasheng_edge.runtime.cli import build_app
 from dasheng_edge.runtime.embedder import AudioParts
 from dasheng_edge.runtime.errors import AudioDecodeError, AudioTooLongError, ClipsError, OutputWriteError, QuantizeError
+from tests import fake_report
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 MICRO, CLIPS = REPOSITORY / "build" / "micro", REPOSITORY / "benchmarks" / "micro" / "clips"
@@ -295,7 +296,15 @@ def test_the_noise_floor_is_of_another_number_of_threads(
     monkeypatch.setattr(compare_module, "usable_cores", lambda: 1, raising=False)
     run = compare_module._Run(options(clips, tmp_path / "out", "fp32/Q8_0"), NoProgress())
     assert run.other_threads == other
-    assert ("The noise floor says nothing: " in " ".join(run._own_limits())) == (other == 1)
+    assert ("The noise floor says nothing: " in " ".join(run._own_limits([]))) == (other == 1)
+
+
+@pytest.mark.parametrize(("share", "said"), [(None, False), (0.05, False), (0.35, True)])
+def test_a_busy_machine_is_told(clips: Path, tmp_path: Path, share: float | None, said: bool) -> None:
+    run = compare_module._Run(options(clips, tmp_path / "out", "fp32/Q8_0"), NoProgress())
+    candidate = fake_report.report().candidates[0]
+    measured = candidate.model_copy(update={"cost": candidate.cost.model_copy(update={"others_share": share})})
+    assert ("Other programs used up to 35% of the machine" in " ".join(run._own_limits([measured]))) == said
 
 
 def test_intervals_of_many_clips_are_as_they_are_called() -> None:

@@ -30,13 +30,6 @@ def path(tiny_bundle: Path) -> Path:
     return tiny_bundle / DECODER
 
 
-@pytest.fixture
-def decoder(path: Path) -> Iterator[Decoder]:
-    decoder = Decoder.open(path, n_ctx=CONTEXT_STEP, n_threads=1)
-    yield decoder
-    decoder.close()
-
-
 @pytest.fixture(scope="module")
 def table(tiny_checkpoint: Path) -> NDArray[np.float32]:
     """The token embeddings, float32 [vocab, EMBED]."""

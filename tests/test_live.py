@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dasheng_edge.runtime.bundle import DECODER, Bundle
+from dasheng_edge.runtime.bundle import Bundle
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.context import BATCH
 from dasheng_edge.runtime.decoder import CONTEXT_STEP, Decoder
@@ -135,13 +135,6 @@ def test_it_warns_of_a_clip_that_got_louder(captioner: Captioner) -> None:
 
 
 # The decoder's side
-
-
-@pytest.fixture
-def decoder(tiny_bundle: Path) -> Iterator[Decoder]:
-    made = Decoder.open(tiny_bundle / DECODER, n_ctx=256, n_threads=1)
-    yield made
-    made.close()
 
 
 def rows(decoder: Decoder, count: int, seed: int = 0) -> np.ndarray:

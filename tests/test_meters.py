@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import resource
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 
 from dasheng_edge.runtime import meters
-from dasheng_edge.runtime.meters import EnergyMeter, peak_rss_bytes
+from dasheng_edge.runtime.meters import CpuUse, EnergyMeter, cpu_use, machine_s, peak_rss_bytes
 
 
 def count(folder: Path, uj: int, package: str = "intel-rapl:0") -> None:
@@ -92,3 +94,23 @@ def test_counters_that_come_or_go_meanwhile(powercap: Path) -> None:
     count(powercap, 1, "intel-rapl:1")
     assert meter.joules() is None
     assert "have changed" in meter.problem
+
+
+def test_the_share_of_others(tmp_path: Path) -> None:
+    before, cores = CpuUse(clock_s=0, machine_s=100, own_s=5), os.cpu_count() or 1
+    assert before.others_share(CpuUse(10, 100 + 9 * cores, 5 + 8 * cores)) == pytest.approx(0.1)
+    assert before.others_share(CpuUse(10, 100, 6)) == 0.0  # ticks are coarse
+    assert before.others_share(CpuUse(10, None, 6)) is None
+    assert machine_s(tmp_path / "none") is None
+    stat = tmp_path / "stat"
+    stat.write_text("cpu  100 20 30 4000 500 6 7 8 50 60\ncpu0 1 2 3\n")
+    assert machine_s(stat) == pytest.approx((100 + 20 + 30 + 6 + 7 + 8) / os.sysconf("SC_CLK_TCK"))
+
+
+def test_own_work_is_not_that_of_others() -> None:
+    before = cpu_use()
+    done = subprocess.run([sys.executable, "-c", "sum(range(20_000_000))"], check=True)
+    after = cpu_use()
+    assert done.returncode == 0
+    assert after.own_s - before.own_s > 0.1
+    assert after.machine_s is None or before.machine_s is None or after.machine_s > before.machine_s

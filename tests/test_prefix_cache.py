@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +16,6 @@ from dasheng_edge.runtime.decoder import Decoder
 from dasheng_edge.runtime.prefix_cache import MOST_IN_MEMORY, PrefixCache, cache_folder
 
 LEAD = (1, 2, 3, 4, 5, 6, 7)
-
-
-@pytest.fixture
-def decoder(tiny_bundle: Path) -> Iterator[Decoder]:
-    made = Decoder.open(tiny_bundle / DECODER, n_ctx=256, n_threads=1)
-    yield made
-    made.close()
 
 
 def rows(decoder: Decoder, seed: int = 0) -> np.ndarray:

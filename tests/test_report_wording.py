@@ -9,7 +9,7 @@ from dasheng_edge.quant.cost import MEASURED_CLIPS
 from dasheng_edge.quant.pareto import Plane, planes
 from dasheng_edge.quant.record import Interval, Report, TaskScore
 from dasheng_edge.quant.report_html import page
-from dasheng_edge.quant.report_markdown import document
+from dasheng_edge.quant.report_markdown import document, escaped
 from dasheng_edge.quant.report_wording import FRONT, cost_note, front_note, limits, plot_caption
 from tests import fake_report
 
@@ -130,3 +130,17 @@ def test_enough_clips_need_no_word() -> None:
 def test_overlapping_intervals_are_told_to_prove_nothing() -> None:
     for text in (page(fake_report.report()), document(fake_report.report()).replace("\\", "")):
         assert "may differ for certain although their intervals overlap" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("int8/Q4_K_M, 7.26 MB (25 %): 10:55, -3.4 [a]", r"int8/Q4_K_M, 7.26 MB (25 %): 10:55, -3.4 \[a\]"),
+        ("_so_ and *so*, `so`, a|b, ~~so~~, $1$, @so", r"\_so\_ and \*so\*, \`so\`, a\|b, \~\~so\~\~, \$1\$, \@so"),
+        ("see https://x.y, www.x.y or :bug:", r"see https\://x.y, www\.x.y or \:bug:"),
+        ("<b>a & b</b>", "&lt;b&gt;a &amp; b&lt;/b&gt;"),
+        ("a\\b\n- c", r"a\\b - c"),
+    ],
+)
+def test_markdown_shows_text_as_it_is(text: str, written: str) -> None:
+    assert escaped(text).replace("↵", "").split() == written.split()

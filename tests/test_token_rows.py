@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,6 @@ from dasheng_edge.runtime import token_rows
 from dasheng_edge.runtime.bundle import DECODER
 from dasheng_edge.runtime.decoder import Decoder
 from dasheng_edge.runtime.token_rows import MOST_KEPT, TokenRows
-
-
-@pytest.fixture
-def decoder(tiny_bundle: Path) -> Iterator[Decoder]:
-    made = Decoder.open(tiny_bundle / DECODER, n_ctx=256, n_threads=1)
-    yield made
-    made.close()
 
 
 def audio(decoder: Decoder, rows: int = 9) -> np.ndarray:

@@ -13,6 +13,8 @@ import pytest
 from dasheng_edge.runtime import tuned as tuned_module
 from dasheng_edge.runtime.bundle import MANIFEST, Bundle
 from dasheng_edge.runtime.captioner import Captioner
+from dasheng_edge.runtime.devices import Device
+from dasheng_edge.runtime.embedder import AudioParts, Embedder
 from dasheng_edge.runtime.errors import OutputExistsError, OutputWriteError
 from dasheng_edge.runtime.tuned import Choice, Machine, forget_tuned, store_tuned, this_machine, tuned_for
 
@@ -158,3 +160,19 @@ def test_a_captioner_takes_what_was_chosen(tiny_bundle: Path, tmp_path: Path, mo
     with Captioner.open(tiny_bundle, threads=1) as captioner:
         options = captioner.parts.decoder.options
     assert (options.n_threads_batch, options.n_threads, options.kv_type) == (1, 1, "f16")
+
+
+def test_an_embedder_takes_the_encoders_threads(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store_tuned(Bundle.open(tiny_bundle), CHOICE)
+    asked: list[int | None] = []
+    opened = AudioParts.open
+
+    def noted(bundle: Bundle, *, device: Device, threads: int | None) -> AudioParts:
+        asked.append(threads)
+        return opened(bundle, device=device, threads=threads)
+
+    monkeypatch.setattr(AudioParts, "open", noted)
+    Embedder.open(tiny_bundle).close()
+    Embedder.open(tiny_bundle, threads=2 if (os.cpu_count() or 1) > 1 else 1).close()
+    assert asked[0] == CHOICE.encoder_threads
+    assert asked[1] != asked[0] or os.cpu_count() == 1

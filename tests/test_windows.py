@@ -74,15 +74,23 @@ def test_an_empty_clip_is_an_error() -> None:
 
 def test_what_was_read_is_read_again_as_it_is() -> None:
     waveform = clip(1)
-    (block,) = read_audio(ReadAudio(waveform, 5.0))
+    (block,) = read_audio(ReadAudio(waveform, 5.0, "x"))
     assert block is waveform
 
 
 def test_the_time_of_reading_goes_with_it(captioner: Captioner) -> None:
     waveform = np.random.default_rng(0).uniform(-0.4, 0.4, 16000).astype(np.float32)
     (span,) = spans((waveform, 16000), 16000, whole_s=10)
-    caption = captioner.caption(ReadAudio(span.audio.samples, 1000.0), max_new_tokens=2)
+    caption = captioner.caption(ReadAudio(span.audio.samples, 1000.0, "x"), max_new_tokens=2)
     assert caption.timings.audio_decode_ms >= 1000
     assert caption.timings.front_end_ms < 1000
     assert caption.timings.first_token_ms >= 1000
     assert caption.tokens == captioner.caption((waveform, 16000), max_new_tokens=2).tokens
+
+
+def test_a_clip_that_is_too_long_is_called_by_its_name(captioner: Captioner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(captioner._stitch, "context_length", 60)
+    (span,) = spans((np.zeros(160000, np.float32), 16000), 16000, whole_s=20)
+    named = ReadAudio(span.audio.samples, 0.0, "long.wav")
+    with pytest.raises(AudioError, match=r"long\.wav is longer than"):
+        captioner.caption(named, max_new_tokens=2)
