@@ -12,6 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -45,9 +46,11 @@ def encode(folder: Path, seconds: float, threads: int) -> dict[str, float]:
     spec, audio = bundle.manifest.front_end, AudioParts.open(bundle, device="cpu", threads=threads)
     projector = Projector(bundle.path(PROJECTOR), spec, threads=threads)
     start = time.perf_counter()
-    features = audio.front_end.features(noise_blocks(round(seconds * spec.sample_rate_hz)))
+    chunks = audio.front_end.chunks(noise_blocks(round(seconds * spec.sample_rate_hz)))
+    head = next(chunks)  # when the spectrograms of all are there
     middle = time.perf_counter()
-    rows = [projector.embeddings(group) for group in projector.groups(audio.encoder.chunks(features))]
+    patches = (part for chunk in chain([head], chunks) for part in audio.encoder.chunks(*chunk))
+    rows = [projector.embeddings(group) for group in projector.groups(patches)]
     end = time.perf_counter()
     return {"front_end_s": middle - start, "encoder_s": end - middle, "audio_tokens": sum(map(len, rows))}
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from dasheng_edge.runtime.devices import load_onnxruntime
+from dasheng_edge.runtime.devices import SPINNING, load_onnxruntime
 
 Profile = dict[str, dict[str, float]]
 
@@ -26,7 +26,8 @@ def profile_graph(path: Path, feed: Mapping[str, NDArray[Any]], threads: int, ru
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    for key, value in SPINNING.items():
+        options.add_session_config_entry(key, value)
     options.enable_cpu_mem_arena = options.enable_mem_pattern = False
     options.enable_profiling = True
     with tempfile.TemporaryDirectory() as folder:

@@ -74,9 +74,10 @@ def caption(
         "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
         "repetition_penalty": repetition_penalty, "seed": seed,
     }  # fmt: skip
-    with Captioner.open(bundle, device=device, threads=threads, check_sha256=check_sha256) as captioner:
+    once = len(audio) == 1
+    with Captioner.open(bundle, device=device, threads=threads, check_sha256=check_sha256, once=once) as captioner:
         sampling = _sampling(captioner, options)
-        output = _Output(stream=stream, as_json=as_json, alone=len(audio) == 1)
+        output = _Output(stream=stream, as_json=as_json, alone=once)
         ask = partial(
             captioner.stream, prompt=prompt, system=system, max_new_tokens=max_new_tokens, sampling=sampling, live=live
         )

@@ -65,10 +65,11 @@ class Decoder(TextModel):
         device: Device = "cpu",
         kv_type: KvType = "f16",
         repack: bool = True,
+        huge_pages: bool = False,
     ) -> Decoder:
         """Load a GGUF file; `cuda` puts all layers on the GPU, `kv_type` is how keys and values are kept.
 
-        `n_threads` generate, and `n_threads_batch`, where given, prefill. For `repack` see `load_model`.
+        `n_threads` generate, and `n_threads_batch`, where given, prefill. For the others see `load_model`.
 
         Raises:
             MissingExtraError: llama-cpp-python is not installed.
@@ -77,7 +78,8 @@ class Decoder(TextModel):
         """
         threads = checked_threads(n_threads)
         options = ContextOptions(threads, checked_threads(n_threads_batch or threads), device, kv_type)
-        decoder = cls(load_model(path, device, repack=repack), options, n_ctx=n_ctx)
+        model = load_model(path, device, repack=repack, huge_pages=huge_pages)
+        decoder = cls(model, options, n_ctx=n_ctx)
         if (arch := decoder.metadata.get("general.architecture")) not in ARCHITECTURES:
             decoder.close()
             raise DecoderError(f"{path} is a {arch} model; expected one of {', '.join(ARCHITECTURES)}")

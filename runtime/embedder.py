@@ -145,17 +145,18 @@ class Embedder:
                 samples += len(block)
                 yield block
 
-        features = parts.front_end.features(counted())
-        frames = np.empty((spec.patches_of(features.samples), self.dim), np.float32)
-        done = 0
-        for chunk in parts.encoder.chunks(features):
-            if chunk.shape[1] != self.dim:
-                raise BundleFileError(
-                    f"{self.bundle.path(ENCODER)} gives vectors of {chunk.shape[1]} numbers, expected {self.dim} as "
-                    f"{MANIFEST} says; one of them is of another bundle: export it again"
-                )
-            frames[done : done + len(chunk)] = chunk
-            done += len(chunk)
+        frames, done = np.empty((0, self.dim), np.float32), 0
+        for features, first in parts.front_end.chunks(counted()):
+            if not first:
+                frames = np.empty((spec.patches_of(features.samples), self.dim), np.float32)
+            for chunk in parts.encoder.chunks(features, first):
+                if chunk.shape[1] != self.dim:
+                    raise BundleFileError(
+                        f"{self.bundle.path(ENCODER)} gives vectors of {chunk.shape[1]} numbers, expected {self.dim} "
+                        f"as {MANIFEST} says; one of them is of another bundle: export it again"
+                    )
+                frames[done : done + len(chunk)] = chunk
+                done += len(chunk)
         frames = frames[: max(1, spec.patches_of(samples))]
         mean = frames.mean(axis=0, dtype=np.float64).astype(np.float32)  # float32 would lose digits over an hour
         return Embedding(frames, mean, samples / spec.sample_rate_hz)

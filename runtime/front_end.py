@@ -6,8 +6,12 @@ the prompt reserves audio tokens by it and the exporter sizes its graphs by it.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -132,24 +136,26 @@ class FrontEnd:
 
     Where the encoder has an acoustic branch, there is a second output: acoustic_mel [1, n_acoustic, frames].
 
-    The graph runs on blocks of about 10 s, so that its memory does not grow with the clip, and the result is
-    that of one run over the whole clip. Two things need care:
+    The graph runs on one chunk of the encoder after another, so that its memory does not grow with the clip, and the
+    result is that of one run over the whole clip. Two things need care:
 
     - A frame sees half a window on either side of its centre (of the longer one, where there are two), and the
-      graph reflects the waveform at its ends. So each block gets context on both sides and the frames computed
+      graph reflects the waveform at its ends. So each chunk gets context on both sides and the frames computed
       from reflections are dropped.
-    - The graph raises the log-mel where it lies more than top_db below the loudest bin of *its block*. Since
-      max(max(x, block - top_db), clip - top_db) = max(x, clip - top_db) for block <= clip, raising once more
+    - The graph raises the log-mel where it lies more than top_db below the loudest bin of *its chunk*. Since
+      max(max(x, chunk - top_db), clip - top_db) = max(x, clip - top_db) for chunk <= clip, raising once more
       by the loudest bin of the clip gives the clip's result. A dropped frame may be louder than all true
-      ones, though, and then `block <= clip` fails: such a block is cut elsewhere.
+      ones, though, and then `chunk <= clip` fails: such a chunk is cut elsewhere.
     """
 
-    BLOCK_FRAMES = 1000  # 10 s
     CUTS = 24  # places to try; each lies one hop further out
+    PART_FRAMES = 250  # at least: ONNX Runtime's STFT takes one thread, so a chunk is cut into parts for several
 
     def __init__(self, path: Path, spec: FrontEndSpec, *, device: Device = "cpu", threads: int = 1) -> None:
         self.spec = spec
-        self._session = onnx_session(path, device, threads)
+        self._session = onnx_session(path, device, 1)
+        self._threads = threads if device == "cpu" else 1
+        self._pool = ThreadPoolExecutor(self._threads)  # starts threads when they are needed
         outputs = ("log_mel", "acoustic_mel") if spec.acoustic else ("log_mel",)
         check_graph(self._session, path, ("waveform",), outputs)
         n_fft = max(spec.n_fft, spec.acoustic.n_fft) if spec.acoustic else spec.n_fft
@@ -163,18 +169,32 @@ class FrontEnd:
         Raises:
             DeviceError: ONNX Runtime failed.
         """
-        stream = FrameStream(self, self.BLOCK_FRAMES)
-        grown: list[_Spectrogram] = []
-        for part in stream.all(blocks):
-            grown = grown or [_Spectrogram(len(output)) for output in part]
-            for spectrogram, output in zip(grown, part, strict=True):
-                spectrogram.append(output)
-        log_mel, *others = (spectrogram.frames for spectrogram in grown)
-        np.maximum(log_mel, log_mel.max() - np.float32(self.spec.top_db), out=log_mel)
-        return Features(log_mel, others[0] if others else None, stream.samples)
+        chunks = [features for features, _ in self.chunks(blocks)]
+        acoustic = [chunk.acoustic for chunk in chunks if chunk.acoustic is not None]
+        return Features(
+            np.concatenate([chunk.log_mel for chunk in chunks], axis=1),
+            np.concatenate(acoustic, axis=1) if acoustic else None,
+            chunks[0].samples,
+        )
+
+    def chunks(self, blocks: Iterable[NDArray[np.float32]]) -> Iterator[tuple[Features, int]]:
+        """As `features`, but chunk by chunk, each with its first patch, once the whole clip is known.
+
+        A chunk is let go of when the next is asked for, so what comes of them takes the place of the spectrograms.
+
+        Raises what `features` raises.
+        """
+        stream = FrameStream(self, self.spec.chunk_frames)
+        parts = deque(stream.all(blocks))
+        floor = max(log_mel.max() for log_mel, *_ in parts) - np.float32(self.spec.top_db)
+        first = 0
+        while parts:
+            log_mel, *others = parts.popleft()
+            yield Features(np.maximum(log_mel, floor), others[0] if others else None, stream.samples), first
+            first += log_mel.shape[1] // self.spec.patch_frames
 
     def running(self, blocks: Iterable[NDArray[np.float32]]) -> RunningFeatures:
-        """As `features`, but chunk by chunk while the blocks come; see `RunningFeatures` for what that changes."""
+        """As `chunks`, but while the blocks come; see `RunningFeatures` for what that changes."""
         return RunningFeatures(self, blocks)
 
     def frames(self, waveform: NDArray[np.float32], first: int, count: int) -> list[NDArray[np.float32]]:
@@ -182,6 +202,15 @@ class FrontEnd:
 
         The stretch starts on a frame's centre.
         """
+        parts = min(self._threads, count // self.PART_FRAMES)
+        if parts < 2:
+            return self._part(waveform, first, count)
+        edges = [first + count * index // parts for index in range(parts + 1)]
+        sizes = [stop - start for start, stop in pairwise(edges)]
+        found = self._pool.map(partial(self._part, waveform), edges, sizes)
+        return [np.concatenate(output, axis=1) for output in zip(*found, strict=True)]
+
+    def _part(self, waveform: NDArray[np.float32], first: int, count: int) -> list[NDArray[np.float32]]:
         hop = self.spec.hop_length
         results: list[NDArray[np.float32]] = []
         begin = 0
@@ -208,27 +237,6 @@ class FrontEnd:
                 "free memory, or choose another device"
             ) from error
         return outputs
-
-
-class _Spectrogram:
-    """Grows by frames, in place: joining all parts at the end would need as much memory once more."""
-
-    def __init__(self, bands: int) -> None:
-        self._rows = np.empty((0, bands), np.float32)  # a row for each frame
-        self._count = 0
-
-    def append(self, part: NDArray[np.float32]) -> None:
-        """Add frames, float32 [bands, n]."""
-        stop = self._count + part.shape[1]
-        if stop > len(self._rows):  # an eighth ahead: the system moves pages, not what is in them
-            self._rows.resize((max(stop, len(self._rows) * 9 // 8), len(part)), refcheck=False)
-        self._rows[self._count : stop] = part.T
-        self._count = stop
-
-    @property
-    def frames(self) -> NDArray[np.float32]:
-        """float32 [bands, frames]."""
-        return self._rows[: self._count].T
 
 
 class FrameStream:

@@ -31,8 +31,12 @@ class Parts:
     prompts: PromptBuilder
 
     @classmethod
-    def open(cls, bundle: Bundle, *, device: Device, threads: int | None, choice: Choice | None = None) -> Parts:
+    def open(
+        cls, bundle: Bundle, *, device: Device, threads: int | None, choice: Choice | None = None, once: bool = False
+    ) -> Parts:
         """Open all parts on one device; `choice` is what was tuned, instead of threads and the bundle's KV type.
+
+        For `once` see `Captioner.open`.
 
         Raises `BundleKindError` where the bundle has no decoder, and what `onnx_session`, `Decoder.open` and
         `PromptBuilder` raise.
@@ -40,6 +44,8 @@ class Parts:
         device, threads, (stored, facts) = checked_device(device), checked_threads(threads), bundle.text_facts()
         if choice is None:
             choice = default_choice(stored, threads)
+        if once:
+            choice = choice.model_copy(update={"huge_pages": False})
         spec, threads = bundle.manifest.front_end, choice.encoder_threads
         with ThreadPoolExecutor(1) as pool:  # the engines load side by side
             opening = pool.submit(AudioParts.open, bundle, device=device, threads=threads)
@@ -64,8 +70,9 @@ def default_choice(decoder: DecoderFacts, threads: int) -> Choice:
     kind, x86 = decoder.precision, platform.machine().lower() in ("x86_64", "amd64")
     repack = kind in REPACKED_X86 if x86 else kind not in FLOAT_TYPES
     return Choice(
-        encoder_threads=threads, prefill_threads=threads, decode_threads=threads, kv_type=decoder.kv_type, repack=repack
-    )
+        encoder_threads=threads, prefill_threads=threads, decode_threads=threads, kv_type=decoder.kv_type,
+        repack=repack, huge_pages=repack,
+    )  # fmt: skip
 
 
 def open_decoder(bundle: Bundle, choice: Choice, *, device: Device = "cpu") -> Decoder:
@@ -75,5 +82,5 @@ def open_decoder(bundle: Bundle, choice: Choice, *, device: Device = "cpu") -> D
     """
     return Decoder.open(
         bundle.path(DECODER), n_threads=choice.decode_threads, n_threads_batch=choice.prefill_threads, device=device,
-        kv_type=choice.kv_type, repack=choice.repack,
+        kv_type=choice.kv_type, repack=choice.repack, huge_pages=choice.huge_pages,
     )  # fmt: skip

@@ -100,16 +100,12 @@ class Stitch:
     def _chunks(self, meter: Meter, watch: Stopwatch, *, live: bool) -> Iterator[NDArray[np.float32]]:
         """Patches, float32 [patches, audio_dim], chunk by chunk; `live` does not wait for the end of the clip."""
         audio = self.parts.audio
-        if not live:
-            features = audio.front_end.features(meter)
-            watch.lap("front_end")
-            yield from audio.encoder.chunks(features)
-            return
-        running = audio.front_end.running(meter)
-        for features, first in running:
+        running = audio.front_end.running(meter) if live else None
+        for features, first in running or audio.front_end.chunks(meter):
             watch.lap("front_end")
             yield from audio.encoder.chunks(features, first)
-        watch.deviation_db = running.deviation_db
+        if running is not None:
+            watch.deviation_db = running.deviation_db
 
     def _warnings(self, meter: Meter, deviation_db: float) -> tuple[str, ...]:
         seconds, comfortable_s = meter.samples / self._rate_hz, self.bundle.text_facts()[1].comfortable_s

@@ -15,6 +15,7 @@ import numpy as np
 
 from .devices import Device, checked_device
 from .errors import DecoderError, DeviceError
+from .huge_pages import ask_for_huge_pages
 from .llama import llama_cpp_library, llama_log, pointer
 
 Tokens: TypeAlias = tuple[int, ...]
@@ -24,11 +25,12 @@ _LOAD_READ, _LOAD_MAPPED = 0, 1  # enum llama_load_mode
 _ATTR_CONTROL, _ATTR_USER_DEFINED = 1 << 3, 1 << 4  # enum llama_token_attr
 
 
-def load_model(path: str | Path, device: Device, *, repack: bool) -> Any:
+def load_model(path: str | Path, device: Device, *, repack: bool, huge_pages: bool) -> Any:
     """A `llama_model` of a GGUF file; `cuda` puts all layers on the GPU.
 
-    `repack` lets llama.cpp copy weights into layouts that compute faster; the file is read, since a map of it would
-    stay in memory beside the copies. Without, weights stay in the file's pages.
+    `repack` lets llama.cpp copy weights into layouts that compute faster, and `huge_pages` asks for those: the file is
+    read then, since a map of it would stay in memory beside the copies. Without, weights stay in the file's pages. Both
+    are of the CPU alone.
 
     Raises:
         MissingExtraError: llama-cpp-python is not installed.
@@ -47,12 +49,29 @@ def load_model(path: str | Path, device: Device, *, repack: bool) -> Any:
     # llama.cpp's AMX kernels end the process on quantized weights (ggml-org/llama.cpp#20824). The switch
     # that keeps weights out of their layout turns off repacking too, so it is left on elsewhere.
     params.use_extra_bufts = repack and b"AMX_INT8 = 1" not in llama.llama_print_system_info()
-    params.load_mode = _LOAD_READ if repack and device == "cpu" else _LOAD_MAPPED
+    params.load_mode = _LOAD_READ if (repack or huge_pages) and device == "cpu" else _LOAD_MAPPED
+    following = llama.llama_progress_callback(_HugePages())
+    if huge_pages and device == "cpu":
+        params.progress_callback = following
     log.lines.clear()
     model = llama.llama_model_load_from_file(os.fsencode(path), params)
     if not model:
         raise DecoderError(f"llama.cpp cannot load {path}: {log.last()}; export the bundle again")
     return model
+
+
+class _HugePages:
+    """Follows the loading of a model: when it is called first, all buffers are there and none is filled."""
+
+    def __init__(self) -> None:
+        self._asked = False
+
+    def __call__(self, _: float, __: object) -> bool:
+        """Whether to go on."""
+        if not self._asked:
+            self._asked = True
+            ask_for_huge_pages()
+        return True
 
 
 class TextModel:

@@ -224,7 +224,8 @@ class _Tuning:
         self._kv_type: KvType = decoder.kv_type if decoder else "f16"
         self.choice = (
             default_choice(decoder, cores) if decoder else Choice(
-                encoder_threads=cores, prefill_threads=cores, decode_threads=cores, kv_type="f16", repack=False
+                encoder_threads=cores, prefill_threads=cores, decode_threads=cores, kv_type="f16", repack=False,
+                huge_pages=False,
             )
         )  # fmt: skip
         self.caption_ms = 0.0
@@ -269,21 +270,31 @@ class _Tuning:
         return prefill_ms + ANSWER_TOKENS * token_ms
 
     def _weights(self, deadline: float) -> None:
-        """Whether llama.cpp shall copy weights into its layouts: faster for some numbers of rows, slower for others."""
+        """Whether llama.cpp shall copy weights into its layouts, and whether in huge pages.
+
+        The layouts are faster for some numbers of rows and slower for others.
+        """
         decoder = self.bundle.manifest.decoder
-        if decoder is None or decoder.precision in FLOAT_TYPES:
+        if decoder is None or decoder.precision in FLOAT_TYPES:  # one layout, and too large to be read beside its file
             return
-        layouts = {"as stored": False, "repacked": True}
-        default, other = sorted(layouts, key=lambda layout: layouts[layout] != self.choice.repack)
+        kinds = {
+            ("as stored", "repacked")[repack] + (", huge pages" if huge_pages else ""): (repack, huge_pages)
+            for repack in (False, True)
+            for huge_pages in (False, True)
+        }
 
-        def visit(layout: str) -> Mapping[Part, float]:
-            return {"weights": self._caption_ms(repack=layouts[layout])}
+        def visit(kind: str) -> Mapping[Part, float]:
+            repack, huge_pages = kinds[kind]
+            return {"weights": self._caption_ms(repack=repack, huge_pages=huge_pages)}
 
-        times = self._contest("weights", visit, deadline).run([default, other])
+        default = next(kind for kind in kinds if kinds[kind] == (self.choice.repack, self.choice.huge_pages))
+        others = [kind for kind in kinds if kind != default]
+        times = self._contest("weights", visit, deadline).run([default, *others])
         best, why = _winner(times, default, "weights")
         self.rows += _rows(self.name, "weights", times, default, best)
         self.reasons.append(f"{self.name}, weights: {best}, {why}")
-        self.choice = self.choice.model_copy(update={"repack": layouts[best]})
+        repack, huge_pages = kinds[best]
+        self.choice = self.choice.model_copy(update={"repack": repack, "huge_pages": huge_pages})
 
     def _keys_and_values(self) -> None:
         """Another type is taken where that is allowed."""

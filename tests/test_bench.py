@@ -81,7 +81,14 @@ def test_it_says_that_threads_are_tuned(tiny_bundle: Path, clip: Path) -> None:
     cores = usable_cores()
     options = BenchOptions(str(tiny_bundle), (str(clip),), 1, 1)
     assert not bench(options).tuned
-    choice = Choice(encoder_threads=cores, prefill_threads=cores, decode_threads=cores, kv_type="f16", repack=False)
+    choice = Choice(
+        encoder_threads=cores,
+        prefill_threads=cores,
+        decode_threads=cores,
+        kv_type="f16",
+        repack=False,
+        huge_pages=False,
+    )
     store_tuned(Bundle.open(tiny_bundle), choice)
     assert bench(options).tuned
     assert not bench(replace(options, threads=cores)).tuned  # they are given

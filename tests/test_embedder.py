@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -95,16 +96,16 @@ def test_files_are_read(embedder: Embedder, tmp_path: Path) -> None:
 
 def test_a_long_clip_is_embedded_chunk_by_chunk(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
     chunks = Encoder.chunks
-    alive = []
+    given: list[tuple[int, weakref.ref[NDArray[np.float32]]]] = []
 
-    def counted(self: Encoder, features: Features) -> Iterator[NDArray[np.float32]]:
-        for index, chunk in enumerate(chunks(self, features)):
-            alive.append(index)
-            yield chunk
+    def followed(self: Encoder, features: Features, first: int = 0) -> Iterator[NDArray[np.float32]]:
+        assert sum(spectrogram() is not None for _, spectrogram in given) <= 1  # the one before
+        given.append((first, weakref.ref(features.log_mel)))
+        yield from chunks(self, features, first)
 
-    monkeypatch.setattr(Encoder, "chunks", counted)
+    monkeypatch.setattr(Encoder, "chunks", followed)
     assert len(embedder.embed(noise(40 * RATE)).frames) == 1_000
-    assert alive == [0, 1, 2, 3]
+    assert [first for first, _ in given] == [0, 252, 504, 756]
 
 
 def test_bundles_that_cannot_be_opened(tmp_path: Path, encoder_bundle: Path) -> None:
@@ -145,10 +146,10 @@ def test_two_threads_at_once(encoder_bundle: Path, monkeypatch: pytest.MonkeyPat
     inside, go_on = threading.Event(), threading.Event()
     chunks = Encoder.chunks
 
-    def slow(self: Encoder, features: Features) -> Iterator[NDArray[np.float32]]:
+    def slow(self: Encoder, features: Features, first: int = 0) -> Iterator[NDArray[np.float32]]:
         inside.set()
         assert go_on.wait(10)
-        yield from chunks(self, features)
+        yield from chunks(self, features, first)
 
     monkeypatch.setattr(Encoder, "chunks", slow)
     thread = threading.Thread(target=embedder.embed, args=(noise(RATE),))

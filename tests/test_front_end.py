@@ -78,13 +78,12 @@ def test_sizes_that_do_not_fit_are_refused(changes: dict[str, float], message: s
         FrontEndSpec.model_validate(changes)
 
 
-class SmallBlocks(FrontEnd):
-    BLOCK_FRAMES = 40  # so that short clips have many blocks
+SMALL = {"chunk_frames": 40}  # so that short clips have many chunks
 
 
 @pytest.fixture(scope="module")
 def front_end(tiny_bundle: Path) -> FrontEnd:
-    return SmallBlocks(tiny_bundle / FRONT_END, SPEC, threads=1)
+    return FrontEnd(tiny_bundle / FRONT_END, SPEC.model_copy(update=SMALL), threads=1)
 
 
 def at_once(front_end: FrontEnd, waveform: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -107,6 +106,33 @@ def scene(samples: int, seed: int) -> NDArray[np.float32]:
     return waveform.astype(np.float32)
 
 
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(3_200, 60_000), st.integers(0, 2**32 - 1))
+def test_chunks_are_cuts_of_the_whole(front_end: FrontEnd, samples: int, seed: int) -> None:
+    waveform = scene(samples, seed)
+    whole, first = front_end.features([waveform]), 0
+    for chunk, place in front_end.chunks([waveform]):
+        start = place * SPEC.patch_frames
+        assert place == first
+        assert chunk.samples == samples
+        np.testing.assert_array_equal(chunk.log_mel, whole.log_mel[:, start : start + chunk.log_mel.shape[1]])
+        first += chunk.log_mel.shape[1] // SPEC.patch_frames
+    assert first == SPEC.patches_of(samples)
+
+
+class SmallParts(FrontEnd):
+    PART_FRAMES = 12
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(3_200, 30_000), st.integers(0, 2**32 - 1))
+def test_threads_give_what_one_gives(tiny_bundle: Path, front_end: FrontEnd, samples: int, seed: int) -> None:
+    waveform = scene(samples, seed)
+    several = SmallParts(tiny_bundle / FRONT_END, SPEC.model_copy(update=SMALL), threads=3)
+    got = several.features([waveform]).log_mel
+    assert np.abs(got - at_once(front_end, waveform)).max() <= 1e-4  # dB; as below
+
+
 # The fixture is read-only, so hypothesis may use it for all examples.
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(3_200, 60_000), st.integers(0, 2**32 - 1), st.lists(st.integers(1, 9_000), min_size=1, max_size=9))
@@ -126,7 +152,7 @@ def test_a_reflection_that_is_louder_than_the_clip(front_end: FrontEnd, before_e
     # The graph sees the clip up to sample 6560 first. A tone that ends just there is reflected into one of
     # twice its length and loudness, which is not in the clip and must not raise its floor.
     waveform = np.zeros(16_000, np.float32)
-    edge = (SmallBlocks.BLOCK_FRAMES + 1) * SPEC.hop_length
+    edge = (SMALL["chunk_frames"] + 1) * SPEC.hop_length
     waveform[edge - before_edge - 100 : edge - before_edge] = np.cos(np.arange(100)[::-1] * 2 * np.pi / 16)
     got = front_end.features([waveform]).log_mel
     assert np.abs(got - at_once(front_end, waveform)).max() <= 1e-4
@@ -195,7 +221,7 @@ def two_spectra(tmp_path_factory: pytest.TempPathFactory) -> FrontEnd:
 
     path = tmp_path_factory.mktemp("two") / FRONT_END
     export_front_end(path, TWO_SPECTRA)
-    return SmallBlocks(path, TWO_SPECTRA, threads=1)
+    return FrontEnd(path, TWO_SPECTRA.model_copy(update=SMALL), threads=1)
 
 
 def both_at_once(front_end: FrontEnd, waveform: NDArray[np.float32]) -> list[NDArray[np.float32]]:
@@ -223,7 +249,7 @@ def test_blocks_give_both_spectrograms_of_one_run(
 def test_no_frame_sees_a_reflection_within_the_longer_window(two_spectra: FrontEnd, before_edge: int) -> None:
     # The first block's frames are kept up to the 40th; a click near where it is cut is reflected in both spectra.
     waveform = np.full(20_000, 1e-4, np.float32)
-    waveform[(SmallBlocks.BLOCK_FRAMES + 3) * SPEC.hop_length - before_edge] = 1.0
+    waveform[(SMALL["chunk_frames"] + 3) * SPEC.hop_length - before_edge] = 1.0
     features = two_spectra.features([waveform])
     log_mel, acoustic = both_at_once(two_spectra, waveform)
     assert features.acoustic is not None

@@ -19,7 +19,7 @@ from dasheng_edge.runtime.tuned import Choice, tuned_for
 from tests.bundle_kinds import write_encoder_bundle
 
 CORES, HARDWARE_THREADS = 4, 8
-CHOICE = Choice(encoder_threads=1, prefill_threads=1, decode_threads=1, kv_type="f16", repack=False)
+CHOICE = Choice(encoder_threads=1, prefill_threads=1, decode_threads=1, kv_type="f16", repack=False, huge_pages=False)
 
 
 class Clock:
@@ -44,6 +44,7 @@ class FakeMachine:
         )
         self.looks: list[object] = []
         self.repacked = 1.0  # what repacked weights need, of what others need
+        self.huge_pages = 1.0
 
     def encode_ms(self, bundle: Bundle, threads: int) -> float:
         self.looks.append(threads)
@@ -54,7 +55,8 @@ class FakeMachine:
         self.looks.append(choice)
         self.clock.now_s += 1
         prefill_ms, token_ms = self.answer(choice.prefill_threads, choice.decode_threads, choice.kv_type)
-        return (prefill_ms * self.repacked if choice.repack else prefill_ms), token_ms
+        repacked = self.repacked if choice.repack else 1.0
+        return prefill_ms * repacked, token_ms * (self.huge_pages if choice.huge_pages else 1.0)
 
 
 @pytest.fixture(autouse=True)
@@ -112,6 +114,7 @@ def test_each_part_gets_what_is_fastest_for_it(tiny_bundle: Path, machine: FakeM
         "decode_threads": 2,
         "kv_type": "f16",
         "repack": False,
+        "huge_pages": False,
     }
     (tuned,) = report.tuned
     assert tuned.caption_ms == pytest.approx(100 / 8 + 100 / 8 + tune_module.ANSWER_TOKENS * 10)
@@ -158,8 +161,11 @@ def test_without_time_the_default_is_measured_and_stays(tiny_bundle: Path, machi
         "decode_threads": 4,
         "kv_type": "f16",
         "repack": False,
+        "huge_pages": False,
     }
-    default = Choice(encoder_threads=4, prefill_threads=4, decode_threads=4, kv_type="f16", repack=False)
+    default = Choice(
+        encoder_threads=4, prefill_threads=4, decode_threads=4, kv_type="f16", repack=False, huge_pages=False
+    )
     assert machine.looks == [4, default, default]
 
 
@@ -217,6 +223,7 @@ def test_an_encoder_alone(tiny_bundle: Path, tmp_path: Path, machine: FakeMachin
         "decode_threads": 4,
         "kv_type": "f16",
         "repack": False,
+        "huge_pages": False,
     }
     assert {row.part for row in report.rows} == {"encoder"}
 
@@ -310,8 +317,18 @@ def test_weights_are_repacked_where_that_is_faster(
     machine.repacked = times
     report = measured(quantized)
     assert chosen(report)["repack"] is repack
-    assert {row.setting for row in report.rows if row.part == "weights"} == {"as stored", "repacked"}
+    assert {row.setting for row in report.rows if row.part == "weights"} == {
+        "as stored", "as stored, huge pages", "repacked", "repacked, huge pages"
+    }  # fmt: skip
     assert any("weights" in reason and why in reason for reason in report.reasons)
+
+
+@pytest.mark.parametrize(("times", "huge_pages"), [(0.8, True), (1.2, False)])
+def test_huge_pages_are_asked_for_where_that_is_faster(
+    quantized: Path, machine: FakeMachine, times: float, huge_pages: bool
+) -> None:
+    machine.huge_pages = times
+    assert chosen(measured(quantized))["huge_pages"] is huge_pages
 
 
 def test_floats_have_no_other_layout(tiny_bundle: Path) -> None:

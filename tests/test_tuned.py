@@ -18,7 +18,7 @@ from dasheng_edge.runtime.embedder import AudioParts, Embedder
 from dasheng_edge.runtime.errors import OutputExistsError, OutputWriteError
 from dasheng_edge.runtime.tuned import Choice, Machine, forget_tuned, store_tuned, this_machine, tuned_for
 
-CHOICE = Choice(encoder_threads=1, prefill_threads=1, decode_threads=1, kv_type="q8_0", repack=True)
+CHOICE = Choice(encoder_threads=1, prefill_threads=1, decode_threads=1, kv_type="q8_0", repack=True, huge_pages=False)
 
 
 @pytest.fixture(autouse=True)
@@ -152,7 +152,9 @@ def test_the_machine_is_the_same_twice_and_says_what_decides() -> None:
 def test_a_captioner_takes_what_was_chosen(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DASHENG_EDGE_CACHE", str(tmp_path))
     most = os.cpu_count() or 1
-    choice = Choice(encoder_threads=1, prefill_threads=most, decode_threads=1, kv_type="q8_0", repack=True)
+    choice = Choice(
+        encoder_threads=1, prefill_threads=most, decode_threads=1, kv_type="q8_0", repack=True, huge_pages=False
+    )
     store_tuned(Bundle.open(tiny_bundle), choice)
     with Captioner.open(tiny_bundle) as captioner:
         options = captioner.parts.decoder.options
