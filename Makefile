@@ -171,6 +171,7 @@ bench: llama-tools $(addprefix $(BENCH)/,exported/dasheng-0.6b/manifest.json sma
 	@$(BIN)/python -m benchmarks.decoder $(BENCH)/small/0.6b
 	@$(BIN)/python -m benchmarks.latency $(BENCH)/small/0.6b
 	@$(BIN)/python -m benchmarks.memory $(BENCH)/small/0.6b
+	@$(BIN)/python -m benchmarks.throughput $(BENCH)/small/0.6b
 	@$(BIN)/python -m benchmarks.peers $(BENCH)/checkpoint/0.6b $(BENCH)/small/0.6b
 	@$(BIN)/python -m benchmarks.render
 bench-full: llama-tools $(BENCH)/small/7b/manifest.json  ## the same for the decoder and the captions of the 7B (an hour, 50 GB of disk, 20 GB of memory)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.gemm_peak import gemm_feed, matrix_shapes, operations, write_gemms
+from benchmarks.gemm_peak import Kind, gemm_feed, matrix_shapes, operations, write_gemms
 from benchmarks.noise_clip import noise
 from benchmarks.operator_profile import profile_graph
 from benchmarks.speed_record import BenchmarkError, parser, run
@@ -35,8 +35,8 @@ from dasheng_edge.runtime.front_end import Features
 
 CHUNK = "10"  # the clip that all variants have, which fills one chunk
 CLIPS_S = {"2": 2.0, "5": 5.0, CHUNK: 10.08, "30": 30.0}
-EXACT, INT8, TORCH, TORCH_BF16, PEAK = (
-    "ONNX Runtime fp32", "ONNX Runtime int8", "PyTorch fp32", "PyTorch bf16", "int8 GEMMs alone"
+EXACT, INT8, TORCH, TORCH_BF16, PEAK, EXACT_PEAK = (
+    "ONNX Runtime fp32", "ONNX Runtime int8", "PyTorch fp32", "PyTorch bf16", "int8 GEMMs alone", "fp32 GEMMs alone"
 )  # fmt: skip
 PROFILED_RUNS = 5
 Turn = tuple[str, str]  # variant, clip
@@ -79,7 +79,9 @@ def measure(task: Task) -> dict[str, Any]:
     chunk_turns = {turn: run for turn, run in turns.items() if turn[1] == CHUNK}
     others = {turn: run for turn, run in turns.items() if turn[1] != CHUNK}
     shapes, rows = matrix_shapes(bundle.path(ENCODER)), len(patches[EXACT])
-    chunk_turns[PEAK, CHUNK] = timed(_gemms(task.work / "gemms.onnx", shapes, rows, threads))
+    kinds: dict[str, Kind] = {PEAK: "int8", EXACT_PEAK: "fp32"}
+    for name, kind in kinds.items():
+        chunk_turns[name, CHUNK] = timed(_gemms(task.work / f"gemms-{kind}.onnx", shapes, rows, kind, threads))
     with ExitStack() as stack:
         for name, dtype in {TORCH: "fp32", TORCH_BF16: "bf16"}.items():
             patches[name], chunk_turns[name, CHUNK] = _torch(task, dtype, chunk, stack)
@@ -104,10 +106,10 @@ def _encode(encoder: Encoder, features: Features) -> Callable[[], Array]:
     return lambda: encoder.patches(features)
 
 
-def _gemms(path: Path, shapes: Sequence[tuple[int, int]], rows: int, threads: int) -> Callable[[], object]:
+def _gemms(path: Path, shapes: Sequence[tuple[int, int]], rows: int, kind: Kind, threads: int) -> Callable[[], object]:
     """The GEMMs alone, in a session like the encoder's."""
-    write_gemms(path, shapes, rows)
-    session, feed = onnx_session(path, "cpu", threads), gemm_feed(shapes, rows)
+    write_gemms(path, shapes, rows, kind)
+    session, feed = onnx_session(path, "cpu", threads), gemm_feed(shapes, rows, kind)
     return lambda: session.run(None, feed)
 
 
@@ -133,6 +135,7 @@ def headline(record: Mapping[str, Any]) -> dict[str, float]:
         "int8_times_faster_than_pytorch_bf16": times(seconds[TORCH_BF16], seconds[INT8]),
         "fp32_times_faster_than_pytorch_fp32": times(seconds[TORCH], seconds[EXACT]),
         "int8_share_of_gemm_peak": times(seconds[PEAK], seconds[INT8]),
+        "fp32_share_of_gemm_peak": times(seconds[EXACT_PEAK], seconds[EXACT]),
         "gemm_peak_gops": record["gemm_operations"] / seconds[PEAK]["p50"] / 1e9,
     }
 

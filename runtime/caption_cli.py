@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -52,6 +52,9 @@ def caption(
     hop: Annotated[
         float | None, typer.Option(metavar="S", help="Seconds from one window to the next; default: half a window.")
     ] = None,
+    batch: Annotated[
+        int, typer.Option(min=1, max=64, metavar="N", help="Decode so many clips, files or windows, together.")
+    ] = 1,
     live: Annotated[
         bool, typer.Option("--live", help="Work while the audio comes, as from a microphone through a pipe.")
     ] = False,
@@ -66,6 +69,8 @@ def caption(
     """
     if stream and as_json:
         raise typer.BadParameter("--stream prints text and --json prints objects; choose one")
+    if batch > 1 and (stream or live):
+        raise typer.BadParameter("--batch works on several clips at a time, --stream and --live on one; choose one")
     windows = _windows(window, hop, live=live)
     check_stdin(audio)
     from .captioner import Captioner
@@ -74,19 +79,12 @@ def caption(
         "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
         "repetition_penalty": repetition_penalty, "seed": seed,
     }  # fmt: skip
-    once = len(audio) == 1
+    once = len(audio) == 1 and windows is None
     with Captioner.open(bundle, device=device, threads=threads, check_sha256=check_sha256, once=once) as captioner:
-        sampling = _sampling(captioner, options)
-        output = _Output(stream=stream, as_json=as_json, alone=once)
-        ask = partial(
-            captioner.stream, prompt=prompt, system=system, max_new_tokens=max_new_tokens, sampling=sampling, live=live
-        )
-        failed = 0
-        for name in audio:
-            source = sys.stdin.buffer if name == "-" else name
-            spans = (None,) if live else _spans(captioner, source, name, windows)
-            failed += not output.show_all(spans, ask, source, name)
-    if failed:
+        asked = _Asked(captioner, prompt, system, max_new_tokens, _sampling(captioner, options), live)
+        clips = _clips(captioner, audio, windows, live=live)
+        good = _Output(stream=stream, as_json=as_json, alone=len(audio) == 1).show_all(clips, asked, batch)
+    if not good:
         raise typer.Exit(1)
 
 
@@ -105,6 +103,56 @@ def _windows(window: float | None, hop: float | None, *, live: bool) -> tuple[fl
     except AudioError as error:
         raise typer.BadParameter(str(error)) from error
     return length, step
+
+
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+    """What is asked about every clip."""
+
+    captioner: Captioner
+    prompt: str | None
+    system: str | None
+    max_new_tokens: int | None
+    sampling: Sampling
+    live: bool
+
+    def alone(self, audio: AudioSource) -> CaptionStream:
+        return self.captioner.stream(
+            audio, self.prompt, system=self.system, max_new_tokens=self.max_new_tokens, sampling=self.sampling,
+            live=self.live,
+        )  # fmt: skip
+
+    def together(self, clips: Sequence[AudioSource]) -> Sequence[Caption]:
+        return self.captioner.caption_batch(
+            clips, self.prompt, system=self.system, max_new_tokens=self.max_new_tokens, sampling=self.sampling,
+            batch=len(clips),
+        )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class _Clip:
+    """A file or a window of it, or why there is none."""
+
+    name: str
+    audio: AudioSource
+    span: Span | None = None
+    error: AudioError | None = None
+
+
+def _clips(
+    captioner: Captioner, names: Iterable[str], windows: tuple[float, float] | None, *, live: bool
+) -> Iterator[_Clip]:
+    """What to caption of the files."""
+    for name in names:
+        source = sys.stdin.buffer if name == "-" else name
+        if live:
+            yield _Clip(name, source)
+            continue
+        try:
+            for span in _spans(captioner, source, name, windows):
+                yield _Clip(name, span.audio, span)
+        except AudioError as error:
+            yield _Clip(name, source, error=error)
 
 
 def _spans(captioner: Captioner, source: AudioSource, name: str, windows: tuple[float, float] | None) -> Iterator[Span]:
@@ -147,34 +195,59 @@ class _Output:
     as_json: bool
     alone: bool
 
-    def show(self, run: CaptionStream, name: str, span: Span | None) -> Caption:
-        """Print what is said about a clip, or a window of it."""
-        window = span if span is not None and not span.whole else None
-        label = "" if self.alone or self.as_json else f"{name}: "
-        if window is not None:
-            label += f"[{_clock(window.start_s)}-{_clock(window.end_s)}] "
-        if self.stream:
-            _print_pieces(run, label)
-        result = run.finish()
-        if self.as_json:
-            times = {"start_s": window.start_s, "end_s": window.end_s} if window is not None else {}
-            print_json({"audio": name, **times, **_caption_fields(result)})
-        elif not self.stream:
-            # One line per file or window, so that the output of several can be cut by lines.
-            typer.echo(label + (result.text if self.alone and window is None else " ".join(result.text.split())))
-        return result
+    def show_all(self, clips: Iterator[_Clip], asked: _Asked, batch: int) -> bool:
+        """Print what is said about clips, `batch` of them decoded together; whether all went well."""
+        good = True
+        while group := list(islice(clips, batch)):
+            captions = iter(self._together([clip.audio for clip in group if clip.error is None], asked))
+            for clip in group:
+                said = next(captions, None) if clip.error is None else None
+                if said is not None:
+                    self.print(said, clip)
+                else:
+                    good = self.show(asked, clip) and good
+        return good
 
-    def show_all(
-        self, spans: Iterable[Span | None], ask: Callable[[AudioSource], CaptionStream], source: AudioSource, name: str
-    ) -> bool:
-        """Print what is said about a clip, or about windows of it; False, and why, if that fails."""
+    @staticmethod
+    def _together(clips: Sequence[AudioSource], asked: _Asked) -> Sequence[Caption]:
+        """None, where there is but one clip, or where they cannot be decoded together."""
         try:
-            for span in spans:
-                _warn(self.show(ask(source if span is None else span.audio), name, span), name)
+            return asked.together(clips) if len(clips) > 1 else ()
         except (AudioError, DecoderError, DeviceError) as error:
-            self.fail(name, error)
+            typer.echo(f"note: {len(clips)} clips cannot be decoded together: {error}; now one by one", err=True)
+            return ()
+
+    def show(self, asked: _Asked, clip: _Clip) -> bool:
+        """Print what is said about a clip; False, and why, if that fails."""
+        try:
+            if clip.error is not None:
+                raise clip.error
+            run = asked.alone(clip.audio)
+            if self.stream:
+                _print_pieces(run, self._label(clip))
+            self.print(run.finish(), clip)
+        except (AudioError, DecoderError, DeviceError) as error:
+            self.fail(clip.name, error)
             return False
         return True
+
+    def print(self, result: Caption, clip: _Clip) -> None:
+        """Print a caption, unless its pieces were printed, and its warnings."""
+        window = _window(clip)
+        if self.as_json:
+            times = {"start_s": window.start_s, "end_s": window.end_s} if window is not None else {}
+            print_json({"audio": clip.name, **times, **_caption_fields(result)})
+        elif not self.stream:
+            # One line per file or window, so that the output of several can be cut by lines.
+            text = result.text if self.alone and window is None else " ".join(result.text.split())
+            typer.echo(self._label(clip) + text)
+        for warning in result.warnings:
+            typer.echo(f"warning: {clip.name}: {warning}", err=True)
+
+    def _label(self, clip: _Clip) -> str:
+        label = "" if self.alone or self.as_json else f"{clip.name}: "
+        window = _window(clip)
+        return label if window is None else label + f"[{_clock(window.start_s)}-{_clock(window.end_s)}] "
 
     def fail(self, name: str, error: Exception) -> None:
         """Print why a clip has no caption."""
@@ -183,16 +256,16 @@ class _Output:
         typer.echo(f"error: {error}", err=True)
 
 
+def _window(clip: _Clip) -> Span | None:
+    """The part of a file that a clip is; None where it is the whole."""
+    return None if clip.span is None or clip.span.whole else clip.span
+
+
 def _clock(seconds: float) -> str:
     minutes, rest = divmod(seconds, 60)
     hours, minutes = divmod(int(minutes), 60)
     whole = f"{rest:04.1f}" if rest % 1 else f"{int(rest):02d}"
     return f"{hours}:{minutes:02d}:{whole}" if hours else f"{minutes}:{whole}"
-
-
-def _warn(result: Caption, name: str) -> None:
-    for warning in result.warnings:
-        typer.echo(f"warning: {name}: {warning}", err=True)
 
 
 def _print_pieces(run: Iterator[str], label: str) -> None:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import io
 import json
 import wave
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
 from dasheng_edge.runtime import cli
+from dasheng_edge.runtime.audio import AudioSource
+from dasheng_edge.runtime.caption import Caption
 from dasheng_edge.runtime.caption_cli import _clock
 from dasheng_edge.runtime.captioner import Captioner
+from dasheng_edge.runtime.errors import DecoderError
 
 RATE = 16000
 
@@ -116,12 +121,55 @@ def test_live_audio_through_a_pipe(tiny_bundle: Path, clip: Path) -> None:
         (("--hop", 40), "no longer than the window"),
         (("--window", "nan"), "expected a hop"),
         (("--live", "--window", 3), "--live works on one clip"),
+        (("--batch", 2, "--live"), "--batch works on several clips at a time"),
+        (("--batch", 2, "--stream"), "--batch works on several clips at a time"),
+        (("--batch", 65), "less than or equal to 64"),
     ],
 )
 def test_wrong_usage(tiny_bundle: Path, clip: Path, options: tuple[object, ...], message: str) -> None:
     done = caption(tiny_bundle, clip, *options)  # type: ignore[arg-type]
     assert done.exit_code == 2
     assert message in " ".join(done.stderr.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("batch", [2, 3, 8])
+def test_batches_say_the_same_in_the_same_order(tiny_bundle: Path, tmp_path: Path, batch: int) -> None:
+    files = []
+    for seconds in (1, 3, 2):
+        files.append(tmp_path / f"{seconds}.wav")
+        files[-1].write_bytes(wav(seconds))
+    files[1:1] = [tmp_path / "none.wav"]
+    alone, together = caption(tiny_bundle, *files), caption(tiny_bundle, *files, "--batch", batch)
+    assert (together.stdout, together.stderr) == (alone.stdout, alone.stderr)
+    assert alone.exit_code == together.exit_code == 1
+    assert len(alone.stdout.splitlines()) == 3
+
+
+def test_windows_in_batches(tiny_bundle: Path, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    whole = Captioner.caption_batch
+
+    def counted(self: Captioner, clips: Sequence[AudioSource], *args: Any, **options: Any) -> list[Caption]:
+        sizes.append(len(clips))
+        return whole(self, clips, *args, **options)
+
+    monkeypatch.setattr(Captioner, "caption_batch", counted)
+    windows = (clip, "--window", 2, "--hop", 1)
+    assert caption(tiny_bundle, *windows, "--batch", 3).stdout == caption(tiny_bundle, *windows).stdout
+    assert sizes == [3]  # and one alone
+
+
+def test_clips_that_do_not_go_together_are_captioned_one_by_one(
+    tiny_bundle: Path, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise DecoderError("no room")
+
+    monkeypatch.setattr(Captioner, "caption_batch", refuse)
+    done = caption(tiny_bundle, clip, clip, "--batch", 2)
+    assert done.exit_code == 0
+    assert done.stderr == "note: 2 clips cannot be decoded together: no room; now one by one\n"
+    assert len(done.stdout.splitlines()) == 2
 
 
 def test_a_file_that_breaks_costs_its_windows_only(tiny_bundle: Path, clip: Path) -> None:

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
-from benchmarks import decoder, encoder, latency, llama_bench, memory, peers, render
+from benchmarks import decoder, encoder, latency, llama_bench, memory, peers, render, throughput
 from benchmarks.bundle_worker import answer
 from benchmarks.decoder import Variants
 from benchmarks.gemm_peak import gemm_feed, matrix_shapes, operations, write_gemms
@@ -87,6 +88,15 @@ def test_gemms_are_those_of_the_encoder_and_compute(tiny_bundle: Path, tmp_path:
     wanted = (feed["x2048"][0, 0].astype(np.int64) - 128) @ weight[:, 0].astype(np.int64)
     assert corner.shape == (1, 1, 1)
     assert corner.item() == wanted
+
+
+def test_gemms_in_float32_compute(tmp_path: Path) -> None:
+    write_gemms(tmp_path / "gemms.onnx", [(64, 3)], 2, "fp32")
+    feed = gemm_feed([(64, 3)], 2, "fp32")
+    (corner,) = onnx_session(tmp_path / "gemms.onnx", "cpu", 1).run(None, dict(feed))
+    stored = onnx.load(tmp_path / "gemms.onnx").graph.initializer
+    weights = {item.name: onnx.numpy_helper.to_array(item) for item in stored}
+    assert corner.item() == pytest.approx(float(feed["x64"][0, 0] @ weights["w0"][:, 0]), rel=1e-5)
 
 
 def test_a_profile_leaves_out_the_first_run() -> None:
@@ -215,7 +225,14 @@ def test_transformers_says_what_the_runtime_says(tiny_checkpoint: Path, captione
 def test_the_encoder_is_measured(run: Run, tiny_checkpoint: Path, tiny_bundle: Path) -> None:
     record = run(encoder.main, tiny_checkpoint, tiny_bundle)
     chunk = record["seconds"]["10"]
-    assert set(chunk) == {encoder.EXACT, encoder.INT8, encoder.TORCH, encoder.TORCH_BF16, encoder.PEAK}
+    assert set(chunk) == {
+        encoder.EXACT,
+        encoder.INT8,
+        encoder.TORCH,
+        encoder.TORCH_BF16,
+        encoder.PEAK,
+        encoder.EXACT_PEAK,
+    }
     assert all(len(one["values"]) == 5 for one in chunk.values())
     assert record["patches"] == 252
     snr_db = record["snr_db"]
@@ -285,6 +302,13 @@ def test_a_process_that_says_nothing_is_an_error() -> None:
         latency._start([sys.executable, "-c", "pass", "x"], {})()
     with pytest.raises(BenchmarkError, match="ended with status 3: oh"):
         latency._output([sys.executable, "-c", "import sys; print('oh', file=sys.stderr); sys.exit(3)"])
+
+
+@pytest.mark.slow
+def test_throughput_is_measured(run: Run, tiny_bundle: Path) -> None:
+    record = run(throughput.main, tiny_bundle, "--tokens", "4")
+    assert [len(found["values"]) for found in record["seconds"].values()] == [5] * len(record["seconds"])
+    assert {throughput.ONE, *map(throughput.batch_name, throughput.BATCHES)} < set(record["seconds"])
 
 
 @pytest.mark.slow

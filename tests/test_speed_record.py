@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import encoder, latency, memory, peers, render
+from benchmarks import encoder, latency, memory, peers, render, throughput
 from benchmarks.decoder import headline as decoder_headline
 from benchmarks.render import page, read_records
 from benchmarks.speed_plots import as_svg, number
@@ -28,6 +28,7 @@ from tests.speed_records import (
     latency_record,
     memory_record,
     peers_record,
+    throughput_record,
     write_records,
 )
 
@@ -197,9 +198,12 @@ def test_the_page_shows_each_record_and_what_is_missed(tmp_path: Path, capsys: p
     assert "| encoder 630M int8 | its GEMMs alone in int8 | at least 80 % | 75.0 % | **no** |" in text
     assert "| encoder 630M int8 | PyTorch bf16 | at least 1.9× | 2.00× | yes |" in text
     assert "| ONNX Runtime int8 | 1000.0 | 1060.0 | 16.00 | 35.2 | 640 |" in text  # speed and error in one row
+    assert "reach 800 GOP/s in int8 and 200 in fp32, of which ONNX Runtime's fp32 encoder gets 75%" in text
+    assert "int8 would be 5.16 times as fast" in text
+    assert "| in batches of 8 | 4.00 | 4.24 | 20 | 2.00 |" in text
     assert text.count("Testium 5") == 1  # one machine, one card
     plots = re.findall(r"!\[[^]]+\]\(([^)]+)\)", text)
-    assert len(plots) == 7
+    assert len(plots) == 8
     for plot in plots:
         assert (tmp_path / plot).read_text("utf-8").startswith("<?xml")
 
@@ -245,6 +249,8 @@ def test_what_is_no_record_is_refused(
 def test_headlines_are_the_same_numbers() -> None:
     assert encoder.headline(encoder_record())["int8_share_of_gemm_peak"] == pytest.approx(0.75)
     assert encoder.headline(encoder_record())["gemm_peak_gops"] == pytest.approx(800)
+    assert encoder.headline(encoder_record())["fp32_share_of_gemm_peak"] == pytest.approx(0.75)
+    assert throughput.headline(throughput_record())["in batches of 8"] == pytest.approx(2)
     assert decoder_headline(decoder_record("7b"))["decode_ratio"] == pytest.approx(0.9)
     assert latency.headline(latency_record())["start_times_bare"] == pytest.approx(1.1)
     assert memory.headline(memory_record())["over_bundle_mb"] == pytest.approx(350)
