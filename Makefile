@@ -177,6 +177,7 @@ bench: llama-tools $(addprefix $(BENCH)/,exported/dasheng-0.6b/manifest.json sma
 bench-full: llama-tools $(BENCH)/small/7b/manifest.json  ## the same for the decoder and the captions of the 7B (an hour, 50 GB of disk, 20 GB of memory)
 	@$(BIN)/python -m benchmarks.decoder $(BENCH)/small/7b
 	@$(BIN)/python -m benchmarks.peers $(BENCH)/checkpoint/7b $(BENCH)/small/7b --dtypes bf16 --apart
+	@$(BIN)/python -m benchmarks.mtmd $(BENCH)/small/7b
 	@$(BIN)/python -m benchmarks.render
 
 .PHONY: bench-export bench-export-full

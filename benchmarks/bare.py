@@ -53,7 +53,7 @@ def encode(task: dict[str, Any]) -> NDArray[np.float32]:
 class Llama:
     """llama.cpp with one sequence."""
 
-    def __init__(self, path: str, threads: int, *, repack: bool) -> None:
+    def __init__(self, path: str, threads: int) -> None:
         from llama_cpp import llama_cpp
 
         api: Any = llama_cpp
@@ -62,8 +62,7 @@ class Llama:
         api.llama_log_set(self._quiet, None)
         model_params = api.llama_model_default_params()
         model_params.n_gpu_layers = 0
-        model_params.use_extra_bufts = repack and b"AMX_INT8 = 1" not in api.llama_print_system_info()
-        model_params.load_mode = 0 if repack else 1  # read, or mapped
+        model_params.use_extra_bufts = False  # as the runtime does it for a few clips
         model = api.llama_model_load_from_file(path.encode(), model_params)
         params = api.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch, params.n_outputs_max = CONTEXT, 512, 512, 1
@@ -106,7 +105,7 @@ def main() -> int:
     with open(sys.argv[1], encoding="utf-8") as file:  # noqa: PTH123  # nothing is imported that is not needed
         task = json.load(file)
     audio = np.ascontiguousarray(encode(task), np.float32)
-    llama = Llama(task["decoder"], task["threads"], repack=task["repack"])
+    llama = Llama(task["decoder"], task["threads"])
     parts = [audio if part is None else np.array(part, np.int32) for part in task["prompt"] if part != []]
     for index, part in enumerate(parts):
         llama.decode(part, last=index == len(parts) - 1)

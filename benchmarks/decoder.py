@@ -24,6 +24,7 @@ from benchmarks.speed_record import BenchmarkError, parser, run
 from benchmarks.turns import field, take_turns, times
 from dasheng_edge.runtime.bundle import DECODER, Bundle
 from dasheng_edge.runtime.decoder import Decoder
+from dasheng_edge.runtime.huge_pages import huge_pages_on_request
 from dasheng_edge.runtime.parts import default_choice, open_decoder
 from dasheng_edge.runtime.text_model import Tokens
 
@@ -124,6 +125,7 @@ def measure(bundle: Bundle, bench: LlamaBench, given: argparse.Namespace) -> dic
         "bytes": path.stat().st_size,
         "llama_bench": bench.library,
         "repacked": choice.repack,
+        "huge_pages": choice.huge_pages and huge_pages_on_request(),
         "prompt_tokens": given.prompt,
         "generated_tokens": given.generated,
         "tokens_per_s": {

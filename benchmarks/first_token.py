@@ -14,7 +14,7 @@ from dasheng_edge.runtime.bundle import Sampling
 def main() -> int:
     """Print the id of the token, and end."""
     bundle, clip, threads = sys.argv[1:]
-    with Captioner.open(bundle, threads=int(threads), check_sha256=False, once=True) as captioner:
+    with Captioner.open(bundle, threads=int(threads), check_sha256=False, few=True) as captioner:
         print(*captioner.caption(clip, max_new_tokens=1, sampling=Sampling()).tokens, flush=True)
     return 0
 

@@ -35,7 +35,7 @@ def noise_blocks(samples: int) -> Iterator[NDArray[np.float32]]:
 
 def caption(bundle: Path, clip: Path, threads: int, tokens: int) -> dict[str, float]:
     """As the command does it, without the check of the files."""
-    with Captioner.open(bundle, threads=threads, check_sha256=False) as captioner:
+    with Captioner.open(bundle, threads=threads, check_sha256=False, few=True) as captioner:
         said = captioner.caption(clip, max_new_tokens=tokens, sampling=Sampling())
     return {"tokens": len(said.tokens), "audio_s": said.audio_s}
 

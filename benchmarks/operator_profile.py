@@ -11,7 +11,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from dasheng_edge.runtime.devices import SPINNING, load_onnxruntime
+from dasheng_edge.runtime.devices import load_onnxruntime, spinning
 
 Profile = dict[str, dict[str, float]]
 
@@ -26,7 +26,7 @@ def profile_graph(path: Path, feed: Mapping[str, NDArray[Any]], threads: int, ru
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3
-    for key, value in SPINNING.items():
+    for key, value in spinning(onnxruntime.__version__).items():
         options.add_session_config_entry(key, value)
     options.enable_cpu_mem_arena = options.enable_mem_pattern = False
     options.enable_profiling = True

@@ -18,7 +18,7 @@ from pathlib import Path
 from benchmarks import machine
 from benchmarks.speed_plots import as_svg
 from benchmarks.speed_record import REPOSITORY, RESULTS, SCHEMA_VERSION, BenchmarkError, failed, replace_text
-from benchmarks.speed_sections import SECTIONS, section, table
+from benchmarks.speed_sections import SECTIONS, Section, section, table
 from benchmarks.speed_targets import LARGE, TARGETS, Outcome, Record, Records, Target, outcomes
 
 PAGE = REPOSITORY / "benchmarks" / "RESULTS.md"
@@ -57,9 +57,24 @@ def page(records: Records, plots: str) -> str:
     parts = ["# Speed and memory", INTRODUCTION, "## Targets", _targets(outcomes(records)), *_missing(records)]
     parts += _cards(list(records.values()))
     for (benchmark, model), record in records.items():
-        one = section(record)
+        one = _section(record)
         parts += [f"## {one.title}", _origin(record), one.text, f"![{one.title}]({plots}/{benchmark}-{model}.svg)"]
     return "\n\n".join(parts) + "\n"
+
+
+def _section(record: Record) -> Section:
+    """The section of a record.
+
+    Raises:
+        BenchmarkError: it lacks what this version measures.
+    """
+    try:
+        return section(record)
+    except KeyError as error:
+        raise BenchmarkError(
+            f"{record['benchmark']}-{record['model']}.json lacks {error}, which an older version did not measure; "
+            "measure it again"
+        ) from error
 
 
 def _targets(found: Sequence[Outcome]) -> str:
@@ -129,7 +144,7 @@ def render(results: Path, out: Path) -> list[Outcome]:
     """Write the page and its plots, which stand beside the records."""
     records = read_records(results)
     for (benchmark, model), record in records.items():
-        replace_text(results / f"{benchmark}-{model}.svg", as_svg(section(record).plot))
+        replace_text(results / f"{benchmark}-{model}.svg", as_svg(_section(record).plot))
     replace_text(out, page(records, _seen_from(out, results)))
     return outcomes(records)
 

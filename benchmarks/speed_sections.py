@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks import decoder, encoder, latency, memory, peers, throughput
+from benchmarks import decoder, encoder, latency, memory, mtmd, peers, throughput
 from benchmarks.speed_plots import Bar, bars, stacks
 from benchmarks.turns import times
 
@@ -62,7 +62,7 @@ def encoder_section(record: Record) -> Section:
         for name, row in list(record["profile"].items())[:OPERATORS]
     ]
     peaks = [record["gemm_operations"] / chunk[name]["p50"] / 1e9 for name in (encoder.PEAK, encoder.EXACT_PEAK)]
-    least_s = chunk[encoder.PEAK]["p50"] + record["profile"]["Attention"]["ms"] / 1000
+    least_s = chunk[encoder.PEAK]["p50"] + record["profile"].get("Attention", {"ms": 0.0})["ms"] / 1000
     about = (
         f"{record['parameters'] / 1e6:.0f} M parameters, a clip of one full chunk of {record['patches']} patches. "
         f"The GEMMs alone reach {peaks[0]:.0f} GOP/s in int8 and {peaks[1]:.0f} in fp32, of which ONNX Runtime's fp32 "
@@ -93,7 +93,8 @@ def decoder_section(record: Record) -> Section:
     about = (
         f"{record['parameters'] / 1e6:.0f} M parameters in {record['decoder']}, {_megabytes(record['bytes'])} MB; "
         f"{record['prompt_tokens']} tokens of prompt and {record['generated_tokens']} generated. llama-bench computes "
-        f"with {record['llama_bench']}."
+        f"with {record['llama_bench']}"
+        f"{', and asks for no huge pages as the runtime does' if record['huge_pages'] else ''}."
     )
     text = "\n\n".join([
         about,
@@ -215,6 +216,28 @@ def peers_section(record: Record) -> Section:
     return Section(f"Peers, {record['model']}", text, bars(_bars(totals, 1, (peers.OURS,)), "seconds", title))
 
 
+def mtmd_section(record: Record) -> Section:
+    """Next to the encoder that llama.cpp has."""
+    rows = [
+        [
+            f"{clip} s: {name}", f"{record['parameters'][name] / 1e6:.0f}", f"{found['seconds']['p50']:.3f}",
+            f"{found['seconds']['p90']:.3f}", f"{times(found['seconds'], clips[mtmd.OURS]['seconds']):.1f}",
+            f"{found['rows']['p50']:.0f}",
+        ]
+        for clip, clips in record["clips"].items()
+        for name, found in clips.items()
+    ]  # fmt: skip
+    about = (
+        "From samples to the rows that a decoder is given: llama.cpp's own library for audio, mtmd, with an encoder of the "
+        f"shape of Qwen2-Audio's (Whisper large-v3), next to ours in {record['encoder']}. It fills every clip up to 30 s."
+    )
+    head = ("clip", "M parameters", "p50, s", "p90, s", "times ours", "rows to prefill")
+    clips = record["clips"][str(mtmd.CLIP_S)]
+    plotted = _bars({name: found["seconds"] for name, found in clips.items()}, 1, (mtmd.OURS,))
+    plot = bars(plotted, "seconds", f"Hearing {mtmd.CLIP_S} s of audio")
+    return Section(f"Mtmd, {record['model']}", f"{about}\n\n{table(head, rows)}", plot)
+
+
 def _bars(found: Mapping[str, Record], scale: float, ours: tuple[str, ...]) -> list[Bar]:
     """`ours` are beginnings of names."""
     return [
@@ -240,5 +263,5 @@ def _decibel(found: Mapping[str, float | None], name: str) -> str:
 
 SECTIONS: Mapping[str, Callable[[Record], Section]] = {
     "encoder": encoder_section, "decoder": decoder_section, "latency": latency_section, "memory": memory_section,
-    "throughput": throughput_section, "peers": peers_section,
+    "throughput": throughput_section, "peers": peers_section, "mtmd": mtmd_section,
 }  # fmt: skip

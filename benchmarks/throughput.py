@@ -58,9 +58,12 @@ class Ahead:
     def caption_all(self, clips: Sequence[Waveform]) -> None:
         """Every clip, in turn."""
         with ThreadPoolExecutor(1) as pool:
-            coming = [pool.submit(self._encode, clip) for clip in clips]  # one after another
-            for embeddings in coming:
-                self._say(embeddings.result())
+            coming = pool.submit(self._encode, clips[0])
+            for clip in (*clips[1:], None):
+                embeddings = coming.result()
+                if clip is not None:
+                    coming = pool.submit(self._encode, clip)
+                self._say(embeddings)
 
     def _encode(self, clip: Waveform) -> NDArray[np.float32]:
         chunks = (part for chunk in self.audio.front_end.chunks([clip]) for part in self.audio.encoder.chunks(*chunk))

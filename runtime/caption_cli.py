@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from .captioner import Captioner
     from .windows import Span
 
+FEW_CLIPS = 10  # for fewer, `Captioner.open` is told so
+
 
 def caption(
     bundle: BundleArgument,
@@ -53,7 +55,8 @@ def caption(
         float | None, typer.Option(metavar="S", help="Seconds from one window to the next; default: half a window.")
     ] = None,
     batch: Annotated[
-        int, typer.Option(min=1, max=64, metavar="N", help="Decode so many clips, files or windows, together.")
+        int,
+        typer.Option(min=1, max=64, metavar="N", help="Decode so many files or windows together."),
     ] = 1,
     live: Annotated[
         bool, typer.Option("--live", help="Work while the audio comes, as from a microphone through a pipe.")
@@ -79,8 +82,8 @@ def caption(
         "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
         "repetition_penalty": repetition_penalty, "seed": seed,
     }  # fmt: skip
-    once = len(audio) == 1 and windows is None
-    with Captioner.open(bundle, device=device, threads=threads, check_sha256=check_sha256, once=once) as captioner:
+    few = len(audio) < FEW_CLIPS and windows is None
+    with Captioner.open(bundle, device=device, threads=threads, check_sha256=check_sha256, few=few) as captioner:
         asked = _Asked(captioner, prompt, system, max_new_tokens, _sampling(captioner, options), live)
         clips = _clips(captioner, audio, windows, live=live)
         good = _Output(stream=stream, as_json=as_json, alone=len(audio) == 1).show_all(clips, asked, batch)
@@ -133,6 +136,7 @@ class _Asked:
 class _Clip:
     """A file or a window of it, or why there is none."""
 
+    file: int  # which of those that were named
     name: str
     audio: AudioSource
     span: Span | None = None
@@ -143,16 +147,16 @@ def _clips(
     captioner: Captioner, names: Iterable[str], windows: tuple[float, float] | None, *, live: bool
 ) -> Iterator[_Clip]:
     """What to caption of the files."""
-    for name in names:
+    for file, name in enumerate(names):
         source = sys.stdin.buffer if name == "-" else name
         if live:
-            yield _Clip(name, source)
+            yield _Clip(file, name, source)
             continue
         try:
             for span in _spans(captioner, source, name, windows):
-                yield _Clip(name, span.audio, span)
+                yield _Clip(file, name, span.audio, span)
         except AudioError as error:
-            yield _Clip(name, source, error=error)
+            yield _Clip(file, name, source, error=error)
 
 
 def _spans(captioner: Captioner, source: AudioSource, name: str, windows: tuple[float, float] | None) -> Iterator[Span]:
@@ -196,21 +200,25 @@ class _Output:
     alone: bool
 
     def show_all(self, clips: Iterator[_Clip], asked: _Asked, batch: int) -> bool:
-        """Print what is said about clips, `batch` of them decoded together; whether all went well."""
-        good = True
-        while group := list(islice(clips, batch)):
+        """Print what is said about clips, `batch` of them decoded together; whether all went well.
+
+        A file ends with its first window that fails.
+        """
+        failed: set[int] = set()
+        going = (clip for clip in clips if clip.file not in failed)
+        while group := list(islice(going, batch)):
             captions = iter(self._together([clip.audio for clip in group if clip.error is None], asked))
             for clip in group:
                 said = next(captions, None) if clip.error is None else None
                 if said is not None:
                     self.print(said, clip)
-                else:
-                    good = self.show(asked, clip) and good
-        return good
+                elif clip.file not in failed and not self.show(asked, clip):
+                    failed.add(clip.file)
+        return not failed
 
     @staticmethod
     def _together(clips: Sequence[AudioSource], asked: _Asked) -> Sequence[Caption]:
-        """None, where there is but one clip, or where they cannot be decoded together."""
+        """Their captions; nothing where there is but one clip, or where they cannot be decoded together."""
         try:
             return asked.together(clips) if len(clips) > 1 else ()
         except (AudioError, DecoderError, DeviceError) as error:

@@ -120,7 +120,7 @@ class Context:
         batch.logits = pointer(wanted, ctypes.c_int8)
         log = llama_log()
         log.lines.clear()
-        with self._watch.holding_signals() if self._watch is not None else nullcontext():
+        with self._watch.signals.held() if self._watch is not None else nullcontext():
             code = self._llama.llama_decode(self.pointer, batch)
         if code:
             raise DecoderError(f"llama.cpp failed to decode {count} rows at {positions[0]} (code {code}): {log.last()}")

@@ -29,15 +29,6 @@ EXTRAS: dict[Device, str] = {"cpu": "cpu", "cuda": "gpu"}  # of the package, whi
 _TRIAL_GRAPH = bytes.fromhex(
     "08083a350a0e0a01780a017812017922034164641201675a0f0a0178120a0a08080112040a020801620f0a0179120a0a08080112040a02080142040a00100d"
 )
-# Threads of ONNX Runtime wait for each other in a loop for so long before they sleep, and not at all once a run has
-# ended: they would take the cores from llama.cpp's. On two quiet cores the encoders of 0.6B and 7B (int8) are 5 to 10
-# and 4 % faster than without waiting so, and 10 and 15 % slower where another program keeps a core; with ONNX Runtime's
-# own default, of a millisecond, 28 % slower.
-SPINNING = {
-    "session.intra_op.allow_spinning": "1",
-    "session.intra_op.spin_duration_us": "10",
-    "session.force_spinning_stop": "1",
-}
 _CPU_FOLDER = Path("/sys/devices/system/cpu")
 _CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
@@ -161,6 +152,23 @@ def _why_no_llama_on_gpu() -> str:
     return "" if offload else "this llama.cpp finds no GPU or is built without support for it"
 
 
+def spinning(version: str) -> dict[str, str]:
+    """How long threads of this ONNX Runtime wait for each other in a loop before they sleep, as session options.
+
+    Not at all once a run has ended: they would take the cores from llama.cpp's. Within a run, 10 microseconds: on two
+    quiet cores the int8 encoders of 0.6B and 7B are 5 to 10 and 4 % faster so, and 10 and 15 % slower where another
+    program keeps a core; with ONNX Runtime's default, 28 % slower. Before 1.26 it loops for milliseconds or not at all.
+    """
+    release = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    if release < (1, 26):
+        return {"session.intra_op.allow_spinning": "0"}
+    return {
+        "session.intra_op.allow_spinning": "1",
+        "session.intra_op.spin_duration_us": "10",
+        "session.force_spinning_stop": "1",
+    }
+
+
 def onnx_session(path: Path, device: Device, threads: int) -> onnxruntime.InferenceSession:
     """Open a graph on exactly the device that was asked for.
 
@@ -186,7 +194,7 @@ def onnx_session(path: Path, device: Device, threads: int) -> onnxruntime.Infere
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors only; they are raised as well
-    for key, value in SPINNING.items():
+    for key, value in spinning(onnxruntime.__version__).items():
         options.add_session_config_entry(key, value)
     # Lengths vary, and an arena would keep the largest request's memory for good.
     options.enable_cpu_mem_arena = False

@@ -140,8 +140,8 @@ class FrontEnd:
     result is that of one run over the whole clip. Two things need care:
 
     - A frame sees half a window on either side of its centre (of the longer one, where there are two), and the
-      graph reflects the waveform at its ends. So each chunk gets context on both sides and the frames computed
-      from reflections are dropped.
+      graph reflects the waveform at its ends. So each chunk, or part of one, gets context on both sides and the
+      frames computed from reflections are dropped.
     - The graph raises the log-mel where it lies more than top_db below the loudest bin of *its chunk*. Since
       max(max(x, chunk - top_db), clip - top_db) = max(x, clip - top_db) for chunk <= clip, raising once more
       by the loudest bin of the clip gives the clip's result. A dropped frame may be louder than all true
@@ -207,7 +207,11 @@ class FrontEnd:
             return self._part(waveform, first, count)
         edges = [first + count * index // parts for index in range(parts + 1)]
         sizes = [stop - start for start, stop in pairwise(edges)]
-        found = self._pool.map(partial(self._part, waveform), edges, sizes)
+        compute = partial(self._part, waveform)
+        try:
+            found = self._pool.map(compute, edges, sizes)
+        except RuntimeError:  # the interpreter is ending, and starts no more work
+            found = map(compute, edges, sizes)
         return [np.concatenate(output, axis=1) for output in zip(*found, strict=True)]
 
     def _part(self, waveform: NDArray[np.float32], first: int, count: int) -> list[NDArray[np.float32]]:

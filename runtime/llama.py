@@ -73,6 +73,32 @@ def pointer(array: NDArray[Any], kind: Any) -> Any:
     return array.ctypes.data_as(ctypes.POINTER(kind))
 
 
+class HeldSignals:
+    """Ctrl-C and SIGTERM while llama.cpp works: what is raised in a callback, C would swallow."""
+
+    def __init__(self) -> None:
+        self.caught: list[int] = []  # a callback that finds one ends the work
+
+    @contextmanager
+    def held(self) -> Generator[None]:
+        """Signals within are caught, and raised behind it."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        kept = {number: signal.signal(number, self._catch) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in kept.items():
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+            caught, self.caught = self.caught, []
+            for first in caught[:1]:
+                signal.raise_signal(first)
+
+    def _catch(self, number: int, _: object) -> None:
+        self.caught.append(number)
+
+
 class Watch:
     """Shows intermediate results of llama.cpp while it computes, by the names that its graphs give them.
 
@@ -85,12 +111,12 @@ class Watch:
         llama = llama_cpp_library()
         self._wants, self._see = wants, see
         self._error: Exception | None = None
-        self._signals: list[int] = []  # that came while llama.cpp computed
+        self.signals = HeldSignals()
         self._ggml = _ggml_functions()
         self.callback = llama.ggml_backend_sched_eval_callback(self._evaluated)  # must outlive the context
 
     def _evaluated(self, tensor: int, ask: bool, _: object) -> bool:
-        if self._signals:
+        if self.signals.caught:
             return False
         try:
             name = self._ggml.ggml_get_name(tensor).decode()
@@ -110,25 +136,6 @@ class Watch:
             raise DecoderError(f"llama.cpp computes {self._ggml.ggml_get_name(tensor).decode()} not in float32")
         self._ggml.ggml_backend_tensor_get(tensor, pointer(values, ctypes.c_float), 0, values.nbytes)
         return values.reshape(rows, -1)
-
-    @contextmanager
-    def holding_signals(self) -> Generator[None]:
-        """Ctrl-C within ends the computation and is raised behind it: what is raised in a callback, C would swallow."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        kept = {number: signal.signal(number, self._hold) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in kept.items():
-                signal.signal(number, signal.SIG_DFL if handler is None else handler)
-            signals, self._signals = self._signals, []
-            for held in signals[:1]:
-                signal.raise_signal(held)
-
-    def _hold(self, number: int, _: object) -> None:
-        self._signals.append(number)
 
     def check(self) -> None:
         """Raise what went wrong since the last look, if anything."""

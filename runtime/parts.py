@@ -11,6 +11,7 @@ from .decoder import Decoder
 from .devices import Device, checked_device, checked_threads, release_freed_memory
 from .embedder import AudioParts
 from .encoder import Projector
+from .huge_pages import huge_pages_on_request
 from .prompt import PromptBuilder
 from .tuned import Choice
 
@@ -32,11 +33,11 @@ class Parts:
 
     @classmethod
     def open(
-        cls, bundle: Bundle, *, device: Device, threads: int | None, choice: Choice | None = None, once: bool = False
+        cls, bundle: Bundle, *, device: Device, threads: int | None, choice: Choice | None = None, few: bool = False
     ) -> Parts:
         """Open all parts on one device; `choice` is what was tuned, instead of threads and the bundle's KV type.
 
-        For `once` see `Captioner.open`.
+        For `few` see `Captioner.open`.
 
         Raises `BundleKindError` where the bundle has no decoder, and what `onnx_session`, `Decoder.open` and
         `PromptBuilder` raise.
@@ -44,8 +45,8 @@ class Parts:
         device, threads, (stored, facts) = checked_device(device), checked_threads(threads), bundle.text_facts()
         if choice is None:
             choice = default_choice(stored, threads)
-        if once:
-            choice = choice.model_copy(update={"huge_pages": False})
+        if few:
+            choice = choice.model_copy(update={"repack": False, "huge_pages": False})
         spec, threads = bundle.manifest.front_end, choice.encoder_threads
         with ThreadPoolExecutor(1) as pool:  # the engines load side by side
             opening = pool.submit(AudioParts.open, bundle, device=device, threads=threads)
@@ -71,7 +72,7 @@ def default_choice(decoder: DecoderFacts, threads: int) -> Choice:
     repack = kind in REPACKED_X86 if x86 else kind not in FLOAT_TYPES
     return Choice(
         encoder_threads=threads, prefill_threads=threads, decode_threads=threads, kv_type=decoder.kv_type,
-        repack=repack, huge_pages=repack,
+        repack=repack, huge_pages=repack and huge_pages_on_request(),
     )  # fmt: skip
 
 

@@ -101,7 +101,7 @@ class Stitch:
         """Patches, float32 [patches, audio_dim], chunk by chunk; `live` does not wait for the end of the clip."""
         audio = self.parts.audio
         running = audio.front_end.running(meter) if live else None
-        for features, first in running or audio.front_end.chunks(meter):
+        for features, first in audio.front_end.chunks(meter) if running is None else running:
             watch.lap("front_end")
             yield from audio.encoder.chunks(features, first)
         if running is not None:

@@ -15,8 +15,8 @@ import numpy as np
 
 from .devices import Device, checked_device
 from .errors import DecoderError, DeviceError
-from .huge_pages import ask_for_huge_pages
-from .llama import llama_cpp_library, llama_log, pointer
+from .huge_pages import HugePages
+from .llama import HeldSignals, llama_cpp_library, llama_log, pointer
 
 Tokens: TypeAlias = tuple[int, ...]
 
@@ -50,28 +50,30 @@ def load_model(path: str | Path, device: Device, *, repack: bool, huge_pages: bo
     # that keeps weights out of their layout turns off repacking too, so it is left on elsewhere.
     params.use_extra_bufts = repack and b"AMX_INT8 = 1" not in llama.llama_print_system_info()
     params.load_mode = _LOAD_READ if (repack or huge_pages) and device == "cpu" else _LOAD_MAPPED
-    following = llama.llama_progress_callback(_HugePages())
-    if huge_pages and device == "cpu":
-        params.progress_callback = following
+    signals = HeldSignals()
+    pages = HugePages() if huge_pages and device == "cpu" else None
+    following = llama.llama_progress_callback(_Loading(signals, pages))
+    params.progress_callback = following
     log.lines.clear()
-    model = llama.llama_model_load_from_file(os.fsencode(path), params)
+    with signals.held():
+        model = llama.llama_model_load_from_file(os.fsencode(path), params)
     if not model:
         raise DecoderError(f"llama.cpp cannot load {path}: {log.last()}; export the bundle again")
     return model
 
 
-class _HugePages:
-    """Follows the loading of a model: when it is called first, all buffers are there and none is filled."""
+class _Loading:
+    """Is told how far the loading of a model is; at first, all buffers are there and none is filled."""
 
-    def __init__(self) -> None:
-        self._asked = False
+    def __init__(self, signals: HeldSignals, pages: HugePages | None) -> None:
+        self._signals, self._pages = signals, pages
 
     def __call__(self, _: float, __: object) -> bool:
         """Whether to go on."""
-        if not self._asked:
-            self._asked = True
-            ask_for_huge_pages()
-        return True
+        pages, self._pages = self._pages, None
+        if pages is not None:
+            pages.ask()
+        return not self._signals.caught
 
 
 class TextModel:

@@ -21,6 +21,7 @@ from .devices import usable_cores, usable_hardware_threads
 from .embedder import AudioParts
 from .encoder import Projector
 from .errors import BundleError, DecoderError
+from .huge_pages import huge_pages_on_request
 from .parts import FLOAT_TYPES, default_choice, open_decoder
 from .prompt import PromptBuilder, Text
 from .tuned import Choice, store_tuned, tuned_path
@@ -272,7 +273,7 @@ class _Tuning:
     def _weights(self, deadline: float) -> None:
         """Whether llama.cpp shall copy weights into its layouts, and whether in huge pages.
 
-        The layouts are faster for some numbers of rows and slower for others.
+        The layouts are faster for some numbers of rows and slower for others. What loading takes does not count.
         """
         decoder = self.bundle.manifest.decoder
         if decoder is None or decoder.precision in FLOAT_TYPES:  # one layout, and too large to be read beside its file
@@ -280,7 +281,7 @@ class _Tuning:
         kinds = {
             ("as stored", "repacked")[repack] + (", huge pages" if huge_pages else ""): (repack, huge_pages)
             for repack in (False, True)
-            for huge_pages in (False, True)
+            for huge_pages in ((False, True) if huge_pages_on_request() else (False,))
         }
 
         def visit(kind: str) -> Mapping[Part, float]:

@@ -45,7 +45,7 @@ class Choice(_Model):
     decode_threads: PositiveInt
     kv_type: KvType
     repack: bool  # whether llama.cpp copies the decoder's weights into its layouts
-    huge_pages: bool  # whether the decoder's weights are read into such pages
+    huge_pages: bool = False  # whether the decoder's weights are read into such pages
 
 
 class Tuned(Choice):

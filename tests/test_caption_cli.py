@@ -14,8 +14,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from dasheng_edge.runtime import cli
-from dasheng_edge.runtime.audio import AudioSource
-from dasheng_edge.runtime.caption import Caption
+from dasheng_edge.runtime.audio import AudioSource, ReadAudio
+from dasheng_edge.runtime.caption import Caption, CaptionStream
 from dasheng_edge.runtime.caption_cli import _clock
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.errors import DecoderError
@@ -157,6 +157,45 @@ def test_windows_in_batches(tiny_bundle: Path, clip: Path, monkeypatch: pytest.M
     windows = (clip, "--window", 2, "--hop", 1)
     assert caption(tiny_bundle, *windows, "--batch", 3).stdout == caption(tiny_bundle, *windows).stdout
     assert sizes == [3]  # and one alone
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_file_ends_with_its_first_window_that_fails(
+    tiny_bundle: Path, clip: Path, monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    stream = Captioner.stream
+
+    def fails(self: Captioner, audio: AudioSource, *args: Any, **options: Any) -> CaptionStream:
+        if isinstance(audio, ReadAudio) and len(audio.samples) == 2 * RATE:
+            raise DecoderError("no")
+        return stream(self, audio, *args, **options)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise DecoderError("no room")
+
+    monkeypatch.setattr(Captioner, "stream", fails)
+    monkeypatch.setattr(Captioner, "caption_batch", refuse)
+    short = clip.with_name("short.wav")
+    short.write_bytes(wav(1))
+    done = caption(tiny_bundle, clip, short, "--window", 2, "--hop", 1, "--batch", batch)
+    assert done.exit_code == 1
+    assert done.stderr.count("error: no\n") == 1
+    assert [line.startswith(f"{short}: ") for line in done.stdout.splitlines()] == [True]
+
+
+@pytest.mark.parametrize(("files", "options", "few"), [(1, (), True), (9, (), True), (10, (), False), (1, (3,), False)])
+def test_a_few_clips_are_opened_for(
+    tiny_bundle: Path, clip: Path, monkeypatch: pytest.MonkeyPatch, files: int, options: tuple[int, ...], few: bool
+) -> None:
+    told = []
+
+    def refuse(*_: object, **given: object) -> None:
+        told.append(given["few"])
+        raise DecoderError("enough")
+
+    monkeypatch.setattr(Captioner, "open", refuse)
+    caption(tiny_bundle, *[clip] * files, *(arg for value in options for arg in ("--window", value)))
+    assert told == [few]
 
 
 def test_clips_that_do_not_go_together_are_captioned_one_by_one(

@@ -13,8 +13,24 @@ import pytest
 
 from dasheng_edge.runtime import devices
 from dasheng_edge.runtime.bundle import FRONT_END
-from dasheng_edge.runtime.devices import checked_device, checked_threads, onnx_session, run_graph, usable_cores
+from dasheng_edge.runtime.devices import (
+    checked_device,
+    checked_threads,
+    onnx_session,
+    run_graph,
+    spinning,
+    usable_cores,
+)
 from dasheng_edge.runtime.errors import BundleFileError, DeviceError, MissingExtraError
+
+
+@pytest.mark.parametrize(
+    ("version", "waits"), [("1.23.2", None), ("1.25.9", None), ("1.26.0", "10"), ("1.32.1", "10"), ("2.0.0rc1", "10")]
+)
+def test_threads_wait_in_a_loop_only_where_that_has_an_end(version: str, waits: str | None) -> None:
+    found = spinning(version)
+    assert found.get("session.intra_op.spin_duration_us") == waits
+    assert found["session.intra_op.allow_spinning"] == ("0" if waits is None else "1")
 
 
 def test_unknown_devices_and_thread_counts() -> None:

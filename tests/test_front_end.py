@@ -110,27 +110,55 @@ def scene(samples: int, seed: int) -> NDArray[np.float32]:
 @given(st.integers(3_200, 60_000), st.integers(0, 2**32 - 1))
 def test_chunks_are_cuts_of_the_whole(front_end: FrontEnd, samples: int, seed: int) -> None:
     waveform = scene(samples, seed)
-    whole, first = front_end.features([waveform]), 0
+    whole, first = at_once(front_end, waveform), 0
     for chunk, place in front_end.chunks([waveform]):
         start = place * SPEC.patch_frames
         assert place == first
         assert chunk.samples == samples
-        np.testing.assert_array_equal(chunk.log_mel, whole.log_mel[:, start : start + chunk.log_mel.shape[1]])
+        assert np.abs(chunk.log_mel - whole[:, start : start + chunk.log_mel.shape[1]]).max() <= 1e-4  # dB
         first += chunk.log_mel.shape[1] // SPEC.patch_frames
     assert first == SPEC.patches_of(samples)
 
 
 class SmallParts(FrontEnd):
     PART_FRAMES = 12
+    parts = 0
+
+    def _part(self, waveform: NDArray[np.float32], first: int, count: int) -> list[NDArray[np.float32]]:
+        self.parts += 1
+        return super()._part(waveform, first, count)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.integers(3_200, 30_000), st.integers(0, 2**32 - 1))
+@given(st.integers(6_400, 30_000), st.integers(0, 2**32 - 1))
 def test_threads_give_what_one_gives(tiny_bundle: Path, front_end: FrontEnd, samples: int, seed: int) -> None:
     waveform = scene(samples, seed)
     several = SmallParts(tiny_bundle / FRONT_END, SPEC.model_copy(update=SMALL), threads=3)
     got = several.features([waveform]).log_mel
+    assert several.parts >= 2
     assert np.abs(got - at_once(front_end, waveform)).max() <= 1e-4  # dB; as below
+
+
+@pytest.mark.torch
+def test_threads_give_both_spectrograms(two_spectra: FrontEnd, tmp_path: Path) -> None:
+    from dasheng_edge.export.front_end_onnx import export_front_end
+
+    export_front_end(tmp_path / FRONT_END, TWO_SPECTRA)
+    waveform = scene(20_000, 3)
+    several = SmallParts(tmp_path / FRONT_END, TWO_SPECTRA.model_copy(update=SMALL), threads=3)
+    features, (log_mel, acoustic) = several.features([waveform]), both_at_once(two_spectra, waveform)
+    assert features.acoustic is not None
+    assert np.abs(features.log_mel - log_mel).max() <= 1e-4  # dB
+    assert np.abs(features.acoustic - acoustic).max() <= 1e-5  # nepers
+
+
+def test_an_interpreter_that_ends_computes_without_threads(
+    tiny_bundle: Path, front_end: FrontEnd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    several = SmallParts(tiny_bundle / FRONT_END, SPEC.model_copy(update=SMALL), threads=3)
+    several._pool.shutdown()  # refuses work with the same error
+    waveform = scene(20_000, 4)
+    assert np.abs(several.features([waveform]).log_mel - at_once(front_end, waveform)).max() <= 1e-4
 
 
 # The fixture is read-only, so hypothesis may use it for all examples.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import signal
 import sys
 from pathlib import Path
 
@@ -13,16 +14,17 @@ from dasheng_edge.runtime import huge_pages, text_model
 from dasheng_edge.runtime.bundle import DECODER, Bundle
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.decoder import Decoder
-from dasheng_edge.runtime.huge_pages import LEAST_BYTES, ask_for_huge_pages
+from dasheng_edge.runtime.huge_pages import LEAST_BYTES, HugePages, huge_pages_on_request
 from dasheng_edge.runtime.parts import default_choice
 
 PROMPT = ((1, 2, 3),)
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="others have no such pages")
 
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     calls: list[bool] = []
-    monkeypatch.setattr(text_model, "ask_for_huge_pages", lambda: calls.append(True))
+    monkeypatch.setattr(HugePages, "ask", lambda _: calls.append(True))
     return calls
 
 
@@ -39,34 +41,58 @@ def flags(address: int) -> list[str]:
     raise AssertionError(f"nothing is mapped at {address:x}")
 
 
+def address_of(buffer: mmap.mmap) -> int:
+    values = np.frombuffer(buffer, np.uint8)
+    return int(values.ctypes.data)
+
+
 @pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").is_dir(), reason="this kernel has no huge pages")
-def test_large_buffers_are_asked_for() -> None:
-    with mmap.mmap(-1, 2 * LEAST_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as buffer:
-        values = np.frombuffer(buffer, np.uint8)
-        address = values.ctypes.data
-        assert "hg" not in flags(address)
-        assert ask_for_huge_pages() >= 2 * LEAST_BYTES
-        assert "hg" in flags(address)
-        del values
+def test_large_buffers_that_are_new_are_asked_for() -> None:
+    kind = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    before = mmap.mmap(-1, 2 * LEAST_BYTES, flags=kind)
+    mmap.mmap(-1, 4096, flags=kind, prot=mmap.PROT_READ)  # keeps the two apart
+    pages = HugePages()
+    with mmap.mmap(-1, 3 * LEAST_BYTES, flags=kind, prot=mmap.PROT_READ | mmap.PROT_WRITE) as buffer:
+        assert "hg" not in flags(address_of(buffer))
+        assert pages.ask() >= 3 * LEAST_BYTES
+        assert "hg" in flags(address_of(buffer))
+        assert HugePages().ask() == 0
+    before.close()
 
 
-def test_only_private_writable_memory_of_no_file() -> None:
-    maps = """55d0a0000000-55d0a2000000 r--p 00000000 fd:00 1234   /usr/bin/python3
+@LINUX
+def test_only_private_writable_memory_of_no_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    maps = tmp_path / "maps"
+    maps.write_text("""55d0a0000000-55d0a2000000 r--p 00000000 fd:00 1234   /usr/bin/python3
 55d0a4000000-55d0a6000000 rw-p 00000000 00:00 0      [heap]
 7f0000000000-7f0002000000 rw-p 00000000 00:00 0
 7f0002000000-7f0004000000 ---p 00000000 00:00 0
 7f0004000000-7f0006000000 rw-s 00000000 00:01 77     /dev/zero (deleted)
 7f0006000000-7f0008000000 r--p 00000000 00:00 0
 7f0008000000-7f0008001000 rw-p 00000000 00:00 0
-"""
-    assert list(huge_pages._anonymous(maps)) == [(0x7F0000000000, 0x2000000), (0x7F0008000000, 0x1000)]
+""")
+    monkeypatch.setattr(huge_pages, "_MAPS", maps)
+    assert list(huge_pages._buffers()) == [(0x7F0000000000, 0x2000000), (0x7F0008000000, 0x1000)]
+
+
+@pytest.mark.parametrize(("says", "on_request"), [("always [madvise] never", True), ("[always] madvise never", False)])
+@LINUX
+def test_the_kernel_says_who_gets_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, says: str, on_request: bool
+) -> None:
+    (tmp_path / "enabled").write_text(says)
+    monkeypatch.setattr(huge_pages, "_ENABLED", tmp_path / "enabled")
+    assert huge_pages_on_request() is on_request
 
 
 def test_systems_without_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(huge_pages, "_MAPS", tmp_path / "none")
-    assert ask_for_huge_pages() == 0
+    monkeypatch.setattr(huge_pages, "_ENABLED", tmp_path / "none")
+    assert HugePages().ask() == 0
+    assert not huge_pages_on_request()
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert ask_for_huge_pages() == 0
+    assert HugePages().ask() == 0
+    assert not huge_pages_on_request()
 
 
 def test_the_decoder_asks_once_while_it_loads(tiny_bundle: Path, asked: list[bool]) -> None:
@@ -82,11 +108,27 @@ def test_the_decoder_asks_once_while_it_loads(tiny_bundle: Path, asked: list[boo
     np.testing.assert_array_equal(logits[0], logits[1])
 
 
-def test_one_clip_is_not_worth_it(tiny_bundle: Path, asked: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_few_clips_are_not_worth_it(tiny_bundle: Path, asked: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
     stored, _ = Bundle.open(tiny_bundle).text_facts()
     choice = default_choice(stored, 1).model_copy(update={"huge_pages": True})
     monkeypatch.setattr("dasheng_edge.runtime.parts.default_choice", lambda *_: choice)
-    Captioner.open(tiny_bundle, once=True).close()
+    Captioner.open(tiny_bundle, few=True).close()
     assert not asked
     Captioner.open(tiny_bundle).close()
     assert asked == [True]
+
+
+def test_ctrl_c_ends_the_loading(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+
+    def interrupted(self: text_model._Loading, *_: object) -> bool:
+        told.append(True)
+        signal.raise_signal(signal.SIGINT)
+        return not self._signals.caught
+
+    monkeypatch.setattr(text_model._Loading, "__call__", interrupted)
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        Decoder.open(tiny_bundle / DECODER, n_threads=1)
+    assert told == [True]  # and no tensor was read after it
+    assert signal.getsignal(signal.SIGINT) is handler

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 import onnx
 import pytest
 
-from benchmarks import decoder, encoder, latency, llama_bench, memory, peers, render, throughput
+from benchmarks import decoder, encoder, latency, llama_bench, memory, mtmd, peers, render, throughput
 from benchmarks.bundle_worker import answer
 from benchmarks.decoder import Variants
 from benchmarks.gemm_peak import gemm_feed, matrix_shapes, operations, write_gemms
@@ -23,6 +24,7 @@ from benchmarks.llama_cpp_tools import VERSION, pinned_version
 from benchmarks.noise_clip import GREEDY, RATE_HZ, noise, talkative_noise, write_wav
 from benchmarks.operator_profile import by_operator, profile_graph
 from benchmarks.speed_record import REPOSITORY, BenchmarkError
+from benchmarks.whisper_gguf import LARGE, WhisperShape, whisper_tensors, write_whisper
 from benchmarks.workers import Worker
 from dasheng_edge.quant.encoder_quant import EncoderOptions, quantize_encoder
 from dasheng_edge.runtime import Bundle, Captioner
@@ -302,6 +304,26 @@ def test_a_process_that_says_nothing_is_an_error() -> None:
         latency._start([sys.executable, "-c", "pass", "x"], {})()
     with pytest.raises(BenchmarkError, match="ended with status 3: oh"):
         latency._output([sys.executable, "-c", "import sys; print('oh', file=sys.stderr); sys.exit(3)"])
+
+
+def test_llama_cpp_hears_with_an_encoder_of_whispers_shape(
+    run: Run, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = WhisperShape(width=64, depth=2, heads=4)
+    monkeypatch.setattr(mtmd, "write_whisper", partial(write_whisper, shape=small))
+    record = run(mtmd.main, tiny_bundle)
+    for seconds, clips in record["clips"].items():
+        assert clips[mtmd.OURS]["rows"]["p50"] == 5 * int(seconds)  # 200 ms each
+        assert all(clips[name]["rows"]["p50"] == 750 for name in mtmd.THEIRS)  # of 40 ms, filled up to 30 s
+        assert all(0 < found["encoder_s"]["p50"] <= found["seconds"]["p50"] for found in clips.values())
+
+
+def test_parameters_of_whisper_large() -> None:
+    small = WhisperShape(width=64, depth=2, heads=4)
+    tensors = dict(whisper_tensors(small, 32))
+    encoder_only = sum(values.size for name, values in tensors.items() if not name.startswith("mm."))
+    assert small.parameters == encoder_only
+    assert LARGE.parameters == 636_968_960
 
 
 @pytest.mark.slow

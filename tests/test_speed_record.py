@@ -200,10 +200,11 @@ def test_the_page_shows_each_record_and_what_is_missed(tmp_path: Path, capsys: p
     assert "| ONNX Runtime int8 | 1000.0 | 1060.0 | 16.00 | 35.2 | 640 |" in text  # speed and error in one row
     assert "reach 800 GOP/s in int8 and 200 in fp32, of which ONNX Runtime's fp32 encoder gets 75%" in text
     assert "int8 would be 5.16 times as fast" in text
+    assert "| 10 s: llama.cpp mtmd F16 | 637 | 9.000 | 9.540 | 30.0 | 750 |" in text
     assert "| in batches of 8 | 4.00 | 4.24 | 20 | 2.00 |" in text
     assert text.count("Testium 5") == 1  # one machine, one card
     plots = re.findall(r"!\[[^]]+\]\(([^)]+)\)", text)
-    assert len(plots) == 8
+    assert len(plots) == 9
     for plot in plots:
         assert (tmp_path / plot).read_text("utf-8").startswith("<?xml")
 
@@ -244,6 +245,13 @@ def test_what_is_no_record_is_refused(
     assert render.main(["--results", str(tmp_path), "--out", str(tmp_path / "page.md")]) == 1
     assert why in capsys.readouterr().err
     assert not (tmp_path / "page.md").exists()
+
+
+def test_a_record_of_an_older_version_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    old = {name: value for name, value in decoder_record("0.6b").items() if name != "huge_pages"}
+    results = write_records(tmp_path / "results", [old])
+    assert render.main(["--results", str(results), "--out", str(tmp_path / "page.md")]) == 1
+    assert "decoder-0.6b.json lacks 'huge_pages'" in capsys.readouterr().err
 
 
 def test_headlines_are_the_same_numbers() -> None:

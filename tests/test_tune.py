@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from dasheng_edge.runtime import parts as parts_module
 from dasheng_edge.runtime import tune as tune_module
 from dasheng_edge.runtime.bundle import MANIFEST, Bundle, KvType
 from dasheng_edge.runtime.cli import build_app
@@ -67,6 +68,8 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeMachine:
     monkeypatch.setattr(tune_module, "usable_cores", lambda: CORES)
     monkeypatch.setattr(tune_module, "usable_hardware_threads", lambda: HARDWARE_THREADS)
     monkeypatch.setattr(tune_module, "perf_counter", fake.clock)
+    for module in (tune_module, parts_module):
+        monkeypatch.setattr(module, "huge_pages_on_request", lambda: True)
     monkeypatch.setattr(tune_module, "encode_ms", fake.encode_ms)
     monkeypatch.setattr(tune_module, "answer_ms", fake.answer_ms)
     return fake
@@ -329,6 +332,14 @@ def test_huge_pages_are_asked_for_where_that_is_faster(
 ) -> None:
     machine.huge_pages = times
     assert chosen(measured(quantized))["huge_pages"] is huge_pages
+
+
+def test_huge_pages_are_not_tried_where_nobody_gives_them(
+    quantized: Path, machine: FakeMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (tune_module, parts_module):
+        monkeypatch.setattr(module, "huge_pages_on_request", lambda: False)
+    assert {row.setting for row in measured(quantized).rows if row.part == "weights"} == {"as stored", "repacked"}
 
 
 def test_floats_have_no_other_layout(tiny_bundle: Path) -> None:
