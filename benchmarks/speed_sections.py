@@ -228,8 +228,9 @@ def mtmd_section(record: Record) -> Section:
         for name, found in clips.items()
     ]  # fmt: skip
     about = (
-        "From samples to the rows that a decoder is given: llama.cpp's own library for audio, mtmd, with an encoder of the "
-        f"shape of Qwen2-Audio's (Whisper large-v3), next to ours in {record['encoder']}. It fills every clip up to 30 s."
+        "From samples to the rows that a decoder is given: llama.cpp's own library for audio, mtmd, with an encoder of "
+        f"the shape of Qwen2-Audio's (Whisper large-v3), next to ours in {record['encoder']}. Theirs fills every clip up "
+        "to 30 s."
     )
     head = ("clip", "M parameters", "p50, s", "p90, s", "times ours", "rows to prefill")
     clips = record["clips"][str(mtmd.CLIP_S)]
