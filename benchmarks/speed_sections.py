@@ -229,8 +229,8 @@ def mtmd_section(record: Record) -> Section:
     ]  # fmt: skip
     about = (
         "From samples to the rows that a decoder is given: llama.cpp's own library for audio, mtmd, with an encoder of "
-        f"the shape of Qwen2-Audio's (Whisper large-v3), next to ours in {record['encoder']}. Theirs fills every clip up "
-        "to 30 s."
+        f"the shape of Qwen2-Audio's (Whisper large-v3), next to ours in {record['encoder']}. Theirs fills every clip "
+        "up to 30 s."
     )
     head = ("clip", "M parameters", "p50, s", "p90, s", "times ours", "rows to prefill")
     clips = record["clips"][str(mtmd.CLIP_S)]
