@@ -94,7 +94,7 @@ def decoder_section(record: Record) -> Section:
         f"{record['parameters'] / 1e6:.0f} M parameters in {record['decoder']}, {_megabytes(record['bytes'])} MB; "
         f"{record['prompt_tokens']} tokens of prompt and {record['generated_tokens']} generated. llama-bench computes "
         f"with {record['llama_bench']}"
-        f"{', and asks for no huge pages as the runtime does' if record['huge_pages'] else ''}."
+        f"{', and asks for no huge pages as the runtime does' if record.get('huge_pages') else ''}."
     )
     text = "\n\n".join([
         about,

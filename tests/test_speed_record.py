@@ -248,10 +248,10 @@ def test_what_is_no_record_is_refused(
 
 
 def test_a_record_of_an_older_version_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    old = {name: value for name, value in decoder_record("0.6b").items() if name != "huge_pages"}
+    old = {name: value for name, value in decoder_record("0.6b").items() if name != "prompt_tokens"}
     results = write_records(tmp_path / "results", [old])
     assert render.main(["--results", str(results), "--out", str(tmp_path / "page.md")]) == 1
-    assert "decoder-0.6b.json lacks 'huge_pages'" in capsys.readouterr().err
+    assert "decoder-0.6b.json lacks 'prompt_tokens'" in capsys.readouterr().err
 
 
 def test_headlines_are_the_same_numbers() -> None:
