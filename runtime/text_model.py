@@ -6,12 +6,13 @@ import codecs
 import ctypes
 import os
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .devices import Device, checked_device
 from .errors import DecoderError, DeviceError
@@ -85,7 +86,8 @@ class TextModel:
         self._free_model = weakref.finalize(self, llama.llama_model_free, model)
         self._vocab = llama.llama_model_get_vocab(model)
         self.n_vocab: int = llama.llama_vocab_n_tokens(self._vocab)
-        attributes = list(map(partial(llama.llama_vocab_get_attr, self._vocab), range(self.n_vocab)))
+        every = map(partial(llama.llama_vocab_get_attr, self._vocab), range(self.n_vocab))
+        attributes = np.fromiter(every, np.int32, self.n_vocab)
         # Tokens by their text: those that plain text never contains, e.g. `<|im_end|>`, ...
         self.control_tokens: Mapping[str, int] = self._tokens_with(attributes, _ATTR_CONTROL)
         # ... and whole words that are found in plain text too, e.g. `<tool_call>`.
@@ -122,8 +124,8 @@ class TextModel:
     def _text(self, token: int) -> str:
         return str(self._llama.llama_vocab_get_text(self._vocab, token).decode("utf-8", "replace"))
 
-    def _tokens_with(self, attributes: Sequence[int], wanted: int) -> dict[str, int]:
-        return {self._text(token): token for token, attribute in enumerate(attributes) if attribute & wanted}
+    def _tokens_with(self, attributes: NDArray[np.int32], wanted: int) -> dict[str, int]:
+        return {self._text(token): token for token in np.flatnonzero(attributes & wanted).tolist()}
 
     def tokenize(self, text: str, parse_special: bool = False) -> Tokens:
         """Token ids of a text, none added; control tokens in it are plain text unless `parse_special`."""
