@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.hearing import hear
 from dasheng_edge.runtime import Bundle, Captioner
 from dasheng_edge.runtime.bundle import PROJECTOR, Sampling
 from dasheng_edge.runtime.embedder import AudioParts
@@ -45,14 +44,8 @@ def encode(folder: Path, seconds: float, threads: int) -> dict[str, float]:
     bundle = Bundle.open(folder, check_sha256=False)
     spec, audio = bundle.manifest.front_end, AudioParts.open(bundle, device="cpu", threads=threads)
     projector = Projector(bundle.path(PROJECTOR), spec, threads=threads)
-    start = time.perf_counter()
-    chunks = audio.front_end.chunks(noise_blocks(round(seconds * spec.sample_rate_hz)))
-    head = next(chunks)  # when the spectrograms of all are there
-    middle = time.perf_counter()
-    patches = (part for chunk in chain([head], chunks) for part in audio.encoder.chunks(*chunk))
-    rows = [projector.embeddings(group) for group in projector.groups(patches)]
-    end = time.perf_counter()
-    return {"front_end_s": middle - start, "encoder_s": end - middle, "audio_tokens": sum(map(len, rows))}
+    heard = hear(audio, projector, noise_blocks(round(seconds * spec.sample_rate_hz)))
+    return {"front_end_s": heard["front_end_s"], "encoder_s": heard["encoder_s"], "audio_tokens": heard["rows"]}
 
 
 def main() -> int:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -20,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.hearing import hear
 from benchmarks.noise_clip import noise
 from benchmarks.speed_record import parser, run
 from benchmarks.turns import field, take_turns, times
@@ -71,16 +71,7 @@ def _ours(bundle: Bundle, threads: int) -> Callable[[Path], Message]:
     audio = AudioParts.open(bundle, device="cpu", threads=threads)
     projector = Projector(bundle.path(PROJECTOR), audio.front_end.spec, threads=threads)
 
-    def encode(clip: Path) -> Message:
-        waveform = np.load(clip)
-        start = time.perf_counter()
-        features = audio.front_end.features([waveform])
-        middle = time.perf_counter()
-        rows = sum(len(projector.embeddings(group)) for group in projector.groups(audio.encoder.chunks(features)))
-        end = time.perf_counter()
-        return {"front_end_s": middle - start, "encoder_s": end - middle, "seconds": end - start, "rows": rows}
-
-    return encode
+    return lambda clip: hear(audio, projector, [np.load(clip)])
 
 
 def _theirs(worker: Worker) -> Callable[[Path], Message]:

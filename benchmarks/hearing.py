@@ -1,0 +1,27 @@
+"""What it takes to hear a clip: samples to the rows that a decoder is given, as captioning does it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from itertools import chain
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dasheng_edge.runtime.embedder import AudioParts
+from dasheng_edge.runtime.encoder import Projector
+
+
+def hear(audio: AudioParts, projector: Projector, blocks: Iterable[NDArray[np.float32]]) -> dict[str, float]:
+    """Seconds of the front end, of the encoder with the projector, and of both; and how many rows there are."""
+    start = time.perf_counter()
+    chunks = audio.front_end.chunks(blocks)
+    head = next(chunks)  # when the spectrograms of all are there
+    middle = time.perf_counter()
+    patches = (part for chunk in chain([head], chunks) for part in audio.encoder.chunks(*chunk))
+    rows = [projector.embeddings(group) for group in projector.groups(patches)]
+    end = time.perf_counter()
+    return {
+        "front_end_s": middle - start, "encoder_s": end - middle, "seconds": end - start, "rows": sum(map(len, rows))
+    }  # fmt: skip
