@@ -75,7 +75,7 @@ setup: $(STAMP_READY)  ## create .venv and install everything (the other targets
 # ---- the model that the examples and tests run on ------------------------------------------------------------
 
 # Files that decide what the bundle holds.
-BUNDLE_SOURCES := $(wildcard $(MICRO)/checkpoint/* $(MICRO)/adapter/* export/*.py runtime/*.py)
+BUNDLE_SOURCES := $(wildcard $(MICRO)/checkpoint/* $(MICRO)/adapter/* export/*.py export/*/*.py runtime/*.py runtime/*/*.py)
 
 build/micro/manifest.json: $(BUNDLE_SOURCES) | $(STAMP_READY)
 	@echo "export: $(MICRO)/checkpoint with $(MICRO)/adapter -> build/micro"
@@ -145,8 +145,8 @@ llama-tools: $(STAMP_READY)  ## build llama.cpp's own programs, which some tests
 
 # Models of true shapes and random weights: checkpoint -> bundle -> quantized bundle, each kept until its source changes.
 BENCH := build/bench
-BENCH_SOURCES := $(wildcard export/*.py)
-QUANT_SOURCES := $(addprefix quant/,bundle_quant.py encoder_quant.py graph_quant.py block_weights.py decoder_quant.py)
+BENCH_SOURCES := $(wildcard export/*.py export/*/*.py)
+QUANT_SOURCES := quant/bundle_quant.py $(wildcard quant/encoder/*.py quant/decoder/*.py)
 
 .PRECIOUS: $(BENCH)/checkpoint/%/config.json $(BENCH)/exported/%/manifest.json $(BENCH)/small/%/manifest.json
 $(BENCH)/checkpoint/%/config.json: | $(STAMP_READY)

@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks.noise_clip import GREEDY, RATE_HZ, talkative_noise
 from benchmarks.workers import Message, serve
 from dasheng_edge.runtime import Captioner
-from dasheng_edge.runtime.prompt import Text
+from dasheng_edge.runtime.text.prompt import Text
 
 
 def answer(captioner: Captioner, request: Message) -> Message:

@@ -22,11 +22,11 @@ import numpy as np
 from benchmarks.llama_bench import LlamaBench, Work, find_llama_bench
 from benchmarks.speed_record import BenchmarkError, parser, run
 from benchmarks.turns import field, take_turns, times
-from dasheng_edge.runtime.bundle import DECODER, Bundle
-from dasheng_edge.runtime.decoder import Decoder
-from dasheng_edge.runtime.huge_pages import huge_pages_on_request
+from dasheng_edge.runtime.bundle.bundle import DECODER, Bundle
 from dasheng_edge.runtime.parts import default_choice, open_decoder
-from dasheng_edge.runtime.text_model import Tokens
+from dasheng_edge.runtime.text.decoder import Decoder
+from dasheng_edge.runtime.text.huge_pages import huge_pages_on_request
+from dasheng_edge.runtime.text.model import Tokens
 
 PROMPT, GENERATED = 300, 40  # tokens
 AUDIO_ROWS = 252  # of a caption's prompt; the others are text on both sides

@@ -27,11 +27,11 @@ from benchmarks.speed_record import BenchmarkError, parser, run
 from benchmarks.turns import summed_up, take_turns, timed, times
 from benchmarks.workers import PASSIVE, Worker, torch_arguments
 from dasheng_edge.quant.encoder_quant import EncoderOptions, quantize_encoder, snr
-from dasheng_edge.runtime.bundle import ENCODER, Bundle
-from dasheng_edge.runtime.devices import onnx_session
+from dasheng_edge.runtime.audio.encoder import Encoder, chunk_feeds
+from dasheng_edge.runtime.audio.front_end import Features
+from dasheng_edge.runtime.bundle.bundle import ENCODER, Bundle
 from dasheng_edge.runtime.embedder import AudioParts
-from dasheng_edge.runtime.encoder import Encoder, chunk_feeds
-from dasheng_edge.runtime.front_end import Features
+from dasheng_edge.runtime.machine.devices import onnx_session
 
 CHUNK = "10"  # the clip that all variants have, which fills one chunk
 CLIPS_S = {"2": 2.0, "5": 5.0, CHUNK: 10.08, "30": 30.0}

@@ -24,10 +24,10 @@ import numpy as np
 
 from benchmarks import machine
 from dasheng_edge.quant.encoder_quant import EncoderOptions, quantize_encoder
-from dasheng_edge.runtime.bundle import ENCODER, Bundle
-from dasheng_edge.runtime.devices import usable_cores
+from dasheng_edge.runtime.audio.encoder import Encoder
+from dasheng_edge.runtime.bundle.bundle import ENCODER, Bundle
 from dasheng_edge.runtime.embedder import AudioParts
-from dasheng_edge.runtime.encoder import Encoder
+from dasheng_edge.runtime.machine.devices import usable_cores
 
 OPTIONS = {
     "fp16": EncoderOptions("fp16"),

@@ -9,8 +9,8 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
+from dasheng_edge.runtime.audio.encoder import Projector
 from dasheng_edge.runtime.embedder import AudioParts
-from dasheng_edge.runtime.encoder import Projector
 
 
 def hear(audio: AudioParts, projector: Projector, blocks: Iterable[NDArray[np.float32]]) -> dict[str, float]:

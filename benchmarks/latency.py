@@ -24,11 +24,11 @@ from typing import Any
 from benchmarks.noise_clip import GREEDY, noise, talkative_noise, write_wav
 from benchmarks.speed_record import REPOSITORY, BenchmarkError, parser, run
 from benchmarks.turns import field, summed_up, take_turns, timed, times
-from dasheng_edge.runtime.bundle import DECODER, ENCODER, FRONT_END, PROJECTOR, Bundle
+from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER, FRONT_END, PROJECTOR, Bundle
 from dasheng_edge.runtime.caption import Caption
 from dasheng_edge.runtime.captioner import Captioner
-from dasheng_edge.runtime.prefix_cache import FOLDER_VARIABLE
-from dasheng_edge.runtime.prompt import Text
+from dasheng_edge.runtime.text.prefix_cache import FOLDER_VARIABLE
+from dasheng_edge.runtime.text.prompt import Text
 
 CLIPS_S = (2, 5, 10, 30)
 START_CLIP_S = 10  # of a process's start; within one chunk
@@ -110,7 +110,7 @@ def measure_start(bundle: Bundle, captioner: Captioner, threads: int, rounds: in
         if (got := {_output(bare), _output(ours)}) != {str(wanted)}:
             raise BenchmarkError(f"the processes say tokens {sorted(got)}, not {wanted}: they do not do the same work")
         command = [
-            sys.executable, "-c", "from dasheng_edge.runtime.cli import main; main()", "caption",
+            sys.executable, "-c", "from dasheng_edge.runtime.cli.app import main; main()", "caption",
             str(bundle.folder.resolve()), str(clip), "--json", "--max-new-tokens", "1", "--temperature", "0",
             "--threads", str(threads),
         ]  # fmt: skip

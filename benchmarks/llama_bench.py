@@ -17,8 +17,8 @@ from typing import Any
 
 from benchmarks.llama_cpp_tools import VERSION, pinned_version
 from benchmarks.speed_record import REPOSITORY, BenchmarkError
-from dasheng_edge.runtime.bundle import KvType
-from dasheng_edge.runtime.llama import build_info
+from dasheng_edge.runtime.bundle.bundle import KvType
+from dasheng_edge.runtime.text.llama import build_info
 
 TOOLS = REPOSITORY / "build" / "llama.cpp"
 # Of llama-bench, in the order in which the linker needs them, in the folder of the build.

@@ -55,7 +55,7 @@ from dasheng_edge.export.checkpoint import Checkpoint
 from dasheng_edge.export.dasheng import EncoderSpec
 from dasheng_edge.export.model_sizes import DecoderSpec
 from dasheng_edge.export.tensor_files import row_blocks, tensors_in
-from dasheng_edge.runtime.front_end import FrontEndSpec
+from dasheng_edge.runtime.audio.front_end import FrontEndSpec
 
 TOLERANCE = 1e-6
 BLOCK_BYTES = 500  # so that every tensor is merged in several blocks

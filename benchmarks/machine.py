@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dasheng_edge.runtime.doctor import examine
+from dasheng_edge.runtime.machine.doctor import examine
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = (":(exclude)benchmarks/results", ":(exclude)benchmarks/RESULTS.md")

@@ -21,7 +21,7 @@ from benchmarks.noise_clip import noise, write_wav
 from benchmarks.speed_record import REPOSITORY, BenchmarkError, parser, run
 from benchmarks.turns import field, take_turns, times
 from dasheng_edge.runtime import Bundle
-from dasheng_edge.runtime.prefix_cache import FOLDER_VARIABLE
+from dasheng_edge.runtime.text.prefix_cache import FOLDER_VARIABLE
 
 CLIP_S, TOKENS = 10, 40
 LENGTHS_S = (60, 600)

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from benchmarks.hearing import hear
 from dasheng_edge.runtime import Bundle, Captioner
-from dasheng_edge.runtime.bundle import PROJECTOR, Sampling
+from dasheng_edge.runtime.audio.encoder import Projector
+from dasheng_edge.runtime.bundle.bundle import PROJECTOR, Sampling
 from dasheng_edge.runtime.embedder import AudioParts
-from dasheng_edge.runtime.encoder import Projector
 
 BLOCK_SAMPLES = 1 << 14  # about as much as a decoder of audio files hands on at a time
 

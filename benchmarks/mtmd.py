@@ -26,10 +26,10 @@ from benchmarks.turns import field, take_turns, times
 from benchmarks.whisper_gguf import LARGE, Precision, write_whisper
 from benchmarks.workers import Message, Worker
 from dasheng_edge.runtime import Bundle
-from dasheng_edge.runtime.bundle import DECODER, PROJECTOR
+from dasheng_edge.runtime.audio.encoder import Projector
+from dasheng_edge.runtime.bundle.bundle import DECODER, PROJECTOR
 from dasheng_edge.runtime.embedder import AudioParts
-from dasheng_edge.runtime.encoder import Projector
-from dasheng_edge.runtime.text_model import TextModel, load_model
+from dasheng_edge.runtime.text.model import TextModel, load_model
 
 OURS = "dasheng-edge"
 THEIRS: Mapping[str, Precision] = {"llama.cpp mtmd F16": "F16", "llama.cpp mtmd Q8_0": "Q8_0"}

@@ -19,8 +19,8 @@ import numpy as np
 
 from benchmarks.speed_record import BenchmarkError
 from benchmarks.workers import Message, serve
-from dasheng_edge.runtime.llama import llama_log, pointer
-from dasheng_edge.runtime.text_model import load_model
+from dasheng_edge.runtime.text.llama import llama_log, pointer
+from dasheng_edge.runtime.text.model import load_model
 
 _AUDIO = 2  # enum mtmd_input_chunk_type
 

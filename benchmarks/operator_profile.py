@@ -11,7 +11,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from dasheng_edge.runtime.devices import load_onnxruntime, spinning
+from dasheng_edge.runtime.machine.devices import load_onnxruntime, spinning
 
 Profile = dict[str, dict[str, float]]
 
@@ -19,8 +19,8 @@ Profile = dict[str, dict[str, float]]
 def profile_graph(path: Path, feed: Mapping[str, NDArray[Any]], threads: int, runs: int) -> Profile:
     """Milliseconds and calls per run of each operator, the costliest first; a run before is not counted.
 
-    The session has the options of `dasheng_edge.runtime.devices.onnx_session`. Profiling itself costs some time, so
-    these are shares rather than speeds.
+    The session has the options of `dasheng_edge.runtime.machine.devices.onnx_session`. Profiling itself costs some
+    time, so these are shares rather than speeds.
     """
     onnxruntime = load_onnxruntime()
     options = onnxruntime.SessionOptions()

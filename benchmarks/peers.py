@@ -23,7 +23,7 @@ from benchmarks.speed_record import BenchmarkError, parser, run
 from benchmarks.turns import field, take_turns, times
 from benchmarks.workers import PASSIVE, Message, Worker, torch_arguments
 from dasheng_edge.runtime import Bundle
-from dasheng_edge.runtime.prefix_cache import FOLDER_VARIABLE
+from dasheng_edge.runtime.text.prefix_cache import FOLDER_VARIABLE
 
 CLIP_S, TOKENS = 10, 40
 OURS = "dasheng-edge"

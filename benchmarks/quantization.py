@@ -26,8 +26,8 @@ from dasheng_edge.quant.importance import text_importance
 from dasheng_edge.quant.progress import StepBars
 from dasheng_edge.quant.record import Report
 from dasheng_edge.quant.report import HTML, JSON, MARKDOWN
-from dasheng_edge.runtime.bundle import DECODER
-from dasheng_edge.runtime.decoder import Decoder
+from dasheng_edge.runtime.bundle.bundle import DECODER
+from dasheng_edge.runtime.text.decoder import Decoder
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 BUNDLE, WORK = REPOSITORY / "build" / "micro", REPOSITORY / "build" / "quantization"

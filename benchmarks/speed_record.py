@@ -13,11 +13,11 @@ from typing import Any, TypeAlias
 
 from benchmarks import machine
 from benchmarks.turns import LEAST_ROUNDS
-from dasheng_edge.runtime.bundle import Bundle
-from dasheng_edge.runtime.devices import usable_cores
+from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.errors import DashengEdgeError
-from dasheng_edge.runtime.llama import build_info
-from dasheng_edge.runtime.meters import cpu_use
+from dasheng_edge.runtime.machine.devices import usable_cores
+from dasheng_edge.runtime.machine.meters import cpu_use
+from dasheng_edge.runtime.text.llama import build_info
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "benchmarks" / "results" / "speed"

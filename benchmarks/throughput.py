@@ -22,11 +22,11 @@ from benchmarks.noise_clip import GREEDY, RATE_HZ, talkative_noise
 from benchmarks.speed_record import BenchmarkError, parser, run
 from benchmarks.turns import summed_up, take_turns, timed, times
 from dasheng_edge.runtime import Bundle, Captioner
+from dasheng_edge.runtime.audio.encoder import Projector
 from dasheng_edge.runtime.batch import DEFAULT_BATCH
-from dasheng_edge.runtime.bundle import PROJECTOR
+from dasheng_edge.runtime.bundle.bundle import PROJECTOR
 from dasheng_edge.runtime.embedder import AudioParts
-from dasheng_edge.runtime.encoder import Projector
-from dasheng_edge.runtime.prompt import Text
+from dasheng_edge.runtime.text.prompt import Text
 
 CLIPS, CLIP_S, TOKENS = 8, 10, 40
 BATCHES = (2, 4, 8)

@@ -18,7 +18,7 @@ from dasheng_edge.export.checkpoint import open_checkpoint
 from dasheng_edge.export.dasheng import DashengEncoder
 from dasheng_edge.export.reference import load_encoder, load_projector, reference_features
 from dasheng_edge.export.reference_decoder import decoder_config, decoder_modules
-from dasheng_edge.runtime.front_end import Features
+from dasheng_edge.runtime.audio.front_end import Features
 
 DECODER_PREFIX = "decoder."
 Prompt = Sequence[Sequence[int] | None]  # runs of token ids, and None where the audio goes

@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.torch_peer import TorchPeer, open_merged, torch_encoder, torch_patches
 from benchmarks.workers import Message, serve
-from dasheng_edge.runtime.front_end import Features
+from dasheng_edge.runtime.audio.front_end import Features
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from dasheng_edge.runtime.bundle import sha256_of
+from dasheng_edge.runtime.bundle.bundle import sha256_of
 from dasheng_edge.runtime.errors import AdapterError
 
 from .adapter_config import Matcher, adapter_origin, check_folder, read_config, telling_name

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from dasheng_edge.runtime.errors import CheckpointError, DashengEdgeError
-from dasheng_edge.runtime.meters import peak_rss_bytes
+from dasheng_edge.runtime.machine.meters import peak_rss_bytes
 
 from .adapter import MergedTensors
 from .checkpoint import Checkpoint, open_checkpoint

@@ -18,7 +18,7 @@ from pathlib import Path
 from dasheng_edge.quant.decoder_types import DECODER_TOLERANCES, token_margin
 from dasheng_edge.quant.progress import NoProgress, Progress, StepReport
 from dasheng_edge.quant.quantizer import quantize
-from dasheng_edge.runtime.bundle import (
+from dasheng_edge.runtime.bundle.bundle import (
     DECODER,
     ENCODER,
     FRONT_END,
@@ -33,7 +33,7 @@ from dasheng_edge.runtime.bundle import (
     Provenance,
     Tolerances,
 )
-from dasheng_edge.runtime.bundle_writer import BundleWriter
+from dasheng_edge.runtime.bundle.writer import BundleWriter
 from dasheng_edge.runtime.errors import DashengEdgeError, ExportError, MissingExtraError, OutputWriteError
 
 from .adapter import MergedTensors, check_finite, measured_merge_error, open_adapters

@@ -21,7 +21,7 @@ from torch import Tensor
 from dasheng_edge.quant.decoder_types import PlainType
 from dasheng_edge.quant.gguf_file import gguf_tensors, sampled_rows
 from dasheng_edge.quant.quantizer import FILE_TYPES
-from dasheng_edge.runtime.bundle import Sampling
+from dasheng_edge.runtime.bundle.bundle import Sampling
 from dasheng_edge.runtime.errors import ExportError
 
 from .adapter import EMBEDDING, HEAD, MergedTensors

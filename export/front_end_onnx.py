@@ -17,7 +17,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor
 
-from dasheng_edge.runtime.front_end import AcousticSpec, FrontEndSpec
+from dasheng_edge.runtime.audio.front_end import AcousticSpec, FrontEndSpec
 from dasheng_edge.runtime.verify import largest_difference
 
 from .dasheng import AcousticMel, LogMel, mel_filterbank

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from dasheng_edge.runtime.bundle import Sampling
+from dasheng_edge.runtime.bundle.bundle import Sampling
 
 from .model_config import checked, read_json
 

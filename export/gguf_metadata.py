@@ -14,7 +14,7 @@ from pathlib import Path
 import gguf
 from yaml import YAMLError
 
-from dasheng_edge.runtime.bundle import Sampling
+from dasheng_edge.runtime.bundle.bundle import Sampling
 
 from .adapter import MergedTensors
 from .checkpoint import Checkpoint

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from dasheng_edge.runtime.audio.front_end import FrontEnd, FrontEndSpec
 from dasheng_edge.runtime.errors import ExportError
-from dasheng_edge.runtime.front_end import FrontEnd, FrontEndSpec
 from dasheng_edge.runtime.verify import largest_difference
 
 from .adapter import MergedTensors

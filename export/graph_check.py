@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from dasheng_edge.runtime.devices import load_onnxruntime
+from dasheng_edge.runtime.machine.devices import load_onnxruntime
 
 from .residency import few_mapped_pages
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from dasheng_edge.runtime.bundle import (
+from dasheng_edge.runtime.bundle.bundle import (
     DECODER,
     ENCODER,
     FRONT_END,

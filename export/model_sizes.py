@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dasheng_edge.runtime.audio.front_end import AcousticSpec, FrontEndSpec
 from dasheng_edge.runtime.errors import CheckpointFileError, CheckpointVariantError
-from dasheng_edge.runtime.front_end import AcousticSpec, FrontEndSpec
 
 from .dasheng import EncoderSpec
 from .model_config import AcousticConfig, EncoderConfig, Rope, TextConfig, checked

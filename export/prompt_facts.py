@@ -10,9 +10,9 @@ from typing import Any, Literal, TypeAlias
 
 import jinja2
 
-from dasheng_edge.runtime.bundle import PromptFacts, Sampling
+from dasheng_edge.runtime.bundle.bundle import PromptFacts, Sampling
 from dasheng_edge.runtime.errors import CheckpointFileError, CheckpointVariantError, ExportError
-from dasheng_edge.runtime.prompt import CONTENT_FORMS, chat_messages, template_names
+from dasheng_edge.runtime.text.prompt import CONTENT_FORMS, chat_messages, template_names
 
 from .chat_template import AudioTokens, ChatTemplate, read_audio_tokens, read_chat_template
 from .checkpoint import Checkpoint

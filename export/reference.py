@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from dasheng_edge.runtime.front_end import Features, FrontEndSpec
+from dasheng_edge.runtime.audio.front_end import Features, FrontEndSpec
 
 from .adapter import MergedTensors
 from .dasheng import AcousticMel, AudioProjector, Block, Chunk, DashengEncoder, LogMel, build_encoder, chunks_of_clip

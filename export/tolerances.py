@@ -12,10 +12,10 @@ import numpy.typing as npt
 
 from dasheng_edge.quant.decoder_types import WORST_MATRIX, DecoderTolerance
 from dasheng_edge.quant.gguf_file import tensor_bytes
-from dasheng_edge.runtime.bundle import DECODER, PromptFacts
-from dasheng_edge.runtime.decoder import Decoder
+from dasheng_edge.runtime.bundle.bundle import DECODER, PromptFacts
 from dasheng_edge.runtime.errors import ExportError, PromptError
-from dasheng_edge.runtime.prompt import Audio, PromptBuilder
+from dasheng_edge.runtime.text.decoder import Decoder
+from dasheng_edge.runtime.text.prompt import Audio, PromptBuilder
 from dasheng_edge.runtime.verify import relative_rms
 
 from .decoder_gguf import DecoderReport

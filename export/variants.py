@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from dasheng_edge.runtime.bundle import Variant
+from dasheng_edge.runtime.bundle.bundle import Variant
 from dasheng_edge.runtime.errors import CheckpointVariantError
 
 from .tensor_files import Source

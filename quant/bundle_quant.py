@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast, get_args
 
-from dasheng_edge.runtime.bundle import (
+from dasheng_edge.runtime.bundle.bundle import (
     DECODER,
     ENCODER,
     FRONT_END,
@@ -28,10 +28,10 @@ from dasheng_edge.runtime.bundle import (
     Tolerances,
     sha256_of,
 )
-from dasheng_edge.runtime.bundle_writer import BundleWriter
-from dasheng_edge.runtime.devices import checked_threads
+from dasheng_edge.runtime.bundle.writer import BundleWriter
 from dasheng_edge.runtime.embedder import AudioParts
 from dasheng_edge.runtime.errors import OutputExistsError, QuantizeError
+from dasheng_edge.runtime.machine.devices import checked_threads
 from dasheng_edge.runtime.parts import Parts
 from dasheng_edge.runtime.verify import read_golden, verify_bundle
 

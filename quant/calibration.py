@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dasheng_edge.runtime.bundle import CalibrationFacts
+from dasheng_edge.runtime.audio.front_end import Features
+from dasheng_edge.runtime.bundle.bundle import CalibrationFacts
 from dasheng_edge.runtime.embedder import AudioParts
-from dasheng_edge.runtime.front_end import Features
 from dasheng_edge.runtime.verify import GoldenClip
 
 from .clips import ClipSet, calibration_warnings

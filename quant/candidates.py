@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
-from dasheng_edge.runtime.bundle import MANIFEST, Bundle, KvType, PromptFacts, sha256_of
+from dasheng_edge.runtime.bundle.bundle import MANIFEST, Bundle, KvType, PromptFacts, sha256_of
 from dasheng_edge.runtime.errors import ClipsError
 
 from .bundle_quant import QuantizeOptions, quantize_bundle, quantize_options

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
-from dasheng_edge.runtime.bundle import KvType
+from dasheng_edge.runtime.bundle.bundle import KvType
 from dasheng_edge.runtime.errors import MissingExtraError
 
 from .decoder_types import NEED_IMATRIX, DecoderType

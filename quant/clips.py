@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
-from dasheng_edge.runtime.audio import Waveform, read_audio
-from dasheng_edge.runtime.bundle import sha256_of
+from dasheng_edge.runtime.audio.read import Waveform, read_audio
+from dasheng_edge.runtime.bundle.bundle import sha256_of
 from dasheng_edge.runtime.errors import AudioEmptyError, ClipsError
 
 AUDIO_SUFFIXES = frozenset({

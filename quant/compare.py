@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from dasheng_edge.runtime.bundle import Bundle
-from dasheng_edge.runtime.devices import checked_threads
-from dasheng_edge.runtime.doctor import examine
+from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.errors import DashengEdgeError, OutputWriteError
+from dasheng_edge.runtime.machine.devices import checked_threads
+from dasheng_edge.runtime.machine.doctor import examine
 
 from .aac_scores import aac_library, check_references, extra_scores
 from .bootstrap import COVERED, DRAWS, FEW_CLIPS
@@ -39,16 +39,7 @@ from .measuring import (
 from .metrics import decoder_scores
 from .progress import NoProgress, Progress
 from .recommend import recommend
-from .record import (
-    Candidate,
-    ClipTexts,
-    DecoderScores,
-    EncoderScores,
-    NoiseFloor,
-    Report,
-    Settings,
-    TaskScore,
-)
+from .record import Candidate, ClipTexts, DecoderScores, EncoderScores, NoiseFloor, Report, Settings, TaskScore
 from .report import write_report
 from .text_scores import Patterns, check_events, read_events, score_texts
 

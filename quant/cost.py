@@ -16,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
-from dasheng_edge.runtime.bundle import CUDA_GRAPHS, DECODER, ENCODER, FRONT_END, PROJECTOR, Bundle
+from dasheng_edge.runtime.bundle.bundle import CUDA_GRAPHS, DECODER, ENCODER, FRONT_END, PROJECTOR, Bundle
 from dasheng_edge.runtime.caption import Caption
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.errors import QuantizeError
-from dasheng_edge.runtime.meters import EnergyMeter, cpu_use, peak_rss_bytes
-from dasheng_edge.runtime.prefix_cache import FOLDER_VARIABLE
+from dasheng_edge.runtime.machine.meters import EnergyMeter, cpu_use, peak_rss_bytes
+from dasheng_edge.runtime.text.prefix_cache import FOLDER_VARIABLE
 
 from .clips import Clip
 from .record import Cost, Quantiles

@@ -12,7 +12,7 @@ from typing import get_args
 import numpy as np
 from gguf import GGMLQuantizationType
 
-from dasheng_edge.runtime.bundle import DECODER, Bundle
+from dasheng_edge.runtime.bundle.bundle import DECODER, Bundle
 from dasheng_edge.runtime.errors import QuantizeError
 
 from .decoder_types import COPIED_TYPES, NEED_IMATRIX, DecoderType

@@ -12,10 +12,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from dasheng_edge.runtime.bundle import CUDA_GRAPHS, ENCODER, PROJECTOR, Bundle
-from dasheng_edge.runtime.encoder import Encoder, Projector
+from dasheng_edge.runtime.audio.encoder import Encoder, Projector
+from dasheng_edge.runtime.audio.front_end import Features, FrontEndSpec
+from dasheng_edge.runtime.bundle.bundle import CUDA_GRAPHS, ENCODER, PROJECTOR, Bundle
 from dasheng_edge.runtime.errors import QuantizeError
-from dasheng_edge.runtime.front_end import Features, FrontEndSpec
 
 from .encoder_plan import SMOOTHED, Plan, Planner, uniform
 from .graph_quant import MatrixPrecision, load_graph, matrix_nodes, save_graph, to_cuda

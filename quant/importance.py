@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dasheng_edge.runtime.decoder import Decoder, Embeddings
 from dasheng_edge.runtime.errors import QuantizeError
-from dasheng_edge.runtime.llama import Watch
 from dasheng_edge.runtime.parts import Parts
-from dasheng_edge.runtime.prompt import Audio
+from dasheng_edge.runtime.text.decoder import Decoder, Embeddings
+from dasheng_edge.runtime.text.llama import Watch
+from dasheng_edge.runtime.text.prompt import Audio
 
 from .gguf_file import gguf_tensors
 from .imatrix_file import Entry, Imatrix

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from dasheng_edge.runtime.atomic_output import PartialOutput
 from dasheng_edge.runtime.errors import ClipsError, OutputExistsError
-from dasheng_edge.runtime.partial import PartialOutput
 
 from .imatrix_file import read_imatrix
 

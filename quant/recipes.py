@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from dasheng_edge.runtime.bundle import KvType
+from dasheng_edge.runtime.bundle.bundle import KvType
 
 from .decoder_types import DecoderType
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from pathlib import Path
 
-from dasheng_edge.runtime.partial import PartialOutput
+from dasheng_edge.runtime.atomic_output import PartialOutput
 
 from .record import Report
 from .report_html import page

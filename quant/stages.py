@@ -16,10 +16,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from dasheng_edge.runtime.bundle import ENCODER, PROJECTOR, Bundle
-from dasheng_edge.runtime.devices import load_onnxruntime
-from dasheng_edge.runtime.encoder import chunk_feeds
-from dasheng_edge.runtime.front_end import Features, FrontEndSpec
+from dasheng_edge.runtime.audio.encoder import chunk_feeds
+from dasheng_edge.runtime.audio.front_end import Features, FrontEndSpec
+from dasheng_edge.runtime.bundle.bundle import ENCODER, PROJECTOR, Bundle
+from dasheng_edge.runtime.machine.devices import load_onnxruntime
 
 from .graph_quant import load_graph, matrix_nodes
 

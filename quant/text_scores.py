@@ -21,7 +21,7 @@ import jiwer
 import numpy as np
 from numpy.typing import NDArray
 
-from dasheng_edge.runtime.bundle import UNREADABLE
+from dasheng_edge.runtime.bundle.bundle import UNREADABLE
 from dasheng_edge.runtime.errors import ClipsError
 
 from .bootstrap import change_interval, draws_of, ratio_interval

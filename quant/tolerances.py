@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from dasheng_edge.runtime.bundle import KvType, Manifest, Tolerances
+from dasheng_edge.runtime.bundle.bundle import KvType, Manifest, Tolerances
 from dasheng_edge.runtime.verify import VerifyReport
 
 from .decoder_types import DECODER_TOLERANCES, LARGEST_TOKEN_MARGIN, TOKEN_MARGIN_DEVIATIONS, DecoderType

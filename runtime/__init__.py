@@ -10,8 +10,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .bundle import Bundle as Bundle
-    from .bundle import Manifest as Manifest
+    from dasheng_edge.runtime.bundle.bundle import Bundle as Bundle
+    from dasheng_edge.runtime.bundle.bundle import Manifest as Manifest
+
     from .caption import Caption as Caption
     from .captioner import Captioner as Captioner
     from .embedder import Embedder as Embedder
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 
 # Resolved on first use, so that `dasheng-edge --help` loads neither ONNX Runtime nor llama.cpp.
 _HOMES = {
-    "Bundle": "bundle",
-    "Manifest": "bundle",
+    "Bundle": "bundle.bundle",
+    "Manifest": "bundle.bundle",
     "Caption": "caption",
     "Captioner": "captioner",
     "DashengEdgeError": "errors",

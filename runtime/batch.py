@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .batch_decoder import BatchDecoder
+from dasheng_edge.runtime.text.batch_decoder import BatchDecoder
+from dasheng_edge.runtime.text.prompt import Segment, Text
+
 from .caption import Caption
-from .prompt import Segment, Text
-from .stitch import Request, Stitch, text_tokens
+from .request import Request, Stitch, text_tokens
 from .stopwatch import Meter, Stopwatch
 
 # Eight clips of 10 s with 40 tokens each, 0.6B Q4_K_M on two cores: 5.9 s one by one, 5.5 s in twos, 4.7 s in fours and

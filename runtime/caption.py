@@ -6,8 +6,9 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from dasheng_edge.runtime.text.model import Tokens
+
 from .errors import CaptionerBusyError
-from .text_model import Tokens
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,17 @@ from pathlib import Path
 from time import perf_counter
 from types import TracebackType
 
-from .audio import AudioSource
+from dasheng_edge.runtime.audio.read import AudioSource
+from dasheng_edge.runtime.bundle.bundle import Bundle, Sampling
+from dasheng_edge.runtime.machine.devices import Device
+from dasheng_edge.runtime.text.batch_decoder import MOST_SEQUENCES
+from dasheng_edge.runtime.text.prefix_cache import PrefixCache, cache_folder, prefix_model
+
 from .batch import DEFAULT_BATCH, caption_together
-from .batch_decoder import MOST_SEQUENCES
-from .bundle import Bundle, Sampling
 from .caption import Caption, CaptionStream
-from .devices import Device
 from .errors import CaptionerBusyError, PromptError
 from .parts import Parts
-from .prefix_cache import PrefixCache, cache_folder, prefix_model
-from .stitch import Request, Stitch, text_tokens
+from .request import Request, Stitch, text_tokens
 from .stopwatch import Stopwatch, timed_tokens
 from .tuned import tuned_for
 

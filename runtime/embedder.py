@@ -11,12 +11,13 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from .audio import AudioSource, Waveform, read_audio
-from .bundle import ENCODER, FRONT_END, MANIFEST, Bundle
-from .devices import Device, checked_device, checked_threads
-from .encoder import Encoder
+from dasheng_edge.runtime.audio.encoder import Encoder
+from dasheng_edge.runtime.audio.front_end import FrontEnd
+from dasheng_edge.runtime.audio.read import AudioSource, Waveform, read_audio
+from dasheng_edge.runtime.bundle.bundle import ENCODER, FRONT_END, MANIFEST, Bundle
+from dasheng_edge.runtime.machine.devices import Device, checked_device, checked_threads
+
 from .errors import BundleFileError, CaptionerBusyError
-from .front_end import FrontEnd
 from .tuned import tuned_for
 
 

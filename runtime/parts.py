@@ -6,13 +6,14 @@ import platform
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from .bundle import DECODER, PROJECTOR, Bundle, DecoderFacts
-from .decoder import Decoder
-from .devices import Device, checked_device, checked_threads, release_freed_memory
+from dasheng_edge.runtime.audio.encoder import Projector
+from dasheng_edge.runtime.bundle.bundle import DECODER, PROJECTOR, Bundle, DecoderFacts
+from dasheng_edge.runtime.machine.devices import Device, checked_device, checked_threads, release_freed_memory
+from dasheng_edge.runtime.text.decoder import Decoder
+from dasheng_edge.runtime.text.huge_pages import huge_pages_on_request
+from dasheng_edge.runtime.text.prompt import PromptBuilder
+
 from .embedder import AudioParts
-from .encoder import Projector
-from .huge_pages import huge_pages_on_request
-from .prompt import PromptBuilder
 from .tuned import Choice
 
 FLOAT_TYPES = ("F32", "F16", "BF16")  # that llama.cpp computes with as they are in the file

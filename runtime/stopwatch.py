@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
-from .audio import Waveform
+from dasheng_edge.runtime.audio.read import Waveform
+
 from .caption import Timings
 from .errors import AudioTooLongError
 

@@ -13,12 +13,13 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
-from .bundle import MANIFEST, UNREADABLE, Bundle, KvType, sha256_of
-from .devices import usable_hardware_threads
-from .doctor import examine
+from dasheng_edge.runtime.bundle.bundle import MANIFEST, UNREADABLE, Bundle, KvType, sha256_of
+from dasheng_edge.runtime.machine.devices import usable_hardware_threads
+from dasheng_edge.runtime.machine.doctor import examine
+from dasheng_edge.runtime.text.prefix_cache import FOLDER_VARIABLE, cache_folder
+
+from .atomic_output import PartialOutput
 from .errors import OutputWriteError
-from .partial import PartialOutput
-from .prefix_cache import FOLDER_VARIABLE, cache_folder
 
 ENGINES = ("onnxruntime", "onnxruntime-gpu", "llama-cpp-python")
 

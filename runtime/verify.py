@@ -18,12 +18,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .bundle import GOLDEN, Bundle, Tolerances
-from .devices import Device
+from dasheng_edge.runtime.bundle.bundle import GOLDEN, Bundle, Tolerances
+from dasheng_edge.runtime.machine.devices import Device
+from dasheng_edge.runtime.text.prompt import Audio, Segment
+
 from .embedder import AudioParts
 from .errors import BundleFileError, DashengEdgeError, DecoderError, DeviceError, PromptError
 from .parts import Parts
-from .prompt import Audio, Segment
 
 Array = NDArray[np.float32]
 AUDIO_MARK = -1  # in `prompt_i`

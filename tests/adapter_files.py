@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dasheng_edge.runtime.bundle import Variant
+from dasheng_edge.runtime.bundle.bundle import Variant
 
 Tensors = dict[str, Any]
 HEAD = "base_model.model.decoder.lm_head.weight"

@@ -11,9 +11,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from dasheng_edge.runtime.bundle import ENCODER, FRONT_END, GOLDEN, Bundle, Manifest
-from dasheng_edge.runtime.bundle_writer import BundleWriter
-from dasheng_edge.runtime.front_end import AcousticSpec
+from dasheng_edge.runtime.audio.front_end import AcousticSpec
+from dasheng_edge.runtime.bundle.bundle import ENCODER, FRONT_END, GOLDEN, Bundle, Manifest
+from dasheng_edge.runtime.bundle.writer import BundleWriter
 
 DECODER_FIELDS = ("embeddings", "prompt", "logits", "tokens", "margins")
 

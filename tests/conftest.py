@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from dasheng_edge.runtime.bundle import DECODER
+from dasheng_edge.runtime.bundle.bundle import DECODER
 from dasheng_edge.runtime.captioner import Captioner
-from dasheng_edge.runtime.decoder import Decoder
+from dasheng_edge.runtime.text.decoder import Decoder
 
 NEED_TORCH = {"tiny_checkpoint", "tiny_adapter", "tiny_bundle", "bundle_copy", "captioner"}
 

@@ -16,13 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from dasheng_edge.runtime.audio import AudioSource, describe_audio, read_audio
-from dasheng_edge.runtime.errors import (
-    AudioDecodeError,
-    AudioEmptyError,
-    AudioError,
-    AudioNotFoundError,
-)
+from dasheng_edge.runtime.audio.read import AudioSource, describe_audio, read_audio
+from dasheng_edge.runtime.errors import AudioDecodeError, AudioEmptyError, AudioError, AudioNotFoundError
 from tests.audio_files import FORMATS, Format, sine, write_audio
 
 RATE = 16_000

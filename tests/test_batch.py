@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dasheng_edge.runtime.batch_decoder import MOST_SEQUENCES, BatchDecoder
-from dasheng_edge.runtime.bundle import Sampling
+from dasheng_edge.runtime.bundle.bundle import Sampling
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.errors import AudioNotFoundError, CaptionerBusyError, DecoderError, PromptError
+from dasheng_edge.runtime.text.batch_decoder import MOST_SEQUENCES, BatchDecoder
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 MICRO, CLIPS = REPOSITORY / "build" / "micro", REPOSITORY / "benchmarks" / "micro" / "clips"

@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from dasheng_edge.runtime import bench as bench_module
-from dasheng_edge.runtime import bench_against, speed_cli
-from dasheng_edge.runtime.audio import read_audio
-from dasheng_edge.runtime.bench import SYNTHETIC_S, BenchOptions, BenchReport, bench, machine_line, synthetic_clip
-from dasheng_edge.runtime.bundle import Bundle
-from dasheng_edge.runtime.cli import build_app
-from dasheng_edge.runtime.devices import usable_cores
+from dasheng_edge.runtime.audio.read import read_audio
+from dasheng_edge.runtime.bundle.bundle import Bundle
+from dasheng_edge.runtime.cli import speed as speed_cli
+from dasheng_edge.runtime.cli.app import build_app
 from dasheng_edge.runtime.errors import AudioNotFoundError, BundleKindError, CheckpointError, MissingExtraError
+from dasheng_edge.runtime.machine.devices import usable_cores
+from dasheng_edge.runtime.speed import bench as bench_module
+from dasheng_edge.runtime.speed import transformers_peer as bench_against
+from dasheng_edge.runtime.speed.bench import SYNTHETIC_S, BenchOptions, BenchReport, bench, machine_line, synthetic_clip
 from dasheng_edge.runtime.tuned import Choice, store_tuned
 from tests.audio_files import Format, sine, write_audio
 from tests.bundle_kinds import write_encoder_bundle

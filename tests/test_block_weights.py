@@ -22,7 +22,7 @@ from dasheng_edge.quant.block_weights import (
     channel_scales,
     pack,
 )
-from dasheng_edge.runtime.devices import load_onnxruntime
+from dasheng_edge.runtime.machine.devices import load_onnxruntime
 
 MATRICES = hnp.arrays(
     np.float32,

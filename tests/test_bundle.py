@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from dasheng_edge.runtime.bundle import (
+from dasheng_edge.runtime.audio.front_end import FrontEndSpec
+from dasheng_edge.runtime.bundle.bundle import (
     DECODER,
     ENCODER,
     FRONT_END,
@@ -28,7 +29,7 @@ from dasheng_edge.runtime.bundle import (
     Tolerances,
     read_manifest,
 )
-from dasheng_edge.runtime.bundle_writer import BundleWriter
+from dasheng_edge.runtime.bundle.writer import BundleWriter
 from dasheng_edge.runtime.errors import (
     BundleFileError,
     BundleKindError,
@@ -37,7 +38,6 @@ from dasheng_edge.runtime.errors import (
     OutputExistsError,
     OutputWriteError,
 )
-from dasheng_edge.runtime.front_end import FrontEndSpec
 
 EMPTY = Manifest(
     name="toy",

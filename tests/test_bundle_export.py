@@ -23,7 +23,7 @@ from dasheng_edge.export.options import ExportOptions
 from dasheng_edge.export.tolerances import logits_error
 from dasheng_edge.quant.decoder_types import DECODER_TOLERANCES, WORST_MATRIX, PlainType, token_margin
 from dasheng_edge.quant.progress import StepReport
-from dasheng_edge.runtime.bundle import (
+from dasheng_edge.runtime.bundle.bundle import (
     DECODER,
     ENCODER,
     FRONT_END,
@@ -35,7 +35,6 @@ from dasheng_edge.runtime.bundle import (
     Variant,
     sha256_of,
 )
-from dasheng_edge.runtime.decoder import Decoder
 from dasheng_edge.runtime.errors import (
     AdapterError,
     CheckpointError,
@@ -45,6 +44,7 @@ from dasheng_edge.runtime.errors import (
     OutputExistsError,
     OutputWriteError,
 )
+from dasheng_edge.runtime.text.decoder import Decoder
 from dasheng_edge.runtime.verify import verify_bundle
 from tests.adapter_files import change_config, state, write_free_head
 from tests.full_disk import largest_file

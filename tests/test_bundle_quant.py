@@ -19,9 +19,9 @@ from dasheng_edge.quant.gguf_file import gguf_tensors
 from dasheng_edge.quant.graph_quant import load_graph, save_graph
 from dasheng_edge.quant.imatrix_file import Imatrix, read_imatrix, write_imatrix
 from dasheng_edge.quant.recipes import RECIPES, Recipe
-from dasheng_edge.runtime.bundle import DECODER, ENCODER, MODEL_CARD, Bundle, FileFacts, sha256_of
+from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER, MODEL_CARD, Bundle, FileFacts, sha256_of
 from dasheng_edge.runtime.captioner import Captioner
-from dasheng_edge.runtime.cli import build_app
+from dasheng_edge.runtime.cli.app import build_app
 from dasheng_edge.runtime.errors import BundleKindError, OutputExistsError, OutputWriteError, QuantizeError
 from dasheng_edge.runtime.verify import verify_bundle
 from tests.bundle_kinds import write_encoder_bundle

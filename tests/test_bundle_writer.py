@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from dasheng_edge.runtime.bundle import ENCODER, GOLDEN, MANIFEST, Bundle
-from dasheng_edge.runtime.bundle_writer import BundleWriter
+from dasheng_edge.runtime.bundle.bundle import ENCODER, GOLDEN, MANIFEST, Bundle
+from dasheng_edge.runtime.bundle.writer import BundleWriter
 from dasheng_edge.runtime.errors import BundleNotFoundError, OutputExistsError, OutputWriteError
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has neither these locks nor SIGKILL")
@@ -184,7 +184,7 @@ def test_no_handle_stays_open(tmp_path: Path) -> None:
 @pytest.mark.torch
 @pytest.mark.parametrize("after", [ENCODER, "decoder.F32.gguf", GOLDEN])
 def test_an_export_that_is_killed_leaves_no_bundle(after: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", "from dasheng_edge.runtime.cli import main; main()", "export"]
+    command = [sys.executable, "-c", "from dasheng_edge.runtime.cli.app import main; main()", "export"]
     with subprocess.Popen(
         [*command, str(tiny_checkpoint), "--out", str(tmp_path / "toy"), "--decoder", "Q8_0"], stderr=subprocess.DEVNULL
     ) as process:

@@ -10,7 +10,7 @@ import pytest
 
 from dasheng_edge.quant.calibration import calibrate_on, golden_features
 from dasheng_edge.quant.clips import Clip, ClipSet
-from dasheng_edge.runtime.bundle import Bundle
+from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.embedder import AudioParts
 from dasheng_edge.runtime.errors import AudioError
 from dasheng_edge.runtime.verify import read_golden

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from dasheng_edge.runtime import cli
-from dasheng_edge.runtime.audio import AudioSource, ReadAudio
+from dasheng_edge.runtime.audio.read import AudioSource, ReadAudio
 from dasheng_edge.runtime.caption import Caption, CaptionStream
-from dasheng_edge.runtime.caption_cli import _clock
 from dasheng_edge.runtime.captioner import Captioner
+from dasheng_edge.runtime.cli import app as cli
+from dasheng_edge.runtime.cli.caption import _clock
 from dasheng_edge.runtime.errors import DecoderError
 
 RATE = 16000
@@ -84,7 +84,7 @@ def test_each_file_is_named_before_its_windows(tiny_bundle: Path, clip: Path) ->
 
 @pytest.mark.usefixtures("comfortable")
 def test_long_audio_is_cut_and_said_so(tiny_bundle: Path, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dasheng_edge.runtime import windows
+    from dasheng_edge.runtime.audio import windows
 
     monkeypatch.setattr(windows, "WINDOW_S", 3.0)
     monkeypatch.setattr(windows, "HOP_S", 1.5)

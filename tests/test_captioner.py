@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dasheng_edge.runtime.bundle import Bundle, Sampling
+from dasheng_edge.runtime.bundle.bundle import Bundle, Sampling
 from dasheng_edge.runtime.caption import Timings
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.errors import (

@@ -17,12 +17,14 @@ import pytest
 from typer.models import CommandInfo
 from typer.testing import CliRunner, Result
 
-from dasheng_edge.runtime import cli, cli_parts, stitch
-from dasheng_edge.runtime.bundle import GOLDEN, MANIFEST, Bundle, FileFacts, sha256_of
+from dasheng_edge.runtime import request as stitch
+from dasheng_edge.runtime.bundle.bundle import GOLDEN, MANIFEST, Bundle, FileFacts, sha256_of
 from dasheng_edge.runtime.captioner import Captioner
-from dasheng_edge.runtime.decoder import Decoder
-from dasheng_edge.runtime.doctor import examine
+from dasheng_edge.runtime.cli import app as cli
+from dasheng_edge.runtime.cli import options as cli_parts
 from dasheng_edge.runtime.errors import DecoderError, DeviceError, MissingExtraError
+from dasheng_edge.runtime.machine.doctor import examine
+from dasheng_edge.runtime.text.decoder import Decoder
 from dasheng_edge.runtime.verify import Seam, VerifyReport
 from tests.audio_files import Format, sine, write_audio
 
@@ -235,7 +237,7 @@ def test_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
     import dataclasses
 
     ill = dataclasses.replace(examine(), problems=("run pip install 'dasheng-edge[cpu]'",), memory_gib=None)
-    monkeypatch.setattr("dasheng_edge.runtime.doctor.examine", lambda: ill)
+    monkeypatch.setattr("dasheng_edge.runtime.machine.doctor.examine", lambda: ill)
     result = run("doctor")
     assert result.exit_code == 1
     assert "pip install 'dasheng-edge[cpu]'" in result.stdout
@@ -331,7 +333,7 @@ def test_a_signal_ends_the_command_like_an_error(monkeypatch: pytest.MonkeyPatch
 
 def test_a_closed_stdin_is_named(tiny_bundle: Path) -> None:
     program = f"import sys; sys.stdin = None; sys.argv = ['dasheng-edge', 'caption', {str(tiny_bundle)!r}, '-']"
-    code = f"{program}; from dasheng_edge.runtime.cli import main; main()"
+    code = f"{program}; from dasheng_edge.runtime.cli.app import main; main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, text=True)
     assert done.returncode == 2
     assert "stdin (-) is closed" in done.stderr
@@ -346,7 +348,9 @@ def test_our_own_bugs_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_program_itself(tmp_path: Path) -> None:
-    script = "import sys; from dasheng_edge.runtime.cli import main; sys.argv = ['dasheng-edge', *sys.argv[1:]]; main()"
+    script = (
+        "import sys; from dasheng_edge.runtime.cli.app import main; sys.argv = ['dasheng-edge', *sys.argv[1:]]; main()"
+    )
     command = [sys.executable, "-c", script, "info", str(tmp_path / "caf\udce9")]
     done = subprocess.run(command, capture_output=True, check=False)
     assert done.returncode == 1
@@ -355,7 +359,7 @@ def test_the_program_itself(tmp_path: Path) -> None:
 
 
 def test_a_closed_pipe_is_quiet() -> None:
-    script = "from dasheng_edge.runtime.cli import main; import sys; sys.argv = ['dasheng-edge', '--help']; main()"
+    script = "from dasheng_edge.runtime.cli.app import main; import sys; sys.argv = ['dasheng-edge', '--help']; main()"
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.close()

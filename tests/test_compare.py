@@ -23,8 +23,8 @@ from dasheng_edge.quant.measuring import Answering, joined
 from dasheng_edge.quant.progress import NoProgress
 from dasheng_edge.quant.recipes import RECIPES, Recipe
 from dasheng_edge.quant.record import Interval, Report, TaskScore
-from dasheng_edge.runtime.bundle import Bundle
-from dasheng_edge.runtime.cli import build_app
+from dasheng_edge.runtime.bundle.bundle import Bundle
+from dasheng_edge.runtime.cli.app import build_app
 from dasheng_edge.runtime.embedder import AudioParts
 from dasheng_edge.runtime.errors import AudioDecodeError, AudioTooLongError, ClipsError, OutputWriteError, QuantizeError
 from tests import fake_report

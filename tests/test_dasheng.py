@@ -6,15 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from dasheng_edge.export.dasheng import (
-    AudioProjector,
-    Chunk,
-    DashengEncoder,
-    EncoderSpec,
-    LogMel,
-    mel_filterbank,
-)
-from dasheng_edge.runtime.front_end import FrontEndSpec
+from dasheng_edge.export.dasheng import AudioProjector, Chunk, DashengEncoder, EncoderSpec, LogMel, mel_filterbank
+from dasheng_edge.runtime.audio.front_end import FrontEndSpec
 
 pytestmark = pytest.mark.torch
 

@@ -13,7 +13,7 @@ from dasheng_edge.export.adapter import MergedTensors
 from dasheng_edge.export.checkpoint import open_checkpoint
 from dasheng_edge.export.dasheng import AcousticMel, DashengTokenizerEncoder, mel_filterbank
 from dasheng_edge.export.reference import load_encoder, reference_features
-from dasheng_edge.runtime.front_end import AcousticSpec, Features
+from dasheng_edge.runtime.audio.front_end import AcousticSpec, Features
 from dasheng_edge.runtime.verify import relative_rms
 from tests.tiny_checkpoint import write_tiny_checkpoint
 

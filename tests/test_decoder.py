@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dasheng_edge.runtime import decoder as decoder_module
-from dasheng_edge.runtime import llama
-from dasheng_edge.runtime.bundle import DECODER, Sampling
-from dasheng_edge.runtime.context import BATCH
-from dasheng_edge.runtime.decoder import CONTEXT_STEP, Decoder
+from dasheng_edge.runtime.bundle.bundle import DECODER, Sampling
 from dasheng_edge.runtime.errors import DecoderError, DeviceError, MissingExtraError
-from dasheng_edge.runtime.llama import build_info
+from dasheng_edge.runtime.text import decoder as decoder_module
+from dasheng_edge.runtime.text import llama
+from dasheng_edge.runtime.text.context import BATCH
+from dasheng_edge.runtime.text.decoder import CONTEXT_STEP, Decoder
+from dasheng_edge.runtime.text.llama import build_info
 
 EMBED = 256
 TEXT = "Write an audio caption describing the sound"

@@ -15,8 +15,8 @@ from dasheng_edge.export.checkpoint import open_checkpoint
 from dasheng_edge.export.decoder_gguf import write_gguf
 from dasheng_edge.export.tokenizer import read_vocabulary
 from dasheng_edge.quant.gguf_file import gguf_tensors
-from dasheng_edge.runtime.bundle import Variant
-from dasheng_edge.runtime.decoder import Decoder
+from dasheng_edge.runtime.bundle.bundle import Variant
+from dasheng_edge.runtime.text.decoder import Decoder
 from dasheng_edge.runtime.verify import relative_rms
 from tests.tiny_checkpoint import ROWS, write_tiny_adapter, write_tiny_checkpoint
 

@@ -22,7 +22,7 @@ from dasheng_edge.quant.decoder_types import DECODER_TOLERANCES, DecoderType
 from dasheng_edge.quant.gguf_file import gguf_tensors
 from dasheng_edge.quant.imatrix_file import Entry, Imatrix, read_imatrix, write_imatrix
 from dasheng_edge.quant.importance import input_of
-from dasheng_edge.runtime.bundle import DECODER, Bundle
+from dasheng_edge.runtime.bundle.bundle import DECODER, Bundle
 from dasheng_edge.runtime.errors import BundleKindError, ClipsError, DashengEdgeError, QuantizeError
 from tests.bundle_kinds import write_encoder_bundle
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dasheng_edge.runtime.bundle import DECODER, KvType
-from dasheng_edge.runtime.decoder import SCORED_ROWS, Decoder
+from dasheng_edge.runtime.bundle.bundle import DECODER, KvType
 from dasheng_edge.runtime.errors import DecoderError
-from dasheng_edge.runtime.llama import Watch
+from dasheng_edge.runtime.text.decoder import SCORED_ROWS, Decoder
+from dasheng_edge.runtime.text.llama import Watch
 
 PROMPT = (1, 2, 3)
 

@@ -11,9 +11,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from dasheng_edge.runtime import devices
-from dasheng_edge.runtime.bundle import FRONT_END
-from dasheng_edge.runtime.devices import (
+from dasheng_edge.runtime.bundle.bundle import FRONT_END
+from dasheng_edge.runtime.errors import BundleFileError, DeviceError, MissingExtraError
+from dasheng_edge.runtime.machine import devices
+from dasheng_edge.runtime.machine.devices import (
     checked_device,
     checked_threads,
     onnx_session,
@@ -21,7 +22,6 @@ from dasheng_edge.runtime.devices import (
     spinning,
     usable_cores,
 )
-from dasheng_edge.runtime.errors import BundleFileError, DeviceError, MissingExtraError
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A machine on which both engines have a GPU that works."""
     import onnxruntime
 
-    from dasheng_edge.runtime import llama
+    from dasheng_edge.runtime.text import llama
 
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     monkeypatch.setattr(onnxruntime, "InferenceSession", FakeSession)
@@ -192,7 +192,7 @@ def test_auto_is_cpu_where_onnx_runtime_has_no_gpu(gpu: pytest.MonkeyPatch) -> N
 
 
 def test_auto_is_cpu_where_llama_cpp_has_no_gpu(gpu: pytest.MonkeyPatch) -> None:
-    from dasheng_edge.runtime import llama
+    from dasheng_edge.runtime.text import llama
 
     def missing() -> tuple[str, bool]:
         raise MissingExtraError("llama-cpp-python cannot be loaded")

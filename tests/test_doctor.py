@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from dasheng_edge.runtime import devices, doctor, llama
-from dasheng_edge.runtime.doctor import DEPENDENCIES, examine
 from dasheng_edge.runtime.errors import MissingExtraError
+from dasheng_edge.runtime.machine import devices, doctor
+from dasheng_edge.runtime.machine.doctor import DEPENDENCIES, examine
+from dasheng_edge.runtime.text import llama
 
 
 def installed(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:

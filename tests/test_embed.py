@@ -14,9 +14,9 @@ import pytest
 from numpy.typing import NDArray
 from typer.testing import CliRunner, Result
 
-from dasheng_edge.runtime import cli
+from dasheng_edge.runtime.audio.encoder import Encoder
+from dasheng_edge.runtime.cli import app as cli
 from dasheng_edge.runtime.embedder import Embedder
-from dasheng_edge.runtime.encoder import Encoder
 from dasheng_edge.runtime.errors import DeviceError
 from tests.audio_files import Format, sine, write_audio
 from tests.bundle_kinds import write_encoder_bundle
@@ -215,7 +215,7 @@ def test_a_full_disk_leaves_nothing(encoder_bundle: Path, clips: list[Path], out
 
 def test_progress_is_for_terminals(encoder_bundle: Path, clips: list[Path], tmp_path: Path) -> None:
     main, worker = os.openpty()
-    command = [sys.executable, "-c", "from dasheng_edge.runtime.cli import main; main()", "embed"]
+    command = [sys.executable, "-c", "from dasheng_edge.runtime.cli.app import main; main()", "embed"]
     files = [encoder_bundle, *clips, tmp_path / "none.wav"]
     args = [*map(str, files), "--out", str(tmp_path / "out.npz"), "--threads", "1"]
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "200"}
@@ -233,7 +233,7 @@ def test_progress_is_for_terminals(encoder_bundle: Path, clips: list[Path], tmp_
 def test_a_reader_that_goes_away_costs_nothing(
     encoder_bundle: Path, clips: list[Path], out: Path, *, as_json: bool
 ) -> None:
-    command = [sys.executable, "-c", "from dasheng_edge.runtime.cli import main; main()", "embed"]
+    command = [sys.executable, "-c", "from dasheng_edge.runtime.cli.app import main; main()", "embed"]
     args = [
         str(encoder_bundle),
         *map(str, clips),

@@ -13,10 +13,11 @@ import pytest
 from numpy.typing import NDArray
 
 from dasheng_edge.runtime import Embedder
-from dasheng_edge.runtime.bundle import GOLDEN, Bundle
+from dasheng_edge.runtime.audio.encoder import Encoder
+from dasheng_edge.runtime.audio.front_end import Features, FrontEnd
+from dasheng_edge.runtime.bundle.bundle import GOLDEN, Bundle
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.embedder import AudioParts
-from dasheng_edge.runtime.encoder import Encoder
 from dasheng_edge.runtime.errors import (
     AudioEmptyError,
     AudioNotFoundError,
@@ -26,7 +27,6 @@ from dasheng_edge.runtime.errors import (
     CaptionerBusyError,
     DeviceError,
 )
-from dasheng_edge.runtime.front_end import Features, FrontEnd
 from dasheng_edge.runtime.verify import read_golden, relative_rms
 from tests.audio_files import Format, sine, write_audio
 from tests.bundle_kinds import write_encoder_bundle

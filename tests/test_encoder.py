@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dasheng_edge.runtime import encoder as encoder_module
-from dasheng_edge.runtime.bundle import ENCODER, FRONT_END, PROJECTOR, Variant
-from dasheng_edge.runtime.encoder import Encoder, Projector
+from dasheng_edge.runtime.audio import encoder as encoder_module
+from dasheng_edge.runtime.audio.encoder import Encoder, Projector
+from dasheng_edge.runtime.audio.front_end import AcousticSpec, Features, FrontEnd, FrontEndSpec
+from dasheng_edge.runtime.bundle.bundle import ENCODER, FRONT_END, PROJECTOR, Variant
 from dasheng_edge.runtime.errors import BundleFileError
-from dasheng_edge.runtime.front_end import AcousticSpec, Features, FrontEnd, FrontEndSpec
 
 SPEC = FrontEndSpec()
 TWO_BRANCHES = FrontEndSpec(acoustic=AcousticSpec(n_mels=20))

@@ -19,7 +19,7 @@ from dasheng_edge.export.checkpoint import open_checkpoint
 from dasheng_edge.export.encoder_onnx import export_encoder, export_projector
 from dasheng_edge.export.graph_check import graph_bytes, graph_session, weights_file
 from dasheng_edge.export.reference import stream_chunks
-from dasheng_edge.runtime.bundle import ENCODER, FRONT_END, PROJECTOR, Variant
+from dasheng_edge.runtime.bundle.bundle import ENCODER, FRONT_END, PROJECTOR, Variant
 from dasheng_edge.runtime.errors import ExportError
 from tests.tiny_checkpoint import write_tiny_checkpoint
 from tests.watched_tensors import WatchedTensors

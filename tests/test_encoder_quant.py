@@ -16,11 +16,11 @@ from dasheng_edge.quant.calibration import golden_features
 from dasheng_edge.quant.encoder_quant import LEAST_SNR_DB, EncoderOptions, clip_outputs, quantize_encoder, snr
 from dasheng_edge.quant.graph_quant import convert, load_graph, matrix_nodes, save_graph, to_cuda
 from dasheng_edge.quant.recipes import EncoderPrecision
-from dasheng_edge.runtime.bundle import ENCODER, PROJECTOR, Bundle
-from dasheng_edge.runtime.devices import load_onnxruntime
+from dasheng_edge.runtime.audio.front_end import Features
+from dasheng_edge.runtime.bundle.bundle import ENCODER, PROJECTOR, Bundle
 from dasheng_edge.runtime.embedder import AudioParts
 from dasheng_edge.runtime.errors import QuantizeError
-from dasheng_edge.runtime.front_end import Features
+from dasheng_edge.runtime.machine.devices import load_onnxruntime
 from dasheng_edge.runtime.verify import read_golden
 from tests.bundle_kinds import write_encoder_bundle
 

@@ -14,8 +14,8 @@ from dasheng_edge.export import bundle_export
 from dasheng_edge.export.bundle_export import ExportReport
 from dasheng_edge.export.options import ExportOptions
 from dasheng_edge.quant.progress import Progress, StepReport
-from dasheng_edge.runtime.bundle import Bundle
-from dasheng_edge.runtime.cli import build_app
+from dasheng_edge.runtime.bundle.bundle import Bundle
+from dasheng_edge.runtime.cli.app import build_app
 
 pytestmark = pytest.mark.torch
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from dasheng_edge.runtime.bundle import FRONT_END, PROJECTOR
-from dasheng_edge.runtime.devices import onnx_session
+from dasheng_edge.runtime.audio.front_end import AcousticSpec, FrontEnd, FrontEndSpec
+from dasheng_edge.runtime.bundle.bundle import FRONT_END, PROJECTOR
 from dasheng_edge.runtime.errors import BundleFileError, DeviceError
-from dasheng_edge.runtime.front_end import AcousticSpec, FrontEnd, FrontEndSpec
+from dasheng_edge.runtime.machine.devices import onnx_session
 
 SPEC = FrontEndSpec()
 

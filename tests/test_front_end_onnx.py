@@ -13,7 +13,7 @@ from dasheng_edge.export import front_end_onnx
 from dasheng_edge.export.dasheng import AcousticMel
 from dasheng_edge.export.front_end_onnx import export_front_end
 from dasheng_edge.export.graph_check import graph_session
-from dasheng_edge.runtime.front_end import AcousticSpec, FrontEndSpec
+from dasheng_edge.runtime.audio.front_end import AcousticSpec, FrontEndSpec
 
 pytestmark = pytest.mark.torch
 

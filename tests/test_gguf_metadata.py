@@ -15,7 +15,7 @@ from dasheng_edge.export.decoder_gguf import write_gguf
 from dasheng_edge.export.gguf_metadata import model_card, other_bases
 from dasheng_edge.export.tokenizer import read_vocabulary
 from dasheng_edge.quant.quantizer import FILE_TYPES, quantize
-from dasheng_edge.runtime.bundle import Sampling, Variant
+from dasheng_edge.runtime.bundle.bundle import Sampling, Variant
 from tests.adapter_files import change_config, state, write_free_head
 from tests.tiny_checkpoint import CHAT_TEMPLATE, ROWS, write_tiny_adapter, write_tiny_checkpoint
 

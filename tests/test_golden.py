@@ -17,9 +17,9 @@ from dasheng_edge.export.checkpoint import open_checkpoint
 from dasheng_edge.export.golden import GoldenRequest, golden_clips, padded, write_golden
 from dasheng_edge.export.reference_decoder import AUDIO_MARK
 from dasheng_edge.export.tokenizer import read_vocabulary
-from dasheng_edge.runtime.bundle import ENCODER, GOLDEN, PromptFacts
+from dasheng_edge.runtime.audio.front_end import FrontEndSpec
+from dasheng_edge.runtime.bundle.bundle import ENCODER, GOLDEN, PromptFacts
 from dasheng_edge.runtime.errors import ExportError
-from dasheng_edge.runtime.front_end import FrontEndSpec
 from dasheng_edge.runtime.verify import relative_rms
 from tests.tiny_checkpoint import ROWS
 

@@ -23,9 +23,9 @@ from dasheng_edge.quant.graph_quant import (
     matrix_nodes,
     save_graph,
 )
-from dasheng_edge.runtime.bundle import ENCODER, PROJECTOR
-from dasheng_edge.runtime.devices import load_onnxruntime
+from dasheng_edge.runtime.bundle.bundle import ENCODER, PROJECTOR
 from dasheng_edge.runtime.errors import QuantizeError
+from dasheng_edge.runtime.machine.devices import load_onnxruntime
 
 INPUTS, OUTPUTS = 96, 40
 PRECISIONS: tuple[MatrixPrecision, ...] = get_args(MatrixPrecision)

@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dasheng_edge.runtime import huge_pages, text_model
-from dasheng_edge.runtime.bundle import DECODER, Bundle
+from dasheng_edge.runtime.bundle.bundle import DECODER, Bundle
 from dasheng_edge.runtime.captioner import Captioner
-from dasheng_edge.runtime.decoder import Decoder
-from dasheng_edge.runtime.huge_pages import LEAST_BYTES, HugePages, huge_pages_on_request
 from dasheng_edge.runtime.parts import default_choice
+from dasheng_edge.runtime.text import huge_pages
+from dasheng_edge.runtime.text import model as text_model
+from dasheng_edge.runtime.text.decoder import Decoder
+from dasheng_edge.runtime.text.huge_pages import LEAST_BYTES, HugePages, huge_pages_on_request
 
 PROMPT = ((1, 2, 3),)
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="others have no such pages")

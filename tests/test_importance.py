@@ -19,12 +19,12 @@ from dasheng_edge.quant.decoder_types import DecoderType
 from dasheng_edge.quant.imatrix_file import read_imatrix, write_imatrix
 from dasheng_edge.quant.importance import CHUNK_ROWS, audio_importance, input_of, text_importance, unused
 from dasheng_edge.quant.quantizer import Guidance, quantize
-from dasheng_edge.runtime.bundle import DECODER, Bundle
-from dasheng_edge.runtime.decoder import Decoder
+from dasheng_edge.runtime.bundle.bundle import DECODER, Bundle
 from dasheng_edge.runtime.errors import DecoderError, QuantizeError
-from dasheng_edge.runtime.llama import Watch
 from dasheng_edge.runtime.parts import Parts
-from dasheng_edge.runtime.prompt import Audio
+from dasheng_edge.runtime.text.decoder import Decoder
+from dasheng_edge.runtime.text.llama import Watch
+from dasheng_edge.runtime.text.prompt import Audio
 from tests.whole_decoder import whole_decoder
 
 REPOSITORY = Path(__file__).resolve().parents[1]

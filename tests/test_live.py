@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dasheng_edge.runtime.bundle import Bundle
+from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.captioner import Captioner
-from dasheng_edge.runtime.context import BATCH
-from dasheng_edge.runtime.decoder import CONTEXT_STEP, Decoder
 from dasheng_edge.runtime.embedder import AudioParts
 from dasheng_edge.runtime.errors import AudioEmptyError, DecoderError
+from dasheng_edge.runtime.text.context import BATCH
+from dasheng_edge.runtime.text.decoder import CONTEXT_STEP, Decoder
 from tests.bundle_kinds import write_two_branch_bundle
 
 RATE = 16000

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dasheng_edge.runtime import meters
-from dasheng_edge.runtime.meters import CpuUse, EnergyMeter, cpu_use, machine_s, peak_rss_bytes
+from dasheng_edge.runtime.machine import meters
+from dasheng_edge.runtime.machine.meters import CpuUse, EnergyMeter, cpu_use, machine_s, peak_rss_bytes
 
 
 def count(folder: Path, uj: int, package: str = "intel-rapl:0") -> None:

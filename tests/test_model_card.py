@@ -11,7 +11,8 @@ import yaml
 
 from dasheng_edge.export.model_card import model_card
 from dasheng_edge.quant.progress import StepReport
-from dasheng_edge.runtime.bundle import (
+from dasheng_edge.runtime.audio.front_end import AcousticSpec, FrontEndSpec
+from dasheng_edge.runtime.bundle.bundle import (
     REQUIRED,
     DecoderFacts,
     EncoderFacts,
@@ -22,7 +23,6 @@ from dasheng_edge.runtime.bundle import (
     Tolerances,
     Variant,
 )
-from dasheng_edge.runtime.front_end import AcousticSpec, FrontEndSpec
 
 STEPS = (
     StepReport("front_end.onnx", 1.25e-5, 1e-3, "dB", 0.5, 1_234, "worst of 12 inputs"),

@@ -30,10 +30,10 @@ from dasheng_edge.export.tokenizer import read_vocabulary
 from dasheng_edge.export.tolerances import golden_segments
 from dasheng_edge.quant.decoder_types import DECODER_TOLERANCES, DecoderType, PlainType
 from dasheng_edge.quant.quantizer import quantize
-from dasheng_edge.runtime.bundle import DECODER, ENCODER, FRONT_END, PROJECTOR
-from dasheng_edge.runtime.decoder import Decoder
-from dasheng_edge.runtime.encoder import Encoder, Projector
-from dasheng_edge.runtime.front_end import Features, FrontEndSpec
+from dasheng_edge.runtime.audio.encoder import Encoder, Projector
+from dasheng_edge.runtime.audio.front_end import Features, FrontEndSpec
+from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER, FRONT_END, PROJECTOR
+from dasheng_edge.runtime.text.decoder import Decoder
 from dasheng_edge.runtime.verify import relative_rms
 from tests.tiny_checkpoint import CONTROL_TOKENS
 from tests.vocabulary_decoder import vocabulary_decoder

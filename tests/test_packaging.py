@@ -60,10 +60,24 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-@pytest.mark.parametrize("module", sorted(path.stem for path in (REPOSITORY / "runtime").glob("*.py")))
+def modules(folder: str) -> list[str]:
+    """The names, as they are imported, of all modules in one of the three folders."""
+    paths = sorted((REPOSITORY / folder).rglob("*.py"))
+    names = [".".join(path.relative_to(REPOSITORY).with_suffix("").parts) for path in paths]
+    return [f"dasheng_edge.{name.removesuffix('.__init__')}" for name in names]
+
+
+@pytest.mark.parametrize("module", modules("runtime"))
 def test_each_runtime_module_imports_without_the_export_extra(module: str) -> None:
-    name = "dasheng_edge.runtime" if module == "__init__" else f"dasheng_edge.runtime.{module}"
-    run(sys.executable, "-c", f"{POISON}\nimport {name}")
+    run(sys.executable, "-c", f"{POISON}\nimport {module}")
+
+
+def test_the_list_of_packages_is_that_of_the_folders() -> None:
+    pyproject = (REPOSITORY / "pyproject.toml").read_text("utf-8")
+    (listed,) = re.findall(r"^packages = \[(.*?)^\]", pyproject, re.MULTILINE | re.DOTALL)
+    inits = [path for name in PACKAGES for path in (REPOSITORY / name).rglob("__init__.py")]
+    expected = {".".join(("dasheng_edge", *path.parent.relative_to(REPOSITORY).parts)) for path in inits}
+    assert set(re.findall(r'"(.*?)"', listed)) == expected
 
 
 def test_the_poison_works() -> None:
@@ -76,7 +90,8 @@ def test_the_poison_works() -> None:
 
 
 def test_help_loads_no_engine() -> None:
-    loaded = run(sys.executable, "-c", "import sys, json, dasheng_edge.runtime.cli; print(json.dumps([*sys.modules]))")
+    script = "import sys, json, dasheng_edge.runtime.cli.app; print(json.dumps([*sys.modules]))"
+    loaded = run(sys.executable, "-c", script)
     assert not {"llama_cpp", "onnxruntime", "av", "torch"} & set(json.loads(loaded))
 
 
@@ -106,9 +121,9 @@ def test_wheel_holds_the_three_packages_and_nothing_else(wheel: Path) -> None:
         names = set(archive.namelist())
         metadata = [name for name in names if ".dist-info/" in name]
         entry_points = next(name for name in metadata if name.endswith("entry_points.txt"))
-        assert "dasheng-edge = dasheng_edge.runtime.cli:main" in archive.read(entry_points).decode()
+        assert "dasheng-edge = dasheng_edge.runtime.cli.app:main" in archive.read(entry_points).decode()
     assert any(name.endswith("licenses/LICENSE") for name in metadata)
-    sources = [path for name in PACKAGES for path in (REPOSITORY / name).glob("*.py")]
+    sources = [path for name in PACKAGES for path in (REPOSITORY / name).rglob("*.py")]
     typed = [REPOSITORY / name / "py.typed" for name in PACKAGES]
     expected = {f"dasheng_edge/{path.relative_to(REPOSITORY).as_posix()}" for path in [*sources, *typed]}
     assert names - set(metadata) == expected

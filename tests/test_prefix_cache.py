@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dasheng_edge.runtime import prefix_cache
-from dasheng_edge.runtime.bundle import DECODER
+from dasheng_edge.runtime.bundle.bundle import DECODER
 from dasheng_edge.runtime.captioner import Captioner
-from dasheng_edge.runtime.decoder import Decoder
-from dasheng_edge.runtime.prefix_cache import MOST_IN_MEMORY, PrefixCache, cache_folder
+from dasheng_edge.runtime.text import prefix_cache
+from dasheng_edge.runtime.text.decoder import Decoder
+from dasheng_edge.runtime.text.prefix_cache import MOST_IN_MEMORY, PrefixCache, cache_folder
 
 LEAD = (1, 2, 3, 4, 5, 6, 7)
 

@@ -26,9 +26,9 @@ from dasheng_edge.export.prompt_facts import (
     prompt_facts,
 )
 from dasheng_edge.export.reference_decoder import AUDIO_MARK
-from dasheng_edge.runtime.bundle import PromptFacts
+from dasheng_edge.runtime.bundle.bundle import PromptFacts
 from dasheng_edge.runtime.errors import CheckpointFileError, CheckpointVariantError, ExportError
-from dasheng_edge.runtime.prompt import PromptBuilder, Text
+from dasheng_edge.runtime.text.prompt import PromptBuilder, Text
 from tests.chat_templates import BARE, MACRO, NUMBERED, TEMPLATES, TEXT_ONLY, HuggingFace
 
 pytestmark = pytest.mark.torch

@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from dasheng_edge.export.hub import BLOCK_BYTES, Hub
-from dasheng_edge.runtime.cli import build_app
+from dasheng_edge.runtime.cli.app import build_app
 from tests.hub_server import ENCODER, FakeHub, safetensors, serve_hub
 
 pytestmark = pytest.mark.torch
@@ -150,7 +150,7 @@ def test_an_interruption_that_leaves_nothing_names_nothing(fake: FakeHub, monkey
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_it_and_the_next_one_goes_on(number: signal.Signals, code: int, fake: FakeHub) -> None:
     fake.stall_after = {FILE: BLOCK_BYTES}
-    command = [sys.executable, "-c", "from dasheng_edge.runtime.cli import main; main()", "pull", REPO]
+    command = [sys.executable, "-c", "from dasheng_edge.runtime.cli.app import main; main()", "pull", REPO]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     while not any(path.stat().st_size for path in Path().glob(f".dasheng-base.partial/{FILE}.*.incomplete")):
         assert process.poll() is None

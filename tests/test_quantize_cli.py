@@ -18,8 +18,8 @@ from dasheng_edge.quant.decoder_quant import DecoderOptions
 from dasheng_edge.quant.encoder_quant import EncoderOptions
 from dasheng_edge.quant.progress import Progress, StepReport
 from dasheng_edge.quant.recipes import RECIPES
-from dasheng_edge.runtime.bundle import Bundle
-from dasheng_edge.runtime.cli import build_app
+from dasheng_edge.runtime.bundle.bundle import Bundle
+from dasheng_edge.runtime.cli.app import build_app
 
 WHOLE = QuantizeOptions(Path("model"), Path("out"))
 

@@ -16,7 +16,7 @@ from dasheng_edge.export.reference import (
     stream_chunks,
     stream_patches,
 )
-from dasheng_edge.runtime.bundle import Variant
+from dasheng_edge.runtime.bundle.bundle import Variant
 from tests.tiny_checkpoint import write_tiny_checkpoint
 from tests.watched_tensors import WatchedTensors
 

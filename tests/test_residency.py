@@ -17,7 +17,7 @@ from dasheng_edge.export import residency
 from dasheng_edge.export.residency import SMALL_BYTES, few_mapped_pages, mapped_ranges
 from dasheng_edge.export.tolerances import golden_logits_error
 from dasheng_edge.quant.gguf_file import tensor_bytes
-from dasheng_edge.runtime.bundle import DECODER, GOLDEN
+from dasheng_edge.runtime.bundle.bundle import DECODER, GOLDEN
 
 MIB = 1 << 20
 PAGE = mmap.PAGESIZE

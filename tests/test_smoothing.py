@@ -15,9 +15,9 @@ from dasheng_edge.quant.encoder_quant import EncoderOptions, clip_outputs, quant
 from dasheng_edge.quant.graph_quant import load_graph, matrix_nodes, save_graph
 from dasheng_edge.quant.recipes import EncoderPrecision
 from dasheng_edge.quant.smoothing import EXPONENTS, fold, smoothable, smoothing_scales
-from dasheng_edge.runtime.bundle import ENCODER, PROJECTOR, Bundle
+from dasheng_edge.runtime.audio.front_end import Features
+from dasheng_edge.runtime.bundle.bundle import ENCODER, PROJECTOR, Bundle
 from dasheng_edge.runtime.embedder import AudioParts
-from dasheng_edge.runtime.front_end import Features
 from dasheng_edge.runtime.verify import read_golden
 from tests.outliers import add_outliers
 

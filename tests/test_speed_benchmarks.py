@@ -28,10 +28,10 @@ from benchmarks.whisper_gguf import LARGE, WhisperShape, whisper_tensors, write_
 from benchmarks.workers import Worker
 from dasheng_edge.quant.encoder_quant import EncoderOptions, quantize_encoder
 from dasheng_edge.runtime import Bundle, Captioner
-from dasheng_edge.runtime.audio import read_audio
-from dasheng_edge.runtime.bundle import DECODER, ENCODER
-from dasheng_edge.runtime.decoder import Decoder
-from dasheng_edge.runtime.devices import onnx_session
+from dasheng_edge.runtime.audio.read import read_audio
+from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER
+from dasheng_edge.runtime.machine.devices import onnx_session
+from dasheng_edge.runtime.text.decoder import Decoder
 
 Run = Callable[..., dict[str, Any]]
 TINY_MATRICES = [(64, 192), (64, 64), (64, 256), (256, 64)] * 2

@@ -13,9 +13,9 @@ from dasheng_edge.quant.encoder_quant import clip_outputs, snr
 from dasheng_edge.quant.graph_quant import MatrixPrecision, load_graph, matrix_nodes, save_graph
 from dasheng_edge.quant.mixed import group_of
 from dasheng_edge.quant.stages import MOST_AUDIO_S, Chain
-from dasheng_edge.runtime.bundle import ENCODER, PROJECTOR, Bundle
+from dasheng_edge.runtime.audio.front_end import Features
+from dasheng_edge.runtime.bundle.bundle import ENCODER, PROJECTOR, Bundle
 from dasheng_edge.runtime.embedder import AudioParts
-from dasheng_edge.runtime.front_end import Features
 from dasheng_edge.runtime.verify import read_golden
 from tests.bundle_kinds import write_encoder_bundle, write_two_branch_bundle
 

@@ -25,8 +25,8 @@ from dasheng_edge.export.tokenizer import read_vocabulary
 from dasheng_edge.quant.decoder_types import PlainType
 from dasheng_edge.quant.gguf_file import gguf_tensors
 from dasheng_edge.quant.quantizer import quantize
-from dasheng_edge.runtime.bundle import Sampling, Variant
-from dasheng_edge.runtime.decoder import Decoder
+from dasheng_edge.runtime.bundle.bundle import Sampling, Variant
+from dasheng_edge.runtime.text.decoder import Decoder
 from tests.tiny_checkpoint import write_tiny_checkpoint
 
 BIN = REPOSITORY / "build" / "llama.cpp" / "bin"

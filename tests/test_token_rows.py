@@ -10,10 +10,10 @@ import pytest
 from numpy.typing import NDArray
 
 from dasheng_edge.quant.gguf_file import gguf_tensors
-from dasheng_edge.runtime import token_rows
-from dasheng_edge.runtime.bundle import DECODER
-from dasheng_edge.runtime.decoder import Decoder
-from dasheng_edge.runtime.token_rows import MOST_KEPT, TokenRows
+from dasheng_edge.runtime.bundle.bundle import DECODER
+from dasheng_edge.runtime.text import token_rows
+from dasheng_edge.runtime.text.decoder import Decoder
+from dasheng_edge.runtime.text.token_rows import MOST_KEPT, TokenRows
 
 
 def audio(decoder: Decoder, rows: int = 9) -> np.ndarray:

@@ -10,12 +10,12 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from dasheng_edge.runtime import parts as parts_module
-from dasheng_edge.runtime import tune as tune_module
-from dasheng_edge.runtime.bundle import MANIFEST, Bundle, KvType
-from dasheng_edge.runtime.cli import build_app
-from dasheng_edge.runtime.devices import usable_cores
+from dasheng_edge.runtime.bundle.bundle import MANIFEST, Bundle, KvType
+from dasheng_edge.runtime.cli.app import build_app
 from dasheng_edge.runtime.errors import BundleError, DecoderError, OutputWriteError
-from dasheng_edge.runtime.tune import TuneOptions, TuneReport, named, thread_counts, tune, typical_ms
+from dasheng_edge.runtime.machine.devices import usable_cores
+from dasheng_edge.runtime.speed import tune as tune_module
+from dasheng_edge.runtime.speed.tune import TuneOptions, TuneReport, named, thread_counts, tune, typical_ms
 from dasheng_edge.runtime.tuned import Choice, tuned_for
 from tests.bundle_kinds import write_encoder_bundle
 

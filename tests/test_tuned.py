@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from dasheng_edge.runtime import tuned as tuned_module
-from dasheng_edge.runtime.bundle import MANIFEST, Bundle
+from dasheng_edge.runtime.bundle.bundle import MANIFEST, Bundle
 from dasheng_edge.runtime.captioner import Captioner
-from dasheng_edge.runtime.devices import Device
 from dasheng_edge.runtime.embedder import AudioParts, Embedder
 from dasheng_edge.runtime.errors import OutputExistsError, OutputWriteError
+from dasheng_edge.runtime.machine.devices import Device
 from dasheng_edge.runtime.tuned import Choice, Machine, forget_tuned, store_tuned, this_machine, tuned_for
 
 CHOICE = Choice(encoder_threads=1, prefill_threads=1, decode_threads=1, kv_type="q8_0", repack=True, huge_pages=False)

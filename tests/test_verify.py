@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dasheng_edge.runtime.bundle import GOLDEN, MANIFEST, Bundle, FileFacts, sha256_of
-from dasheng_edge.runtime.decoder import Decoder
-from dasheng_edge.runtime.encoder import Encoder, Projector
+from dasheng_edge.runtime.audio.encoder import Encoder, Projector
+from dasheng_edge.runtime.audio.front_end import FrontEnd
+from dasheng_edge.runtime.bundle.bundle import GOLDEN, MANIFEST, Bundle, FileFacts, sha256_of
 from dasheng_edge.runtime.errors import BundleFileError, DecoderError, DeviceError, PromptError
-from dasheng_edge.runtime.front_end import FrontEnd
-from dasheng_edge.runtime.prompt import PromptBuilder
+from dasheng_edge.runtime.text.decoder import Decoder
+from dasheng_edge.runtime.text.prompt import PromptBuilder
 from dasheng_edge.runtime.verify import (
     GoldenText,
     Seam,

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dasheng_edge.runtime.audio import ReadAudio, read_audio
+from dasheng_edge.runtime.audio.read import ReadAudio, read_audio
+from dasheng_edge.runtime.audio.windows import LEAST_S, spans
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.errors import AudioEmptyError, AudioError
-from dasheng_edge.runtime.windows import LEAST_S, spans
 
 RATE = 1000  # any will do
 

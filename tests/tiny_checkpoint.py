@@ -19,7 +19,7 @@ from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from torch import Tensor, nn
 
-from dasheng_edge.runtime.bundle import Variant
+from dasheng_edge.runtime.bundle.bundle import Variant
 from tests.tiny_model import (
     DEPTH,
     EMBED,

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from dasheng_edge.runtime.bundle import Variant
+from dasheng_edge.runtime.bundle.bundle import Variant
 
 EMBED, DEPTH, HEADS = 64, 2, 2  # encoder
 HIDDEN, INTERMEDIATE, LAYERS, Q_HEADS, KV_HEADS = 256, 512, 2, 4, 2  # decoder; K-quants need multiples of 256

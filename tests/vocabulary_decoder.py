@@ -9,8 +9,8 @@ import llama_cpp
 
 from dasheng_edge.export.gguf_metadata import add_vocabulary
 from dasheng_edge.export.tokenizer import Vocabulary
-from dasheng_edge.runtime.context import ContextOptions
-from dasheng_edge.runtime.decoder import Decoder
+from dasheng_edge.runtime.text.context import ContextOptions
+from dasheng_edge.runtime.text.decoder import Decoder
 
 
 def vocabulary_decoder(vocabulary: Vocabulary, path: Path) -> Decoder:

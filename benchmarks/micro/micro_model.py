@@ -18,7 +18,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2TokenizerFast
 
 from benchmarks.micro.tokenizer import AUDIO, END_OF_TEXT, IM_END, save_tokenizer, token_id
 from dasheng_edge.export.dasheng import Attention, AudioProjector, Block, DashengEncoder, EncoderSpec
-from dasheng_edge.runtime.front_end import FrontEndSpec
+from dasheng_edge.runtime.audio.front_end import FrontEndSpec
 
 ENCODER = EncoderSpec(embed_dim=256, depth=6, num_heads=4)
 EMBEDDING_ROWS = 768  # at least the tokenizer's ids; rows behind its last id are never used

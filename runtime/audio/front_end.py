@@ -1,0 +1,317 @@
+"""From samples to log-mel frames, and the law that counts frames, patches and audio tokens.
+
+The counting law lives here because every other part must agree with it: the encoder cuts chunks by it,
+the prompt reserves audio tokens by it and the exporter sizes its graphs by it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+
+from dasheng_edge.runtime.errors import DeviceError
+from dasheng_edge.runtime.machine.devices import Device, check_graph, onnx_session
+
+
+class AcousticSpec(BaseModel):
+    """The second spectrogram of a DashengTokenizer encoder: magnitudes on the HTK mel scale, natural logarithm.
+
+    Equals torchaudio's MelSpectrogram with power 1, then log(max(mel, log_floor)); hop and centring are those of
+    the first, so both have the same number of frames. Nothing in it depends on the rest of the clip.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    n_mels: PositiveInt
+    n_fft: PositiveInt = 1024
+    win_length: PositiveInt = 1024
+    f_min_hz: NonNegativeFloat = 0.0
+    f_max_hz: PositiveFloat = 8000.0
+    log_floor: PositiveFloat = 1e-7  # magnitude; its natural logarithm is -16.1
+
+
+class FrontEndSpec(BaseModel):
+    """How a clip becomes a log-mel spectrogram and how that is cut into patches and tokens.
+
+    The defaults are those of MiDashengLM-7B; they equal torchaudio's MelSpectrogram (HTK mel scale, no
+    normalisation, power 2, centred with reflect padding) followed by AmplitudeToDB (top_db per clip).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    sample_rate_hz: Literal[16000] = 16000
+    n_fft: PositiveInt = 512
+    win_length: PositiveInt = 512
+    hop_length: PositiveInt = 160
+    n_mels: PositiveInt = 64
+    f_min_hz: NonNegativeFloat = 0.0
+    f_max_hz: PositiveFloat = 8000.0
+    log_floor: PositiveFloat = 1e-10  # power; 10 * log10 of it is -100 dB
+    top_db: PositiveFloat = 120.0  # nothing lies further below the clip's loudest bin
+    patch_frames: PositiveInt = 4  # width (= stride) of the patch convolution on time: 40 ms
+    chunk_frames: PositiveInt = 1008  # the encoder's window: 10.08 s
+    tokens_patches: PositiveInt = 5  # patches that the projector joins into one audio token: 200 ms
+    min_samples: PositiveInt = 3200  # a shorter clip is padded with silence to this, which yields one token
+    acoustic: AcousticSpec | None = None  # of an encoder with an acoustic branch
+    # Plain Dasheng fills the last chunk of a clip of several up to full length, behind the batch norm, with zeros
+    # that are attended to like patches; MiDashengLM runs it short, and masks.
+    pads_last_chunk: bool = False
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> FrontEndSpec:
+        if self.n_fft < self.win_length:
+            raise ValueError(f"n_fft is {self.n_fft}, expected at least win_length, {self.win_length}")
+        if self.chunk_frames % self.patch_frames:
+            raise ValueError(f"chunk_frames is {self.chunk_frames}, expected a multiple of patch_frames")
+        if not self.tokens_of(self.min_samples):
+            raise ValueError(f"min_samples is {self.min_samples}, which yields no audio token; expected more")
+        return self
+
+    @property
+    def chunk_patches(self) -> int:
+        """Patches of a full chunk (252)."""
+        return self.chunk_frames // self.patch_frames
+
+    @property
+    def samples_per_token(self) -> int:
+        """Samples that one audio token advances by (3200, 0.2 s)."""
+        return self.hop_length * self.patch_frames * self.tokens_patches
+
+    def frames_of(self, samples: int) -> int:
+        """Log-mel frames of a clip: 1 + floor(samples / hop), since the STFT is centred."""
+        return 1 + samples // self.hop_length
+
+    def patches_of(self, samples: int) -> int:
+        """Patches of a clip; up to 3 trailing frames are dropped by the patch convolution."""
+        return self.frames_of(samples) // self.patch_frames
+
+    def valid_patches_of(self, samples: int) -> int:
+        """Patches that may be attended to: floor(samples / (hop * patch_frames)).
+
+        One less than `patches_of` exactly when floor(samples / hop) mod 4 = 3; the last patch is then a
+        query but not a key. The published model computes it so, hence so do we.
+        """
+        return samples // (self.hop_length * self.patch_frames)
+
+    def tokens_of(self, samples: int) -> int:
+        """Audio tokens of a clip; 0 for fewer than 3040 samples, which is why short clips are padded."""
+        return self.patches_of(samples) // self.tokens_patches
+
+    def padded_samples_of(self, samples: int) -> int:
+        """Length of a clip after padding to the shortest that yields a token."""
+        return max(samples, self.min_samples)
+
+    def samples_for_tokens(self, tokens: int) -> int:
+        """The longest clip, in samples, that yields at most this many audio tokens (see `tokens_of`)."""
+        frames = (tokens + 1) * self.tokens_patches * self.patch_frames - 1
+        return frames * self.hop_length - 1
+
+    def chunks_of(self, patches: int) -> list[tuple[int, int]]:
+        """Half-open patch ranges of the chunks, e.g. 255 -> [(0, 252), (252, 255)]."""
+        size = self.chunk_patches
+        return [(start, min(start + size, patches)) for start in range(0, patches, size)]
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the encoder sees of a clip."""
+
+    log_mel: NDArray[np.float32]  # [n_mels, frames], in dB
+    acoustic: NDArray[np.float32] | None  # [n_acoustic, frames], in nepers, where the encoder has that branch
+    samples: int  # of the clip, after short ones were padded
+
+
+class FrontEnd:
+    """`front_end.onnx`: waveform float32 [1, samples] at 16 kHz -> log_mel [1, n_mels, frames], in dB.
+
+    Where the encoder has an acoustic branch, there is a second output: acoustic_mel [1, n_acoustic, frames].
+
+    The graph runs on one chunk of the encoder after another, so that its memory does not grow with the clip, and the
+    result is that of one run over the whole clip. Two things need care:
+
+    - A frame sees half a window on either side of its centre (of the longer one, where there are two), and the
+      graph reflects the waveform at its ends. So each chunk, or part of one, gets context on both sides and the
+      frames computed from reflections are dropped.
+    - The graph raises the log-mel where it lies more than top_db below the loudest bin of *its chunk*. Since
+      max(max(x, chunk - top_db), clip - top_db) = max(x, clip - top_db) for chunk <= clip, raising once more
+      by the loudest bin of the clip gives the clip's result. A dropped frame may be louder than all true
+      ones, though, and then `chunk <= clip` fails: such a chunk is cut elsewhere.
+    """
+
+    CUTS = 24  # places to try; each lies one hop further out
+    PART_FRAMES = 250  # at least: ONNX Runtime's STFT takes one thread, so a chunk is cut into parts for several
+
+    def __init__(self, path: Path, spec: FrontEndSpec, *, device: Device = "cpu", threads: int = 1) -> None:
+        self.spec = spec
+        self._session = onnx_session(path, device, 1)
+        self._threads = threads if device == "cpu" else 1
+        self._pool = ThreadPoolExecutor(self._threads)  # starts threads when they are needed
+        outputs = ("log_mel", "acoustic_mel") if spec.acoustic else ("log_mel",)
+        check_graph(self._session, path, ("waveform",), outputs)
+        n_fft = max(spec.n_fft, spec.acoustic.n_fft) if spec.acoustic else spec.n_fft
+        self.edge_frames = -(-n_fft // (2 * spec.hop_length))  # frames that a reflection reaches: 2, or 4 of 1024
+
+    def features(self, blocks: Iterable[NDArray[np.float32]]) -> Features:
+        """Waveform blocks float32 [n] of one clip -> its spectrograms.
+
+        A clip shorter than `min_samples` is padded with silence at its end.
+
+        Raises:
+            DeviceError: ONNX Runtime failed.
+        """
+        chunks = [features for features, _ in self.chunks(blocks)]
+        acoustic = [chunk.acoustic for chunk in chunks if chunk.acoustic is not None]
+        return Features(
+            np.concatenate([chunk.log_mel for chunk in chunks], axis=1),
+            np.concatenate(acoustic, axis=1) if acoustic else None,
+            chunks[0].samples,
+        )
+
+    def chunks(self, blocks: Iterable[NDArray[np.float32]]) -> Iterator[tuple[Features, int]]:
+        """As `features`, but chunk by chunk, each with its first patch, once the whole clip is known.
+
+        A chunk is let go of when the next is asked for, so what comes of them takes the place of the spectrograms.
+
+        Raises what `features` raises.
+        """
+        stream = FrameStream(self, self.spec.chunk_frames)
+        parts = deque(stream.all(blocks))
+        floor = max(log_mel.max() for log_mel, *_ in parts) - np.float32(self.spec.top_db)
+        first = 0
+        while parts:
+            log_mel, *others = parts.popleft()
+            yield Features(np.maximum(log_mel, floor), others[0] if others else None, stream.samples), first
+            first += log_mel.shape[1] // self.spec.patch_frames
+
+    def running(self, blocks: Iterable[NDArray[np.float32]]) -> RunningFeatures:
+        """As `chunks`, but while the blocks come; see `RunningFeatures` for what that changes."""
+        return RunningFeatures(self, blocks)
+
+    def frames(self, waveform: NDArray[np.float32], first: int, count: int) -> list[NDArray[np.float32]]:
+        """Frames [first, first + count) of a stretch of the clip, one array for each output of the graph.
+
+        The stretch starts on a frame's centre.
+        """
+        parts = min(self._threads, count // self.PART_FRAMES)
+        if parts < 2:
+            return self._part(waveform, first, count)
+        edges = [first + count * index // parts for index in range(parts + 1)]
+        sizes = [stop - start for start, stop in pairwise(edges)]
+        compute = partial(self._part, waveform)
+        try:
+            found = self._pool.map(compute, edges, sizes)
+        except RuntimeError:  # the interpreter is ending, and starts no more work
+            found = map(compute, edges, sizes)
+        return [np.concatenate(output, axis=1) for output in zip(*found, strict=True)]
+
+    def _part(self, waveform: NDArray[np.float32], first: int, count: int) -> list[NDArray[np.float32]]:
+        hop = self.spec.hop_length
+        results: list[NDArray[np.float32]] = []
+        begin = 0
+        for cut in range(self.edge_frames, self.edge_frames + self.CUTS):
+            begin = max(0, first - cut)
+            end = min(len(waveform), (first + count - 1 + cut) * hop)
+            results = self._run(waveform[None, begin * hop : end])
+            log_mel = results[0]
+            true = self.edge_frames if begin else 0
+            last = log_mel.shape[-1] - (0 if end == len(waveform) else self.edge_frames)
+            kept = log_mel[0, :, first - begin : first - begin + count]
+            raised = kept.min() < log_mel.max() - self.spec.top_db + 1e-3  # dB, more than float32 rounds
+            if not raised or log_mel.max() <= log_mel[0, :, true:last].max():
+                break
+        return [result[0, :, first - begin : first - begin + count] for result in results]
+
+    def _run(self, waveform: NDArray[np.float32]) -> list[NDArray[Any]]:
+        """The graph's outputs for float32 [1, samples]."""
+        try:
+            outputs: list[NDArray[Any]] = self._session.run(None, {"waveform": waveform})
+        except Exception as error:  # ONNX Runtime's exceptions share no other base
+            raise DeviceError(
+                f"ONNX Runtime failed on {self._session.get_providers()[0]} with waveform {waveform.shape}: {error}; "
+                "free memory, or choose another device"
+            ) from error
+        return outputs
+
+
+class FrameStream:
+    """Frames of one clip, `size` at a time while its waveform comes; each a list of what the graph returns."""
+
+    def __init__(self, front_end: FrontEnd, size: int) -> None:
+        self.samples = 0  # that were seen, and at the end those of the silence that a short clip is padded with
+        self._front_end, self._size = front_end, size
+        self._context = front_end.edge_frames + front_end.CUTS
+        self._waveform = np.zeros(0, np.float32)  # from frame `start` on
+        self._start = self._done = 0  # frames cut off in front, frames computed
+
+    def all(self, blocks: Iterable[NDArray[np.float32]]) -> Iterator[list[NDArray[np.float32]]]:
+        """The frames of a whole clip."""
+        for block in blocks:
+            yield from self.push(block)
+        yield self.end()
+
+    def push(self, block: NDArray[np.float32]) -> Iterator[list[NDArray[np.float32]]]:
+        """Take float32 [n] samples, and give what is complete: [bands, size] of each output."""
+        hop = self._front_end.spec.hop_length
+        self._waveform = np.concatenate([self._waveform, block])
+        self.samples += len(block)
+        while len(self._waveform) >= (self._done - self._start + self._size + self._context) * hop:
+            yield self._front_end.frames(self._waveform, self._done - self._start, self._size)
+            self._done += self._size
+            keep = max(0, self._done - self._context)
+            self._waveform = self._waveform[(keep - self._start) * hop :]
+            self._start = keep
+
+    def end(self) -> list[NDArray[np.float32]]:
+        """The frames that are left, at least one."""
+        spec = self._front_end.spec
+        if self.samples < spec.min_samples:
+            self._waveform = np.pad(self._waveform, (0, spec.min_samples - self.samples))
+            self.samples = spec.min_samples
+        count = spec.frames_of(self.samples) - self._done
+        return self._front_end.frames(self._waveform, self._done - self._start, count)
+
+
+class RunningFeatures(Iterator[tuple[Features, int]]):
+    """Features chunk by chunk while a clip comes, each with its first patch.
+
+    Of the whole clip, the log-mel is raised where it lies more than top_db below the loudest bin. What comes later is
+    not known yet, so here it is the loudest bin so far: where the clip gets louder by d dB afterwards, quiet bins lie
+    up to d dB lower than in the whole clip. `deviation_db` is the most that happened, 0 where the numbers are the same.
+    """
+
+    def __init__(self, front_end: FrontEnd, blocks: Iterable[NDArray[np.float32]]) -> None:
+        self.deviation_db = 0.0
+        self._spec = front_end.spec
+        self._parts = self._computed(FrameStream(front_end, front_end.spec.chunk_frames), blocks)
+        self._loudest = -np.inf
+        self._lowest = np.inf
+        self._patches = 0
+
+    def __next__(self) -> tuple[Features, int]:
+        (log_mel, *others), samples = next(self._parts)
+        self._loudest = max(self._loudest, float(log_mel.max()))
+        floor = self._loudest - self._spec.top_db
+        self.deviation_db = max(self.deviation_db, floor - self._lowest)
+        limited = np.maximum(log_mel, np.float32(floor))
+        self._lowest = min(self._lowest, float(limited.min()))
+        first, self._patches = self._patches, self._patches + log_mel.shape[1] // self._spec.patch_frames
+        return Features(limited, others[0] if others else None, samples), first
+
+    @staticmethod
+    def _computed(
+        stream: FrameStream, blocks: Iterable[NDArray[np.float32]]
+    ) -> Iterator[tuple[list[NDArray[np.float32]], int]]:
+        for block in blocks:
+            for part in stream.push(block):
+                yield part, stream.samples
+        yield stream.end(), stream.samples

@@ -1,0 +1,96 @@
+"""Long audio in windows: each is captioned for itself, so that memory stays flat and answers stay good."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+
+from dasheng_edge.runtime.errors import AudioError
+
+from .read import AudioSource, ReadAudio, Waveform, describe_audio, read_audio
+
+WINDOW_S, HOP_S = 30.0, 15.0
+LEAST_S = 0.5  # of a hop; shorter ones are mistakes
+
+
+@dataclass(frozen=True)
+class Span:
+    """A part of a clip, in seconds from its start; `audio` is what the captioner takes."""
+
+    start_s: float
+    end_s: float
+    audio: ReadAudio
+    whole: bool  # whether it is the whole clip
+
+
+def check_windows(window_s: float, hop_s: float) -> None:
+    """Refuse windows that leave gaps or do not move on.
+
+    Raises:
+        AudioError: they do.
+    """
+    if not LEAST_S <= hop_s <= window_s < float("inf"):  # written so that NaN is refused, too
+        raise AudioError(
+            f"the window is {window_s:g} s and moves on by {hop_s:g} s; expected a hop of at least {LEAST_S:g} s and "
+            "no longer than the window"
+        )
+
+
+def spans(
+    audio: AudioSource, rate_hz: int, *, whole_s: float = 0.0, window_s: float = WINDOW_S, hop_s: float = HOP_S
+) -> Iterator[Span]:
+    """The whole clip, if it is at most `whole_s` long, or else windows of `window_s` every `hop_s`.
+
+    The last window ends with the clip, and may be shorter. No more of the clip is in memory than `whole_s`, or one
+    window, and what `read_audio` reads at a time.
+
+    Raises:
+        AudioError: the audio cannot be read, or the windows make no sense.
+    """
+    check_windows(window_s, hop_s)
+    source = _Buffer(read_audio(audio, sample_rate_hz=rate_hz), rate_hz, describe_audio(audio))
+    if whole_s > 0:
+        source.fill(int(whole_s * rate_hz) + 1)
+        if len(source.samples) <= whole_s * rate_hz:
+            yield source.span(len(source.samples), whole=True)
+            return
+    window, hop = round(window_s * rate_hz), round(hop_s * rate_hz)
+    while True:
+        source.fill(window + 1)  # one more says whether this is the last
+        ended = len(source.samples) <= window
+        yield source.span(min(window, len(source.samples)), whole=ended and not source.start)
+        if ended:
+            return
+        source.drop(hop)
+
+
+class _Buffer:
+    """The samples of a clip from `start` on, as far as they were read."""
+
+    def __init__(self, blocks: Iterator[Waveform], rate_hz: int, name: str) -> None:
+        self._blocks, self._rate_hz, self._name = blocks, rate_hz, name
+        self.samples = np.zeros(0, np.float32)
+        self.start = 0
+        self._reading_ms = 0.0  # since the last span
+
+    def fill(self, count: int) -> None:
+        """Read on until there are so many samples, or the clip ends."""
+        start = perf_counter()
+        parts, length = [self.samples], len(self.samples)
+        while length < count and (block := next(self._blocks, None)) is not None:
+            parts.append(block)
+            length += len(block)
+        self.samples = np.concatenate(parts)
+        self._reading_ms += 1000.0 * (perf_counter() - start)
+
+    def span(self, count: int, *, whole: bool) -> Span:
+        read = ReadAudio(self.samples[:count].copy(), self._reading_ms, self._name)
+        self._reading_ms = 0.0
+        return Span(self.start / self._rate_hz, (self.start + count) / self._rate_hz, read, whole)
+
+    def drop(self, count: int) -> None:
+        self.samples = self.samples[count:].copy()
+        self.start += count

@@ -1,0 +1,287 @@
+"""`dasheng-edge caption`."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dasheng_edge.runtime.errors import AudioError, DecoderError, DeviceError
+
+from .options import AudioArgument, BundleArgument, DeviceOption, Sha256Option, ThreadsOption, check_stdin, print_json
+
+if TYPE_CHECKING:
+    from dasheng_edge.runtime.audio.read import AudioSource
+    from dasheng_edge.runtime.audio.windows import Span
+    from dasheng_edge.runtime.bundle.bundle import Sampling
+    from dasheng_edge.runtime.caption import Caption, CaptionStream
+    from dasheng_edge.runtime.captioner import Captioner
+
+FEW_CLIPS = 10  # for fewer, `Captioner.open` is told so
+
+
+def caption(
+    bundle: BundleArgument,
+    audio: AudioArgument,
+    *,
+    prompt: Annotated[str | None, typer.Option(help="What to ask; default: the bundle's prompt.")] = None,
+    system: Annotated[str | None, typer.Option(help="System text; '' for none. Default: the bundle's.")] = None,
+    stream: Annotated[bool, typer.Option("--stream", help="Print the text while it is generated.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per file.")] = False,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer; default: the bundle's.")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0.0, help="0 is greedy. Default: the bundle's.")] = None,
+    top_k: Annotated[int | None, typer.Option(min=0, help="Sample from the k likeliest tokens; 0: all.")] = None,
+    top_p: Annotated[float | None, typer.Option(max=1.0, help="Sample from this share of probability.")] = None,
+    min_p: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="... and from at least this of the best.")
+    ] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(help="1 is none.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the sampling.")] = None,
+    window: Annotated[
+        float | None, typer.Option(metavar="S", help="Caption windows of so many seconds, each with its times.")
+    ] = None,
+    hop: Annotated[
+        float | None, typer.Option(metavar="S", help="Seconds from one window to the next; default: half a window.")
+    ] = None,
+    batch: Annotated[
+        int,
+        typer.Option(min=1, max=64, metavar="N", help="Decode so many files or windows together."),
+    ] = 1,
+    live: Annotated[
+        bool, typer.Option("--live", help="Work while the audio comes, as from a microphone through a pipe.")
+    ] = False,
+    device: DeviceOption = "cpu",
+    threads: ThreadsOption = None,
+    check_sha256: Sha256Option = True,
+) -> None:
+    """Caption audio files, or ask about them with --prompt.
+
+    A file that cannot be read costs one line on stderr and exit code 1; the others are still captioned. One that is
+    longer than the model answers well about (3.5 minutes) is captioned in windows of 30 s every 15 s.
+    """
+    if stream and as_json:
+        raise typer.BadParameter("--stream prints text and --json prints objects; choose one")
+    if batch > 1 and (stream or live):
+        raise typer.BadParameter("--batch works on several clips at a time, --stream and --live on one; choose one")
+    windows = _windows(window, hop, live=live)
+    check_stdin(audio)
+    from dasheng_edge.runtime.captioner import Captioner
+
+    options = {
+        "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
+        "repetition_penalty": repetition_penalty, "seed": seed,
+    }  # fmt: skip
+    few = len(audio) < FEW_CLIPS and windows is None
+    with Captioner.open(bundle, device=device, threads=threads, check_sha256=check_sha256, few=few) as captioner:
+        asked = _Asked(captioner, prompt, system, max_new_tokens, _sampling(captioner, options), live)
+        clips = _clips(captioner, audio, windows, live=live)
+        good = _Output(stream=stream, as_json=as_json, alone=len(audio) == 1).show_all(clips, asked, batch)
+    if not good:
+        raise typer.Exit(1)
+
+
+def _windows(window: float | None, hop: float | None, *, live: bool) -> tuple[float, float] | None:
+    """Window and hop in seconds, where they were asked for."""
+    from dasheng_edge.runtime.audio.windows import WINDOW_S, check_windows
+
+    if window is None and hop is None:
+        return None
+    if live:
+        raise typer.BadParameter("--live works on one clip while it comes, --window cuts clips; choose one")
+    length = WINDOW_S if window is None else window
+    step = length / 2 if hop is None else hop
+    try:
+        check_windows(length, step)
+    except AudioError as error:
+        raise typer.BadParameter(str(error)) from error
+    return length, step
+
+
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+    """What is asked about every clip."""
+
+    captioner: Captioner
+    prompt: str | None
+    system: str | None
+    max_new_tokens: int | None
+    sampling: Sampling
+    live: bool
+
+    def alone(self, audio: AudioSource) -> CaptionStream:
+        return self.captioner.stream(
+            audio, self.prompt, system=self.system, max_new_tokens=self.max_new_tokens, sampling=self.sampling,
+            live=self.live,
+        )  # fmt: skip
+
+    def together(self, clips: Sequence[AudioSource]) -> Sequence[Caption]:
+        return self.captioner.caption_batch(
+            clips, self.prompt, system=self.system, max_new_tokens=self.max_new_tokens, sampling=self.sampling,
+            batch=len(clips),
+        )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class _Clip:
+    """A file or a window of it, or why there is none."""
+
+    file: int  # which of those that were named
+    name: str
+    audio: AudioSource
+    span: Span | None = None
+    error: AudioError | None = None
+
+
+def _clips(
+    captioner: Captioner, names: Iterable[str], windows: tuple[float, float] | None, *, live: bool
+) -> Iterator[_Clip]:
+    """What to caption of the files."""
+    for file, name in enumerate(names):
+        source = sys.stdin.buffer if name == "-" else name
+        if live:
+            yield _Clip(file, name, source)
+            continue
+        try:
+            for span in _spans(captioner, source, name, windows):
+                yield _Clip(file, name, span.audio, span)
+        except AudioError as error:
+            yield _Clip(file, name, source, error=error)
+
+
+def _spans(captioner: Captioner, source: AudioSource, name: str, windows: tuple[float, float] | None) -> Iterator[Span]:
+    """The whole clip where the model answers well about all of it, or windows."""
+    from dasheng_edge.runtime.audio.windows import HOP_S, WINDOW_S, spans
+
+    rate_hz = captioner.bundle.manifest.front_end.sample_rate_hz
+    if windows is not None:
+        yield from spans(source, rate_hz, window_s=windows[0], hop_s=windows[1])
+        return
+    comfortable_s = captioner.bundle.text_facts()[1].comfortable_s
+    for place, span in enumerate(spans(source, rate_hz, whole_s=comfortable_s, window_s=WINDOW_S, hop_s=HOP_S)):
+        if not place and not span.whole:
+            why = f"{name} is longer than {comfortable_s:g} s, beyond which this model's answers get worse"
+            how = f"it is captioned in windows of {WINDOW_S:g} s every {HOP_S:g} s (see --window)"
+            typer.echo(f"note: {why}; {how}", err=True)
+        yield span
+
+
+def _sampling(captioner: Captioner, options: dict[str, float | None]) -> Sampling:
+    """The bundle's sampling with the options that were given."""
+    from pydantic import ValidationError
+
+    from dasheng_edge.runtime.bundle.bundle import Sampling
+
+    given = {name: value for name, value in options.items() if value is not None}
+    try:
+        _, facts = captioner.bundle.text_facts()
+        return Sampling.model_validate(facts.sampling.model_dump() | given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise typer.BadParameter(f"--{str(first['loc'][0]).replace('_', '-')}: {first['msg']}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class _Output:
+    """How captions are printed."""
+
+    stream: bool
+    as_json: bool
+    alone: bool
+
+    def show_all(self, clips: Iterator[_Clip], asked: _Asked, batch: int) -> bool:
+        """Print what is said about clips, `batch` of them decoded together; whether all went well.
+
+        A file ends with its first window that fails.
+        """
+        failed: set[int] = set()
+        going = (clip for clip in clips if clip.file not in failed)
+        while group := list(islice(going, batch)):
+            captions = iter(self._together([clip.audio for clip in group if clip.error is None], asked))
+            for clip in group:
+                said = next(captions, None) if clip.error is None else None
+                if said is not None:
+                    self.print(said, clip)
+                elif clip.file not in failed and not self.show(asked, clip):
+                    failed.add(clip.file)
+        return not failed
+
+    @staticmethod
+    def _together(clips: Sequence[AudioSource], asked: _Asked) -> Sequence[Caption]:
+        """Their captions; nothing where there is but one clip, or where they cannot be decoded together."""
+        try:
+            return asked.together(clips) if len(clips) > 1 else ()
+        except (AudioError, DecoderError, DeviceError) as error:
+            typer.echo(f"note: {len(clips)} clips cannot be decoded together: {error}; now one by one", err=True)
+            return ()
+
+    def show(self, asked: _Asked, clip: _Clip) -> bool:
+        """Print what is said about a clip; False, and why, if that fails."""
+        try:
+            if clip.error is not None:
+                raise clip.error
+            run = asked.alone(clip.audio)
+            if self.stream:
+                _print_pieces(run, self._label(clip))
+            self.print(run.finish(), clip)
+        except (AudioError, DecoderError, DeviceError) as error:
+            self.fail(clip.name, error)
+            return False
+        return True
+
+    def print(self, result: Caption, clip: _Clip) -> None:
+        """Print a caption, unless its pieces were printed, and its warnings."""
+        window = _window(clip)
+        if self.as_json:
+            times = {"start_s": window.start_s, "end_s": window.end_s} if window is not None else {}
+            print_json({"audio": clip.name, **times, **_caption_fields(result)})
+        elif not self.stream:
+            # One line per file or window, so that the output of several can be cut by lines.
+            text = result.text if self.alone and window is None else " ".join(result.text.split())
+            typer.echo(self._label(clip) + text)
+        for warning in result.warnings:
+            typer.echo(f"warning: {clip.name}: {warning}", err=True)
+
+    def _label(self, clip: _Clip) -> str:
+        label = "" if self.alone or self.as_json else f"{clip.name}: "
+        window = _window(clip)
+        return label if window is None else label + f"[{_clock(window.start_s)}-{_clock(window.end_s)}] "
+
+    def fail(self, name: str, error: Exception) -> None:
+        """Print why a clip has no caption."""
+        if self.as_json:
+            print_json({"audio": name, "error": str(error), "error_type": type(error).__name__})
+        typer.echo(f"error: {error}", err=True)
+
+
+def _window(clip: _Clip) -> Span | None:
+    """The part of a file that a clip is; None where it is the whole."""
+    return None if clip.span is None or clip.span.whole else clip.span
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(seconds, 60)
+    hours, minutes = divmod(int(minutes), 60)
+    whole = f"{rest:04.1f}" if rest % 1 else f"{int(rest):02d}"
+    return f"{hours}:{minutes:02d}:{whole}" if hours else f"{minutes}:{whole}"
+
+
+def _print_pieces(run: Iterator[str], label: str) -> None:
+    started = False
+    try:
+        for piece in run:
+            typer.echo(piece if started else label + piece, nl=False)
+            sys.stdout.flush()
+            started = True
+    finally:
+        if started:
+            typer.echo()
+
+
+def _caption_fields(result: Caption) -> dict[str, object]:
+    timings = {key: round(value, 3) for key, value in dataclasses.asdict(result.timings).items()}
+    speed = round(result.timings.tokens_per_s, 2)
+    return {**dataclasses.asdict(result), "timings": timings, "tokens_per_s": speed}

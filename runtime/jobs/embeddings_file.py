@@ -1,0 +1,123 @@
+"""The npz file of `dasheng-edge embed`, written one clip at a time.
+
+What `numpy.load(path)` finds in it:
+
+- `names` str [n]: the audio files, as they were given; one that could not be read is not among them
+- `mean` float32 [n, dim]: row i is the mean over the frames of `names[i]`
+- `seconds` float64 [n]: how long each clip is
+- `frames_0` ... `frames_{n-1}` float32 [frames, dim]: one vector per 1 / `rate_hz` seconds
+- `rate_hz` float64 []: 25
+- `model` str []: the name in the bundle's manifest; vectors of different models are not comparable
+"""
+
+from __future__ import annotations
+
+import contextlib
+import zipfile
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dasheng_edge.runtime.atomic_output import PartialOutput
+from dasheng_edge.runtime.embedder import Embedding
+
+_ENTRIES = {f"{name}.npy" for name in ("names", "mean", "seconds", "rate_hz", "model")}
+
+
+def _why_not_embeddings(path: Path) -> str:
+    """What keeps a file from being empty or one of these; "" if nothing does."""
+    if path.is_dir():
+        return f"it is a folder; name a file in it, such as {path / 'out.npz'}"
+    if not path.is_file():  # a device, or a pipe that somebody reads
+        return "it is not a regular file"
+    if not path.stat().st_size:
+        return ""
+    try:
+        with zipfile.ZipFile(path) as zipped:
+            missing = sorted(_ENTRIES - set(zipped.namelist()))
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):
+        return "it is not an npz file"
+    return f"it lacks {missing[0]}" if missing else ""
+
+
+class EmbeddingsWriter:
+    """Writes the file under a temporary name beside `out` and renames it when it is complete.
+
+    Each clip's frames go to the disk as they come, so memory does not grow with their number. Leaving the
+    block before `finish` (an error, Ctrl-C) removes what was written, and what a killed writer of the same file
+    could not remove, the next one does.
+
+    Raises:
+        OutputExistsError: `out` exists and `overwrite` is False, or is something other than such a file.
+        OutputWriteError: the disk is full, the place is not writable, or another writer is at work there.
+    """
+
+    def __init__(self, out: str | Path, *, overwrite: bool = False) -> None:
+        self._partial = PartialOutput(
+            out, overwrite=overwrite, what="a file of embeddings", why_not=_why_not_embeddings
+        )
+        self.out = self._partial.out
+        self._names: list[str] = []
+        self._means: list[NDArray[np.float32]] = []
+        self._seconds: list[float] = []
+        self._zip: zipfile.ZipFile | None = None
+
+    def __len__(self) -> int:
+        """Clips that were added."""
+        return len(self._names)
+
+    def __enter__(self) -> EmbeddingsWriter:
+        self._partial.open(folder=False)
+        try:
+            with self._partial.write_errors():
+                self._zip = zipfile.ZipFile(self._partial.path, "w", zipfile.ZIP_STORED)
+        except BaseException:
+            self._partial.discard()
+            raise
+        return self
+
+    def add(self, name: str, embedding: Embedding) -> None:
+        """Write one clip."""
+        self._write(f"frames_{len(self._names)}", embedding.frames)
+        self._names.append(name)
+        self._means.append(embedding.mean)
+        self._seconds.append(embedding.audio_s)
+
+    def finish(self, *, rate_hz: float, model: str) -> None:
+        """Write the rest and move the file to its final name; at least one clip was added."""
+        for name, array in {
+            "names": np.array(self._names),
+            "mean": np.stack(self._means),
+            "seconds": np.array(self._seconds),
+            "rate_hz": np.array(rate_hz),
+            "model": np.array(model),
+        }.items():
+            self._write(name, array)
+        with self._partial.write_errors():
+            self._opened().close()
+            self._partial.move()
+        self._zip = None
+
+    def _write(self, name: str, array: NDArray[Any]) -> None:
+        zipped = self._opened()
+        # A fixed date, so that the same clips make the same file.
+        entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
+        with self._partial.write_errors(), zipped.open(entry, "w", force_zip64=True) as file:
+            np.lib.format.write_array(file, array, allow_pickle=False)
+
+    def _opened(self) -> zipfile.ZipFile:
+        if self._zip is None:
+            raise RuntimeError("EmbeddingsWriter is used outside its `with` block")
+        return self._zip
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        zipped, self._zip = self._zip, None
+        if zipped is not None:
+            with contextlib.suppress(OSError, ValueError):  # the disk is full, or an entry is open still
+                zipped.close()
+        self._partial.discard()

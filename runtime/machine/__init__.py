@@ -1,0 +1,1 @@
+"""What this machine has and can do: devices, memory, time, energy. Imports only what stands beside the rooms."""

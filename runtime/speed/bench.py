@@ -1,0 +1,244 @@
+"""How fast one bundle is on this machine, stage by stage: rounds over the same clips, after one that is not counted."""
+
+from __future__ import annotations
+
+import io
+import platform
+import wave
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+
+from dasheng_edge.runtime.audio.read import read_audio
+from dasheng_edge.runtime.bundle.bundle import Bundle
+from dasheng_edge.runtime.caption import Caption
+from dasheng_edge.runtime.captioner import Captioner
+from dasheng_edge.runtime.machine.devices import Device
+from dasheng_edge.runtime.machine.doctor import examine
+from dasheng_edge.runtime.machine.meters import EnergyMeter, peak_rss_bytes
+from dasheng_edge.runtime.text.context import ContextOptions
+from dasheng_edge.runtime.tuned import ENGINES, tuned_for
+
+from .transformers_peer import Against, SameWork, check_transformers, compare, joined
+
+# `Timings` says what each is: all but the first token's are parts of the total, first_token is a sum of some.
+STAGES = ("audio_decode", "front_end", "encoder", "projector", "prefill", "first_token", "decode", "total")
+SYNTHETIC_S = 10.0
+_SYNTHETIC_HZ = 44_100  # so that it is resampled, as most files are
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What to measure."""
+
+    bundle: str
+    audio: tuple[str | bytes, ...]  # files or their content; none for `synthetic_clip`
+    rounds: int
+    max_new_tokens: int | None = None  # None: the bundle's default
+    device: Device = "cpu"
+    checkpoint: Path | None = None  # what the bundle was made of, to be measured in transformers, too
+    threads: int | None = None  # None: as captions are made: what was tuned, or one for each core
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Values over all rounds and clips, in the order in which they were measured."""
+
+    p50: float
+    p90: float  # nine of ten are at least as good: of a rate, the tenth percentile
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class AgainstReport:
+    """The same clips, prompt and number of tokens in PyTorch and transformers."""
+
+    dtype: str
+    load_ms: float
+    stages_ms: dict[str, Spread]  # no audio_decode and no first_token
+    decode_tokens_per_s: Spread | None
+    real_time_factor: float
+    peak_rss_bytes: int | None
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """What was found."""
+
+    bundle: str
+    model: str
+    precision: str  # of encoder, decoder and of keys and values
+    device: Device
+    prefill_threads: int
+    decode_threads: int
+    tuned: bool  # whether `tune` has chosen the threads
+    clips: int
+    rounds: int
+    audio_s: float  # of all clips, once
+    new_tokens: tuple[int, ...]  # of each clip
+    load_ms: float  # without the check of the files' content
+    stages_ms: dict[str, Spread]
+    prefill_tokens_per_s: Spread  # of the rows that were not in the cache from the clip before
+    decode_tokens_per_s: Spread | None  # None where no clip got a second token
+    real_time_factor: float  # seconds of work per second of audio, over all rounds
+    peak_rss_bytes: int | None  # of this process, with the bundle's files as far as they are mapped
+    energy_j: float | None  # per clip, of the processor packages, whatever else they did
+    energy_problem: str  # why there is none
+    machine: str
+    against: AgainstReport | None = None
+
+
+@dataclass
+class _Run:
+    """What is measured on the way."""
+
+    load_ms: float
+    captions: list[Caption]
+    prefill_tokens_per_s: list[float]
+    energy: EnergyMeter
+    energy_j: float | None = None
+
+
+def bench(options: BenchOptions, say: Callable[[str], None] = lambda _: None) -> BenchReport:
+    """Caption the clips again and again; then the same in transformers, where that is asked for.
+
+    Raises:
+        BundleError: the bundle cannot be opened, or has no decoder.
+        AudioError: a clip cannot be read, or is too long.
+        PromptError, DecoderError, DeviceError, MissingExtraError: as captioning does.
+        MissingExtraError, CheckpointError: transformers is not there, or does not run the checkpoint.
+    """
+    if options.checkpoint is not None:
+        check_transformers()
+    say(f"opening {options.bundle}")
+    start = perf_counter()
+    with Captioner.open(
+        options.bundle, device=options.device, threads=options.threads, check_sha256=False
+    ) as captioner:
+        run = _Run(1000 * (perf_counter() - start), [], [], EnergyMeter())
+        clips = options.audio or (synthetic_clip(),)
+        _caption_all(captioner, clips, options, run, say)
+        report = _report(options, captioner, run)
+        if options.checkpoint is None:
+            return report
+        work = _same_work(captioner, clips, report)
+    say(f"the same with {options.checkpoint} in transformers")
+    against = compare(work, options.checkpoint)  # with the bundle closed
+    return replace(report, against=_against(against, report))
+
+
+def _caption_all(
+    captioner: Captioner, clips: Sequence[str | bytes], options: BenchOptions, run: _Run, say: Callable[[str], None]
+) -> None:
+    say("warming up")
+    for clip in clips:
+        captioner.caption(clip, max_new_tokens=options.max_new_tokens)
+    run.energy = EnergyMeter()
+    for index in range(options.rounds):
+        say(f"round {index + 1} of {options.rounds}")
+        for clip in clips:
+            caption = captioner.caption(clip, max_new_tokens=options.max_new_tokens)
+            run.captions.append(caption)
+            run.prefill_tokens_per_s.append(1000 * captioner.parts.decoder.prefilled / caption.timings.prefill_ms)
+    run.energy_j = run.energy.joules()
+
+
+def _report(options: BenchOptions, captioner: Captioner, run: _Run) -> BenchReport:
+    captions = run.captions
+    times, once = [caption.timings for caption in captions], captions[: len(captions) // options.rounds]
+    used = captioner.parts.decoder.options
+    rates = [one.tokens_per_s for one in times if one.decode_tokens]
+    return BenchReport(
+        bundle=options.bundle,
+        model=captioner.bundle.manifest.name,
+        precision=_precision(captioner.bundle, used.kv_type),
+        device=options.device,
+        prefill_threads=used.n_threads_batch,
+        decode_threads=used.n_threads,
+        tuned=options.threads is None and _is_tuned(captioner.bundle, used),
+        clips=len(once),
+        rounds=options.rounds,
+        audio_s=sum(caption.audio_s for caption in once),
+        new_tokens=tuple(caption.timings.decode_tokens + 1 for caption in once),
+        load_ms=run.load_ms,
+        stages_ms={stage: _spread([getattr(one, f"{stage}_ms") for one in times]) for stage in STAGES},
+        prefill_tokens_per_s=_rates(run.prefill_tokens_per_s),
+        decode_tokens_per_s=_rates(rates) if rates else None,
+        real_time_factor=sum(one.total_ms for one in times) / sum(1000 * caption.audio_s for caption in captions),
+        peak_rss_bytes=peak_rss_bytes(),
+        energy_j=None if run.energy_j is None else run.energy_j / len(captions),
+        energy_problem=run.energy.problem,
+        machine=machine_line(),
+    )
+
+
+def _is_tuned(bundle: Bundle, used: ContextOptions) -> bool:
+    """Whether these are the threads that `tune` has chosen."""
+    tuned = tuned_for(bundle)
+    return tuned is not None and (tuned.prefill_threads, tuned.decode_threads) == (used.n_threads_batch, used.n_threads)
+
+
+def _same_work(captioner: Captioner, clips: Sequence[str | bytes], report: BenchReport) -> SameWork:
+    rate_hz = captioner.bundle.manifest.front_end.sample_rate_hz
+    return SameWork(
+        captioner.bundle,
+        tuple(joined(list(read_audio(clip, sample_rate_hz=rate_hz))) for clip in clips),
+        captioner.parts.prompts.build(None),
+        report.new_tokens,
+        report.rounds,
+        report.prefill_threads,
+    )
+
+
+def _against(found: Against, report: BenchReport) -> AgainstReport:
+    times = found.stages_ms
+    steps = [count - 1 for count in report.new_tokens] * report.rounds
+    rates = [1000 * count / ms for count, ms in zip(steps, times["decode"], strict=True) if count]
+    return AgainstReport(
+        found.dtype,
+        found.load_ms,
+        {stage: _spread(values) for stage, values in times.items()},
+        _rates(rates) if rates else None,
+        sum(times["total"]) / (1000 * report.rounds * report.audio_s),
+        found.peak_rss_bytes,
+    )
+
+
+def _precision(bundle: Bundle, kv_type: str) -> str:
+    decoder, _ = bundle.text_facts()
+    return f"encoder {bundle.manifest.encoder.precision}, decoder {decoder.precision}, keys and values {kv_type}"
+
+
+def _spread(values: Sequence[float]) -> Spread:
+    return Spread(float(np.percentile(values, 50)), float(np.percentile(values, 90)), tuple(values))
+
+
+def _rates(values: Sequence[float]) -> Spread:
+    return Spread(float(np.percentile(values, 50)), float(np.percentile(values, 10)), tuple(values))
+
+
+def synthetic_clip() -> bytes:
+    """A WAV file of SYNTHETIC_S seconds, 16 bit, mono: noise of 30 dB below full scale with a tone of 440 Hz.
+
+    The same samples each time. A model that is asked about it still has to listen to all of it.
+    """
+    t = np.arange(round(SYNTHETIC_S * _SYNTHETIC_HZ)) / _SYNTHETIC_HZ
+    noise = 10 ** (-30 / 20) * np.random.default_rng(0).standard_normal(len(t))
+    samples = (32767 * np.clip(noise + 0.2 * np.sin(2 * np.pi * 440 * t), -1, 1)).round().astype("<i2")
+    file = io.BytesIO()
+    with wave.open(file, "wb") as writer:
+        writer.setparams((1, 2, _SYNTHETIC_HZ, len(samples), "NONE", "not compressed"))
+        writer.writeframes(samples.tobytes())
+    return file.getvalue()
+
+
+def machine_line() -> str:
+    """What the numbers were measured on, in one line; no host name."""
+    found = examine()
+    memory = "" if found.memory_gib is None else f", {found.memory_gib:.1f} GiB"
+    engines = [f"{name} {version}" for name in ENGINES if (version := found.versions.get(name))]
+    cores = f"{found.usable_cores} usable core{'s' if found.usable_cores > 1 else ''}"
+    return f"{found.cpu}, {cores}{memory}, {platform.system()} {platform.machine()}, {', '.join(engines)}"

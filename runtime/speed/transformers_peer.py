@@ -1,0 +1,109 @@
+"""The same clips and prompt through PyTorch and transformers, in a process of its own, for `bench --against`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dasheng_edge.runtime.audio.read import Waveform
+from dasheng_edge.runtime.bundle.bundle import Bundle
+from dasheng_edge.runtime.errors import CheckpointError, MissingExtraError
+from dasheng_edge.runtime.machine.doctor import examine
+from dasheng_edge.runtime.text.prompt import Segment, Text
+
+MODULE = "dasheng_edge.export.bench_transformers"  # started by name: the runtime must not import upwards
+# Instructions without which bfloat16 is slower than float32.
+_BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
+
+
+@dataclass(frozen=True)
+class SameWork:
+    """What the bundle was measured on."""
+
+    bundle: Bundle
+    waveforms: tuple[Waveform, ...]
+    prompt: tuple[Segment, ...]
+    new_tokens: tuple[int, ...]  # of each clip
+    rounds: int
+    threads: int
+
+
+@dataclass(frozen=True)
+class Against:
+    """What it took there; the first token is not timed apart, and decoding audio files is not in it."""
+
+    dtype: str
+    load_ms: float
+    stages_ms: dict[str, list[float]]  # one for each round and clip
+    peak_rss_bytes: int | None
+
+
+def check_transformers() -> None:
+    """Raises MissingExtraError where there is nothing to compare with."""
+    if missing := [name for name in ("torch", "transformers") if find_spec(name) is None]:
+        raise MissingExtraError(
+            f"--against transformers needs {' and '.join(missing)}; run pip install 'dasheng-edge[export,cpu]'"
+        )
+    if find_spec("dasheng_edge.export") is None or find_spec(MODULE) is None:
+        raise MissingExtraError("--against transformers needs the exporter; run pip install 'dasheng-edge[export,cpu]'")
+
+
+def compare(work: SameWork, checkpoint: Path) -> Against:
+    """Run the checkpoint on the CPU in the precision that is fast here: bfloat16 where the CPU computes in it.
+
+    An adapter that is merged into the bundle changes no speed, so the checkpoint is run without.
+
+    Raises:
+        CheckpointError: the checkpoint is not the bundle's, or the process failed; the message has its words.
+    """
+    dtype = "bfloat16" if _BFLOAT16_FLAGS & set(examine().cpu_flags) else "float32"
+    with tempfile.TemporaryDirectory() as folder:
+        clips = Path(folder) / "clips.npz"
+        with clips.open("wb") as file:
+            np.savez(file, *work.waveforms)
+        found = _child(_request(work, checkpoint, clips, dtype), checkpoint)
+    return Against(dtype, **found)
+
+
+def _request(work: SameWork, checkpoint: Path, clips: Path, dtype: str) -> dict[str, Any]:
+    encoder, (decoder, _) = work.bundle.manifest.encoder, work.bundle.text_facts()
+    return {
+        "checkpoint": str(checkpoint),
+        "sizes": {
+            "embed_dim": encoder.embed_dim, "depth": encoder.depth, "hidden_size": decoder.hidden_size,
+            "layers": decoder.layers, "vocab_size": decoder.vocab_size,
+        },
+        "clips": str(clips),
+        "prompt": [segment.tokens if isinstance(segment, Text) else None for segment in work.prompt],
+        "new_tokens": work.new_tokens,
+        "rounds": work.rounds,
+        "threads": work.threads,
+        "dtype": dtype,
+    }  # fmt: skip
+
+
+def _child(request: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-m", MODULE], input=json.dumps(request), env={**os.environ, "PYTHONSAFEPATH": "1"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode != 0:
+        said = " ".join(done.stderr.split()[-60:]) or "it said nothing, as when memory is short"
+        raise CheckpointError(f"running {checkpoint} in transformers ended with {done.returncode}: {said}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def joined(blocks: Sequence[Waveform]) -> Waveform:
+    """One waveform float32 [n] of its blocks."""
+    return np.concatenate([*blocks, np.zeros(0, np.float32)])

@@ -1,0 +1,120 @@
+"""Several answers at once: llama.cpp's sequences, each with its own prompt, one token of each in a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from time import perf_counter
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dasheng_edge.runtime.bundle.bundle import Sampling
+from dasheng_edge.runtime.errors import DecoderError
+
+from .context import Context
+from .decoder import CONTEXT_STEP, Decoder, Embeddings
+from .model import Tokens
+from .sampler import Sampler
+
+Block: TypeAlias = NDArray[Any]  # tokens int32 [n] or embeddings float32 [n, n_embd]
+
+MOST_SEQUENCES = 64  # llama.cpp's own limit is 256; each takes keys and values of its own
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One of several answers; what a batch took is shared equally by those that were in it."""
+
+    tokens: Tokens  # with the one that ended it, where one did
+    prefill_ms: float
+    spent_ms: tuple[float, ...]  # for each token
+
+
+class BatchDecoder:
+    """Decodes up to `MOST_SEQUENCES` prompts together on a decoder's weights, in a context of its own.
+
+    A token of one sequence is computed with the same operations as alone, but products of several rows are summed in
+    another order than those of one: greedy answers are the same but where two tokens are as good as equal.
+    """
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+
+    def answers(
+        self, prompts: Sequence[Sequence[Tokens | Embeddings]], max_new_tokens: int, sampling: Sampling
+    ) -> list[Answer]:
+        """The answer to each prompt.
+
+        Raises:
+            DecoderError: too many prompts, an empty or too long one, rows of another width or with NaN, or llama.cpp
+                failed.
+        """
+        if not 1 <= len(prompts) <= MOST_SEQUENCES:
+            raise DecoderError(f"{len(prompts)} prompts were given together; expected 1 to {MOST_SEQUENCES}")
+        checked = [
+            self._decoder.merged([self._decoder.checked(segment) for segment in prompt if len(segment)])
+            for prompt in prompts
+        ]
+        rows = max(sum(map(len, prompt)) for prompt in checked) + max_new_tokens
+        if rows > self._decoder.context_length:
+            raise DecoderError(
+                f"the longest request needs {rows} positions, the decoder has {self._decoder.context_length}; use "
+                "shorter audio, a shorter prompt or fewer new tokens"
+            )
+        each = -(-rows // CONTEXT_STEP) * CONTEXT_STEP
+        options = replace(self._decoder.options, sequences=len(prompts), outputs=len(prompts))
+        context = self._decoder.new_context(each * len(prompts), options)
+        samplers = [Sampler(self._decoder, sampling) for _ in prompts]
+        try:
+            return self._answers(context, checked, samplers, max_new_tokens)
+        finally:
+            for sampler in samplers:
+                sampler.close()
+            context.close()
+
+    def _answers(
+        self, context: Context, prompts: Sequence[Sequence[Block]], samplers: Sequence[Sampler], most: int
+    ) -> list[Answer]:
+        answers: list[list[int]] = [[] for _ in prompts]
+        spent_ms: list[list[float]] = [[] for _ in prompts]
+        prefill_ms, lengths = [], []
+        for sequence, prompt in enumerate(prompts):
+            start = perf_counter()
+            lengths.append(self._prefill(context, sequence, prompt))
+            prefill_ms.append(1000 * (perf_counter() - start))
+            answers[sequence].append(samplers[sequence].next(context, context.logits(-1)))
+            spent_ms[sequence].append(1000 * (perf_counter() - start) - prefill_ms[-1])
+        while active := [
+            sequence for sequence, answer in enumerate(answers)
+            if len(answer) < most and not self._decoder.is_end(answer[-1])
+        ]:  # fmt: skip
+            start = perf_counter()
+            context.decode(
+                np.array([answers[sequence][-1] for sequence in active], np.int32),
+                np.array([lengths[sequence] for sequence in active], np.int32),
+                np.array(active, np.int32),
+                np.ones(len(active), np.int8),
+            )
+            for row, sequence in enumerate(active):
+                lengths[sequence] += 1
+                answers[sequence].append(samplers[sequence].next(context, context.logits(row), row))
+            for sequence in active:
+                spent_ms[sequence].append(1000 * (perf_counter() - start) / len(active))
+        return [
+            Answer(tuple(tokens), before, tuple(spent))
+            for tokens, before, spent in zip(answers, prefill_ms, spent_ms, strict=True)
+        ]
+
+    @staticmethod
+    def _prefill(context: Context, sequence: int, prompt: Sequence[Block]) -> int:
+        """Decode a prompt; its last row has logits. How many rows it has."""
+        total = sum(map(len, prompt))
+        if not total:
+            raise DecoderError("the prompt is empty; expected at least one token")
+        past = 0
+        for block in prompt:
+            context.extend(block, sequence=sequence, past=past, outputs=int(past + len(block) == total))
+            past += len(block)
+        return total

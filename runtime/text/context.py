@@ -1,0 +1,163 @@
+"""A llama.cpp context: the keys and values of one or more sequences, and what is computed on them.
+
+llama.cpp checks sizes with assertions that end the process, so whoever calls this has checked them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dasheng_edge.runtime.bundle.bundle import KvType
+from dasheng_edge.runtime.errors import DecoderError
+from dasheng_edge.runtime.machine.devices import Device
+
+from .llama import Watch, llama_cpp_library, llama_log, pointer
+
+BATCH = 512  # rows per llama_decode call, llama.cpp's own default; memory for activations grows with it
+_FTYPE_F32, _TYPE_F32 = 0, 0  # enum llama_ftype, ggml_type
+_KV_TYPES: Mapping[KvType, int] = {"f16": 1, "q8_0": 8, "q4_0": 2}  # enum ggml_type
+_NO_FLASH_ATTENTION, _FLASH_ATTENTION = 0, 1  # enum llama_flash_attn_type
+
+
+@dataclass(frozen=True)
+class ContextOptions:
+    """How a context computes, and what it keeps."""
+
+    n_threads: int  # for single tokens
+    n_threads_batch: int  # for prompts
+    device: Device = "cpu"
+    kv_type: KvType = "f16"
+    outputs: int = 1  # rows that may have logits in one batch: at 152,064 tokens, those of 512 would be 311 MB
+    sequences: int = 1
+
+
+class Context:
+    """A context of `n_ctx` positions, of which each sequence has an equal share.
+
+    Raises:
+        DecoderError: llama.cpp cannot make it, for lack of memory mostly.
+    """
+
+    def __init__(self, model: Any, n_ctx: int, options: ContextOptions, watch: Watch | None = None) -> None:
+        llama, log = llama_cpp_library(), llama_log()
+        self._llama, self._watch = llama, watch
+        params = llama.llama_context_default_params()
+        params.n_ctx, params.n_batch, params.n_ubatch = n_ctx, BATCH, BATCH
+        params.n_seq_max = options.sequences  # each has its share of the positions
+        params.n_outputs_max = options.outputs
+        params.n_threads, params.n_threads_batch = options.n_threads, options.n_threads_batch
+        params.offload_kqv = params.op_offload = options.device != "cpu"
+        # An F32 file is there to be held against the reference, so nothing beside it may round either: with
+        # llama.cpp's flash attention the logits differ by 7e-4 of their RMS on CPU, without it by 4e-7.
+        if llama.llama_model_ftype(model) == _FTYPE_F32 and options.kv_type == "f16":
+            params.type_k = params.type_v = _TYPE_F32
+            params.flash_attn_type = _NO_FLASH_ATTENTION
+        else:
+            params.type_k = params.type_v = _KV_TYPES[options.kv_type]
+        if options.kv_type != "f16":
+            params.flash_attn_type = _FLASH_ATTENTION  # without, llama.cpp has no quantized values
+        if watch is not None:
+            params.cb_eval = watch.callback
+        params.no_perf = True
+        log.lines.clear()
+        self.pointer = llama.llama_init_from_model(model, params)
+        if not self.pointer:
+            raise DecoderError(
+                f"llama.cpp cannot make a context of {n_ctx} positions with keys and values in {options.kv_type}: "
+                f"{log.last()}; free memory, or quantize with --kv f16"
+            )
+        self.close = weakref.finalize(self, llama.llama_free, self.pointer)
+        self.n_ctx: int = llama.llama_n_ctx(self.pointer)
+        self._n_vocab: int = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model))
+
+    def extend(self, rows: NDArray[Any], *, sequence: int, past: int, outputs: int) -> None:
+        """Decode any number of rows, as in `decode`, behind `past` others of a sequence; the last `outputs` get logits.
+
+        Raises:
+            DecoderError: llama.cpp failed.
+        """
+        for start in range(0, len(rows), BATCH):
+            piece = rows[start : start + BATCH]
+            count = len(piece)
+            wanted = np.zeros(count, np.int8)
+            if start + count == len(rows):
+                wanted[count - outputs :] = 1
+            positions = np.arange(past + start, past + start + count, dtype=np.int32)
+            self.decode(piece, positions, np.full(count, sequence, np.int32), wanted)
+
+    def decode(
+        self,
+        rows: NDArray[Any],
+        positions: NDArray[np.int32],
+        sequences: NDArray[np.int32],
+        wanted: NDArray[np.int8],
+    ) -> None:
+        """Decode int32 [n] tokens or float32 [n, n_embd] embeddings, n <= BATCH; `wanted` rows get logits.
+
+        Raises:
+            DecoderError: llama.cpp failed.
+        """
+        count = len(rows)
+        ids = np.ascontiguousarray(sequences)
+        each = ids.ctypes.data + ids.itemsize * np.arange(count, dtype=np.uintp)  # a pointer to each row's sequence
+        ones = np.ones(count, np.int32)
+        batch = self._llama.llama_batch()
+        batch.n_tokens = count
+        if rows.ndim == 1:
+            batch.token = pointer(rows, ctypes.c_int32)
+        else:
+            batch.embd = pointer(rows, ctypes.c_float)
+        batch.pos = pointer(positions, ctypes.c_int32)
+        batch.n_seq_id = pointer(ones, ctypes.c_int32)
+        batch.seq_id = pointer(each, ctypes.POINTER(ctypes.c_int32))
+        batch.logits = pointer(wanted, ctypes.c_int8)
+        log = llama_log()
+        log.lines.clear()
+        with self._watch.signals.held() if self._watch is not None else nullcontext():
+            code = self._llama.llama_decode(self.pointer, batch)
+        if code:
+            raise DecoderError(f"llama.cpp failed to decode {count} rows at {positions[0]} (code {code}): {log.last()}")
+        if self._watch is not None:
+            self._watch.check()
+
+    def logits(self, row: int) -> NDArray[np.float32]:
+        """Logits of a row of the last batch, float32 [n_vocab]: a view, valid until the next one is decoded.
+
+        Raises:
+            DecoderError: they hold NaN.
+        """
+        values = np.ctypeslib.as_array(self._llama.llama_get_logits_ith(self.pointer, row), (self._n_vocab,))
+        if np.isnan(values.max()):
+            raise DecoderError(
+                "the decoder computed NaN; run `dasheng-edge verify` on the bundle, and try another device or precision"
+            )
+        return values
+
+    def forget(self, sequence: int, start: int) -> None:
+        """Remove the rows of a sequence from a position on."""
+        self._llama.llama_memory_seq_rm(self._llama.llama_get_memory(self.pointer), sequence, start, -1)
+
+    def state(self, sequence: int) -> bytes:
+        """Keys and values of a sequence, as llama.cpp writes them."""
+        size = self._llama.llama_state_seq_get_size(self.pointer, sequence)
+        buffer = np.empty(size, np.uint8)
+        written = self._llama.llama_state_seq_get_data(self.pointer, pointer(buffer, ctypes.c_uint8), size, sequence)
+        return buffer[:written].tobytes()
+
+    def restore(self, sequence: int, state: bytes) -> bool:
+        """Put what `state` gave into an empty sequence; False, and nothing is in it, where llama.cpp refuses it."""
+        buffer = np.frombuffer(state, np.uint8)
+        read = self._llama.llama_state_seq_set_data(
+            self.pointer, pointer(buffer, ctypes.c_uint8), len(buffer), sequence
+        )
+        if read != len(buffer):
+            self.forget(sequence, 0)
+        return bool(read == len(buffer))

@@ -1,0 +1,315 @@
+"""The decoder: llama.cpp fed with tokens and audio embeddings.
+
+It drives `llama_decode` itself: `llama_cpp.Llama` cannot take embeddings, and erases rows that it did not
+decode. llama.cpp checks sizes with assertions that end the process, so all are checked here first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dasheng_edge.runtime.bundle.bundle import KvType, Sampling
+from dasheng_edge.runtime.errors import DecoderError
+from dasheng_edge.runtime.machine.devices import Device, checked_threads
+
+from .context import Context, ContextOptions
+from .llama import Watch
+from .model import TextModel, Tokens, load_model
+from .prefix_cache import LEAST_TOKENS, PrefixCache
+from .sampler import Sampler
+from .token_rows import TokenRows
+
+Embeddings: TypeAlias = NDArray[np.float32]
+
+ARCHITECTURES = ("qwen2", "qwen3")  # one position per row; qwen2vl and its kind need four
+SCORED_ROWS = 64  # rows with logits per llama_decode call in `score`; at 152,064 tokens, 39 MB
+FIRST_CONTEXT = 512  # positions: half a minute of audio and an answer; keys and values of all are allocated at once
+CONTEXT_STEP = 256  # llama.cpp rounds the context up to a multiple of this
+_GREEDY = Sampling()
+
+
+class Decoder(TextModel):
+    """A GGUF text decoder (Qwen2 or Qwen3) with its tokenizer, and one sequence in its KV cache.
+
+    Not for two threads at once. The context starts with `n_ctx` positions, because its KV cache is allocated
+    in full, and is made anew with more when a request needs more, up to `context_length`.
+    """
+
+    def __init__(self, model: Any, options: ContextOptions, *, n_ctx: int = FIRST_CONTEXT) -> None:
+        super().__init__(model)
+        self.options = options
+        self._watch: Watch | None = None
+        self._context: Context | None = None
+        self._first_ctx = n_ctx
+        self._kept: Tokens = ()  # leading tokens whose keys and values are in the cache
+        self._past = 0  # rows in the cache
+        self.prefilled = 0  # rows that the last prefill had to decode
+        self.prefixes: PrefixCache | None = None  # what requests began with; not while a `watch` must see every row
+        self._has_logits = False
+        self._token_rows = TokenRows(self)
+
+    @classmethod
+    def open(  # noqa: PLR0913  # all but the path have defaults
+        cls,
+        path: str | Path,
+        *,
+        n_ctx: int = FIRST_CONTEXT,
+        n_threads: int | None = None,
+        n_threads_batch: int | None = None,
+        device: Device = "cpu",
+        kv_type: KvType = "f16",
+        repack: bool = True,
+        huge_pages: bool = False,
+    ) -> Decoder:
+        """Load a GGUF file; `cuda` puts all layers on the GPU, `kv_type` is how keys and values are kept.
+
+        `n_threads` generate, and `n_threads_batch`, where given, prefill. For the others see `load_model`.
+
+        Raises:
+            MissingExtraError: llama-cpp-python is not installed.
+            DeviceError: llama.cpp was built without GPU support and `cuda` was asked for.
+            DecoderError: llama.cpp cannot load the file, or it is not a Qwen2 or Qwen3 decoder.
+        """
+        threads = checked_threads(n_threads)
+        options = ContextOptions(threads, checked_threads(n_threads_batch or threads), device, kv_type)
+        model = load_model(path, device, repack=repack, huge_pages=huge_pages)
+        decoder = cls(model, options, n_ctx=n_ctx)
+        if (arch := decoder.metadata.get("general.architecture")) not in ARCHITECTURES:
+            decoder.close()
+            raise DecoderError(f"{path} is a {arch} model; expected one of {', '.join(ARCHITECTURES)}")
+        return decoder
+
+    def close(self) -> None:
+        """Free the model and the context; harmless when repeated."""
+        self._drop_context()
+        self._free_model()
+
+    def _drop_context(self) -> None:
+        if self._context is not None:
+            self._context.close()
+        self._context, self._kept = None, ()
+        self._past, self._has_logits = 0, False
+
+    @property
+    def n_ctx(self) -> int:
+        """Positions of the context that there is; 0 without one."""
+        return self._context.n_ctx if self._context else 0
+
+    def prefill(self, segments: Sequence[Tokens | Embeddings], *, reserve: int = 0) -> None:
+        """Decode a prompt of token ids and embeddings float32 [n, n_embd]; keep room for `reserve` more rows.
+
+        Leading tokens that equal those of the previous request stay in the cache; those of an earlier one are taken
+        from `prefixes`, where there is one.
+
+        Raises:
+            DecoderError: no rows, rows of another width or with NaN, more than `context_length`, or llama.cpp
+                failed.
+        """
+        blocks = [self.checked(segment) for segment in segments if len(segment)]
+        total = sum(map(len, blocks))
+        if not total:
+            raise DecoderError("the prompt is empty; expected at least one token")
+        self._fit(total + reserve)
+        lead: Tokens = tuple(blocks[0].tolist()) if blocks[0].ndim == 1 else ()
+        if len(lead) < total:
+            kept = self._lead(lead)
+            blocks = blocks[1:] if lead else blocks
+        else:
+            kept = min(self._same(lead), total - 1)  # the last row is decoded in any case: its logits are needed
+            self._rewind(kept)
+            blocks = [blocks[0][kept:]]
+        for block in self.merged(blocks):
+            self._decode(block, outputs=int(self._past + len(block) == total))
+        self._kept, self.prefilled = lead, total - kept
+
+    def merged(self, blocks: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+        """Blocks of embeddings and of tokens as one of embeddings, where there are both."""
+        if len({block.ndim for block in blocks}) < 2:
+            return list(blocks)
+        rows = [block if block.ndim == 2 else self._token_rows.of(tuple(block.tolist())) for block in blocks]
+        found = [row for row in rows if row is not None]
+        return [np.concatenate(found)] if len(found) == len(rows) else list(blocks)
+
+    def begin(self, lead: Tokens, *, reserve: int = 0) -> None:
+        """Decode the leading tokens of a prompt whose rest comes by `append`; there are no logits yet.
+
+        Raises what `prefill` raises.
+        """
+        self._fit(len(lead) + reserve)
+        self.prefilled = len(lead) - self._lead(lead)
+        self._kept = lead
+
+    def append(self, segment: Tokens | Embeddings, *, reserve: int = 0) -> None:
+        """Decode more of a prompt that `begin` or `prefill` began; its last row has logits.
+
+        Raises what `prefill` raises.
+        """
+        block = self.checked(segment)
+        if len(block):
+            lead = self._kept
+            self._fit(self._past + len(block) + reserve, keep=True)
+            self._decode(block, outputs=1)
+            self._kept = lead
+            self.prefilled += len(block)
+
+    def _lead(self, lead: Tokens) -> int:
+        """Have exactly these rows in the cache; how many of them were there, or were taken from `prefixes`."""
+        same = self._same(lead)
+        state = self.prefixes.load(lead) if self.prefixes is not None and same < len(lead) else None
+        if state is not None:
+            same = len(lead) if self._restored(lead, state) else 0
+        if same < len(lead) or state is None:
+            self._rewind(same)
+        if same < len(lead):
+            self._decode(np.array(lead[same:], np.int32), outputs=0)
+            if self.prefixes is not None and self._context is not None and len(lead) >= LEAST_TOKENS:
+                self.prefixes.store(lead, self._context.state(0))
+        return same
+
+    def _same(self, lead: Tokens) -> int:
+        """How many leading tokens are those of the previous request."""
+        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(lead, self._kept, strict=False)))
+
+    def _restored(self, lead: Tokens, state: bytes) -> bool:
+        assert self._context is not None
+        assert self.prefixes is not None
+        self._rewind(0)
+        if not self._context.restore(0, state):
+            self.prefixes.drop(lead)
+            return False
+        self._past = len(lead)
+        return True
+
+    def checked(self, segment: Tokens | Embeddings) -> NDArray[Any]:
+        """Token ids as int32 [n], or embeddings as contiguous float32 [n, n_embd].
+
+        Raises:
+            DecoderError: rows of another width, or with NaN.
+        """
+        if isinstance(segment, tuple):
+            return np.array(segment, np.int32)
+        if segment.ndim != 2 or segment.shape[1] != self.n_embd:
+            raise DecoderError(f"the audio embeddings have shape {segment.shape}, expected [n, {self.n_embd}]")
+        if not np.isfinite(segment).all():
+            raise DecoderError("the audio embeddings hold NaN or infinity; run `dasheng-edge verify` on the bundle")
+        return np.ascontiguousarray(segment, np.float32)
+
+    def _rewind(self, rows: int) -> None:
+        """Keep the first `rows` rows of the cache; `_kept` stays empty until a prefill has succeeded."""
+        assert self._context is not None
+        self._kept, self._has_logits = (), False
+        self._context.forget(0, rows)
+        self._past = rows
+
+    def _fit(self, rows: int, *, keep: bool = False) -> None:
+        """Make sure that the context holds so many rows; `keep` carries those that there are over to a larger one."""
+        if rows > self.context_length:
+            raise DecoderError(
+                f"the request needs {rows} positions, the decoder has {self.context_length}; "
+                "use shorter audio, a shorter prompt or fewer new tokens"
+            )
+        if rows <= self.n_ctx:
+            return
+        doubled = max(rows, 2 * self.n_ctx, self._first_ctx)
+        wanted = min(-(-doubled // CONTEXT_STEP) * CONTEXT_STEP, max(rows, self.context_length))
+        past, state = (self._past, self._context.state(0)) if keep and self._context and self._past else (0, b"")
+        self._drop_context()  # before the new one is made: the two may not fit into memory together
+        self._context = self.new_context(wanted, self.options)
+        if past:
+            if not self._context.restore(0, state):
+                raise DecoderError(f"llama.cpp cannot carry {past} rows over to a larger context; use shorter audio")
+            self._past = past
+
+    def new_context(self, n_ctx: int, options: ContextOptions, watch: Watch | None = None) -> Context:
+        """A context on these weights; `watch` is told what is computed, instead of the decoder's own.
+
+        Raises:
+            DecoderError: the decoder is closed, or llama.cpp cannot make it.
+        """
+        if not self._free_model.alive:
+            raise DecoderError("the decoder is closed; open it again")
+        return Context(self._model, n_ctx, options, watch or self._watch)
+
+    def _decode(self, rows: NDArray[Any], *, outputs: int) -> None:
+        """Decode int32 [n] tokens or float32 [n, n_embd] embeddings at the end of the sequence.
+
+        The last `outputs` rows get logits; no more than BATCH.
+        """
+        assert self._context is not None
+        self._has_logits = False
+        try:
+            self._context.extend(rows, sequence=0, past=self._past, outputs=outputs)
+        except DecoderError:
+            self._kept = ()
+            raise
+        self._past += len(rows)
+        self._has_logits = outputs > 0
+
+    def logits(self, row: int = -1) -> NDArray[np.float32]:
+        """Logits of the last row, or of another one of the last batch that has them, float32 [n_vocab].
+
+        Raises:
+            DecoderError: nothing was decoded, or they hold NaN.
+        """
+        return self._logits(row).copy()
+
+    def _logits(self, row: int = -1) -> NDArray[np.float32]:
+        if not self._has_logits or self._context is None:
+            raise DecoderError("there are no logits yet; call prefill first")
+        return self._context.logits(row)
+
+    def score(self, segments: Sequence[Tokens | Embeddings], answer: Tokens) -> NDArray[np.float32]:
+        """Logits from which each token of an answer would be chosen, given the prompt and the tokens before it.
+
+        float32 [len(answer), n_vocab]. The last token of the answer is not decoded, since nothing follows it.
+
+        Raises what `prefill` and `logits` raise.
+        """
+        if self.options.outputs < SCORED_ROWS:  # the context that there is has room for the logits of one row
+            self.options = replace(self.options, outputs=SCORED_ROWS)
+            self._drop_context()
+        self.prefill(segments, reserve=len(answer))
+        rows = np.empty((len(answer), self.n_vocab), np.float32)
+        rows[:1] = self.logits()
+        for start in range(1, len(answer), SCORED_ROWS):
+            block = np.array(answer[start - 1 : start - 1 + SCORED_ROWS], np.int32)[: len(answer) - start]
+            self._decode(block, outputs=len(block))
+            for i in range(len(block)):
+                rows[start + i] = self.logits(i)
+        return rows
+
+    def watch(self, watch: Watch | None) -> None:
+        """Show intermediate results of every following request; None ends that."""
+        self._watch = watch
+        self._drop_context()  # llama.cpp takes the callback when it makes one
+
+    def generate(self, max_new_tokens: int, sampling: Sampling = _GREEDY) -> Iterator[int]:
+        """Token ids after a prefill, until one of them ends generation or there are `max_new_tokens`.
+
+        Raises:
+            DecoderError: no prefill, the context is full, or what `logits` and llama.cpp raise.
+        """
+        sampler = Sampler(self, sampling)
+        try:
+            for left in reversed(range(max_new_tokens)):
+                logits = self._logits()  # refuses NaN, from which a sampler would take any token
+                assert self._context is not None
+                token = sampler.next(self._context, logits)
+                yield token
+                if self.is_end(token) or not left:
+                    return
+                self._extend(token)
+        finally:
+            sampler.close()
+
+    def _extend(self, token: int) -> None:
+        if self._past >= self.n_ctx:
+            raise DecoderError(f"the context of {self.n_ctx} positions is full; reserve room for the new tokens")
+        self._decode(np.array([token], np.int32), outputs=1)

@@ -1,0 +1,165 @@
+"""llama.cpp's bindings: loaded on first use, its log collected, its errors in our words.
+
+Only this module and the quantizer's child process import llama_cpp; `decoder` is what drives it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dasheng_edge.runtime.errors import DecoderError, MissingExtraError
+
+_LOG_WARN, _LOG_ERROR = 3, 4  # enum ggml_log_level
+
+
+@cache
+def llama_cpp_library() -> Any:
+    """The bindings, loaded on first use: `Any`, since their functions are C calls."""
+    try:
+        from llama_cpp import llama_cpp
+    except (ImportError, OSError, RuntimeError) as error:
+        raise MissingExtraError(
+            f"llama-cpp-python cannot be loaded ({error}); run pip install 'llama-cpp-python>=0.3.36,<0.4', "
+            "which compiles llama.cpp and needs a C++ compiler"
+        ) from error
+    return llama_cpp
+
+
+class Log:
+    """Collects llama.cpp's warnings and errors for our messages, and keeps the rest off the screen."""
+
+    def __init__(self, llama: Any) -> None:
+        self.lines: deque[str] = deque(maxlen=8)
+        self._callback = llama.llama_log_callback(self._keep)  # must outlive every call of llama.cpp
+        llama.llama_log_set(self._callback, None)
+
+    def _keep(self, level: int, text: bytes, _: object) -> None:
+        line = text.decode("utf-8", "replace").strip()
+        if level in (_LOG_WARN, _LOG_ERROR) and line:
+            self.lines.append(line)
+
+    def last(self) -> str:
+        """The last line, for the end of a message."""
+        return self.lines[-1] if self.lines else "it gave no reason"
+
+
+@cache
+def llama_log() -> Log:
+    """One for the process, like llama.cpp's logger."""
+    return Log(llama_cpp_library())
+
+
+def build_info() -> tuple[str, bool]:
+    """llama.cpp's features on this machine, and whether it can offload to a GPU."""
+    llama = llama_cpp_library()
+    llama_log()
+    return llama.llama_print_system_info().decode().strip(), bool(llama.llama_supports_gpu_offload())
+
+
+def pointer(array: NDArray[Any], kind: Any) -> Any:
+    """A C pointer to an array's values."""
+    return array.ctypes.data_as(ctypes.POINTER(kind))
+
+
+class HeldSignals:
+    """Ctrl-C and SIGTERM while llama.cpp works: what is raised in a callback, C would swallow."""
+
+    def __init__(self) -> None:
+        self.caught: list[int] = []  # a callback that finds one ends the work
+
+    @contextmanager
+    def held(self) -> Generator[None]:
+        """Signals within are caught, and raised behind it."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        kept = {number: signal.signal(number, self._catch) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in kept.items():
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+            caught, self.caught = self.caught, []
+            for first in caught[:1]:
+                signal.raise_signal(first)
+
+    def _catch(self, number: int, _: object) -> None:
+        self.caught.append(number)
+
+
+class Watch:
+    """Shows intermediate results of llama.cpp while it computes, by the names that its graphs give them.
+
+    `see` is handed each tensor whose name `wants` accepts, as float32 [rows, width]. An error that it raises ends the
+    computation and is raised by `check`. The tensor is read by functions of ggml alone, so nothing here depends on
+    how its structure is laid out.
+    """
+
+    def __init__(self, wants: Callable[[str], bool], see: Callable[[str, NDArray[np.float32]], None]) -> None:
+        llama = llama_cpp_library()
+        self._wants, self._see = wants, see
+        self._error: Exception | None = None
+        self.signals = HeldSignals()
+        self._ggml = _ggml_functions()
+        self.callback = llama.ggml_backend_sched_eval_callback(self._evaluated)  # must outlive the context
+
+    def _evaluated(self, tensor: int, ask: bool, _: object) -> bool:
+        if self.signals.caught:
+            return False
+        try:
+            name = self._ggml.ggml_get_name(tensor).decode()
+            if ask:
+                return self._wants(name)
+            if self._ggml.ggml_nelements(tensor):  # none where no row of a batch has logits
+                self._see(name, self._values(tensor))
+        except Exception as error:  # noqa: BLE001  # nothing may be raised through C
+            self._error = self._error or error
+            return False
+        return True
+
+    def _values(self, tensor: int) -> NDArray[np.float32]:
+        size, rows = self._ggml.ggml_nelements(tensor), self._ggml.ggml_nrows(tensor)
+        values = np.empty(size, np.float32)
+        if self._ggml.ggml_nbytes(tensor) != values.nbytes:  # of another type, or with gaps
+            raise DecoderError(f"llama.cpp computes {self._ggml.ggml_get_name(tensor).decode()} not in float32")
+        self._ggml.ggml_backend_tensor_get(tensor, pointer(values, ctypes.c_float), 0, values.nbytes)
+        return values.reshape(rows, -1)
+
+    def check(self) -> None:
+        """Raise what went wrong since the last look, if anything."""
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+
+@cache
+def _ggml_functions() -> Any:
+    """Accessors of the library that llama.cpp itself computes with."""
+    llama_cpp_library()
+    from llama_cpp._ctypes_extensions import load_shared_library
+
+    folder = find_spec("llama_cpp")
+    assert folder is not None
+    assert folder.origin is not None
+    ggml = load_shared_library("ggml-base", Path(folder.origin).parent / "lib")
+    for name, kind in (("ggml_get_name", ctypes.c_char_p), ("ggml_nelements", ctypes.c_int64),
+                       ("ggml_nrows", ctypes.c_int64), ("ggml_nbytes", ctypes.c_size_t)):  # fmt: skip
+        function = getattr(ggml, name)
+        function.restype, function.argtypes = kind, [ctypes.c_void_p]
+    ggml.ggml_backend_tensor_get.restype = None
+    ggml.ggml_backend_tensor_get.argtypes = [
+        ctypes.c_void_p, ctypes.POINTER(ctypes.c_float), ctypes.c_size_t, ctypes.c_size_t,
+    ]  # fmt: skip
+    return ggml

@@ -1,0 +1,160 @@
+"""A GGUF text model in llama.cpp: its weights and its tokenizer, without a context."""
+
+from __future__ import annotations
+
+import codecs
+import ctypes
+import os
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dasheng_edge.runtime.errors import DecoderError, DeviceError
+from dasheng_edge.runtime.machine.devices import Device, checked_device
+
+from .huge_pages import HugePages
+from .llama import HeldSignals, llama_cpp_library, llama_log, pointer
+
+Tokens: TypeAlias = tuple[int, ...]
+
+_SPECIAL_IDS = {"bos_token": "bos_token", "eos_token": "eos_token", "pad_token": "padding_token"}  # name -> GGUF's
+_LOAD_READ, _LOAD_MAPPED = 0, 1  # enum llama_load_mode
+_ATTR_CONTROL, _ATTR_USER_DEFINED = 1 << 3, 1 << 4  # enum llama_token_attr
+
+
+def load_model(path: str | Path, device: Device, *, repack: bool, huge_pages: bool) -> Any:
+    """A `llama_model` of a GGUF file; `cuda` puts all layers on the GPU.
+
+    `repack` lets llama.cpp copy weights into layouts that compute faster, and `huge_pages` asks for those: the file is
+    read then, since a map of it would stay in memory beside the copies. Without, weights stay in the file's pages. Both
+    are of the CPU alone.
+
+    Raises:
+        MissingExtraError: llama-cpp-python is not installed.
+        DeviceError: llama.cpp was built without GPU support and `cuda` was asked for.
+        DecoderError: llama.cpp cannot load the file.
+    """
+    llama, log = llama_cpp_library(), llama_log()
+    if checked_device(device) != "cpu" and not llama.llama_supports_gpu_offload():
+        raise DeviceError(
+            f"device {device!r} needs llama.cpp with GPU support, this one is built for CPU; run "
+            "CMAKE_ARGS=-DGGML_CUDA=on pip install --force-reinstall --no-cache-dir llama-cpp-python, "
+            "or choose cpu"
+        )
+    params = llama.llama_model_default_params()
+    params.n_gpu_layers = 0 if device == "cpu" else -1
+    # llama.cpp's AMX kernels end the process on quantized weights (ggml-org/llama.cpp#20824). The switch
+    # that keeps weights out of their layout turns off repacking too, so it is left on elsewhere.
+    params.use_extra_bufts = repack and b"AMX_INT8 = 1" not in llama.llama_print_system_info()
+    params.load_mode = _LOAD_READ if (repack or huge_pages) and device == "cpu" else _LOAD_MAPPED
+    signals = HeldSignals()
+    pages = HugePages() if huge_pages and device == "cpu" else None
+    following = llama.llama_progress_callback(_Loading(signals, pages))
+    params.progress_callback = following
+    log.lines.clear()
+    with signals.held():
+        model = llama.llama_model_load_from_file(os.fsencode(path), params)
+    if not model:
+        raise DecoderError(f"llama.cpp cannot load {path}: {log.last()}; export the bundle again")
+    return model
+
+
+class _Loading:
+    """Is told how far the loading of a model is; at first, all buffers are there and none is filled."""
+
+    def __init__(self, signals: HeldSignals, pages: HugePages | None) -> None:
+        self._signals, self._pages = signals, pages
+
+    def __call__(self, _: float, __: object) -> bool:
+        """Whether to go on."""
+        pages, self._pages = self._pages, None
+        if pages is not None:
+            pages.ask()
+        return not self._signals.caught
+
+
+class TextModel:
+    """What a loaded model knows without computing anything: metadata, vocabulary, tokenizer."""
+
+    def __init__(self, model: Any) -> None:
+        llama = llama_cpp_library()
+        self._llama, self._model = llama, model
+        self._free_model = weakref.finalize(self, llama.llama_model_free, model)
+        self._vocab = llama.llama_model_get_vocab(model)
+        self.n_vocab: int = llama.llama_vocab_n_tokens(self._vocab)
+        every = map(partial(llama.llama_vocab_get_attr, self._vocab), range(self.n_vocab))
+        attributes = np.fromiter(every, np.int32, self.n_vocab)
+        # Tokens by their text: those that plain text never contains, e.g. `<|im_end|>`, ...
+        self.control_tokens: Mapping[str, int] = self._tokens_with(attributes, _ATTR_CONTROL)
+        # ... and whole words that are found in plain text too, e.g. `<tool_call>`.
+        self.added_tokens: Mapping[str, int] = self._tokens_with(attributes, _ATTR_USER_DEFINED)
+        self.n_embd: int = llama.llama_model_n_embd_inp(model)
+        self.context_length: int = llama.llama_model_n_ctx_train(model)
+
+    @cached_property
+    def metadata(self) -> Mapping[str, str]:
+        """All scalar metadata of the GGUF, as text."""
+        key, value = self._llama.llama_model_meta_key_by_index, self._llama.llama_model_meta_val_str_by_index
+        count = self._llama.llama_model_meta_count(self._model)
+        return {self._string(key, index): self._string(value, index) for index in range(count)}
+
+    def _string(self, function: Any, index: int) -> str:
+        """Calls a C function that writes into a buffer and returns the length that it needs."""
+        size = function(self._model, index, ctypes.create_string_buffer(1), 1) + 1
+        buffer = ctypes.create_string_buffer(size)
+        function(self._model, index, buffer, size)
+        return buffer.value.decode("utf-8", "replace")
+
+    @property
+    def chat_template(self) -> str:
+        """The chat template, Jinja; empty where the GGUF has none."""
+        return self.metadata.get("tokenizer.chat_template", "")
+
+    @property
+    def special_texts(self) -> Mapping[str, str]:
+        """Texts of `bos_token`, `eos_token` and `pad_token`, of those that the GGUF names."""
+        # Not from llama_vocab_bos and its kind, which answer for a GGUF that names none with a default.
+        ids = {kind: self.metadata.get(f"tokenizer.ggml.{key}_id") for kind, key in _SPECIAL_IDS.items()}
+        return {kind: self._text(int(token)) for kind, token in ids.items() if token is not None}
+
+    def _text(self, token: int) -> str:
+        return str(self._llama.llama_vocab_get_text(self._vocab, token).decode("utf-8", "replace"))
+
+    def _tokens_with(self, attributes: NDArray[np.int32], wanted: int) -> dict[str, int]:
+        return {self._text(token): token for token in np.flatnonzero(attributes & wanted).tolist()}
+
+    def tokenize(self, text: str, parse_special: bool = False) -> Tokens:
+        """Token ids of a text, none added; control tokens in it are plain text unless `parse_special`."""
+        data = text.encode("utf-8")
+        ids = np.empty(len(data) + 1, np.int32)  # a token is at least one byte
+        args = (self._vocab, data, len(data), pointer(ids, ctypes.c_int32), len(ids), False, parse_special)
+        return tuple(ids[: self._llama.llama_tokenize(*args)].tolist())
+
+    def piece(self, token: int) -> bytes:
+        """The bytes of a token, empty for control tokens; they may end inside a character."""
+        buffer = ctypes.create_string_buffer(32)
+        size = self._llama.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, False)
+        if size < 0:
+            buffer = ctypes.create_string_buffer(-size)
+            size = self._llama.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, False)
+        return buffer.raw[:size]
+
+    def text_pieces(self, tokens: Iterable[int]) -> Iterator[str]:
+        """Pieces of text as their characters become complete; bytes that never do become U+FFFD."""
+        decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        for token in tokens:
+            yield decode(self.piece(token))
+        yield decode(b"", final=True)
+
+    def detokenize(self, tokens: Iterable[int]) -> str:
+        """The text of tokens, without control tokens."""
+        return "".join(self.text_pieces(tokens))
+
+    def is_end(self, token: int) -> bool:
+        """Whether the vocabulary says that generation ends with this token."""
+        return bool(self._llama.llama_vocab_is_eog(self._vocab, token))

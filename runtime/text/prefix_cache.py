@@ -1,0 +1,127 @@
+"""Keys and values of what requests begin with, in memory and on disk, so that a prompt is computed once.
+
+A file holds what llama.cpp writes of a sequence, behind a SHA-256 of it. It is only a cache: a file that is damaged,
+of another model or cannot be written is passed over, and the prompt is computed as if there were none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from collections import OrderedDict
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+
+from dasheng_edge.runtime.bundle.bundle import DECODER, Bundle
+
+from .context import ContextOptions
+from .llama import llama_cpp_library
+from .model import Tokens
+
+FOLDER_VARIABLE = "DASHENG_EDGE_CACHE"  # a folder; "off" keeps nothing on disk
+LEAST_TOKENS = 4  # fewer are computed as fast as they are read
+MOST_IN_MEMORY = 8
+MOST_BYTES_ON_DISK = 256_000_000  # 100 prompts of 20 tokens; the ones that were not used for longest go first
+_MAGIC = b"dasheng-edge prefix 1\n"
+_DIGEST_BYTES = 32
+
+
+def cache_folder() -> Path | None:
+    """Where this user's caches are: $DASHENG_EDGE_CACHE, or dasheng-edge in $XDG_CACHE_HOME or ~/.cache; None: off."""
+    named = os.environ.get(FOLDER_VARIABLE)
+    if named:
+        return None if named.lower() == "off" else Path(named)
+    base = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return Path(base) / "dasheng-edge" if base else Path.home() / ".cache" / "dasheng-edge"
+    except RuntimeError:  # no home
+        return None
+
+
+def prefix_model(bundle: Bundle, options: ContextOptions) -> str:
+    """What a state depends on beside the tokens: the decoder's file, how keys and values are kept, and who computes."""
+    kept = f"{options.kv_type} {options.device}"
+    llama = llama_cpp_library()
+    build = llama.llama_print_system_info().decode("utf-8", "replace")
+    return f"{bundle.manifest.files[DECODER].sha256} {kept} {version('llama-cpp-python')} {build}"
+
+
+class PrefixCache:
+    """States by the tokens that they are of; `model` names everything else that they depend on."""
+
+    def __init__(self, folder: Path | None, model: str) -> None:
+        self._folder = folder / "prefixes" if folder is not None else None
+        self._model = model
+        self._memory: OrderedDict[Tokens, bytes] = OrderedDict()
+
+    def load(self, tokens: Tokens) -> bytes | None:
+        """The state after these tokens, if it is there."""
+        state = self._memory.get(tokens)
+        if state is None:
+            state = self._read(tokens)
+            if state is not None:
+                self._keep(tokens, state)
+        else:
+            self._memory.move_to_end(tokens)
+        return state
+
+    def store(self, tokens: Tokens, state: bytes) -> None:
+        """Keep a state."""
+        self._keep(tokens, state)
+        path = self._path(tokens)
+        if path is None:
+            return
+        partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_bytes(_MAGIC + hashlib.sha256(state).digest() + state)
+            partial.replace(path)
+            self._shrink(path.parent)
+        except OSError:  # read-only, full, not ours
+            with suppress(OSError):
+                partial.unlink()
+
+    def drop(self, tokens: Tokens) -> None:
+        """Forget a state that llama.cpp did not take."""
+        self._memory.pop(tokens, None)
+        path = self._path(tokens)
+        if path is not None:
+            with suppress(OSError):
+                path.unlink()
+
+    def _keep(self, tokens: Tokens, state: bytes) -> None:
+        self._memory[tokens] = state
+        self._memory.move_to_end(tokens)
+        while len(self._memory) > MOST_IN_MEMORY:
+            self._memory.popitem(last=False)
+
+    def _read(self, tokens: Tokens) -> bytes | None:
+        path = self._path(tokens)
+        if path is None:
+            return None
+        try:
+            content = path.read_bytes()
+            path.touch()  # used now
+        except OSError:
+            return None
+        start = len(_MAGIC) + _DIGEST_BYTES
+        state = content[start:]
+        sound = content[:start] == _MAGIC + hashlib.sha256(state).digest()
+        return state if sound else None
+
+    def _path(self, tokens: Tokens) -> Path | None:
+        if self._folder is None:
+            return None
+        name = hashlib.sha256(f"{self._model}\n{' '.join(map(str, tokens))}".encode()).hexdigest()
+        return self._folder / f"{name[:32]}.kv"
+
+    @staticmethod
+    def _shrink(folder: Path) -> None:
+        files = sorted(folder.glob("*.kv"), key=lambda path: path.stat().st_mtime, reverse=True)
+        size = 0
+        for path in files:
+            size += path.stat().st_size
+            if size > MOST_BYTES_ON_DISK:
+                path.unlink(missing_ok=True)

@@ -1,0 +1,281 @@
+"""From a chat template and what the user asks to segments: text tokens, and places where audio goes.
+
+User text can never become a control token. The template is rendered with a placeholder for each user text;
+control tokens are looked for in the template's own text only; then the user's texts are put back and every
+run of text between two control tokens is tokenised as plain text, in one call. For a text without control
+tokens in it that gives exactly what Hugging Face's tokenizers give.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol, TypeAlias
+
+import jinja2
+from jinja2 import meta, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from dasheng_edge.runtime.bundle.bundle import PromptFacts
+from dasheng_edge.runtime.errors import PromptError
+
+
+class Tokenizer(Protocol):
+    """What the prompt needs of a tokenizer; `decoder.Decoder` is one."""
+
+    @property
+    def special_texts(self) -> Mapping[str, str]:
+        """Texts of `bos_token`, `eos_token` and `pad_token`, of those that there are, for the template."""
+        ...
+
+    @property
+    def control_tokens(self) -> Mapping[str, int]:
+        """Tokens that plain text never contains, by their text."""
+        ...
+
+    @property
+    def added_tokens(self) -> Mapping[str, int]:
+        """Whole-word tokens that are found in plain text too, such as `<tool_call>`."""
+        ...
+
+    def tokenize(self, text: str, parse_special: bool = False) -> tuple[int, ...]:
+        """Token ids of a text; with parse_special False control tokens in it are plain text."""
+        ...
+
+
+@dataclass(frozen=True)
+class Text:
+    """A run of text tokens."""
+
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Audio:
+    """The place of the audio embeddings of a clip."""
+
+    clip: int
+
+
+Segment: TypeAlias = Text | Audio
+
+# Two code points for private use around a number, to which no template or tokenizer gives a meaning. Python's repr
+# escapes them: a template that prints a whole list of parts loses them, and is found out by that.
+_MARK = "\ue0f0{}\ue0f1"
+_MARK_PATTERN = re.compile("\ue0f0(\\d)\ue0f1")
+# Whether the user's and the system's content are lists of parts, as processors of audio models send them, or plain
+# text, which is all that templates of text models take. The first that a template can render is right.
+CONTENT_FORMS = ((True, True), (True, False), (False, False))
+
+
+def compile_template(source: str) -> jinja2.Template:
+    """Compile a chat template in a sandbox, with the settings and functions that transformers gives it.
+
+    Raises:
+        PromptError: it is not valid Jinja.
+    """
+    functions = {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
+    try:
+        return _environment().from_string(source, globals=functions)
+    except jinja2.TemplateError as error:
+        raise PromptError(
+            f"the bundle's chat template is not valid: {error}; correct it in the checkpoint and export again"
+        ) from error
+
+
+def template_names(source: str) -> frozenset[str]:
+    """Names that a valid chat template takes from outside, such as `messages` and `eos_token`."""
+    return frozenset(meta.find_undeclared_variables(_environment().parse(source)))
+
+
+def render_chat(
+    template: jinja2.Template,
+    messages: Sequence[Mapping[str, object]],
+    special_tokens: Mapping[str, str | list[str]],
+    *,
+    add_generation_prompt: bool = True,
+) -> str:
+    """What transformers renders of messages; like there, what was not asked for is None, not undefined."""
+    return template.render(
+        special_tokens, messages=messages, tools=None, documents=None, add_generation_prompt=add_generation_prompt
+    )
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationTag]
+    )
+    environment.filters["tojson"] = _to_json
+    return environment
+
+
+class _GenerationTag(Extension):
+    """`{% generation %}...{% endgeneration %}`: marks what an assistant said for training; rendered as it is."""
+
+    tags = {"generation"}  # noqa: RUF012  # declared as an attribute of the instance by Jinja
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_body"), [], [], body).set_lineno(line)
+
+    def _body(self, caller: Callable[[], str]) -> str:
+        return caller()
+
+
+def _to_json(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _strftime_now(pattern: str) -> str:
+    return datetime.now().strftime(pattern)  # noqa: DTZ005  # local time, as in transformers
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+class PromptBuilder:
+    """Renders prompts with one chat template and tokenizer.
+
+    Raises:
+        PromptError: the template is not valid, or the tokenizer has no such audio tokens.
+    """
+
+    def __init__(self, template: str, facts: PromptFacts, tokenizer: Tokenizer) -> None:
+        self._template = compile_template(template)
+        self._facts = facts
+        self._tokenizer = tokenizer
+        control = tokenizer.control_tokens
+        for token in (facts.audio_token, facts.audio_bos_token, facts.audio_eos_token):
+            if token not in control:
+                raise PromptError(
+                    f"the decoder's vocabulary has no control token {token!r}, which marks the audio in the "
+                    "prompt; export the bundle again from a checkpoint whose tokenizer has it"
+                )
+        # The longest first, so that no token hides a longer one that it begins.
+        names = sorted({*control, *tokenizer.added_tokens}, key=len, reverse=True)
+        self._special = re.compile("|".join(map(re.escape, names)))
+
+    def build(self, prompt: str | None = None, *, system: str | None = None, clips: int = 1) -> tuple[Segment, ...]:
+        """Segments of one request; None means the bundle's default, and `system=""` no system turn but the template's.
+
+        Raises:
+            PromptError: the template fails, leaves a text out, or has not one place for each clip.
+        """
+        texts = [_checked(self._facts.prompt if prompt is None else prompt)]
+        if system := self._facts.system if system is None else system:
+            texts.append(_checked(system))
+        errors: list[PromptError] = []
+        for form in CONTENT_FORMS:
+            try:
+                return self._built(texts, clips, form)
+            except PromptError as error:  # noqa: PERF203  # three rounds at most
+                errors.append(error)
+        raise errors[0]
+
+    def _built(self, texts: list[str], clips: int, form: tuple[bool, bool]) -> tuple[Segment, ...]:
+        rendered = self._render([_marked(index, text) for index, text in enumerate(texts)], clips, form)
+        for index, (what, text) in enumerate(zip(("prompt", "system text"), texts, strict=False)):
+            if text.strip() and _MARK.format(index) not in rendered:
+                raise PromptError(f"the bundle's chat template leaves the {what} out; it does not support one")
+        segments = tuple(segment for segment in self._segments(rendered, texts) if segment != Text(()))
+        if (places := sum(isinstance(segment, Audio) for segment in segments)) != clips:
+            raise PromptError(
+                f"the bundle's chat template has {places} places for audio ({self._facts.audio_token}), "
+                f"expected {clips}; correct the template in the checkpoint and export again"
+            )
+        return segments
+
+    def _render(self, marked: list[str], clips: int, form: tuple[bool, bool]) -> str:
+        messages = chat_messages(marked[0], self._facts, form=form, system="".join(marked[1:]), clips=clips)
+        special_tokens = self._facts.special_tokens
+        if special_tokens is None:  # the bundle does not say, as those of schema 1
+            special_tokens = dict(self._tokenizer.special_texts)
+        try:
+            return render_chat(self._template, messages, special_tokens)
+        except Exception as error:  # a template can fail in any way that Python can
+            raise PromptError(f"the bundle's chat template fails on this request: {error}") from error
+
+    def _segments(self, rendered: str, texts: list[str]) -> Iterator[Segment]:
+        """Tokens of the rendered text, cut where audio goes."""
+        facts, control = self._facts, {**self._tokenizer.added_tokens, **self._tokenizer.control_tokens}
+        bos, eos = control[facts.audio_bos_token], control[facts.audio_eos_token]
+        pieces = self._pieces(rendered)
+        tokens: list[int] = []
+        clip = 0
+        for index, piece in enumerate(pieces):
+            if piece not in control:
+                tokens += self._plain(piece, texts)
+            elif piece != facts.audio_token:
+                tokens.append(control[piece])
+            else:
+                # The published processor adds both marks where the template has neither.
+                before, after = pieces[index - 1] if index else "", (*pieces[index + 1 :], "")[0]
+                bare = before != facts.audio_bos_token and after != facts.audio_eos_token
+                yield Text((*tokens, bos) if bare else tuple(tokens))
+                yield Audio(clip)
+                tokens = [eos] if bare else []
+                clip += 1
+        yield Text(tuple(tokens))
+
+    def _pieces(self, rendered: str) -> list[str]:
+        """Special tokens and the runs of text between them, in order, without empty runs."""
+        pieces: list[str] = []
+        end = 0
+        for match in self._special.finditer(rendered):
+            pieces += [rendered[end : match.start()], match.group()]
+            end = match.end()
+        return [piece for piece in (*pieces, rendered[end:]) if piece]
+
+    def _plain(self, run: str, texts: list[str]) -> tuple[int, ...]:
+        text = _MARK_PATTERN.sub(lambda match: texts[int(match.group(1))].strip(), run)
+        # Qwen2's and Qwen3's tokenizers normalise before they split; llama.cpp leaves that to its caller.
+        return self._tokenizer.tokenize(unicodedata.normalize("NFC", text), parse_special=False)
+
+
+def chat_messages(
+    prompt: str, facts: PromptFacts, *, form: tuple[bool, bool] = (True, True), system: str = "", clips: int = 1
+) -> list[dict[str, object]]:
+    """The messages of one request, for a chat template; `form` is one of CONTENT_FORMS."""
+    user_parts, system_parts = form
+    audio: list[dict[str, str]] = [{"type": "audio"}] * clips
+    text = [{"type": "text", "text": prompt}]
+    content: object = audio + text if facts.audio_first else text + audio
+    if not user_parts:
+        places = facts.audio_token * clips
+        content = places + prompt if facts.audio_first else prompt + places
+    messages: list[dict[str, object]] = [{"role": "user", "content": content}]
+    if system:
+        turn: object = [{"type": "text", "text": system}] if system_parts else system
+        messages.insert(0, {"role": "system", "content": turn})
+    return messages
+
+
+def _marked(index: int, text: str) -> str:
+    """The mark of a text between the blanks around that text, so that a template that strips it strips those.
+
+    Blanks alone are harmless and stay as they are.
+    """
+    core = text.strip()
+    return text.replace(core, _MARK.format(index), 1) if core else text
+
+
+def _checked(text: str) -> str:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise PromptError(f"the text {text[:40]!r} is not valid Unicode: {error.reason}") from error
+    return text
