@@ -50,11 +50,11 @@ from benchmarks.lora_cases import (
     small_shapes,
     stored_name,
 )
-from dasheng_edge.export.adapter import EMBEDDING, HEAD, MergedTensors, open_adapters
-from dasheng_edge.export.checkpoint import Checkpoint
-from dasheng_edge.export.dasheng import EncoderSpec
-from dasheng_edge.export.model_sizes import DecoderSpec
-from dasheng_edge.export.tensor_files import row_blocks, tensors_in
+from dasheng_edge.export.adapter.merge import EMBEDDING, HEAD, MergedTensors, open_adapters
+from dasheng_edge.export.checkpoint.checkpoint import Checkpoint
+from dasheng_edge.export.checkpoint.sizes import DecoderSpec
+from dasheng_edge.export.checkpoint.tensor_files import row_blocks, tensors_in
+from dasheng_edge.export.reference.dasheng import EncoderSpec
 from dasheng_edge.runtime.audio.front_end import FrontEndSpec
 
 TOLERANCE = 1e-6

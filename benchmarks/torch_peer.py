@@ -13,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dasheng_edge.export.adapter import MergedTensors
-from dasheng_edge.export.checkpoint import open_checkpoint
-from dasheng_edge.export.dasheng import DashengEncoder
-from dasheng_edge.export.reference import load_encoder, load_projector, reference_features
-from dasheng_edge.export.reference_decoder import decoder_config, decoder_modules
+from dasheng_edge.export.adapter.merge import MergedTensors
+from dasheng_edge.export.checkpoint.checkpoint import open_checkpoint
+from dasheng_edge.export.reference.dasheng import DashengEncoder
+from dasheng_edge.export.reference.decoder import decoder_config, decoder_modules
+from dasheng_edge.export.reference.encoder import load_encoder, load_projector, reference_features
 from dasheng_edge.runtime.audio.front_end import Features
 
 DECODER_PREFIX = "decoder."

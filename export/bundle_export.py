@@ -15,6 +15,26 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from dasheng_edge.export.adapter.merge import MergedTensors, check_finite, measured_merge_error, open_adapters
+from dasheng_edge.export.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from dasheng_edge.export.gguf.checks import check_prompt, check_tensors, golden_logits_error
+from dasheng_edge.export.gguf.decoder import (
+    intermediate_type,
+    measure,
+    needed_bytes,
+    stored_bytes,
+    tensor_count,
+    write_gguf,
+)
+from dasheng_edge.export.gguf.metadata import PREFIX, hub_id, other_bases
+from dasheng_edge.export.gguf.metadata import model_card as card_of_checkpoint
+from dasheng_edge.export.gguf.tokenizer import Vocabulary, read_vocabulary
+from dasheng_edge.export.graphs.check import GraphReport
+from dasheng_edge.export.graphs.encoder import export_encoder, export_projector
+from dasheng_edge.export.graphs.front_end import export_front_end
+from dasheng_edge.export.prompt.facts import golden_prompt, prompt_facts
+from dasheng_edge.export.reference.golden import GoldenRequest, golden_mel_error, golden_tokens, write_golden
+from dasheng_edge.export.variants.detection import assumptions
 from dasheng_edge.quant.decoder_types import DECODER_TOLERANCES, token_margin
 from dasheng_edge.quant.progress import NoProgress, Progress, StepReport
 from dasheng_edge.quant.quantizer import quantize
@@ -36,21 +56,8 @@ from dasheng_edge.runtime.bundle.bundle import (
 from dasheng_edge.runtime.bundle.writer import BundleWriter
 from dasheng_edge.runtime.errors import DashengEdgeError, ExportError, MissingExtraError, OutputWriteError
 
-from .adapter import MergedTensors, check_finite, measured_merge_error, open_adapters
-from .checkpoint import Checkpoint, open_checkpoint
-from .decoder_gguf import intermediate_type, measure, needed_bytes, stored_bytes, tensor_count, write_gguf
-from .encoder_onnx import export_encoder, export_projector
-from .front_end_onnx import export_front_end
-from .gguf_metadata import PREFIX, hub_id, other_bases
-from .gguf_metadata import model_card as card_of_checkpoint
-from .golden import GoldenRequest, golden_mel_error, golden_tokens, write_golden
-from .graph_check import GraphReport
 from .model_card import model_card
 from .options import ExportOptions
-from .prompt_facts import golden_prompt, prompt_facts
-from .tokenizer import Vocabulary, read_vocabulary
-from .tolerances import check_prompt, check_tensors, golden_logits_error
-from .variants import assumptions
 
 LIBRARIES = ("torch", "transformers", "onnx", "onnxscript", "gguf", "llama-cpp-python")
 ONNX_RUNTIMES = ("onnxruntime", "onnxruntime-gpu")  # two distributions of one library; one is installed

@@ -17,8 +17,9 @@ from dasheng_edge.runtime.errors import MissingExtraError
 from .options import EncoderPrecision, ExportOptions, PromptOverrides
 
 if TYPE_CHECKING:
+    from dasheng_edge.export.hub.pull import PullOptions, PullReport
+
     from .bundle_export import ExportReport
-    from .pull import PullOptions, PullReport
 
 
 def register(app: typer.Typer) -> None:
@@ -99,7 +100,7 @@ def pull(
     Only what the export reads is fetched, and all of it is checked: no code, no pickles. After an interruption the
     same command goes on where it stopped. HF_ENDPOINT names another hub, HF_TOKEN a token for private models.
     """
-    module = _load("pull", "pull")
+    module = _load("hub.pull", "pull")
     options: PullOptions = module.PullOptions(model_id, revision, out)
     try:
         with _PullBar() as progress:

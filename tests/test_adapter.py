@@ -14,9 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dasheng_edge.export.adapter import check_finite, measured_merge_error, open_adapters
-from dasheng_edge.export.checkpoint import Checkpoint, open_checkpoint
-from dasheng_edge.export.golden import write_golden
+from dasheng_edge.export.adapter.merge import check_finite, measured_merge_error, open_adapters
+from dasheng_edge.export.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from dasheng_edge.export.reference.golden import write_golden
 from dasheng_edge.runtime.bundle.bundle import Variant, sha256_of
 from dasheng_edge.runtime.errors import AdapterError, ExportError
 from tests.adapter_files import Tensors, change_config, change_tensors, write_free_head

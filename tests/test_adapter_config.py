@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dasheng_edge.export.adapter import open_adapter
-from dasheng_edge.export.checkpoint import PULL_RECORD, Checkpoint, open_checkpoint
+from dasheng_edge.export.adapter.merge import open_adapter
+from dasheng_edge.export.checkpoint.checkpoint import PULL_RECORD, Checkpoint, open_checkpoint
 from dasheng_edge.runtime.errors import AdapterError
 from tests.adapter_files import change_config
 

@@ -58,7 +58,7 @@ def test_merging_equals_pefts_merge_for_many_configurations(bench: Any, record_p
 def test_a_case_that_differs_is_seen(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The comparison can fail: with other values, and with other tensors."""
     from benchmarks.lora_cases import random_case
-    from dasheng_edge.export.adapter import MergedTensors
+    from dasheng_edge.export.adapter.merge import MergedTensors
 
     case = random_case(Random(3))
     right = MergedTensors.rows
@@ -79,7 +79,7 @@ def not_a_number(rows: torch.Tensor, name: str) -> torch.Tensor:
 def test_a_tensor_of_zeros_is_compared_too(bench: Any, monkeypatch: pytest.MonkeyPatch, value: float) -> None:
     from benchmarks.lora import difference
     from benchmarks.lora_cases import random_case
-    from dasheng_edge.export.adapter import MergedTensors
+    from dasheng_edge.export.adapter.merge import MergedTensors
 
     case, name = random_case(Random(3)), "decoder.model.norm.weight"
     model, merged, right = bench.model(case), MergedTensors(bench.checkpoint(case)), MergedTensors.rows

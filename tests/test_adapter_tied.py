@@ -36,7 +36,7 @@ def tied_case(*adapters: dict[str, Any]) -> Any:
 def opened(bench: Any, case: Any, folder: Path) -> Any:
     """Our merge of a case."""
     from benchmarks.lora import write_adapter
-    from dasheng_edge.export.adapter import open_adapters
+    from dasheng_edge.export.adapter.merge import open_adapters
 
     folders = [write_adapter(folder / str(i), adapter, bench.model(case)) for i, adapter in enumerate(case.adapters)]
     return open_adapters(folders, bench.checkpoint(case))
@@ -95,7 +95,7 @@ def test_pefts_double_merge_is_refused(bench: Any, tmp_path: Path, target: str) 
 
 @pytest.mark.filterwarnings("ignore")
 def test_magnitudes_of_an_embedding_are_measured_too(bench: Any, tmp_path: Path) -> None:
-    from dasheng_edge.export.adapter import check_finite, measured_merge_error
+    from dasheng_edge.export.adapter.merge import check_finite, measured_merge_error
 
     merged = opened(bench, tied_case(lora(E, use_dora=True), lora("qkv", "patch_embed.proj", use_dora=True)), tmp_path)
     assert len(merged.adapted()) == 1 + 1 + 2 + 1  # embedding, projector, two blocks, the patch convolution
@@ -106,7 +106,7 @@ def test_magnitudes_of_an_embedding_are_measured_too(bench: Any, tmp_path: Path)
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_magnitude_that_is_not_finite_is_refused(bench: Any, tmp_path: Path) -> None:
-    from dasheng_edge.export.adapter import check_finite, open_adapter
+    from dasheng_edge.export.adapter.merge import check_finite, open_adapter
 
     case = tied_case(lora("qkv", use_dora=True, bias="lora_only"))
     name = "audio_encoder.blocks.1.attn.qkv"

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnxruntime import InferenceSession
 
-from dasheng_edge.export.attention_layout import join_heads
+from dasheng_edge.export.graphs.attention_layout import join_heads
 from dasheng_edge.runtime.errors import ExportError
 
 DIM, HEADS, ROWS = 32, 4, 9

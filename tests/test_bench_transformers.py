@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from dasheng_edge.export import bench_transformers
-from dasheng_edge.export.adapter import MergedTensors
-from dasheng_edge.export.bench_transformers import STAGES, check_sizes, main, measure
-from dasheng_edge.export.checkpoint import Checkpoint, open_checkpoint
-from dasheng_edge.export.reference import load_encoder, load_projector
+from dasheng_edge.export.adapter.merge import MergedTensors
+from dasheng_edge.export.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from dasheng_edge.export.reference import bench as bench_transformers
+from dasheng_edge.export.reference.bench import STAGES, check_sizes, main, measure
+from dasheng_edge.export.reference.encoder import load_encoder, load_projector
 from dasheng_edge.runtime.errors import CheckpointError
 from tests.whole_decoder import whole_decoder
 

@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 
 from dasheng_edge.export import bundle_export
 from dasheng_edge.export.bundle_export import ExportReport, export_bundle
-from dasheng_edge.export.checkpoint import PULL_RECORD
-from dasheng_edge.export.graph_check import GraphReport
+from dasheng_edge.export.checkpoint.checkpoint import PULL_RECORD
+from dasheng_edge.export.gguf.checks import logits_error
+from dasheng_edge.export.graphs.check import GraphReport
 from dasheng_edge.export.options import ExportOptions
-from dasheng_edge.export.tolerances import logits_error
 from dasheng_edge.quant.decoder_types import DECODER_TOLERANCES, WORST_MATRIX, PlainType, token_margin
 from dasheng_edge.quant.progress import StepReport
 from dasheng_edge.runtime.bundle.bundle import (

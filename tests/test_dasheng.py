@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from dasheng_edge.export.dasheng import AudioProjector, Chunk, DashengEncoder, EncoderSpec, LogMel, mel_filterbank
+from dasheng_edge.export.reference.dasheng import (
+    AudioProjector,
+    Chunk,
+    DashengEncoder,
+    EncoderSpec,
+    LogMel,
+    mel_filterbank,
+)
 from dasheng_edge.runtime.audio.front_end import FrontEndSpec
 
 pytestmark = pytest.mark.torch

@@ -9,10 +9,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from dasheng_edge.export.adapter import MergedTensors
-from dasheng_edge.export.checkpoint import open_checkpoint
-from dasheng_edge.export.dasheng import AcousticMel, DashengTokenizerEncoder, mel_filterbank
-from dasheng_edge.export.reference import load_encoder, reference_features
+from dasheng_edge.export.adapter.merge import MergedTensors
+from dasheng_edge.export.checkpoint.checkpoint import open_checkpoint
+from dasheng_edge.export.reference.dasheng import AcousticMel, DashengTokenizerEncoder, mel_filterbank
+from dasheng_edge.export.reference.encoder import load_encoder, reference_features
 from dasheng_edge.runtime.audio.front_end import AcousticSpec, Features
 from dasheng_edge.runtime.verify import relative_rms
 from tests.tiny_checkpoint import write_tiny_checkpoint

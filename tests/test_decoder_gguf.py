@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from dasheng_edge.export import decoder_gguf
-from dasheng_edge.export.adapter import MergedTensors, open_adapters
-from dasheng_edge.export.checkpoint import open_checkpoint
-from dasheng_edge.export.decoder_gguf import (
+from dasheng_edge.export.adapter.merge import MergedTensors, open_adapters
+from dasheng_edge.export.checkpoint.checkpoint import open_checkpoint
+from dasheng_edge.export.gguf import decoder as decoder_gguf
+from dasheng_edge.export.gguf.checks import check_tensors
+from dasheng_edge.export.gguf.decoder import (
     COPIED,
     VOCABULARY_BYTES,
     intermediate_type,
@@ -24,8 +25,7 @@ from dasheng_edge.export.decoder_gguf import (
     tensor_count,
     write_gguf,
 )
-from dasheng_edge.export.tokenizer import Vocabulary, read_vocabulary
-from dasheng_edge.export.tolerances import check_tensors
+from dasheng_edge.export.gguf.tokenizer import Vocabulary, read_vocabulary
 from dasheng_edge.quant import gguf_file
 from dasheng_edge.quant.decoder_types import DECODER_TOLERANCES, PlainType
 from dasheng_edge.quant.gguf_file import gguf_tensors

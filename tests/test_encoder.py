@@ -182,11 +182,11 @@ def test_graphs_are_checked(tiny_bundle: Path) -> None:
 @pytest.mark.torch
 @pytest.mark.parametrize("variant", ["midashenglm-tokenizer", "dasheng"])
 def test_waveform_to_patches_equals_the_reference(variant: Variant, tmp_path: Path) -> None:
-    from dasheng_edge.export.adapter import MergedTensors
-    from dasheng_edge.export.checkpoint import open_checkpoint
-    from dasheng_edge.export.encoder_onnx import export_encoder
-    from dasheng_edge.export.front_end_onnx import export_front_end
-    from dasheng_edge.export.reference import reference_features, stream_patches
+    from dasheng_edge.export.adapter.merge import MergedTensors
+    from dasheng_edge.export.checkpoint.checkpoint import open_checkpoint
+    from dasheng_edge.export.graphs.encoder import export_encoder
+    from dasheng_edge.export.graphs.front_end import export_front_end
+    from dasheng_edge.export.reference.encoder import reference_features, stream_patches
     from dasheng_edge.runtime.verify import relative_rms
     from tests.tiny_checkpoint import write_tiny_checkpoint
 

@@ -141,7 +141,7 @@ def test_threads_give_what_one_gives(tiny_bundle: Path, front_end: FrontEnd, sam
 
 @pytest.mark.torch
 def test_threads_give_both_spectrograms(two_spectra: FrontEnd, tmp_path: Path) -> None:
-    from dasheng_edge.export.front_end_onnx import export_front_end
+    from dasheng_edge.export.graphs.front_end import export_front_end
 
     export_front_end(tmp_path / FRONT_END, TWO_SPECTRA)
     waveform = scene(20_000, 3)
@@ -245,7 +245,7 @@ TWO_SPECTRA = FrontEndSpec(acoustic=AcousticSpec(n_mels=20))
 
 @pytest.fixture(scope="module")
 def two_spectra(tmp_path_factory: pytest.TempPathFactory) -> FrontEnd:
-    from dasheng_edge.export.front_end_onnx import export_front_end
+    from dasheng_edge.export.graphs.front_end import export_front_end
 
     path = tmp_path_factory.mktemp("two") / FRONT_END
     export_front_end(path, TWO_SPECTRA)

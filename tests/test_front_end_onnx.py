@@ -9,10 +9,10 @@ import onnx
 import pytest
 import torch
 
-from dasheng_edge.export import front_end_onnx
-from dasheng_edge.export.dasheng import AcousticMel
-from dasheng_edge.export.front_end_onnx import export_front_end
-from dasheng_edge.export.graph_check import graph_session
+from dasheng_edge.export.graphs import front_end as front_end_onnx
+from dasheng_edge.export.graphs.check import graph_session
+from dasheng_edge.export.graphs.front_end import export_front_end
+from dasheng_edge.export.reference.dasheng import AcousticMel
 from dasheng_edge.runtime.audio.front_end import AcousticSpec, FrontEndSpec
 
 pytestmark = pytest.mark.torch

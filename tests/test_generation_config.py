@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from dasheng_edge.export.generation_config import LONGEST, GenerationConfig, read_generation_config
-from dasheng_edge.export.prompt_facts import PROMPT_DEFAULTS
+from dasheng_edge.export.prompt.facts import PROMPT_DEFAULTS
+from dasheng_edge.export.prompt.generation_config import LONGEST, GenerationConfig, read_generation_config
 from dasheng_edge.runtime.bundle.bundle import Sampling
 from dasheng_edge.runtime.errors import CheckpointFileError
 

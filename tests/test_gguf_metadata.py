@@ -9,11 +9,11 @@ from typing import Any
 import gguf
 import pytest
 
-from dasheng_edge.export.adapter import MergedTensors, open_adapters
-from dasheng_edge.export.checkpoint import PULL_RECORD, open_checkpoint
-from dasheng_edge.export.decoder_gguf import write_gguf
-from dasheng_edge.export.gguf_metadata import model_card, other_bases
-from dasheng_edge.export.tokenizer import read_vocabulary
+from dasheng_edge.export.adapter.merge import MergedTensors, open_adapters
+from dasheng_edge.export.checkpoint.checkpoint import PULL_RECORD, open_checkpoint
+from dasheng_edge.export.gguf.decoder import write_gguf
+from dasheng_edge.export.gguf.metadata import model_card, other_bases
+from dasheng_edge.export.gguf.tokenizer import read_vocabulary
 from dasheng_edge.quant.quantizer import FILE_TYPES, quantize
 from dasheng_edge.runtime.bundle.bundle import Sampling, Variant
 from tests.adapter_files import change_config, state, write_free_head

@@ -11,12 +11,12 @@ import onnxruntime
 import pytest
 from safetensors.torch import load_file, save_file
 
-from dasheng_edge.export.adapter import MergedTensors
+from dasheng_edge.export.adapter.merge import MergedTensors
 from dasheng_edge.export.bundle_export import PATCHES
-from dasheng_edge.export.checkpoint import open_checkpoint
-from dasheng_edge.export.golden import GoldenRequest, golden_clips, padded, write_golden
-from dasheng_edge.export.reference_decoder import AUDIO_MARK
-from dasheng_edge.export.tokenizer import read_vocabulary
+from dasheng_edge.export.checkpoint.checkpoint import open_checkpoint
+from dasheng_edge.export.gguf.tokenizer import read_vocabulary
+from dasheng_edge.export.reference.decoder import AUDIO_MARK
+from dasheng_edge.export.reference.golden import GoldenRequest, golden_clips, padded, write_golden
 from dasheng_edge.runtime.audio.front_end import FrontEndSpec
 from dasheng_edge.runtime.bundle.bundle import ENCODER, GOLDEN, PromptFacts
 from dasheng_edge.runtime.errors import ExportError

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dasheng_edge.export.hub import BLOCK_BYTES, Hub
+from dasheng_edge.export.hub.client import BLOCK_BYTES, Hub
 from dasheng_edge.runtime.errors import DownloadError
 from tests.hub_server import FakeHub, serve_hub
 

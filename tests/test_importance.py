@@ -13,8 +13,8 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType
 
-from dasheng_edge.export.adapter import open_adapters
-from dasheng_edge.export.checkpoint import open_checkpoint
+from dasheng_edge.export.adapter.merge import open_adapters
+from dasheng_edge.export.checkpoint.checkpoint import open_checkpoint
 from dasheng_edge.quant.decoder_types import DecoderType
 from dasheng_edge.quant.imatrix_file import read_imatrix, write_imatrix
 from dasheng_edge.quant.importance import CHUNK_ROWS, audio_importance, input_of, text_importance, unused

@@ -29,7 +29,7 @@ from benchmarks.micro.tokenizer import (
     token_id,
     train_tokenizer,
 )
-from dasheng_edge.export.dasheng import EncoderSpec
+from dasheng_edge.export.reference.dasheng import EncoderSpec
 
 pytestmark = pytest.mark.torch
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dasheng_edge.export.model_id import ModelId, parse_model_id
-from dasheng_edge.export.unsupported import EXPORTABLE
+from dasheng_edge.export.checkpoint.unsupported import EXPORTABLE
+from dasheng_edge.export.hub.model_id import ModelId, parse_model_id
 from dasheng_edge.runtime.errors import CheckpointNotFoundError
 
 pytestmark = pytest.mark.torch

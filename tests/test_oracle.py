@@ -20,14 +20,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from dasheng_edge.export.adapter import MergedTensors
-from dasheng_edge.export.checkpoint import open_checkpoint
-from dasheng_edge.export.dasheng import LogMel, mel_filterbank
-from dasheng_edge.export.decoder_gguf import COPIED, write_gguf
-from dasheng_edge.export.reference import load_encoder, load_projector
-from dasheng_edge.export.reference_decoder import AUDIO_MARK, greedy_texts
-from dasheng_edge.export.tokenizer import read_vocabulary
-from dasheng_edge.export.tolerances import golden_segments
+from dasheng_edge.export.adapter.merge import MergedTensors
+from dasheng_edge.export.checkpoint.checkpoint import open_checkpoint
+from dasheng_edge.export.gguf.checks import golden_segments
+from dasheng_edge.export.gguf.decoder import COPIED, write_gguf
+from dasheng_edge.export.gguf.tokenizer import read_vocabulary
+from dasheng_edge.export.reference.dasheng import LogMel, mel_filterbank
+from dasheng_edge.export.reference.decoder import AUDIO_MARK, greedy_texts
+from dasheng_edge.export.reference.encoder import load_encoder, load_projector
 from dasheng_edge.quant.decoder_types import DECODER_TOLERANCES, DecoderType, PlainType
 from dasheng_edge.quant.quantizer import quantize
 from dasheng_edge.runtime.audio.encoder import Encoder, Projector

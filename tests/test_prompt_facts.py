@@ -13,10 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dasheng_edge.export.chat_template import AudioTokens, read_audio_tokens, read_chat_template
-from dasheng_edge.export.checkpoint import Checkpoint, open_checkpoint
+from dasheng_edge.export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from dasheng_edge.export.options import PromptOverrides
-from dasheng_edge.export.prompt_facts import (
+from dasheng_edge.export.prompt.chat_template import AudioTokens, read_audio_tokens, read_chat_template
+from dasheng_edge.export.prompt.facts import (
     CAPTION_PROMPT,
     PROMPT_DEFAULTS,
     README_PROMPT,
@@ -25,7 +25,7 @@ from dasheng_edge.export.prompt_facts import (
     golden_prompt,
     prompt_facts,
 )
-from dasheng_edge.export.reference_decoder import AUDIO_MARK
+from dasheng_edge.export.reference.decoder import AUDIO_MARK
 from dasheng_edge.runtime.bundle.bundle import PromptFacts
 from dasheng_edge.runtime.errors import CheckpointFileError, CheckpointVariantError, ExportError
 from dasheng_edge.runtime.text.prompt import PromptBuilder, Text

@@ -12,9 +12,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from dasheng_edge.export.checkpoint import PULL_RECORD, Origin, open_checkpoint
-from dasheng_edge.export.hub import BLOCK_BYTES, Hub
-from dasheng_edge.export.pull import LOCK, PullOptions, pull
+from dasheng_edge.export.checkpoint.checkpoint import PULL_RECORD, Origin, open_checkpoint
+from dasheng_edge.export.hub.client import BLOCK_BYTES, Hub
+from dasheng_edge.export.hub.pull import LOCK, PullOptions, pull
 from dasheng_edge.runtime.errors import CheckpointNotFoundError, DownloadError, OutputWriteError
 from tests.hub_server import FakeHub, serve_hub
 from tests.tiny_checkpoint import write_tiny_checkpoint

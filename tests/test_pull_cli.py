@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from dasheng_edge.export.hub import BLOCK_BYTES, Hub
+from dasheng_edge.export.hub.client import BLOCK_BYTES, Hub
 from dasheng_edge.runtime.cli.app import build_app
 from tests.hub_server import ENCODER, FakeHub, safetensors, serve_hub
 

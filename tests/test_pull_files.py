@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dasheng_edge.export.hub import HubFile, Repository
-from dasheng_edge.export.pull_files import CHECKPOINT_SIDE_FILES, CONFIG, PICKLES, is_adapter, needed_files
+from dasheng_edge.export.hub.client import HubFile, Repository
+from dasheng_edge.export.hub.files import CHECKPOINT_SIDE_FILES, CONFIG, PICKLES, is_adapter, needed_files
 from dasheng_edge.runtime.errors import (
     AdapterError,
     CheckpointFileError,

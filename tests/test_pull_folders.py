@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from dasheng_edge.export.checkpoint import PULL_RECORD
-from dasheng_edge.export.hub import Hub
-from dasheng_edge.export.pull import LOCK, PullOptions, left_behind, pull
+from dasheng_edge.export.checkpoint.checkpoint import PULL_RECORD
+from dasheng_edge.export.hub.client import Hub
+from dasheng_edge.export.hub.pull import LOCK, PullOptions, left_behind, pull
 from dasheng_edge.runtime.errors import OutputExistsError, OutputWriteError
 from tests.hub_server import ENCODER, FakeHub, safetensors, serve_hub
 

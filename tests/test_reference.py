@@ -7,9 +7,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from dasheng_edge.export.checkpoint import open_checkpoint
-from dasheng_edge.export.dasheng import Chunk
-from dasheng_edge.export.reference import (
+from dasheng_edge.export.checkpoint.checkpoint import open_checkpoint
+from dasheng_edge.export.reference.dasheng import Chunk
+from dasheng_edge.export.reference.encoder import (
     load_encoder,
     load_projector,
     reference_features,

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from dasheng_edge.export.adapter import MergedTensors
-from dasheng_edge.export.checkpoint import open_checkpoint
-from dasheng_edge.export.reference_decoder import AUDIO_MARK, ReferenceDecoder, greedy_texts
+from dasheng_edge.export.adapter.merge import MergedTensors
+from dasheng_edge.export.checkpoint.checkpoint import open_checkpoint
+from dasheng_edge.export.reference.decoder import AUDIO_MARK, ReferenceDecoder, greedy_texts
 from tests.tiny_checkpoint import write_tiny_checkpoint
 from tests.whole_decoder import whole_decoder
 

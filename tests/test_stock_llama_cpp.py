@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 
 from benchmarks.llama_cpp_tools import REPOSITORY, TOOLS
-from dasheng_edge.export.adapter import MergedTensors
-from dasheng_edge.export.checkpoint import open_checkpoint
-from dasheng_edge.export.decoder_gguf import COPIED, intermediate_type, write_gguf
-from dasheng_edge.export.tokenizer import read_vocabulary
+from dasheng_edge.export.adapter.merge import MergedTensors
+from dasheng_edge.export.checkpoint.checkpoint import open_checkpoint
+from dasheng_edge.export.gguf.decoder import COPIED, intermediate_type, write_gguf
+from dasheng_edge.export.gguf.tokenizer import read_vocabulary
 from dasheng_edge.quant.decoder_types import PlainType
 from dasheng_edge.quant.gguf_file import gguf_tensors
 from dasheng_edge.quant.quantizer import quantize

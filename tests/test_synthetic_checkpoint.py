@@ -32,7 +32,7 @@ from benchmarks.published_shapes import (
 from benchmarks.random_weights import distribution, hann_window, mel_filterbank, tensor_bytes
 from benchmarks.synthetic_checkpoint import TOKENIZER, Request, Written, main, write_checkpoint
 from benchmarks.synthetic_tokenizer import AUDIO_TOKENS, qwen3_added_tokens, write_tokenizer
-from dasheng_edge.export.checkpoint import open_checkpoint
+from dasheng_edge.export.checkpoint.checkpoint import open_checkpoint
 
 TINY_QWEN2 = Decoder("qwen2", 64, 128, 2, 4, 2, 16, rows=600, positions=512, tied=False)
 TINY_QWEN3 = Decoder("qwen3", 64, 128, 2, 4, 2, 32, rows=600, positions=512, tied=True)
@@ -112,7 +112,7 @@ def test_the_window_is_torchs() -> None:
 
 
 def test_the_filterbank_is_that_of_the_front_end() -> None:
-    from dasheng_edge.export.dasheng import mel_filterbank as reference
+    from dasheng_edge.export.reference.dasheng import mel_filterbank as reference
 
     spec = open_checkpoint(synthetic_checkpoint.REPOSITORY / "benchmarks" / "micro" / "checkpoint").front_end
     assert np.abs(mel_filterbank(257, 64) - reference(spec).numpy().reshape(257, 64)).max() < 1e-5

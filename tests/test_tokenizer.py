@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from gguf import TokenType
 
-from dasheng_edge.export.tokenizer import ENDS_BY_TEXT, Vocabulary, read_vocabulary
+from dasheng_edge.export.gguf.tokenizer import ENDS_BY_TEXT, Vocabulary, read_vocabulary
 from dasheng_edge.runtime.errors import CheckpointFileError, CheckpointVariantError
 from tests.tiny_checkpoint import CHAT_TEMPLATE, CONTROL_TOKENS, ROWS
 from tests.vocabulary_decoder import vocabulary_decoder

@@ -13,8 +13,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dasheng_edge.export.checkpoint import open_checkpoint
-from dasheng_edge.export.torch_file import LoadedSource, TorchSource, read_torch_file
+from dasheng_edge.export.checkpoint.checkpoint import open_checkpoint
+from dasheng_edge.export.checkpoint.torch_file import LoadedSource, TorchSource, read_torch_file
 from dasheng_edge.runtime.errors import (
     CheckpointError,
     CheckpointFileError,

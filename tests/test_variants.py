@@ -15,11 +15,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from dasheng_edge.export.checkpoint import Checkpoint, open_checkpoint
-from dasheng_edge.export.dasheng import DashengEncoder, EncoderSpec
-from dasheng_edge.export.model_sizes import HEADS_BY_SIZE
-from dasheng_edge.export.tensor_files import SafetensorsSource
-from dasheng_edge.export.variants import ASSUMPTIONS, assumptions, find_layout
+from dasheng_edge.export.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from dasheng_edge.export.checkpoint.sizes import HEADS_BY_SIZE
+from dasheng_edge.export.checkpoint.tensor_files import SafetensorsSource
+from dasheng_edge.export.reference.dasheng import DashengEncoder, EncoderSpec
+from dasheng_edge.export.variants.detection import ASSUMPTIONS, assumptions, find_layout
 from dasheng_edge.runtime.errors import CheckpointFileError, CheckpointVariantError
 from tests.tiny_checkpoint import write_tiny_checkpoint
 from tests.tiny_model import stored_buffers, tiny_shapes

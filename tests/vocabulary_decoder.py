@@ -7,8 +7,8 @@ from pathlib import Path
 import gguf
 import llama_cpp
 
-from dasheng_edge.export.gguf_metadata import add_vocabulary
-from dasheng_edge.export.tokenizer import Vocabulary
+from dasheng_edge.export.gguf.metadata import add_vocabulary
+from dasheng_edge.export.gguf.tokenizer import Vocabulary
 from dasheng_edge.runtime.text.context import ContextOptions
 from dasheng_edge.runtime.text.decoder import Decoder
 

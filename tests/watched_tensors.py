@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from dasheng_edge.export.adapter import MergedTensors
+from dasheng_edge.export.adapter.merge import MergedTensors
 
 
 @dataclass(frozen=True)

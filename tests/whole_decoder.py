@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from dasheng_edge.export.adapter import MergedTensors
-from dasheng_edge.export.reference_decoder import decoder_config, decoder_modules
+from dasheng_edge.export.adapter.merge import MergedTensors
+from dasheng_edge.export.reference.decoder import decoder_config, decoder_modules
 
 
 def whole_decoder(merged: MergedTensors) -> Any:

@@ -34,7 +34,7 @@ from benchmarks.micro.speech import PROGRAM as ESPEAK
 from benchmarks.micro.spoken_digits import DigitClip, make_espeak_digits, make_real_digits
 from benchmarks.micro.synthesise import Scene, make_scene, named_kinds
 from benchmarks.micro.tokenizer import END_OF_TEXT, IM_END, prompt_ids, token_id
-from dasheng_edge.export.dasheng import LogMel
+from dasheng_edge.export.reference.dasheng import LogMel
 from dasheng_edge.runtime.captioner import Captioner
 
 HERE = Path(__file__).resolve().parent

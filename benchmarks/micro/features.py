@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from benchmarks.micro.spoken_digits import DigitClip, make_espeak_digits, make_real_digits
 from benchmarks.micro.synthesise import make_scene
-from dasheng_edge.export.dasheng import LogMel
+from dasheng_edge.export.reference.dasheng import LogMel
 
 SHARD_CLIPS = 500
 FSDD = Path(__file__).resolve().parents[3] / "shared" / "data" / "fsdd"

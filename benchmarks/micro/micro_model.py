@@ -1,6 +1,6 @@
 """MiDashengLM-micro: the architecture and tensor names of MiDashengLM-7B at a thousandth of its size.
 
-The encoder and the projector are `dasheng_edge.export.dasheng`'s, the decoder is transformers' Qwen2.
+The encoder and the projector are `dasheng_edge.export.reference.dasheng`'s, the decoder is transformers' Qwen2.
 A checkpoint is a Hugging Face folder with the file names and the fields of the published ones.
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2TokenizerFast
 
 from benchmarks.micro.tokenizer import AUDIO, END_OF_TEXT, IM_END, save_tokenizer, token_id
-from dasheng_edge.export.dasheng import Attention, AudioProjector, Block, DashengEncoder, EncoderSpec
+from dasheng_edge.export.reference.dasheng import Attention, AudioProjector, Block, DashengEncoder, EncoderSpec
 from dasheng_edge.runtime.audio.front_end import FrontEndSpec
 
 ENCODER = EncoderSpec(embed_dim=256, depth=6, num_heads=4)

@@ -21,7 +21,7 @@ from dasheng_edge.runtime.errors import CheckpointError, MissingExtraError
 from dasheng_edge.runtime.machine.doctor import examine
 from dasheng_edge.runtime.text.prompt import Segment, Text
 
-MODULE = "dasheng_edge.export.bench_transformers"  # started by name: the runtime must not import upwards
+MODULE = "dasheng_edge.export.reference.bench"  # started by name: the runtime must not import upwards
 # Instructions without which bfloat16 is slower than float32.
 _BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 

@@ -10,15 +10,15 @@ from typing import Any, Literal, TypeAlias
 
 import jinja2
 
+from dasheng_edge.export.checkpoint.checkpoint import Checkpoint
+from dasheng_edge.export.options import PromptOverrides
+from dasheng_edge.export.reference.decoder import AUDIO_MARK
 from dasheng_edge.runtime.bundle.bundle import PromptFacts, Sampling
 from dasheng_edge.runtime.errors import CheckpointFileError, CheckpointVariantError, ExportError
 from dasheng_edge.runtime.text.prompt import CONTENT_FORMS, chat_messages, template_names
 
 from .chat_template import AudioTokens, ChatTemplate, read_audio_tokens, read_chat_template
-from .checkpoint import Checkpoint
 from .generation_config import GENERATION, LONGEST, GenerationConfig, read_generation_config
-from .options import PromptOverrides
-from .reference_decoder import AUDIO_MARK
 
 # What a caption is asked for in the published evaluation of MiDashengLM (evaluate/prompt.csv).
 CAPTION_PROMPT = "Write an audio caption describing the sound"

@@ -13,9 +13,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from dasheng_edge.export.adapter.merge import MergedTensors
 from dasheng_edge.runtime.audio.front_end import Features, FrontEndSpec
 
-from .adapter import MergedTensors
 from .dasheng import AcousticMel, AudioProjector, Block, Chunk, DashengEncoder, LogMel, build_encoder, chunks_of_clip
 
 ENCODER_PREFIX, PROJECTOR_PREFIX = "audio_encoder.", "audio_projector."

@@ -17,11 +17,11 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor
 
+from dasheng_edge.export.reference.dasheng import AcousticMel, LogMel, mel_filterbank
 from dasheng_edge.runtime.audio.front_end import AcousticSpec, FrontEndSpec
 from dasheng_edge.runtime.verify import largest_difference
 
-from .dasheng import AcousticMel, LogMel, mel_filterbank
-from .graph_check import GraphReport, graph_session
+from .check import GraphReport, graph_session
 
 # Power spectrum by STFT, mel filters, decibels, floor relative to the loudest bin (torchaudio's
 # MelSpectrogram and AmplitudeToDB). Measured on two cores for 10 s of audio: 9 ms by the STFT operator, 7 ms by

@@ -14,12 +14,12 @@ from pathlib import Path
 import gguf
 from yaml import YAMLError
 
+from dasheng_edge.export.adapter.merge import MergedTensors
+from dasheng_edge.export.checkpoint.checkpoint import Checkpoint
+from dasheng_edge.export.checkpoint.unsupported import EXPORTABLE
 from dasheng_edge.runtime.bundle.bundle import Sampling
 
-from .adapter import MergedTensors
-from .checkpoint import Checkpoint
 from .tokenizer import Vocabulary
-from .unsupported import EXPORTABLE
 
 PREFIX = "decoder."
 HUB = "https://huggingface.co"

@@ -11,6 +11,11 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from dasheng_edge.export.adapter.config import BESIDE
+from dasheng_edge.export.adapter.config import CONFIG as ADAPTER_CONFIG
+from dasheng_edge.export.adapter.merge import WEIGHTS as ADAPTER_WEIGHTS
+from dasheng_edge.export.checkpoint.tensor_files import INDEX, WEIGHTS
+from dasheng_edge.export.checkpoint.unsupported import EXPORTABLE, plain_repository, refuse_other_models
 from dasheng_edge.runtime.errors import (
     AdapterError,
     CheckpointFileError,
@@ -18,12 +23,7 @@ from dasheng_edge.runtime.errors import (
     CheckpointVariantError,
 )
 
-from .adapter import WEIGHTS as ADAPTER_WEIGHTS
-from .adapter_config import BESIDE
-from .adapter_config import CONFIG as ADAPTER_CONFIG
-from .hub import HubFile, Repository
-from .tensor_files import INDEX, WEIGHTS
-from .unsupported import EXPORTABLE, plain_repository, refuse_other_models
+from .client import HubFile, Repository
 
 CONFIG = "config.json"
 CHECKPOINT_SIDE_FILES = (

@@ -16,13 +16,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from dasheng_edge.export.adapter.merge import MergedTensors
 from dasheng_edge.runtime.audio.front_end import FrontEnd, FrontEndSpec
 from dasheng_edge.runtime.errors import ExportError
 from dasheng_edge.runtime.verify import largest_difference
 
-from .adapter import MergedTensors
-from .reference import load_projector, reference_features, stream_patches
-from .reference_decoder import greedy_texts
+from .decoder import greedy_texts
+from .encoder import load_projector, reference_features, stream_patches
 
 TOKENS = 16  # greedy tokens of each clip ...
 # ... but each costs one more pass through the checkpoint, so a decoder with more values than this gets fewer.

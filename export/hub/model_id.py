@@ -8,9 +8,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from dasheng_edge.export.checkpoint.unsupported import EXPORTABLE
 from dasheng_edge.runtime.errors import CheckpointNotFoundError
-
-from .unsupported import EXPORTABLE
 
 _PART = (
     r"(?!.*(?:--|\.\.))[A-Za-z0-9](?:[\w.-]{0,94}[A-Za-z0-9_])?"  # what the hub allows owners and models to be called

@@ -15,9 +15,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .adapter import MergedTensors
-from .model_sizes import DecoderSpec
-from .tensor_files import row_blocks
+from dasheng_edge.export.adapter.merge import MergedTensors
+from dasheng_edge.export.checkpoint.sizes import DecoderSpec
+from dasheng_edge.export.checkpoint.tensor_files import row_blocks
 
 EMBEDDING, NORM, HEAD = "decoder.model.embed_tokens.weight", "decoder.model.norm.weight", "decoder.lm_head.weight"
 AUDIO_MARK = -1  # stands for all audio rows in a golden prompt

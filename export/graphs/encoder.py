@@ -22,15 +22,22 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
+from dasheng_edge.export.adapter.merge import MergedTensors
+from dasheng_edge.export.reference.dasheng import AudioProjector, Chunk, DashengEncoder
+from dasheng_edge.export.reference.encoder import (
+    ENCODER_PREFIX,
+    PROJECTOR_PREFIX,
+    load_projector,
+    meta_encoder,
+    meta_projector,
+    stream_chunks,
+)
 from dasheng_edge.runtime.audio.front_end import FrontEndSpec
 from dasheng_edge.runtime.errors import ExportError
 from dasheng_edge.runtime.verify import relative_rms
 
-from .adapter import MergedTensors
 from .attention_layout import join_heads
-from .dasheng import AudioProjector, Chunk, DashengEncoder
-from .graph_check import GraphReport, graph_bytes, graph_session, weights_file
-from .reference import ENCODER_PREFIX, PROJECTOR_PREFIX, load_projector, meta_encoder, meta_projector, stream_chunks
+from .check import GraphReport, graph_bytes, graph_session, weights_file
 
 OPSET = 23  # the first with Attention
 # Above this, the weights go to a file beside the graph, which ONNX Runtime maps instead of copying it. A file

@@ -18,13 +18,13 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from dasheng_edge.export.checkpoint.checkpoint import Checkpoint, Origin
+from dasheng_edge.export.checkpoint.tensor_files import Source, equal_tensors, row_blocks, tensors_in
 from dasheng_edge.runtime.bundle.bundle import sha256_of
 from dasheng_edge.runtime.errors import AdapterError
 
-from .adapter_config import Matcher, adapter_origin, check_folder, read_config, telling_name
-from .checkpoint import Checkpoint, Origin
+from .config import Matcher, adapter_origin, check_folder, read_config, telling_name
 from .lora import Adapted, LowRank, Stored
-from .tensor_files import Source, equal_tensors, row_blocks, tensors_in
 
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."  # peft's, before the checkpoint's own names

@@ -20,6 +20,8 @@ from typing import Protocol
 
 from filelock import FileLock, Timeout
 
+from dasheng_edge.export.checkpoint.checkpoint import PULL_RECORD
+from dasheng_edge.export.checkpoint.config import PullRecord, checked, read_json
 from dasheng_edge.runtime.errors import (
     CheckpointFileError,
     CheckpointNotFoundError,
@@ -29,11 +31,9 @@ from dasheng_edge.runtime.errors import (
     OutputWriteError,
 )
 
-from .checkpoint import PULL_RECORD
-from .hub import BLOCK_BYTES, Digest, Hub, HubFile, Repository
-from .model_config import PullRecord, checked, read_json
+from .client import BLOCK_BYTES, Digest, Hub, HubFile, Repository
+from .files import is_adapter, needed_files
 from .model_id import HUBS, parse_model_id
-from .pull_files import is_adapter, needed_files
 
 LOCK = ".lock"
 _CHOOSE = "choose another --out, or take out of the way what is there"

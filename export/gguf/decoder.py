@@ -18,16 +18,16 @@ import torch
 from gguf import GGMLQuantizationType
 from torch import Tensor
 
+from dasheng_edge.export.adapter.merge import EMBEDDING, HEAD, MergedTensors
+from dasheng_edge.export.checkpoint.sizes import DecoderSpec
+from dasheng_edge.export.checkpoint.tensor_files import row_blocks
 from dasheng_edge.quant.decoder_types import PlainType
 from dasheng_edge.quant.gguf_file import gguf_tensors, sampled_rows
 from dasheng_edge.quant.quantizer import FILE_TYPES
 from dasheng_edge.runtime.bundle.bundle import Sampling
 from dasheng_edge.runtime.errors import ExportError
 
-from .adapter import EMBEDDING, HEAD, MergedTensors
-from .gguf_metadata import PREFIX, add_metadata, add_vocabulary
-from .model_sizes import DecoderSpec
-from .tensor_files import row_blocks
+from .metadata import PREFIX, add_metadata, add_vocabulary
 from .tokenizer import Vocabulary
 
 ARCHITECTURES = {"qwen2": gguf.MODEL_ARCH.QWEN2, "qwen3": gguf.MODEL_ARCH.QWEN3}

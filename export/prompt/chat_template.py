@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from dasheng_edge.export.checkpoint.config import read_json
 from dasheng_edge.runtime.errors import CheckpointFileError
-
-from .model_config import read_json
 
 TEMPLATE, LEGACY_TEMPLATE = "chat_template.jinja", "chat_template.json"
 DEFAULT_TEMPLATE = "additional_chat_templates/default.jinja"

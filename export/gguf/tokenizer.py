@@ -12,10 +12,9 @@ from pathlib import Path
 
 from gguf import TokenType
 
+from dasheng_edge.export.checkpoint.config import AddedToken, BpeModel, TokenizerFile, checked, read_json
+from dasheng_edge.export.prompt.chat_template import read_audio_tokens, read_chat_template
 from dasheng_edge.runtime.errors import CheckpointFileError, CheckpointVariantError
-
-from .chat_template import read_audio_tokens, read_chat_template
-from .model_config import AddedToken, BpeModel, TokenizerFile, checked, read_json
 
 IM_START, IM_END, END_OF_TEXT = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 

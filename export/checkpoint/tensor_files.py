@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dasheng_edge.runtime.errors import CheckpointFileError
 
-from .model_config import read_json
+from .config import read_json
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dasheng_edge.export.reference.dasheng import EncoderSpec
+from dasheng_edge.export.variants.detection import Arch, Layout
 from dasheng_edge.runtime.audio.front_end import AcousticSpec, FrontEndSpec
 from dasheng_edge.runtime.errors import CheckpointFileError, CheckpointVariantError
 
-from .dasheng import EncoderSpec
-from .model_config import AcousticConfig, EncoderConfig, Rope, TextConfig, checked
+from .config import AcousticConfig, EncoderConfig, Rope, TextConfig, checked
 from .tensor_files import Source
-from .variants import Arch, Layout
 
 FIX = "take config.json and weights from one revision"
 # Fields that would change the computation, with the only value that is implemented.

@@ -13,10 +13,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from dasheng_edge.export.checkpoint.checkpoint import Origin, read_origin
+from dasheng_edge.export.checkpoint.config import LoraFacts, checked
 from dasheng_edge.runtime.errors import AdapterError, CheckpointFileError
-
-from .checkpoint import Origin, read_origin
-from .model_config import LoraFacts, checked
 
 CONFIG = "adapter_config.json"
 BESIDE = "vit.safetensors"  # ms-swift, "lora_llm": LoRA for the language model, all of the encoder

@@ -1,4 +1,4 @@
-"""What a checkpoint takes in PyTorch: `python -m dasheng_edge.export.bench_transformers`, a request on stdin.
+"""What a checkpoint takes in PyTorch: `python -m dasheng_edge.export.reference.bench`, a request on stdin.
 
 `dasheng-edge bench --against transformers` starts it, so that memory is that process's alone. The encoder is the
 reference's, whose operations are those of the published model; the decoder is transformers' Qwen2 or Qwen3 with its
@@ -19,15 +19,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dasheng_edge.export.adapter.merge import MergedTensors
+from dasheng_edge.export.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from dasheng_edge.export.checkpoint.sizes import DecoderSpec
 from dasheng_edge.runtime.errors import CheckpointError, DashengEdgeError
 from dasheng_edge.runtime.machine.meters import peak_rss_bytes
 
-from .adapter import MergedTensors
-from .checkpoint import Checkpoint, open_checkpoint
 from .dasheng import DashengEncoder
-from .model_sizes import DecoderSpec
-from .reference import ENCODER_PREFIX, PROJECTOR_PREFIX, meta_encoder, meta_projector, reference_features
-from .reference_decoder import decoder_config, decoder_modules
+from .decoder import decoder_config, decoder_modules
+from .encoder import ENCODER_PREFIX, PROJECTOR_PREFIX, meta_encoder, meta_projector, reference_features
 
 STAGES = ("front_end", "encoder", "projector", "prefill", "decode", "total")
 

@@ -11,13 +11,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from dasheng_edge.export.checkpoint.tensor_files import Source
 from dasheng_edge.runtime.bundle.bundle import Variant
 from dasheng_edge.runtime.errors import CheckpointVariantError
 
-from .tensor_files import Source
-
 if TYPE_CHECKING:
-    from .checkpoint import Checkpoint
+    from dasheng_edge.export.checkpoint.checkpoint import Checkpoint
 
 Arch = Literal["qwen2", "qwen3"]
 

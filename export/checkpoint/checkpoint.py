@@ -17,17 +17,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dasheng_edge.export.reference.dasheng import EncoderSpec
+from dasheng_edge.export.variants.detection import Layout, find_layout
 from dasheng_edge.runtime.audio.front_end import FrontEndSpec
 from dasheng_edge.runtime.bundle.bundle import Variant
 from dasheng_edge.runtime.errors import CheckpointVariantError
 
-from .dasheng import EncoderSpec
-from .model_config import PullRecord, TextConfig, checked, read_json
-from .model_sizes import FIX, DecoderSpec, Stated, decoder_sizes, encoder_sizes, expected_shapes
+from .config import PullRecord, TextConfig, checked, read_json
+from .sizes import FIX, DecoderSpec, Stated, decoder_sizes, encoder_sizes, expected_shapes
 from .tensor_files import INDEX, WEIGHTS, Source, equal_tensors, read_header, read_shards
 from .torch_file import SUFFIXES, read_torch_file
 from .unsupported import not_a_checkpoint, not_a_folder, refuse_other_models, refuse_quantized
-from .variants import Layout, find_layout
 
 PULL_RECORD = ".dasheng-edge.json"  # what `dasheng-edge pull` leaves in the folder
 _EMBEDDING, _HEAD = "decoder.model.embed_tokens.weight", "decoder.lm_head.weight"

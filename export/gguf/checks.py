@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dasheng_edge.export.graphs.residency import few_mapped_pages
+from dasheng_edge.export.reference.decoder import AUDIO_MARK
 from dasheng_edge.quant.decoder_types import WORST_MATRIX, DecoderTolerance
 from dasheng_edge.quant.gguf_file import tensor_bytes
 from dasheng_edge.runtime.bundle.bundle import DECODER, PromptFacts
@@ -18,9 +20,7 @@ from dasheng_edge.runtime.text.decoder import Decoder
 from dasheng_edge.runtime.text.prompt import Audio, PromptBuilder
 from dasheng_edge.runtime.verify import relative_rms
 
-from .decoder_gguf import DecoderReport
-from .reference_decoder import AUDIO_MARK
-from .residency import few_mapped_pages
+from .decoder import DecoderReport
 
 
 def check_tensors(report: DecoderReport, limits: DecoderTolerance) -> None:

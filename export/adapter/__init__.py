@@ -1,0 +1,1 @@
+"""LoRA and DoRA adapters: what their configuration means, and their merge into the tensors of a checkpoint."""

@@ -1,0 +1,1 @@
+"""A checkpoint as files: configuration, tensors, sizes, and what is refused by name."""

@@ -1,0 +1,1 @@
+"""The decoder as GGUF: tensors, tokenizer, metadata, and its checks."""

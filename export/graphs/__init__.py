@@ -1,0 +1,1 @@
+"""The three ONNX graphs of a bundle, each written and compared with the reference."""

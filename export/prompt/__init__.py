@@ -1,0 +1,1 @@
+"""How a checkpoint wants to be asked: chat template, generation settings, defaults."""
