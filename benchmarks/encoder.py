@@ -26,7 +26,7 @@ from benchmarks.operator_profile import profile_graph
 from benchmarks.speed_record import BenchmarkError, parser, run
 from benchmarks.turns import summed_up, take_turns, timed, times
 from benchmarks.workers import PASSIVE, Worker, torch_arguments
-from dasheng_edge.quant.encoder_quant import EncoderOptions, quantize_encoder, snr
+from dasheng_edge.quant.encoder.quantize import EncoderOptions, quantize_encoder, snr
 from dasheng_edge.runtime.audio.encoder import Encoder, chunk_feeds
 from dasheng_edge.runtime.audio.front_end import Features
 from dasheng_edge.runtime.bundle.bundle import ENCODER, Bundle

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import machine
-from dasheng_edge.quant.encoder_quant import EncoderOptions, quantize_encoder
+from dasheng_edge.quant.encoder.quantize import EncoderOptions, quantize_encoder
 from dasheng_edge.runtime.audio.encoder import Encoder
 from dasheng_edge.runtime.bundle.bundle import ENCODER, Bundle
 from dasheng_edge.runtime.embedder import AudioParts

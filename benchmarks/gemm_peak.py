@@ -16,7 +16,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from dasheng_edge.quant.graph_quant import load_graph, matrix_nodes
+from dasheng_edge.quant.encoder.graphs import load_graph, matrix_nodes
 
 Shape = tuple[int, int]  # inner dimension and columns
 Kind: TypeAlias = Literal["int8", "fp32"]

@@ -20,13 +20,13 @@ from pathlib import Path
 from benchmarks.micro import captions
 from benchmarks.micro.clip_files import REFERENCES, write_clips
 from benchmarks.micro.synthesise import digit_clips, plan_scene, scene_clips
-from dasheng_edge.quant.compare import CompareOptions, compare
-from dasheng_edge.quant.imatrix_file import write_imatrix
-from dasheng_edge.quant.importance import text_importance
-from dasheng_edge.quant.progress import StepBars
-from dasheng_edge.quant.record import Report
-from dasheng_edge.quant.report import HTML, JSON, MARKDOWN
+from dasheng_edge.quant.bundle_compare import CompareOptions, compare
+from dasheng_edge.quant.compare.record import Report
+from dasheng_edge.quant.decoder.imatrix_file import write_imatrix
+from dasheng_edge.quant.decoder.importance import text_importance
+from dasheng_edge.quant.report.report import HTML, JSON, MARKDOWN
 from dasheng_edge.runtime.bundle.bundle import DECODER
+from dasheng_edge.runtime.progress import StepBars
 from dasheng_edge.runtime.text.decoder import Decoder
 
 REPOSITORY = Path(__file__).resolve().parents[1]

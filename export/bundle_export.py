@@ -35,9 +35,8 @@ from dasheng_edge.export.graphs.front_end import export_front_end
 from dasheng_edge.export.prompt.facts import golden_prompt, prompt_facts
 from dasheng_edge.export.reference.golden import GoldenRequest, golden_mel_error, golden_tokens, write_golden
 from dasheng_edge.export.variants.detection import assumptions
-from dasheng_edge.quant.decoder_types import DECODER_TOLERANCES, token_margin
-from dasheng_edge.quant.progress import NoProgress, Progress, StepReport
-from dasheng_edge.quant.quantizer import quantize
+from dasheng_edge.quant.decoder.llama_quantize import quantize
+from dasheng_edge.quant.decoder.types import DECODER_TOLERANCES, token_margin
 from dasheng_edge.runtime.bundle.bundle import (
     DECODER,
     ENCODER,
@@ -55,6 +54,7 @@ from dasheng_edge.runtime.bundle.bundle import (
 )
 from dasheng_edge.runtime.bundle.writer import BundleWriter
 from dasheng_edge.runtime.errors import DashengEdgeError, ExportError, MissingExtraError, OutputWriteError
+from dasheng_edge.runtime.progress import NoProgress, Progress, StepReport
 
 from .model_card import model_card
 from .options import ExportOptions

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from dasheng_edge.quant.decoder_types import PlainType
-from dasheng_edge.quant.progress import StepBars, typed_path
+from dasheng_edge.quant.decoder.types import PlainType
 from dasheng_edge.runtime.errors import MissingExtraError
+from dasheng_edge.runtime.progress import StepBars, typed_path
 
 from .options import EncoderPrecision, ExportOptions, PromptOverrides
 

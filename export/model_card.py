@@ -24,7 +24,7 @@ from dasheng_edge.runtime.bundle.bundle import (
 )
 
 if TYPE_CHECKING:
-    from dasheng_edge.quant.progress import StepReport
+    from dasheng_edge.runtime.progress import StepReport
 
 # What the header takes over from the checkpoint's own card, where that says it.
 INHERITED = ("license", "license_name", "license_link", "language")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from dasheng_edge.quant.decoder_types import PlainType
+from dasheng_edge.quant.decoder.types import PlainType
 
 EncoderPrecision = Literal["fp32"]  # `dasheng-edge quantize` makes the others
 

@@ -12,6 +12,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast, get_args
 
+from dasheng_edge.quant.decoder.imatrix_file import read_imatrix, write_imatrix
+from dasheng_edge.quant.decoder.importance import audio_importance
+from dasheng_edge.quant.decoder.quantize import (
+    DecoderOptions,
+    DecoderReport,
+    check_decoder,
+    parse_tensor_types,
+    quantize_decoder,
+)
+from dasheng_edge.quant.decoder.saved_imatrix import KeptImatrix
+from dasheng_edge.quant.decoder.types import COPIED_TYPES, DECODER_TOLERANCES, DecoderType
+from dasheng_edge.quant.encoder.quantize import EncoderOptions, EncoderReport, quantize_encoder, trials
+from dasheng_edge.runtime.audio.clips import ClipSet, find_clips
 from dasheng_edge.runtime.bundle.bundle import (
     DECODER,
     ENCODER,
@@ -33,17 +46,10 @@ from dasheng_edge.runtime.embedder import AudioParts
 from dasheng_edge.runtime.errors import OutputExistsError, QuantizeError
 from dasheng_edge.runtime.machine.devices import checked_threads
 from dasheng_edge.runtime.parts import Parts
+from dasheng_edge.runtime.progress import NoProgress, Progress, StepReport
 from dasheng_edge.runtime.verify import read_golden, verify_bundle
 
 from .calibration import Calibration, calibrate_on, golden_features
-from .clips import ClipSet, find_clips
-from .decoder_quant import DecoderOptions, DecoderReport, check_decoder, parse_tensor_types, quantize_decoder
-from .decoder_types import COPIED_TYPES, DECODER_TOLERANCES, DecoderType
-from .encoder_quant import EncoderOptions, EncoderReport, quantize_encoder, trials
-from .imatrix_file import read_imatrix, write_imatrix
-from .importance import audio_importance
-from .kept_imatrix import KeptImatrix
-from .progress import NoProgress, Progress, StepReport
 from .recipes import EncoderPrecision, Recipe
 from .tolerances import LARGEST_LOGITS, measured_tolerances, relative_of, widest_tolerances
 

@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
+from dasheng_edge.quant.decoder.types import NEED_IMATRIX, DecoderType
 from dasheng_edge.runtime.bundle.bundle import KvType
 from dasheng_edge.runtime.errors import MissingExtraError
+from dasheng_edge.runtime.progress import StepBars, typed_path
 
-from .decoder_types import NEED_IMATRIX, DecoderType
-from .progress import StepBars, typed_path
 from .recipes import RECIPES, EncoderPrecision, Recipe
 
 if TYPE_CHECKING:
+    from dasheng_edge.quant.compare.record import Report
+
+    from .bundle_compare import CompareOptions
     from .bundle_quant import QuantizeOptions, QuantizeReport
-    from .compare import CompareOptions
-    from .record import Report
 
 RecipeName = Literal["reference", "balanced", "small", "tiny"]
 assert get_args(RecipeName) == tuple(RECIPES)
@@ -161,7 +162,7 @@ def compare(
     next-token distributions on the reference's own answers, free answers, and scores where the clips state what is
     right. A run that was stopped goes on where it was.
     """
-    module = _load("compare", "compare")
+    module = _load("bundle_compare", "compare")
     options: CompareOptions = module.CompareOptions(
         reference, tuple(candidates), clips, out, calibrate, events, max_new_tokens, threads, aac_metrics
     )

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from dasheng_edge.quant.decoder.types import DecoderType
 from dasheng_edge.runtime.bundle.bundle import KvType
-
-from .decoder_types import DecoderType
 
 # fp16: weights stored as halves, computed with in float32 on CPU and in float16 on CUDA. int8: weights by output
 # channel, activations quantized on the fly. The block ones quantize weights alone. mixed: chosen block by block.

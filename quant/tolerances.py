@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from dasheng_edge.quant.decoder.types import (
+    DECODER_TOLERANCES,
+    LARGEST_TOKEN_MARGIN,
+    TOKEN_MARGIN_DEVIATIONS,
+    DecoderType,
+)
+from dasheng_edge.quant.encoder.quantize import EncoderOptions
 from dasheng_edge.runtime.bundle.bundle import KvType, Manifest, Tolerances
 from dasheng_edge.runtime.verify import VerifyReport
-
-from .decoder_types import DECODER_TOLERANCES, LARGEST_TOKEN_MARGIN, TOKEN_MARGIN_DEVIATIONS, DecoderType
-from .encoder_quant import EncoderOptions
 
 # What `verify` may find is this many times what was measured here: other processors round differently.
 SLACK = 2.0

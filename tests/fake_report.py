@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from dasheng_edge.quant.recommend import recommend
-from dasheng_edge.quant.record import (
+from dasheng_edge.quant.compare.recommend import recommend
+from dasheng_edge.quant.compare.record import (
     Candidate,
     ClipTexts,
     Cost,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from dasheng_edge.quant.smoothing import Smoothing, fold, smoothable
+from dasheng_edge.quant.encoder.smoothing import Smoothing, fold, smoothable
 
 CHANNELS, TIMES = 3, (15.0, 60.0)
 

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from dasheng_edge.quant.block_weights import (
+from dasheng_edge.quant.encoder.block_weights import (
     BLOCK_SIZE,
     Bits,
     block_parameters,

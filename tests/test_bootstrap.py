@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from dasheng_edge.quant.bootstrap import (
+from dasheng_edge.quant.compare.bootstrap import (
     COVERED,
     FEW_CLIPS,
     change_interval,
@@ -20,7 +20,7 @@ from dasheng_edge.quant.bootstrap import (
     pooled_interval,
     ratio_interval,
 )
-from dasheng_edge.quant.record import Interval
+from dasheng_edge.quant.compare.record import Interval
 
 Values = NDArray[np.float64]
 

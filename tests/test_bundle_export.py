@@ -21,8 +21,7 @@ from dasheng_edge.export.checkpoint.checkpoint import PULL_RECORD
 from dasheng_edge.export.gguf.checks import logits_error
 from dasheng_edge.export.graphs.check import GraphReport
 from dasheng_edge.export.options import ExportOptions
-from dasheng_edge.quant.decoder_types import DECODER_TOLERANCES, WORST_MATRIX, PlainType, token_margin
-from dasheng_edge.quant.progress import StepReport
+from dasheng_edge.quant.decoder.types import DECODER_TOLERANCES, WORST_MATRIX, PlainType, token_margin
 from dasheng_edge.runtime.bundle.bundle import (
     DECODER,
     ENCODER,
@@ -44,6 +43,7 @@ from dasheng_edge.runtime.errors import (
     OutputExistsError,
     OutputWriteError,
 )
+from dasheng_edge.runtime.progress import StepReport
 from dasheng_edge.runtime.text.decoder import Decoder
 from dasheng_edge.runtime.verify import verify_bundle
 from tests.adapter_files import change_config, state, write_free_head

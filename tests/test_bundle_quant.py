@@ -13,11 +13,11 @@ from typer.testing import CliRunner
 
 from dasheng_edge.quant import bundle_quant, cli, tolerances
 from dasheng_edge.quant.bundle_quant import QuantizeOptions, quantize_bundle, quantize_options
-from dasheng_edge.quant.decoder_quant import DecoderOptions, parse_tensor_types
-from dasheng_edge.quant.encoder_quant import EncoderOptions
-from dasheng_edge.quant.gguf_file import gguf_tensors
-from dasheng_edge.quant.graph_quant import load_graph, save_graph
-from dasheng_edge.quant.imatrix_file import Imatrix, read_imatrix, write_imatrix
+from dasheng_edge.quant.decoder.gguf_file import gguf_tensors
+from dasheng_edge.quant.decoder.imatrix_file import Imatrix, read_imatrix, write_imatrix
+from dasheng_edge.quant.decoder.quantize import DecoderOptions, parse_tensor_types
+from dasheng_edge.quant.encoder.graphs import load_graph, save_graph
+from dasheng_edge.quant.encoder.quantize import EncoderOptions
 from dasheng_edge.quant.recipes import RECIPES, Recipe
 from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER, MODEL_CARD, Bundle, FileFacts, sha256_of
 from dasheng_edge.runtime.captioner import Captioner
@@ -122,7 +122,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
 def read_one() -> Any:
     import numpy as np
 
-    from dasheng_edge.quant.imatrix_file import Entry
+    from dasheng_edge.quant.decoder.imatrix_file import Entry
 
     return Entry(np.ones(3, np.float32), 1)
 
@@ -144,7 +144,7 @@ def test_a_seam_that_is_too_far_off_leaves_nothing(tmp_path: Path, monkeypatch: 
 
 
 def test_weights_that_are_too_far_off_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dasheng_edge.quant.decoder_types import DECODER_TOLERANCES, DecoderTolerance
+    from dasheng_edge.quant.decoder.types import DECODER_TOLERANCES, DecoderTolerance
 
     monkeypatch.setitem(DECODER_TOLERANCES, "Q8_0", DecoderTolerance(1e-6, 1e-6))
     with pytest.raises(QuantizeError, match=r"decoder\.gguf differs from its source by"):

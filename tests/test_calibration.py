@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dasheng_edge.quant.calibration import calibrate_on, golden_features
-from dasheng_edge.quant.clips import Clip, ClipSet
+from dasheng_edge.runtime.audio.clips import Clip, ClipSet
 from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.embedder import AudioParts
 from dasheng_edge.runtime.errors import AudioError

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from dasheng_edge.quant import candidates, measuring
 from dasheng_edge.quant.bundle_quant import QuantizeOptions
-from dasheng_edge.quant.candidates import Spec, Workshop, check_same_model, parse_spec, parse_specs
+from dasheng_edge.quant.compare import candidates
+from dasheng_edge.quant.compare import measurements as measuring
+from dasheng_edge.quant.compare.candidates import Spec, Workshop, check_same_model, parse_spec, parse_specs
 from dasheng_edge.quant.recipes import RECIPES, Recipe
 from dasheng_edge.runtime.bundle.bundle import MANIFEST, Bundle
 from dasheng_edge.runtime.errors import ClipsError

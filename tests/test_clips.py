@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from benchmarks.micro.synthesise import plan_scene, render_scene
-from dasheng_edge.quant.clips import FEW_CLIPS, Clip, ClipSet, calibration_warnings, find_clips, read_clips
+from dasheng_edge.runtime.audio.clips import FEW_CLIPS, Clip, ClipSet, calibration_warnings, find_clips, read_clips
 from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.embedder import AudioParts
 from dasheng_edge.runtime.errors import AudioEmptyError, ClipsError

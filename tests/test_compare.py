@@ -14,19 +14,19 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from dasheng_edge.quant import compare as compare_module
-from dasheng_edge.quant.candidates import parse_spec
-from dasheng_edge.quant.clips import read_clips
-from dasheng_edge.quant.compare import REFERENCE, CompareOptions, compare
-from dasheng_edge.quant.cost import measure_cost
-from dasheng_edge.quant.measuring import Answering, joined
-from dasheng_edge.quant.progress import NoProgress
+from dasheng_edge.quant import bundle_compare as compare_module
+from dasheng_edge.quant.bundle_compare import REFERENCE, CompareOptions, compare
+from dasheng_edge.quant.compare.candidates import parse_spec
+from dasheng_edge.quant.compare.cost import measure_cost
+from dasheng_edge.quant.compare.measurements import Answering, joined
+from dasheng_edge.quant.compare.record import Interval, Report, TaskScore
 from dasheng_edge.quant.recipes import RECIPES, Recipe
-from dasheng_edge.quant.record import Interval, Report, TaskScore
+from dasheng_edge.runtime.audio.clips import read_clips
 from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.cli.app import build_app
 from dasheng_edge.runtime.embedder import AudioParts
 from dasheng_edge.runtime.errors import AudioDecodeError, AudioTooLongError, ClipsError, OutputWriteError, QuantizeError
+from dasheng_edge.runtime.progress import NoProgress
 from tests import fake_report
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dasheng_edge.quant.clips import Clip
-from dasheng_edge.quant.cost import MEASURED_CLIPS, measured_clips
+from dasheng_edge.quant.compare.cost import MEASURED_CLIPS, measured_clips
+from dasheng_edge.runtime.audio.clips import Clip
 
 
 @pytest.mark.parametrize("count", [1, 2, MEASURED_CLIPS - 1, MEASURED_CLIPS])

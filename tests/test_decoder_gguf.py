@@ -26,10 +26,10 @@ from dasheng_edge.export.gguf.decoder import (
     write_gguf,
 )
 from dasheng_edge.export.gguf.tokenizer import Vocabulary, read_vocabulary
-from dasheng_edge.quant import gguf_file
-from dasheng_edge.quant.decoder_types import DECODER_TOLERANCES, PlainType
-from dasheng_edge.quant.gguf_file import gguf_tensors
-from dasheng_edge.quant.quantizer import quantize
+from dasheng_edge.quant.decoder import gguf_file
+from dasheng_edge.quant.decoder.gguf_file import gguf_tensors
+from dasheng_edge.quant.decoder.llama_quantize import quantize
+from dasheng_edge.quant.decoder.types import DECODER_TOLERANCES, PlainType
 from dasheng_edge.runtime.errors import ExportError
 from tests.tiny_checkpoint import ROWS, write_tiny_adapter, write_tiny_checkpoint
 

@@ -14,7 +14,7 @@ from dasheng_edge.export.adapter.merge import MergedTensors, open_adapters
 from dasheng_edge.export.checkpoint.checkpoint import open_checkpoint
 from dasheng_edge.export.gguf.decoder import write_gguf
 from dasheng_edge.export.gguf.tokenizer import read_vocabulary
-from dasheng_edge.quant.gguf_file import gguf_tensors
+from dasheng_edge.quant.decoder.gguf_file import gguf_tensors
 from dasheng_edge.runtime.bundle.bundle import Variant
 from dasheng_edge.runtime.text.decoder import Decoder
 from dasheng_edge.runtime.verify import relative_rms

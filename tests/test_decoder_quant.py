@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
 
-from dasheng_edge.quant import decoder_quant
-from dasheng_edge.quant.decoder_quant import (
+from dasheng_edge.quant.decoder import quantize as decoder_quant
+from dasheng_edge.quant.decoder.gguf_file import gguf_tensors
+from dasheng_edge.quant.decoder.imatrix_file import Entry, Imatrix, read_imatrix, write_imatrix
+from dasheng_edge.quant.decoder.importance import input_of
+from dasheng_edge.quant.decoder.quantize import (
     DecoderOptions,
     check_decoder,
     measure,
     parse_tensor_types,
     quantize_decoder,
 )
-from dasheng_edge.quant.decoder_types import DECODER_TOLERANCES, DecoderType
-from dasheng_edge.quant.gguf_file import gguf_tensors
-from dasheng_edge.quant.imatrix_file import Entry, Imatrix, read_imatrix, write_imatrix
-from dasheng_edge.quant.importance import input_of
+from dasheng_edge.quant.decoder.types import DECODER_TOLERANCES, DecoderType
 from dasheng_edge.runtime.bundle.bundle import DECODER, Bundle
 from dasheng_edge.runtime.errors import BundleKindError, ClipsError, DashengEdgeError, QuantizeError
 from tests.bundle_kinds import write_encoder_bundle

@@ -13,8 +13,8 @@ from onnx import numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from dasheng_edge.quant.calibration import golden_features
-from dasheng_edge.quant.encoder_quant import LEAST_SNR_DB, EncoderOptions, clip_outputs, quantize_encoder, snr
-from dasheng_edge.quant.graph_quant import convert, load_graph, matrix_nodes, save_graph, to_cuda
+from dasheng_edge.quant.encoder.graphs import convert, load_graph, matrix_nodes, save_graph, to_cuda
+from dasheng_edge.quant.encoder.quantize import LEAST_SNR_DB, EncoderOptions, clip_outputs, quantize_encoder, snr
 from dasheng_edge.quant.recipes import EncoderPrecision
 from dasheng_edge.runtime.audio.front_end import Features
 from dasheng_edge.runtime.bundle.bundle import ENCODER, PROJECTOR, Bundle

@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 from dasheng_edge.export import bundle_export
 from dasheng_edge.export.bundle_export import ExportReport
 from dasheng_edge.export.options import ExportOptions
-from dasheng_edge.quant.progress import Progress, StepReport
 from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.cli.app import build_app
+from dasheng_edge.runtime.progress import Progress, StepReport
 
 pytestmark = pytest.mark.torch
 

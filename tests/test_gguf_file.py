@@ -9,7 +9,7 @@ import gguf
 import numpy as np
 import pytest
 
-from dasheng_edge.quant.gguf_file import gguf_tensors
+from dasheng_edge.quant.decoder.gguf_file import gguf_tensors
 from dasheng_edge.runtime.errors import ExportError
 
 

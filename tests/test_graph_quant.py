@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from dasheng_edge.quant.graph_quant import (
+from dasheng_edge.quant.encoder.graphs import (
     EXTERNAL_BYTES,
     PAGE_BYTES,
     MatrixPrecision,

@@ -8,7 +8,7 @@ import gguf
 import numpy as np
 import pytest
 
-from dasheng_edge.quant.imatrix_file import Entry, Imatrix, read_imatrix, write_imatrix
+from dasheng_edge.quant.decoder.imatrix_file import Entry, Imatrix, read_imatrix, write_imatrix
 from dasheng_edge.runtime.errors import ClipsError
 
 

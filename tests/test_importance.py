@@ -15,10 +15,10 @@ from gguf import GGMLQuantizationType
 
 from dasheng_edge.export.adapter.merge import open_adapters
 from dasheng_edge.export.checkpoint.checkpoint import open_checkpoint
-from dasheng_edge.quant.decoder_types import DecoderType
-from dasheng_edge.quant.imatrix_file import read_imatrix, write_imatrix
-from dasheng_edge.quant.importance import CHUNK_ROWS, audio_importance, input_of, text_importance, unused
-from dasheng_edge.quant.quantizer import Guidance, quantize
+from dasheng_edge.quant.decoder.imatrix_file import read_imatrix, write_imatrix
+from dasheng_edge.quant.decoder.importance import CHUNK_ROWS, audio_importance, input_of, text_importance, unused
+from dasheng_edge.quant.decoder.llama_quantize import Guidance, quantize
+from dasheng_edge.quant.decoder.types import DecoderType
 from dasheng_edge.runtime.bundle.bundle import DECODER, Bundle
 from dasheng_edge.runtime.errors import DecoderError, QuantizeError
 from dasheng_edge.runtime.parts import Parts

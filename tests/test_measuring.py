@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dasheng_edge.quant import measuring
-from dasheng_edge.quant.clips import Clip
-from dasheng_edge.quant.measuring import Answering, decoder_id, embed_all, encoder_id, samples_of, sounds_of
+from dasheng_edge.quant.compare import measurements as measuring
+from dasheng_edge.quant.compare.measurements import Answering, decoder_id, embed_all, encoder_id, samples_of, sounds_of
+from dasheng_edge.runtime.audio.clips import Clip
 from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.errors import AudioTooLongError, DashengEdgeError, DecoderError, PromptError
 from tests.test_clips import write_wave

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.special import log_softmax, rel_entr, softmax
 
-from dasheng_edge.quant.bootstrap import change_interval, draws_of, interval, pooled_interval, ratio_interval
-from dasheng_edge.quant.metrics import (
+from dasheng_edge.quant.compare.bootstrap import change_interval, draws_of, interval, pooled_interval, ratio_interval
+from dasheng_edge.quant.compare.metrics import (
     ClipDecoding,
     SeamSums,
     TokenMetrics,

@@ -10,7 +10,6 @@ import pytest
 import yaml
 
 from dasheng_edge.export.model_card import model_card
-from dasheng_edge.quant.progress import StepReport
 from dasheng_edge.runtime.audio.front_end import AcousticSpec, FrontEndSpec
 from dasheng_edge.runtime.bundle.bundle import (
     REQUIRED,
@@ -23,6 +22,7 @@ from dasheng_edge.runtime.bundle.bundle import (
     Tolerances,
     Variant,
 )
+from dasheng_edge.runtime.progress import StepReport
 
 STEPS = (
     StepReport("front_end.onnx", 1.25e-5, 1e-3, "dB", 0.5, 1_234, "worst of 12 inputs"),

@@ -28,8 +28,8 @@ from dasheng_edge.export.gguf.tokenizer import read_vocabulary
 from dasheng_edge.export.reference.dasheng import LogMel, mel_filterbank
 from dasheng_edge.export.reference.decoder import AUDIO_MARK, greedy_texts
 from dasheng_edge.export.reference.encoder import load_encoder, load_projector
-from dasheng_edge.quant.decoder_types import DECODER_TOLERANCES, DecoderType, PlainType
-from dasheng_edge.quant.quantizer import quantize
+from dasheng_edge.quant.decoder.llama_quantize import quantize
+from dasheng_edge.quant.decoder.types import DECODER_TOLERANCES, DecoderType, PlainType
 from dasheng_edge.runtime.audio.encoder import Encoder, Projector
 from dasheng_edge.runtime.audio.front_end import Features, FrontEndSpec
 from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER, FRONT_END, PROJECTOR

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dasheng_edge.quant.pareto import main_task
-from dasheng_edge.quant.record import Candidate, Interval, Report, TaskScore
+from dasheng_edge.quant.compare.pareto import main_task
+from dasheng_edge.quant.compare.record import Candidate, Interval, Report, TaskScore
 from tests.fake_report import report
 
 

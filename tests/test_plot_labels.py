@@ -7,7 +7,7 @@ from itertools import combinations, pairwise
 
 import pytest
 
-from dasheng_edge.quant.plot_labels import MARKER, Box, Spot, fitting, place, spread
+from dasheng_edge.quant.report.plot_labels import MARKER, Box, Spot, fitting, place, spread
 
 INSIDE, TEXT = Box(0, 0, 280, 240), 12.0
 Points = list[tuple[int, tuple[float, float]]]

@@ -8,10 +8,10 @@ from itertools import pairwise
 
 import pytest
 
-from dasheng_edge.quant.pareto import Plane, Point
-from dasheng_edge.quant.plots import SERIES, TEXT, WIDTH, Plot, length_plot, pareto_plot
-from dasheng_edge.quant.record import EncoderScores, LengthScores
-from dasheng_edge.quant.report_tables import EncoderGroup
+from dasheng_edge.quant.compare.pareto import Plane, Point
+from dasheng_edge.quant.compare.record import EncoderScores, LengthScores
+from dasheng_edge.quant.report.plots import SERIES, TEXT, WIDTH, Plot, length_plot, pareto_plot
+from dasheng_edge.quant.report.tables import EncoderGroup
 from tests import fake_report
 
 

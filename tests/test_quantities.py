@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dasheng_edge.quant.quantities import clips, nats, perplexity, spans, tick
-from dasheng_edge.quant.record import Interval
+from dasheng_edge.quant.compare.record import Interval
+from dasheng_edge.quant.report.quantities import clips, nats, perplexity, spans, tick
 
 SIZES = st.floats(min_value=1e-9, max_value=1e4)
 

@@ -14,12 +14,12 @@ from typer.testing import CliRunner
 
 from dasheng_edge.quant import bundle_quant
 from dasheng_edge.quant.bundle_quant import QuantizeOptions, QuantizeReport
-from dasheng_edge.quant.decoder_quant import DecoderOptions
-from dasheng_edge.quant.encoder_quant import EncoderOptions
-from dasheng_edge.quant.progress import Progress, StepReport
+from dasheng_edge.quant.decoder.quantize import DecoderOptions
+from dasheng_edge.quant.encoder.quantize import EncoderOptions
 from dasheng_edge.quant.recipes import RECIPES
 from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.cli.app import build_app
+from dasheng_edge.runtime.progress import Progress, StepReport
 
 WHOLE = QuantizeOptions(Path("model"), Path("out"))
 

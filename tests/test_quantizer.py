@@ -15,8 +15,8 @@ import gguf
 import numpy as np
 import pytest
 
-from dasheng_edge.quant import quantizer
-from dasheng_edge.quant.quantizer import quantize
+from dasheng_edge.quant.decoder import llama_quantize as quantizer
+from dasheng_edge.quant.decoder.llama_quantize import quantize
 from dasheng_edge.runtime.errors import ExportError, OutputWriteError
 from tests.full_disk import largest_file
 

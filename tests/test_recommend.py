@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import pytest
 
-from dasheng_edge.quant.recommend import PROOF_CLIPS, recommend, rule
-from dasheng_edge.quant.record import Candidate, Interval, Recommendation, TaskScore
+from dasheng_edge.quant.compare.recommend import PROOF_CLIPS, recommend, rule
+from dasheng_edge.quant.compare.record import Candidate, Interval, Recommendation, TaskScore
 from tests import fake_report
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from dasheng_edge.quant import report as report_module
-from dasheng_edge.quant.recommend import recommend
-from dasheng_edge.quant.record import Report
-from dasheng_edge.quant.report import write_report
+from dasheng_edge.quant.compare.recommend import recommend
+from dasheng_edge.quant.compare.record import Report
+from dasheng_edge.quant.report import report as report_module
+from dasheng_edge.quant.report.report import write_report
 from tests import fake_report
 
 REPORTS: dict[str, Callable[[], Report]] = {

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dasheng_edge.quant.quantities import NONE
-from dasheng_edge.quant.record import Interval, Report
-from dasheng_edge.quant.report_tables import lengths, quality, tasks
+from dasheng_edge.quant.compare.record import Interval, Report
+from dasheng_edge.quant.report.quantities import NONE
+from dasheng_edge.quant.report.tables import lengths, quality, tasks
 from tests import fake_report
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from dasheng_edge.quant.bootstrap import COVERED, FEW_CLIPS
-from dasheng_edge.quant.cost import MEASURED_CLIPS
-from dasheng_edge.quant.pareto import Plane, planes
-from dasheng_edge.quant.record import Interval, Report, TaskScore
-from dasheng_edge.quant.report_html import page
-from dasheng_edge.quant.report_markdown import document, escaped
-from dasheng_edge.quant.report_wording import FRONT, cost_note, front_note, limits, plot_caption
+from dasheng_edge.quant.compare.bootstrap import COVERED, FEW_CLIPS
+from dasheng_edge.quant.compare.cost import MEASURED_CLIPS
+from dasheng_edge.quant.compare.pareto import Plane, planes
+from dasheng_edge.quant.compare.record import Interval, Report, TaskScore
+from dasheng_edge.quant.report.html import page
+from dasheng_edge.quant.report.markdown import document, escaped
+from dasheng_edge.quant.report.wording import FRONT, cost_note, front_note, limits, plot_caption
 from tests import fake_report
 
 

@@ -26,7 +26,7 @@ from benchmarks.operator_profile import by_operator, profile_graph
 from benchmarks.speed_record import REPOSITORY, BenchmarkError
 from benchmarks.whisper_gguf import LARGE, WhisperShape, whisper_tensors, write_whisper
 from benchmarks.workers import Worker
-from dasheng_edge.quant.encoder_quant import EncoderOptions, quantize_encoder
+from dasheng_edge.quant.encoder.quantize import EncoderOptions, quantize_encoder
 from dasheng_edge.runtime import Bundle, Captioner
 from dasheng_edge.runtime.audio.read import read_audio
 from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from dasheng_edge.quant.calibration import golden_features
-from dasheng_edge.quant.encoder_plan import Plan
-from dasheng_edge.quant.encoder_quant import clip_outputs, snr
-from dasheng_edge.quant.graph_quant import MatrixPrecision, load_graph, matrix_nodes, save_graph
-from dasheng_edge.quant.mixed import group_of
-from dasheng_edge.quant.stages import MOST_AUDIO_S, Chain
+from dasheng_edge.quant.encoder.graphs import MatrixPrecision, load_graph, matrix_nodes, save_graph
+from dasheng_edge.quant.encoder.mixed import group_of
+from dasheng_edge.quant.encoder.plan import Plan
+from dasheng_edge.quant.encoder.quantize import clip_outputs, snr
+from dasheng_edge.quant.encoder.stages import MOST_AUDIO_S, Chain
 from dasheng_edge.runtime.audio.front_end import Features
 from dasheng_edge.runtime.bundle.bundle import ENCODER, PROJECTOR, Bundle
 from dasheng_edge.runtime.embedder import AudioParts

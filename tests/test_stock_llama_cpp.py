@@ -22,9 +22,9 @@ from dasheng_edge.export.adapter.merge import MergedTensors
 from dasheng_edge.export.checkpoint.checkpoint import open_checkpoint
 from dasheng_edge.export.gguf.decoder import COPIED, intermediate_type, write_gguf
 from dasheng_edge.export.gguf.tokenizer import read_vocabulary
-from dasheng_edge.quant.decoder_types import PlainType
-from dasheng_edge.quant.gguf_file import gguf_tensors
-from dasheng_edge.quant.quantizer import quantize
+from dasheng_edge.quant.decoder.gguf_file import gguf_tensors
+from dasheng_edge.quant.decoder.llama_quantize import quantize
+from dasheng_edge.quant.decoder.types import PlainType
 from dasheng_edge.runtime.bundle.bundle import Sampling, Variant
 from dasheng_edge.runtime.text.decoder import Decoder
 from tests.tiny_checkpoint import write_tiny_checkpoint

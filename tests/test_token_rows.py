@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dasheng_edge.quant.gguf_file import gguf_tensors
+from dasheng_edge.quant.decoder.gguf_file import gguf_tensors
 from dasheng_edge.runtime.bundle.bundle import DECODER
 from dasheng_edge.runtime.text import token_rows
 from dasheng_edge.runtime.text.decoder import Decoder

@@ -10,7 +10,7 @@ import pytest
 
 from dasheng_edge.export.bundle_export import ExportReport, export_bundle
 from dasheng_edge.export.options import ExportOptions, PromptOverrides
-from dasheng_edge.quant.decoder_types import PlainType
+from dasheng_edge.quant.decoder.types import PlainType
 from dasheng_edge.runtime.bundle.bundle import ENCODER, FRONT_END, GOLDEN, MODEL_CARD, Bundle, Variant
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.embedder import Embedder

@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from dasheng_edge.export.graphs.residency import few_mapped_pages
 from dasheng_edge.export.reference.decoder import AUDIO_MARK
-from dasheng_edge.quant.decoder_types import WORST_MATRIX, DecoderTolerance
-from dasheng_edge.quant.gguf_file import tensor_bytes
+from dasheng_edge.quant.decoder.gguf_file import tensor_bytes
+from dasheng_edge.quant.decoder.types import WORST_MATRIX, DecoderTolerance
 from dasheng_edge.runtime.bundle.bundle import DECODER, PromptFacts
 from dasheng_edge.runtime.errors import ExportError, PromptError
 from dasheng_edge.runtime.text.decoder import Decoder

@@ -21,9 +21,9 @@ from torch import Tensor
 from dasheng_edge.export.adapter.merge import EMBEDDING, HEAD, MergedTensors
 from dasheng_edge.export.checkpoint.sizes import DecoderSpec
 from dasheng_edge.export.checkpoint.tensor_files import row_blocks
-from dasheng_edge.quant.decoder_types import PlainType
-from dasheng_edge.quant.gguf_file import gguf_tensors, sampled_rows
-from dasheng_edge.quant.quantizer import FILE_TYPES
+from dasheng_edge.quant.decoder.gguf_file import gguf_tensors, sampled_rows
+from dasheng_edge.quant.decoder.llama_quantize import FILE_TYPES
+from dasheng_edge.quant.decoder.types import PlainType
 from dasheng_edge.runtime.bundle.bundle import Sampling
 from dasheng_edge.runtime.errors import ExportError
 

@@ -12,15 +12,15 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from dasheng_edge.quant.recipes import EncoderPrecision
 from dasheng_edge.runtime.audio.encoder import Encoder, Projector
 from dasheng_edge.runtime.audio.front_end import Features, FrontEndSpec
 from dasheng_edge.runtime.bundle.bundle import CUDA_GRAPHS, ENCODER, PROJECTOR, Bundle
 from dasheng_edge.runtime.errors import QuantizeError
 
-from .encoder_plan import SMOOTHED, Plan, Planner, uniform
-from .graph_quant import MatrixPrecision, load_graph, matrix_nodes, save_graph, to_cuda
+from .graphs import MatrixPrecision, load_graph, matrix_nodes, save_graph, to_cuda
 from .mixed import STEPS, choose, groups_of
-from .recipes import EncoderPrecision
+from .plan import SMOOTHED, Plan, Planner, uniform
 from .stages import Chain
 
 Array = NDArray[np.float32]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .pareto import ordered
-from .record import ClipTexts, Report
+from dasheng_edge.quant.compare.pareto import ordered
+from dasheng_edge.quant.compare.record import ClipTexts, Report
 
 OPEN_CLIPS = 12  # that a page shows at once; the others are there to be opened
 OPEN_TEXTS = 5  # of one clip, likewise

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from . import report_tables
-from .pareto import Plane, chosen, ordered, planes
+from dasheng_edge.quant.compare.pareto import Plane, chosen, ordered, planes
+from dasheng_edge.quant.compare.recommend import ENCODER_SNR_DB, rule
+from dasheng_edge.quant.compare.record import Report
+
+from . import tables as report_tables
 from .plots import Plot, crossing_plot, length_plot, pareto_plot
 from .quantities import decibels, figure, megabytes, nats, percent
-from .recommend import ENCODER_SNR_DB, rule
-from .record import Report
-from .report_style import STYLE
-from .report_tables import Row, Table, crossed, encoders
-from .report_wording import (
+from .side_by_side import OPEN_CLIPS, OPEN_TEXTS, ClipSayings, Saying, side_by_side
+from .style import STYLE
+from .tables import Row, Table, crossed, encoders
+from .text_difference import difference, visible
+from .wording import (
     CROSSING_NOTE,
     GLOSSARY,
     LENGTH_NOTE,
@@ -34,8 +37,6 @@ from .report_wording import (
     title,
     when,
 )
-from .side_by_side import OPEN_CLIPS, OPEN_TEXTS, ClipSayings, Saying, side_by_side
-from .text_difference import difference, visible
 
 # A browser that honours this would not even ask if some text got through unescaped.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"

@@ -21,7 +21,7 @@ from dasheng_edge.runtime.audio.front_end import Features, FrontEndSpec
 from dasheng_edge.runtime.bundle.bundle import ENCODER, PROJECTOR, Bundle
 from dasheng_edge.runtime.machine.devices import load_onnxruntime
 
-from .graph_quant import load_graph, matrix_nodes
+from .graphs import load_graph, matrix_nodes
 
 Array: TypeAlias = NDArray[np.float32]
 Feed: TypeAlias = Mapping[str, NDArray[Any]]

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from .quantities import score_title
+from dasheng_edge.quant.report.quantities import score_title
+
 from .record import Candidate, Interval, Report
 
 # The score that stands for the task where there are several: the broadest first.

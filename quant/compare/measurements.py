@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from dasheng_edge.runtime.audio.clips import Clip
 from dasheng_edge.runtime.audio.encoder import Projector
 from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER, FRONT_END, PROJECTOR, Bundle
 from dasheng_edge.runtime.embedder import AudioParts
@@ -29,7 +30,6 @@ from dasheng_edge.runtime.parts import default_choice, open_decoder
 from dasheng_edge.runtime.text.decoder import Decoder
 from dasheng_edge.runtime.text.prompt import Audio, PromptBuilder
 
-from .clips import Clip
 from .metrics import ClipDecoding, SeamSums, TokenMetrics, first_divergence, token_metrics
 from .record import EncoderScores, LengthScores
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from contextlib import ExitStack
 from pathlib import Path
 
+from dasheng_edge.quant.compare.record import Report
 from dasheng_edge.runtime.atomic_output import PartialOutput
 
-from .record import Report
-from .report_html import page
-from .report_markdown import document
+from .html import page
+from .markdown import document
 
 JSON, MARKDOWN, HTML = "report.json", "report.md", "report.html"
 

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from .pareto import chosen, ordered
+from dasheng_edge.quant.compare.pareto import chosen, ordered
+from dasheng_edge.quant.compare.record import Candidate, DecoderScores, EncoderScores, Quantiles, Report, TaskScore
+
 from .quantities import (
     NONE,
     clips,
@@ -22,7 +24,6 @@ from .quantities import (
     seconds,
     spans,
 )
-from .record import Candidate, DecoderScores, EncoderScores, Quantiles, Report, TaskScore
 
 Role = Literal["reference", "chosen", ""]
 

@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from .graph_quant import MatrixPrecision, convert, lazily, matrix_nodes
+from .graphs import MatrixPrecision, convert, lazily, matrix_nodes
 from .stages import Chain
 
 Array = NDArray[np.float32]

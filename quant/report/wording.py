@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from .bootstrap import COVERED, FEW_CLIPS
-from .pareto import Plane, Point
+from dasheng_edge.quant.compare.bootstrap import COVERED, FEW_CLIPS
+from dasheng_edge.quant.compare.pareto import Plane, Point
+from dasheng_edge.quant.compare.record import ClipTexts, Report
+
 from .quantities import clips, figure, fixed, score_title, seconds
-from .record import ClipTexts, Report
 
 # What a reader must know to read the tables, one sentence each.
 GLOSSARY = (

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from .graph_quant import MatrixPrecision, convert
+from .graphs import MatrixPrecision, convert
 from .mixed import group_of, groups_of
 from .smoothing import Smoothing, SmoothingSearch, fold
 from .stages import Chain

@@ -1,4 +1,4 @@
-"""What captioning costs, in a process of its own: `python -m dasheng_edge.quant.cost` with a request on stdin.
+"""What captioning costs, in a process of its own: `python -m dasheng_edge.quant.compare.cost` with a request on stdin.
 
 Memory is that process's alone. One clip is captioned before the measurement, so that caches are warm.
 """
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dasheng_edge.runtime.audio.clips import Clip
 from dasheng_edge.runtime.bundle.bundle import CUDA_GRAPHS, DECODER, ENCODER, FRONT_END, PROJECTOR, Bundle
 from dasheng_edge.runtime.caption import Caption
 from dasheng_edge.runtime.captioner import Captioner
@@ -23,7 +24,6 @@ from dasheng_edge.runtime.errors import QuantizeError
 from dasheng_edge.runtime.machine.meters import EnergyMeter, cpu_use, peak_rss_bytes
 from dasheng_edge.runtime.text.prefix_cache import FOLDER_VARIABLE
 
-from .clips import Clip
 from .record import Cost, Quantiles
 
 MEASURED_CLIPS = 20

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from .record import Interval
+from dasheng_edge.quant.compare.record import Interval
 
 NONE = "–"  # what was not measured, or does not exist
 _MINUS = "−"

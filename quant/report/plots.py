@@ -21,11 +21,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from .pareto import Plane, Point
+from dasheng_edge.quant.compare.pareto import Plane, Point
+from dasheng_edge.quant.compare.record import Candidate, Interval
+
 from .plot_labels import Box, fitting, place, spread
 from .quantities import seconds, spans, tick
-from .record import Candidate, Interval
-from .report_tables import EncoderGroup
+from .tables import EncoderGroup
 from .text_difference import visible
 
 WIDTH, TEXT = 340, 13  # CSS pixels; a phone is 360 of them wide

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import get_args
 
-from .graph_quant import MatrixPrecision
+from .graphs import MatrixPrecision
 
 # Bytes of a value, scales and zero points of blocks of 32 included.
 VALUE_BYTES: Mapping[MatrixPrecision, float] = {

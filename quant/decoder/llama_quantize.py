@@ -1,4 +1,4 @@
-"""llama.cpp's quantizer in a process of its own: `python -m dasheng_edge.quant.quantizer` with a request on stdin.
+"""llama.cpp's quantizer as a process: `python -m dasheng_edge.quant.decoder.llama_quantize`, a request on stdin.
 
 It is one C call that takes ten minutes for a 7B decoder and cannot be told to stop: Python would see Ctrl-C or
 a termination only when it returns. A process can be ended at any time, and a failed assertion of llama.cpp ends
@@ -27,8 +27,8 @@ from gguf import GGMLQuantizationType, LlamaFileType
 
 from dasheng_edge.runtime.errors import ExportError, OutputWriteError
 
-from .decoder_types import DecoderType
 from .imatrix_file import Imatrix, read_imatrix
+from .types import DecoderType
 
 FILE_TYPES: Mapping[str, LlamaFileType] = {
     name: LlamaFileType["ALL_F32" if name == "F32" else f"MOSTLY_{name}"] for name in get_args(DecoderType)

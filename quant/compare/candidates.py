@@ -9,16 +9,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
+from dasheng_edge.quant.bundle_quant import QuantizeOptions, quantize_bundle, quantize_options
+from dasheng_edge.quant.decoder.quantize import DecoderOptions, check_decoder
+from dasheng_edge.quant.decoder.types import COPIED_TYPES, NEED_IMATRIX, DecoderType
+from dasheng_edge.quant.recipes import RECIPES, EncoderPrecision, Recipe
+from dasheng_edge.runtime.audio.clips import ClipSet, find_clips, printable
 from dasheng_edge.runtime.bundle.bundle import MANIFEST, Bundle, KvType, PromptFacts, sha256_of
 from dasheng_edge.runtime.errors import ClipsError
+from dasheng_edge.runtime.progress import NoProgress, Progress
 
-from .bundle_quant import QuantizeOptions, quantize_bundle, quantize_options
-from .clips import ClipSet, find_clips, printable
-from .decoder_quant import DecoderOptions, check_decoder
-from .decoder_types import COPIED_TYPES, NEED_IMATRIX, DecoderType
-from .measuring import key_of
-from .progress import NoProgress, Progress
-from .recipes import RECIPES, EncoderPrecision, Recipe
+from .measurements import key_of
 from .record import RecipeFacts
 
 MARK = "+imatrix"

@@ -14,17 +14,11 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from dasheng_edge.runtime.bundle.bundle import Bundle
-from dasheng_edge.runtime.errors import DashengEdgeError, OutputWriteError
-from dasheng_edge.runtime.machine.devices import checked_threads
-from dasheng_edge.runtime.machine.doctor import examine
-
-from .aac_scores import aac_library, check_references, extra_scores
-from .bootstrap import COVERED, DRAWS, FEW_CLIPS
-from .candidates import Spec, Workshop, check_same_model, parse_specs, recipe_facts
-from .clips import ClipSet, find_clips
-from .cost import measure_cost
-from .measuring import (
+from dasheng_edge.quant.compare.aac_scores import aac_library, check_references, extra_scores
+from dasheng_edge.quant.compare.bootstrap import COVERED, DRAWS, FEW_CLIPS
+from dasheng_edge.quant.compare.candidates import Spec, Workshop, check_same_model, parse_specs, recipe_facts
+from dasheng_edge.quant.compare.cost import measure_cost
+from dasheng_edge.quant.compare.measurements import (
     Answer,
     Answering,
     Array,
@@ -36,12 +30,26 @@ from .measuring import (
     samples_of,
     sounds_of,
 )
-from .metrics import decoder_scores
-from .progress import NoProgress, Progress
-from .recommend import recommend
-from .record import Candidate, ClipTexts, DecoderScores, EncoderScores, NoiseFloor, Report, Settings, TaskScore
-from .report import write_report
-from .text_scores import Patterns, check_events, read_events, score_texts
+from dasheng_edge.quant.compare.metrics import decoder_scores
+from dasheng_edge.quant.compare.recommend import recommend
+from dasheng_edge.quant.compare.record import (
+    Candidate,
+    ClipTexts,
+    DecoderScores,
+    EncoderScores,
+    NoiseFloor,
+    Report,
+    Settings,
+    TaskScore,
+)
+from dasheng_edge.quant.compare.text_scores import Patterns, check_events, read_events, score_texts
+from dasheng_edge.quant.report.report import write_report
+from dasheng_edge.runtime.audio.clips import ClipSet, find_clips
+from dasheng_edge.runtime.bundle.bundle import Bundle
+from dasheng_edge.runtime.errors import DashengEdgeError, OutputWriteError
+from dasheng_edge.runtime.machine.devices import checked_threads
+from dasheng_edge.runtime.machine.doctor import examine
+from dasheng_edge.runtime.progress import NoProgress, Progress
 
 WORK = "work"
 REFERENCE = "reference"  # its name in the report

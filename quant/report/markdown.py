@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from . import report_tables
-from .pareto import planes
-from .recommend import rule
-from .record import Report
-from .report_tables import Row, Table
-from .report_wording import (
+from dasheng_edge.quant.compare.pareto import planes
+from dasheng_edge.quant.compare.recommend import rule
+from dasheng_edge.quant.compare.record import Report
+
+from . import tables as report_tables
+from .side_by_side import OPEN_CLIPS, ClipSayings, Saying, side_by_side
+from .tables import Row, Table
+from .text_difference import difference, visible
+from .wording import (
     CROSSING_NOTE,
     FRONT,
     GLOSSARY,
@@ -29,8 +32,6 @@ from .report_wording import (
     title,
     when,
 )
-from .side_by_side import OPEN_CLIPS, ClipSayings, Saying, side_by_side
-from .text_difference import difference, visible
 
 # What means something to CommonMark or GitHub wherever it stands: an underscore outside of a word, a colon of a URL or
 # an emoji, the point of www. What means something at the start of a line only never stands there. Angle brackets and

@@ -17,7 +17,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .quantities import between, clips, decibels, figure, fixed, megabytes, nats, percent, score_title, seconds, times
+from dasheng_edge.quant.report.quantities import (
+    between,
+    clips,
+    decibels,
+    figure,
+    fixed,
+    megabytes,
+    nats,
+    percent,
+    score_title,
+    seconds,
+    times,
+)
+
 from .record import Candidate, Interval, NoiseFloor, Recommendation, Rejected, TaskScore
 
 # What Q4_K_M, the type that most people take, does to Llama-3-8B on text is 0.0313 nats, or 0.0282 with an importance

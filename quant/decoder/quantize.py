@@ -15,11 +15,11 @@ from gguf import GGMLQuantizationType
 from dasheng_edge.runtime.bundle.bundle import DECODER, Bundle
 from dasheng_edge.runtime.errors import QuantizeError
 
-from .decoder_types import COPIED_TYPES, NEED_IMATRIX, DecoderType
 from .gguf_file import gguf_tensors, sampled_rows
 from .imatrix_file import read_imatrix
 from .importance import unused
-from .quantizer import Guidance, quantize
+from .llama_quantize import Guidance, quantize
+from .types import COPIED_TYPES, NEED_IMATRIX, DecoderType
 
 Advance = Callable[[int], None]
 # What single tensors may be stored in: types of file types, so that the loss can be measured.

@@ -1,0 +1,1 @@
+"""Encoder and projector in fewer bits, each choice measured at the audio embeddings."""

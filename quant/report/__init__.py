@@ -1,0 +1,1 @@
+"""How a comparison looks: report.json, report.md, report.html."""
