@@ -33,14 +33,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tests.tiny_checkpoint import write_tiny_checkpoint
+    from tests.fixtures.tiny_checkpoint import write_tiny_checkpoint
 
     return write_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "checkpoint")
 
 
 @pytest.fixture(scope="session")
 def tiny_adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tests.tiny_checkpoint import write_tiny_adapter
+    from tests.fixtures.tiny_checkpoint import write_tiny_adapter
 
     return write_tiny_adapter(tmp_path_factory.mktemp("adapter") / "tiny")
 

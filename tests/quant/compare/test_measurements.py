@@ -1,0 +1,153 @@
+"""Measurements that are kept: what they are named by, what is measured anew, and what is said about single clips."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from dasheng_edge.quant.compare import measurements as measuring
+from dasheng_edge.quant.compare.measurements import Answering, decoder_id, embed_all, encoder_id, samples_of, sounds_of
+from dasheng_edge.runtime.audio.clips import Clip
+from dasheng_edge.runtime.bundle.bundle import Bundle
+from dasheng_edge.runtime.errors import AudioTooLongError, DashengEdgeError, DecoderError, PromptError
+from tests.runtime.audio.test_clips import write_wave
+
+MICRO = Path(__file__).resolve().parents[3] / "build" / "micro"
+pytestmark = pytest.mark.skipif(not MICRO.is_dir(), reason="make build/micro makes it")
+LIMIT = 4
+Embeddings = NDArray[np.float32]
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    return Bundle.open(MICRO)
+
+
+def altered(bundle: Bundle, part: str, **update: Any) -> Bundle:
+    """The same with other facts in one part of the manifest."""
+    facts = getattr(bundle.manifest, part).model_copy(update=update)
+    return replace(bundle, manifest=bundle.manifest.model_copy(update={part: facts}))
+
+
+def embeddings(_: str) -> Embeddings:
+    return np.random.default_rng(0).normal(0, 0.1, (6, 256)).astype(np.float32)
+
+
+def ignore(_: int) -> None:
+    pass
+
+
+@pytest.mark.parametrize("update", [{"prompt": "What?"}, {"system": "Be short."}, {"audio_first": False}])
+def test_a_decoder_is_named_by_what_it_is_asked(bundle: Bundle, update: dict[str, Any]) -> None:
+    other = altered(bundle, "prompt", **update)
+    assert decoder_id(other, 1) != decoder_id(bundle, 1)
+    assert encoder_id(other, 1) == encoder_id(bundle, 1)
+
+
+def test_what_decides_no_answer_is_in_no_name(bundle: Bundle) -> None:
+    assert decoder_id(altered(bundle, "prompt", notes=("x",), comfortable_s=1.0), 1) == decoder_id(bundle, 1)
+
+
+def test_parts_are_named_by_what_decides_their_numbers(bundle: Bundle) -> None:
+    assert decoder_id(bundle, 2) != decoder_id(bundle, 1)
+    assert encoder_id(bundle, 2) != encoder_id(bundle, 1)
+    assert decoder_id(altered(bundle, "decoder", kv_type="q8_0"), 1) != decoder_id(bundle, 1)
+    assert encoder_id(altered(bundle, "front_end", top_db=80.0), 1) != encoder_id(bundle, 1)
+
+
+@pytest.mark.parametrize("library", ["dasheng-edge", "onnxruntime", "llama-cpp-python"])
+def test_an_upgrade_measures_anew(bundle: Bundle, library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = (encoder_id(bundle, 1), decoder_id(bundle, 1))
+    known = version
+    monkeypatch.setattr(measuring, "version", lambda name: "99.0" if name == library else known(name))
+    after = (encoder_id(bundle, 1), decoder_id(bundle, 1))
+    assert not set(before) & set(after)
+
+
+def test_a_clip_that_leaves_no_room_is_named(bundle: Bundle, tmp_path: Path) -> None:
+    write_wave(tmp_path / "short.wav", 0.05)
+    write_wave(tmp_path / "long.wav", 3.2)
+    clips = [Clip("short", tmp_path / "short.wav"), Clip("long", tmp_path / "long.wav")]
+    assert samples_of(altered(bundle, "decoder", context_length=20), clips, LIMIT) == [800, 51_200]  # 1 and 16 tokens
+    said = r"clip long has 3\.2 s, which are 16 audio tokens; with 4 new tokens at most 15 fit .*cut the clip"
+    with pytest.raises(AudioTooLongError, match=said):
+        samples_of(altered(bundle, "decoder", context_length=19), clips, LIMIT)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "kind", "said"),
+    [
+        ("rain " * 5000, DecoderError, "clip mine: the request needs .* positions"),
+        ("\ud800", PromptError, "clip mine: the text .* is not valid Unicode"),
+    ],
+)
+def test_errors_of_a_clip_name_it(
+    bundle: Bundle, tmp_path: Path, prompt: str, kind: type[DashengEdgeError], said: str
+) -> None:
+    clips = [Clip("mine", tmp_path / "x.wav", prompt=prompt)]
+    with Answering(bundle, 1, clips, LIMIT) as answering, pytest.raises(kind, match=said):
+        answering.reference(embeddings, tmp_path / "out", ignore)
+    plain = [Clip("mine", tmp_path / "x.wav")]
+    with Answering(bundle, 1, plain, LIMIT) as answering:
+        reference = answering.reference(embeddings, tmp_path / "plain", ignore)
+    with Answering(bundle, 1, clips, LIMIT) as answering, pytest.raises(kind, match=said):
+        answering.answers(embeddings, reference, tmp_path / "out2", ignore)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def half(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def another(path: Path) -> None:
+    path.write_text('{"tokens": []}')
+
+
+def gone(path: Path) -> None:
+    path.unlink()
+
+
+@pytest.mark.parametrize("damage", [empty, half, another, gone])
+@pytest.mark.parametrize("name", ["reference/0.json", "reference/0.npy", "answers/0.json"])
+def test_a_kept_file_that_cannot_be_read_is_measured_again(
+    bundle: Bundle, tmp_path: Path, name: str, damage: Callable[[Path], None]
+) -> None:
+    clips = [Clip("mine", tmp_path / "x.wav")]
+
+    def run() -> tuple[object, int]:
+        advanced: list[int] = []
+        with Answering(bundle, 1, clips, LIMIT) as answering:
+            reference = answering.reference(embeddings, tmp_path / "reference", advanced.append)
+            answers = answering.answers(embeddings, reference, tmp_path / "answers", advanced.append)
+        found = answers[0]
+        return (reference, found.text, found.tokens, found.decoding.tokens.kl.tolist()), sum(advanced)
+
+    before, count = run()
+    assert count == 2
+    assert run() == (before, 0)
+    damage(tmp_path / name)
+    assert run() == (before, 1)
+
+
+@pytest.mark.parametrize("damage", [empty, half, another, gone])
+def test_kept_embeddings_that_cannot_be_read_are_measured_again(
+    bundle: Bundle, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    write_wave(tmp_path / "x.wav", 0.5)
+    sounds = sounds_of([Clip("x", tmp_path / "x.wav")], 16_000)[:2]
+    before = embed_all(bundle, 1, sounds, tmp_path / "kept", ignore)("clip-0")
+    damage(tmp_path / "kept" / "clip-0.npy")
+    advanced: list[int] = []
+    after = embed_all(bundle, 1, sounds, tmp_path / "kept", advanced.append)("clip-0")
+    np.testing.assert_array_equal(after, before)
+    assert advanced == [1]

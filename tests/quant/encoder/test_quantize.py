@@ -1,0 +1,200 @@
+"""Encoders of every precision: what is changed, what stays, what ONNX Runtime makes of it, and what it costs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import numpy_helper
+from onnxruntime.quantization import QuantType, quantize_dynamic
+
+from dasheng_edge.quant.calibration import golden_features
+from dasheng_edge.quant.encoder.graphs import convert, load_graph, matrix_nodes, save_graph, to_cuda
+from dasheng_edge.quant.encoder.quantize import LEAST_SNR_DB, EncoderOptions, clip_outputs, quantize_encoder, snr
+from dasheng_edge.quant.recipes import EncoderPrecision
+from dasheng_edge.runtime.audio.front_end import Features
+from dasheng_edge.runtime.bundle.bundle import ENCODER, PROJECTOR, Bundle
+from dasheng_edge.runtime.embedder import AudioParts
+from dasheng_edge.runtime.errors import QuantizeError
+from dasheng_edge.runtime.machine.devices import load_onnxruntime
+from dasheng_edge.runtime.verify import read_golden
+from tests.fixtures.bundle_kinds import write_encoder_bundle
+
+MATRICES = 2 * 4 + 2  # of the tiny model: two blocks and the projector
+
+
+@pytest.fixture(scope="module")
+def source(tiny_bundle: Path) -> Bundle:
+    return Bundle.open(tiny_bundle)
+
+
+@pytest.fixture(scope="module")
+def clips(source: Bundle) -> tuple[Features, ...]:
+    return golden_features(read_golden(source), AudioParts.open(source, device="cpu", threads=1)).features
+
+
+def outputs(source: Bundle, folder: Path, clips: tuple[Features, ...]) -> list[np.ndarray]:
+    return list(clip_outputs(source.manifest.front_end, folder.joinpath, clips, 1, (ENCODER, PROJECTOR)))
+
+
+@pytest.mark.parametrize(
+    ("precision", "at_most"), [("fp16", 0.65), ("int8", 0.45), ("int8-block", 0.5), ("int4-block", 0.4)]
+)
+def test_each_precision_is_smaller_and_near(
+    source: Bundle, clips: tuple[Features, ...], tmp_path: Path, precision: EncoderPrecision, at_most: float
+) -> None:
+    report = quantize_encoder(source, tmp_path.joinpath, EncoderOptions(precision), clips, 1)
+    assert report.snr_db is not None
+    assert report.snr_db >= LEAST_SNR_DB[precision]
+    assert report.bytes <= at_most * report.source_bytes
+    assert Counter(report.matrices.values()) == {precision: MATRICES}
+    got = snr(outputs(source, source.folder, clips), iter(outputs(source, tmp_path, clips)))
+    assert got == pytest.approx(report.snr_db, abs=0.01)
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4-block"])
+def test_what_is_no_matrix_stays(source: Bundle, tmp_path: Path, precision: EncoderPrecision) -> None:
+    model = load_graph(source.path(ENCODER))
+    convert(model, dict.fromkeys(matrix_nodes(model), precision))  # type: ignore[arg-type]
+    save_graph(model, tmp_path / ENCODER)
+    before = {one.name: numpy_helper.to_array(one) for one in onnx.load(source.path(ENCODER)).graph.initializer}
+    after = {one.name: numpy_helper.to_array(one) for one in onnx.load(tmp_path / ENCODER).graph.initializer}
+    kept = {name for name in before if not name.endswith(".weight.transposed")}
+    assert any("patch_embed" in name for name in kept)
+    assert all((after[name] == before[name]).all() for name in kept)
+    assert not any(name.endswith(".weight.transposed") for name in after)
+    onnx.checker.check_model(tmp_path / ENCODER)
+
+
+def test_int8_is_that_of_onnx_runtimes_quantizer(source: Bundle, clips: tuple[Features, ...], tmp_path: Path) -> None:
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    for folder in (ours, theirs):
+        folder.mkdir()
+    quantize_encoder(source, ours.joinpath, EncoderOptions("int8"), clips, 1)
+    for name in (ENCODER, PROJECTOR):
+        quantize_dynamic(
+            source.path(name), theirs / name, per_channel=True, weight_type=QuantType.QInt8,
+            op_types_to_quantize=["MatMul"],
+        )  # fmt: skip
+    weights = [
+        sorted(
+            numpy_helper.to_array(one).tobytes()
+            for one in onnx.load(folder / ENCODER).graph.initializer
+            if one.data_type == onnx.TensorProto.INT8 and len(one.dims) > 1
+        )
+        for folder in (ours, theirs)
+    ]
+    assert len(weights[0]) == MATRICES - 2
+    assert weights[0] == weights[1]
+    wanted = outputs(source, source.folder, clips)
+    own = snr(wanted, iter(outputs(source, ours, clips)))
+    library = snr(wanted, iter(outputs(source, theirs, clips)))
+    assert own is not None
+    assert library is not None
+    assert own >= library - 0.5  # dB
+    near = snr(outputs(source, theirs, clips), iter(outputs(source, ours, clips)))
+    assert near is None or near > library  # nearer to each other than to what they stand for
+
+
+def test_onnx_runtime_fuses_the_int8_pattern(source: Bundle, clips: tuple[Features, ...], tmp_path: Path) -> None:
+    quantize_encoder(source, tmp_path.joinpath, EncoderOptions("int8"), clips, 1)
+    onnxruntime = load_onnxruntime()
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(tmp_path / ENCODER, options, providers=["CPUExecutionProvider"])
+    kinds = Counter(node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node)
+    assert kinds["DynamicQuantizeMatMul"] + kinds["MatMulIntegerToFloat"] == MATRICES - 2
+    assert kinds["MatMulInteger"] == 0
+
+
+def test_half_weights_are_rounded_once_and_shared_with_the_cuda_graph(
+    source: Bundle, clips: tuple[Features, ...], tmp_path: Path
+) -> None:
+    quantize_encoder(source, tmp_path.joinpath, EncoderOptions("fp16"), clips, 1)
+    rounded = load_graph(source.path(ENCODER))
+    for node in matrix_nodes(rounded).values():
+        weight = node.inputs[1]
+        assert weight is not None
+        assert weight.const_value is not None
+        weight.const_value = ir.Tensor(
+            weight.const_value.numpy().astype(np.float16).astype(np.float32), name=weight.name
+        )
+    (tmp_path / "rounded").mkdir()
+    ir.save(rounded, tmp_path / "rounded" / ENCODER)
+    onnxruntime = load_onnxruntime()
+    feed = {
+        "log_mel": np.ascontiguousarray(clips[0].log_mel[None, :, :400]), "valid_patches": np.array([100]),
+    }  # fmt: skip
+    results = []
+    for path in (tmp_path / "rounded" / ENCODER, tmp_path / ENCODER, tmp_path / "encoder.cuda.onnx"):
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        results.append(session.run(None, feed)[0])
+    np.testing.assert_allclose(results[1], results[0], atol=1e-5)
+    np.testing.assert_allclose(results[2], results[0], atol=2e-2)
+    cuda = onnx.load(tmp_path / "encoder.cuda.onnx", load_external_data=False)
+    places = {entry.value for one in cuda.graph.initializer for entry in one.external_data if entry.key == "location"}
+    assert places == {"encoder.onnx.data"}
+    halves = [one for one in cuda.graph.initializer if one.data_type == onnx.TensorProto.FLOAT16]
+    assert len(halves) == MATRICES - 2
+
+
+def test_the_cuda_graph_multiplies_in_halves(source: Bundle, tmp_path: Path) -> None:
+    model = load_graph(source.path(PROJECTOR))
+    convert(model, dict.fromkeys(matrix_nodes(model), "fp16"))
+    to_cuda(model)
+    save_graph(model, tmp_path / PROJECTOR)
+    graph = onnx.shape_inference.infer_shapes(onnx.load(tmp_path / PROJECTOR)).graph
+    kinds = {value.name: value.type.tensor_type.elem_type for value in graph.value_info}
+    products = [node for node in graph.node if node.op_type == "MatMul"]
+    assert len(products) == 2
+    assert all(kinds[node.output[0]] == onnx.TensorProto.FLOAT16 for node in products)
+
+
+def test_weights_beyond_half_precision_are_refused(source: Bundle) -> None:
+    model = load_graph(source.path(PROJECTOR))
+    name, node = next(iter(matrix_nodes(model).items()))
+    weight = node.inputs[1]
+    assert weight is not None
+    assert weight.const_value is not None
+    weight.const_value = ir.Tensor(weight.const_value.numpy() * np.float32(1e7), name=weight.name)
+    with pytest.raises(QuantizeError, match=rf"{name} holds .*float16 reaches 65504; choose int8"):
+        convert(model, {name: "fp16"})
+
+
+def test_mixed_keeps_what_was_asked_for(source: Bundle, clips: tuple[Features, ...], tmp_path: Path) -> None:
+    trials: list[int] = []
+    sizes = []
+    for least in (25.0, 45.0):
+        folder = tmp_path / str(least)
+        folder.mkdir()
+        options = EncoderOptions("mixed", least)
+        report = quantize_encoder(source, folder.joinpath, options, clips, 1, trials.append)
+        assert report.snr_db is not None
+        assert report.snr_db >= least
+        assert sorted(path.name for path in folder.iterdir()) == [ENCODER, PROJECTOR]  # no trial is left
+        sizes.append(report.bytes)
+    assert sizes[0] < sizes[1] < source.manifest.files[ENCODER].bytes + source.manifest.files[PROJECTOR].bytes
+    assert len(trials) >= 2 * (3 * 4 + 1)
+
+
+def test_a_precision_that_loses_too_much_is_refused(
+    source: Bundle, clips: tuple[Features, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(LEAST_SNR_DB, "int8", 90.0)
+    with pytest.raises(
+        QuantizeError, match=r"the int8 encoder keeps .* dB of signal to noise .*, expected at least 90"
+    ):
+        quantize_encoder(source, tmp_path.joinpath, EncoderOptions("int8"), clips, 1)
+
+
+def test_an_encoder_without_a_projector(tiny_bundle: Path, clips: tuple[Features, ...], tmp_path: Path) -> None:
+    alone = Bundle.open(write_encoder_bundle(tiny_bundle, tmp_path / "alone"))
+    (tmp_path / "out").mkdir()
+    report = quantize_encoder(alone, (tmp_path / "out").joinpath, EncoderOptions("int8"), clips, 1)
+    assert len(report.matrices) == MATRICES - 2
+    assert report.snr_db is not None

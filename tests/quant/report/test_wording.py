@@ -1,0 +1,146 @@
+"""What a report says about its figures holds for them."""
+
+from __future__ import annotations
+
+import pytest
+
+from dasheng_edge.quant.compare.bootstrap import COVERED, FEW_CLIPS
+from dasheng_edge.quant.compare.cost import MEASURED_CLIPS
+from dasheng_edge.quant.compare.pareto import Plane, planes
+from dasheng_edge.quant.compare.record import Interval, Report, TaskScore
+from dasheng_edge.quant.report.html import page
+from dasheng_edge.quant.report.markdown import document, escaped
+from dasheng_edge.quant.report.wording import FRONT, cost_note, front_note, limits, plot_caption
+from tests.fixtures import fake_report
+
+
+def beaten_by_the_reference() -> Report:
+    """One candidate that is larger than the reference and worse: no other candidate beats it."""
+    report = fake_report.report(fake_report.NAMES[:1], 1)
+    one = report.candidates[0]
+    size = report.reference.cost.total_bytes + 1
+    return report.model_copy(
+        update={"candidates": (one.model_copy(update={"cost": one.cost.model_copy(update={"total_bytes": size})}),)}
+    )
+
+
+def test_the_front_is_told_as_it_is_made() -> None:
+    report = beaten_by_the_reference()
+    drawn = planes(report)
+    assert drawn[0].kind == "size"
+    assert not drawn[0].front
+    assert "nor the reference" in FRONT
+    for text in (page(report), document(report)):
+        assert FRONT in text.replace("\\", "")
+        assert "none: the reference beats them all" in text.replace("\\", "")
+
+
+def test_marks_are_explained_where_they_are_drawn() -> None:
+    drawn = planes(fake_report.report())
+    note = front_note(drawn)
+    assert all(word in note for word in ("Dotted lines", "bars are 95 % intervals", "diamond", "band"))
+    assert "triangle" not in note
+    assert note in page(fake_report.report()).replace("&#x27;", "'")
+
+
+def test_marks_that_are_not_drawn_are_not_explained() -> None:
+    nothing = Interval(value=0, low=0, high=0)
+
+    def plain(plane: Plane) -> Plane:
+        points = tuple(type(point)(point.number, point.name, point.x, nothing, False, False) for point in plane.points)
+        return Plane(plane.kind, "x", "mean KL in nats", "lower", True, points, 1.0, 0.0, nothing)
+
+    note = front_note([plain(planes(fake_report.report())[0])])
+    assert "diamond" not in note
+    assert "band" not in note
+    assert "a triangle is a value below the axis" in note
+
+
+def test_a_plot_says_which_way_is_better() -> None:
+    captions = {plane.y_title: plot_caption(plane) for plane in planes(fake_report.report())}
+    assert captions["mean KL in nats"].startswith("Lower is better.")
+    assert captions["event F1"].startswith("Higher is better.")
+    html, markdown = page(fake_report.report()), document(fake_report.report()).replace("\\", "")
+    assert "Higher is better. Front: " in html
+    assert "event F1 against size (higher is better): " in markdown
+
+
+def costing(clips: int | None) -> Report:
+    report = fake_report.report(fake_report.NAMES[:1], 1)
+    cost = report.reference.cost.model_copy(update={"clips": clips})
+    return report.model_copy(update={"reference": report.reference.model_copy(update={"cost": cost})})
+
+
+@pytest.mark.parametrize(
+    ("clips", "words"),
+    [
+        (None, f"at most {MEASURED_CLIPS} clips."),
+        (20, "on 20 clips, evenly spaced over those that were compared."),
+        (120, "on 120 clips."),
+    ],
+)
+def test_costs_say_over_how_many_clips(clips: int | None, words: str) -> None:
+    report = costing(clips)
+    assert words in cost_note(report)
+    assert words in page(report)
+    assert words in document(report).replace("\\", "")
+
+
+def scored(clips: int, all_clips: int = 120) -> Report:
+    report = fake_report.report(fake_report.NAMES[:1], 1)
+    one = report.candidates[0]
+    task: dict[str, TaskScore] = {
+        name: score.model_copy(update={"clips": clips if name == "word_error_rate" else 120})
+        for name, score in one.task.items()
+    }
+    return report.model_copy(
+        update={
+            "candidates": (one.model_copy(update={"task": task}),),
+            "settings": report.settings.model_copy(update={"clips": all_clips}),
+        }
+    )
+
+
+def test_task_scores_of_few_clips_are_told_to_have_intervals_that_are_too_narrow() -> None:
+    report = scored(FEW_CLIPS - 1)
+    found = limits(report)
+    assert found[:-1] == report.limits
+    assert found[-1].startswith(f"Too few clips were scored for word error rate ({FEW_CLIPS - 1} clips): ")
+    assert f"{COVERED[5]} % with 5, " in found[-1]
+    for text in (page(report), document(report).replace("\\", "")):
+        assert "intervals of few are too narrow" in text
+
+
+def test_a_single_clip_is_named_as_one() -> None:
+    assert "word error rate (1 clip): " in limits(scored(1))[-1]
+
+
+def test_where_all_clips_are_few_the_record_says_so() -> None:
+    """`compare.limits` does, and a second sentence would only repeat it."""
+    report = scored(1, FEW_CLIPS - 1)
+    assert limits(report) == report.limits
+
+
+def test_enough_clips_need_no_word() -> None:
+    report = scored(FEW_CLIPS)
+    assert limits(report) == report.limits
+    assert "too narrow" not in page(report)
+
+
+def test_overlapping_intervals_are_told_to_prove_nothing() -> None:
+    for text in (page(fake_report.report()), document(fake_report.report()).replace("\\", "")):
+        assert "may differ for certain although their intervals overlap" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("int8/Q4_K_M, 7.26 MB (25 %): 10:55, -3.4 [a]", r"int8/Q4_K_M, 7.26 MB (25 %): 10:55, -3.4 \[a\]"),
+        ("_so_ and *so*, `so`, a|b, ~~so~~, $1$, @so", r"\_so\_ and \*so\*, \`so\`, a\|b, \~\~so\~\~, \$1\$, \@so"),
+        ("see https://x.y, www.x.y or :bug:", r"see https\://x.y, www\.x.y or \:bug:"),
+        ("<b>a & b</b>", "&lt;b&gt;a &amp; b&lt;/b&gt;"),
+        ("a\\b\n- c", r"a\\b - c"),
+    ],
+)
+def test_markdown_shows_text_as_it_is(text: str, written: str) -> None:
+    assert escaped(text).replace("↵", "").split() == written.split()

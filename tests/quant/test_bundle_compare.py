@@ -1,0 +1,326 @@
+"""Comparisons from end to end on the small model: attribution, the noise floor, resumption, and what is refused."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from dasheng_edge.quant import bundle_compare as compare_module
+from dasheng_edge.quant.bundle_compare import REFERENCE, CompareOptions, compare
+from dasheng_edge.quant.compare.candidates import parse_spec
+from dasheng_edge.quant.compare.cost import measure_cost
+from dasheng_edge.quant.compare.measurements import Answering, joined
+from dasheng_edge.quant.compare.record import Interval, Report, TaskScore
+from dasheng_edge.quant.recipes import RECIPES, Recipe
+from dasheng_edge.runtime.audio.clips import read_clips
+from dasheng_edge.runtime.bundle.bundle import Bundle
+from dasheng_edge.runtime.cli.app import build_app
+from dasheng_edge.runtime.embedder import AudioParts
+from dasheng_edge.runtime.errors import AudioDecodeError, AudioTooLongError, ClipsError, OutputWriteError, QuantizeError
+from dasheng_edge.runtime.progress import NoProgress
+from tests.fixtures import fake_report
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+MICRO, CLIPS = REPOSITORY / "build" / "micro", REPOSITORY / "benchmarks" / "micro" / "clips"
+pytestmark = pytest.mark.skipif(not MICRO.is_dir(), reason="make build/micro makes it")
+NAMES = ("scene_9000001.flac", "scene_9000006.flac", "scene_9000018.flac")
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("clips") / "clips.jsonl"
+    known = {row["file"]: row for row in map(json.loads, (CLIPS / "references.jsonl").read_text("utf-8").splitlines())}
+    rows: list[dict[str, Any]] = [
+        {"audio": str(CLIPS / name), "id": name, "references": known[name]["captions"], "events": known[name]["kinds"]}
+        for name in NAMES
+    ]
+    rows.append({
+        "audio": str(CLIPS / "digits_9000008.flac"), "prompt": "Transcribe the speech into text <|en|>",
+        "transcript": known["digits_9000008.flac"]["digits"],
+    })  # fmt: skip
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return path
+
+
+def options(clips: Path, out: Path, *candidates: str, **more: Any) -> CompareOptions:
+    return CompareOptions(MICRO, candidates, clips, out, max_new_tokens=24, threads=1, **more)
+
+
+@pytest.fixture(scope="module")
+def done(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, Path]:
+    out = tmp_path_factory.mktemp("compare") / "out"
+    return compare(options(clips, out, "fp32/F16", "int4-block/Q2_K", "int8/F16", "fp32/Q8_0")), out
+
+
+def test_the_same_model_is_the_same(done: tuple[Report, Path]) -> None:
+    same = done[0].candidates[0]
+    assert same.encoder is not None
+    assert same.both is not None
+    assert (same.encoder.snr_db, same.both.kl_mean.value, same.both.same_top1.value) == (None, 0.0, 1.0)
+    assert same.both.identical.value == 1.0
+    assert same.encoder_only is None
+    assert all(score.change is not None and score.change.value == 0 for score in same.task.values())
+
+
+def test_the_loss_is_attributed(done: tuple[Report, Path]) -> None:
+    report, _ = done
+    both, encoder, decoder = report.candidates[1:]
+    assert both.both is not None
+    assert both.encoder_only is not None
+    assert both.decoder_only is not None
+    assert min(both.both.kl_mean.value, both.decoder_only.kl_mean.value) > 1e-4
+    assert both.encoder_only.kl_mean.value > 1e-6
+    # One part alone: nothing to tell apart, and the floor of rounding lies below.
+    for alone in (encoder, decoder):
+        assert alone.encoder_only is None
+        assert alone.decoder_only is None
+        assert alone.both is not None
+        assert alone.both.kl_mean.value > report.noise_floor.decoder.kl_mean.value
+    assert decoder.encoder is not None
+    assert decoder.encoder.snr_db is None
+    assert report.noise_floor.decoder.kl_mean.value < 1e-6
+    assert encoder.encoder is not None
+    assert [part.seconds for part in encoder.encoder.by_length] == [1, 5, 10, 30, 60]
+    assert all(part.snr_db is not None and part.snr_db > 25 for part in encoder.encoder.by_length)
+
+
+def test_scores_costs_and_texts(done: tuple[Report, Path]) -> None:
+    report, out = done
+    assert set(report.reference.task) == {"word_error_rate", "exact_match", "event_f1", "rouge_l", "cider_d"}
+    assert report.reference.both is None
+    assert report.reference.task["event_f1"].value.value > 0.5
+    for one in (report.reference, *report.candidates):
+        assert one.cost.peak_rss_bytes is None or one.cost.peak_rss_bytes > 50e6
+        assert one.cost.first_token_ms.p50 > 0
+        assert one.cost.clips == 4
+        assert one.cost.decode_tokens_per_s > 0
+    sizes = {one.name: one.cost.decoder_bits_per_weight for one in report.candidates}
+    assert 2 < sizes["int4-block/Q2_K"] < 4
+    assert 8 < sizes["fp32/Q8_0"] < 9
+    assert 16 < sizes["int8/F16"] < 17
+    assert [clip.clip for clip in report.clips][:3] == list(NAMES)
+    assert set(report.clips[0].texts) == {REFERENCE, *sizes}
+    assert report.clips[1].texts[REFERENCE].startswith("a guitar plays")
+    assert Report.model_validate_json((out / "report.json").read_text("utf-8")) == report
+    for name in ("report.md", "report.html"):
+        page = (out / name).read_text("utf-8").replace("\\", "")  # Markdown is escaped
+        assert "int4-block/Q2_K" in page
+        assert str(REPOSITORY) not in page
+
+
+def test_a_second_run_measures_nothing_again(
+    done: tuple[Report, Path], clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(_: Answering) -> None:
+        raise AssertionError("a decoder was opened")
+
+    monkeypatch.setattr(Answering, "_opened", opened)
+    monkeypatch.setattr(AudioParts, "open", opened)
+    before, out = done
+    again = compare(options(clips, out, "fp32/F16", "int4-block/Q2_K", "int8/F16", "fp32/Q8_0"))
+    assert [one.both for one in again.candidates] == [one.both for one in before.candidates]
+
+
+def test_a_killed_run_goes_on(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = options(clips, tmp_path / "out", "fp32/Q8_0")
+    answer = Answering._answer
+    calls: list[int] = []
+
+    def dies(self: Answering, *arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return answer(self, *arguments)
+
+    monkeypatch.setattr(Answering, "_answer", dies)
+    with pytest.raises(KeyboardInterrupt):
+        compare(asked)
+    assert not (tmp_path / "out" / "report.json").exists()
+    assert len(compare(asked).candidates) == 1
+    assert len(calls) == 6 + (4 + 4 + 4 - 5)  # the reference, the candidate and the noise floor, without what was done
+
+
+def test_published_scores_are_asked_for(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int, bool]] = []
+
+    def scores(answers: Any, references: Any, reference_answers: Any) -> dict[str, TaskScore]:
+        asked.append((len(answers), len(references), reference_answers is None))
+        value = Interval(value=0.5, low=0.4, high=0.6)
+        return {"fense": TaskScore(value=value, change=None, clips=3, better="higher")}
+
+    monkeypatch.setattr(compare_module, "extra_scores", scores)
+    monkeypatch.setattr(compare_module, "aac_library", lambda: None)
+    report = compare(options(clips, tmp_path / "out", "fp32/Q8_0", aac_metrics=True))
+    assert asked == [(3, 3, True), (3, 3, False)]  # the clips with references
+    assert report.candidates[0].task["fense"].value.value == 0.5
+
+
+def test_candidates_are_parsed() -> None:
+    assert parse_spec("balanced").recipe == RECIPES["balanced"]
+    assert parse_spec("INT8/q4_k_m").recipe == Recipe("int8", "Q4_K_M", "f16")
+    spec = parse_spec("int8/Q4_K_M/q8_0+imatrix=folder/text.gguf")
+    assert (spec.name, spec.imatrix) == ("int8/Q4_K_M/q8_0+imatrix=text", Path("folder/text.gguf"))
+    assert spec.recipe == Recipe("int8", "Q4_K_M", "q8_0", imatrix=True)
+    assert parse_spec(str(MICRO)).bundle == MICRO
+    for text in ("nothing", "int8", "int8/Q4_K_M/f16/x", "int8/Q4_K_M+imatrixes"):
+        with pytest.raises(ClipsError, match=r"is no candidate; expected the folder of a bundle"):
+            parse_spec(text)
+    with pytest.raises(ClipsError, match=r"'Q4' is not one of F32, BF16"):
+        parse_spec("int8/Q4")
+
+
+def test_what_is_refused_before_any_work(clips: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(ClipsError, match=r"is there twice"):
+        compare(options(clips, out, "fp32/F16", "fp32/F16"))
+    for name in ("mixed/F16", "fp32/IQ2_XXS", "fp32/Q4_K_M+imatrix", "tiny"):
+        with pytest.raises(ClipsError, match=r"is measured on clips; pass --calibrate CLIPS"):
+            compare(options(clips, out, name))
+    with pytest.raises(ClipsError, match=r"there is no importance matrix .*nowhere"):
+        compare(options(clips, out, "fp32/Q8_0", "fp32/Q4_K_M+imatrix=/nowhere/x.gguf"))
+    with pytest.raises(AudioTooLongError, match=r"clip scene_9000001\.flac has .* audio tokens; with 4090 new tokens"):
+        compare(CompareOptions(MICRO, ("fp32/Q8_0",), clips, out, max_new_tokens=4090, threads=1))
+    assert not out.exists()
+
+
+def test_published_scores_of_one_clip_are_refused_before_any_work(clips: Path, tmp_path: Path) -> None:
+    rows = clips.read_text("utf-8").splitlines(keepends=True)
+    (tmp_path / "few.jsonl").write_text(rows[0] + rows[3], "utf-8")  # one with captions, one with a transcript
+    with pytest.raises(ClipsError, match=r"at least two clips, each with a reference; got 1, 0 without"):
+        compare(options(tmp_path / "few.jsonl", tmp_path / "out", "fp32/Q8_0", aac_metrics=True))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_cost_that_cannot_be_measured_says_why(clips: Path, tmp_path: Path) -> None:
+    broken = Bundle(tmp_path, Bundle.open(MICRO).manifest)
+    with pytest.raises(QuantizeError, match=r"ended with 1: .*try `dasheng-edge caption`"):
+        measure_cost(broken, read_clips(clips).clips, 1, 4)
+
+
+def test_clips_joined_go_round(clips: Path) -> None:
+    parts = read_clips(clips).clips[:2]
+    whole = [*parts[0].read(16_000), *parts[1].read(16_000)]
+    got = joined(parts, 16_000, len(whole) - 100, 300)
+    assert got.tolist() == [*whole[-100:], *whole[:200]]
+
+
+def test_the_command(clips: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(build_app(), [
+        "compare", str(MICRO), "fp32/Q8_0", "--clips", str(clips), "--out", str(tmp_path / "out"), "--threads", "1",
+    ])  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    assert "fp32/Q8_0" in result.stdout
+    assert "same top-1" in result.stdout
+    assert "report.html" in result.stdout
+
+
+def test_another_model_is_refused(clips: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(ClipsError, match=r"is another model than .*expected \(256, 6, 'qwen2', 256, 768\)"):
+        compare(options(clips, tmp_path / "out", "fp32/Q8_0", str(tiny_bundle)))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_clip_that_is_no_audio_is_found_first(tmp_path: Path) -> None:
+    (tmp_path / "x.wav").write_text("no audio")
+    with pytest.raises(AudioDecodeError):
+        compare(options(tmp_path / "x.wav", tmp_path / "out", "fp32/Q8_0"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_is_an_output_error(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(OutputWriteError, match=r"No space left .*; what was measured is kept"):
+        compare(options(clips, tmp_path / "out", "fp32/Q8_0"))
+
+
+def test_an_importance_matrix_may_come_first(clips: Path, tmp_path: Path) -> None:
+    asked = options(clips, tmp_path / "out", "fp32/Q4_K_M+imatrix", "fp32/Q5_K_M+imatrix", calibrate=clips)
+    report = compare(asked)
+    assert report.candidates[0].recipe.imatrix == "audio"
+    text = " ".join(report.limits)
+    assert text.count("4 clips of 16 s in all are few to calibrate on") == 1
+    assert "4 of the 4 clips that were compared hold audio that was calibrated on, too: " in text
+    assert "4 clips are few: intervals that are called 95 % ones are too narrow then." in text
+    assert compare(asked).limits == report.limits  # nothing was made, and it is known still
+
+
+def test_figures_belong_to_their_reference(tmp_path: Path) -> None:
+    rows = [{"audio": str(CLIPS / NAMES[0]), "id": "a"}, {"audio": str(CLIPS / NAMES[1]), "id": "b", "prompt": ""}]
+    path = tmp_path / "clips.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    first = compare(options(path, tmp_path / "out", "fp32/Q2_K"))
+    (made,) = (tmp_path / "out" / "work" / "bundles").glob("*/manifest.json")
+    swapped = CompareOptions(made.parent, (str(MICRO),), path, tmp_path / "out", max_new_tokens=24, threads=1)
+    again = compare(swapped)
+    (candidate,), (was,) = again.candidates, first.candidates
+    assert candidate.both is not None
+    assert was.both is not None
+    # What F16 says about Q2_K's answers, and not about its own: nothing that the first run has measured.
+    assert candidate.both.kl_mean.value > 1e-3
+    assert candidate.both.kl_mean.value != was.both.kl_mean.value
+    assert compare(replace(swapped, out=tmp_path / "fresh")).candidates[0].both == candidate.both
+    # A prompt of nothing is one, and not the bundle's.
+    assert [clip.prompt for clip in first.clips] == ["Write an audio caption describing the sound", ""]
+
+
+def test_a_name_that_is_no_utf8_does_not_lose_the_report(tmp_path: Path) -> None:
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    try:
+        shutil.copyfile(CLIPS / NAMES[0], folder / os.fsdecode(b"\xe9.flac"))
+    except OSError:
+        pytest.skip("this file system takes UTF-8 only")
+    report = compare(options(folder, tmp_path / "out", "reference"))
+    assert report.clips[0].clip == "\\xe9.flac"
+    assert set(report.clips[0].texts) == {"reference", "recipe reference"}
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
+@pytest.mark.parametrize(("processors", "other"), [(2, 2), (1, 1)])
+def test_the_noise_floor_is_of_another_number_of_threads(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processors: int, other: int
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: processors)
+    monkeypatch.setattr(compare_module, "usable_cores", lambda: 1, raising=False)
+    run = compare_module._Run(options(clips, tmp_path / "out", "fp32/Q8_0"), NoProgress())
+    assert run.other_threads == other
+    assert ("The noise floor says nothing: " in " ".join(run._own_limits([]))) == (other == 1)
+
+
+@pytest.mark.parametrize(("share", "said"), [(None, False), (0.05, False), (0.35, True)])
+def test_a_busy_machine_is_told(clips: Path, tmp_path: Path, share: float | None, said: bool) -> None:
+    run = compare_module._Run(options(clips, tmp_path / "out", "fp32/Q8_0"), NoProgress())
+    candidate = fake_report.report().candidates[0]
+    measured = candidate.model_copy(update={"cost": candidate.cost.model_copy(update={"others_share": share})})
+    assert ("Other programs used up to 35% of the machine" in " ".join(run._own_limits([measured]))) == said
+
+
+def test_intervals_of_many_clips_are_as_they_are_called() -> None:
+    bundle = Bundle.open(MICRO)
+    assert any("1 clip is few" in text for text in compare_module.limits(bundle, 1))
+    assert any("29 clips are few" in text for text in compare_module.limits(bundle, 29))
+    assert not any("too narrow" in text for text in compare_module.limits(bundle, 30))
+
+
+def test_a_file_that_may_not_be_used_is_named(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "/there/x.npy")
+
+    monkeypatch.setattr(np, "save", forbidden)
+    said = (
+        r"cannot use /there/x\.npy: Permission denied; what was measured is kept: see to it that the file can be read"
+    )
+    with pytest.raises(OutputWriteError, match=said):
+        compare(options(clips, tmp_path / "out", "fp32/Q8_0"))

@@ -1,0 +1,58 @@
+"""Clips as a quantization sees them: their features, and what the manifest says about them."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dasheng_edge.quant.calibration import calibrate_on, golden_features
+from dasheng_edge.runtime.audio.clips import Clip, ClipSet
+from dasheng_edge.runtime.bundle.bundle import Bundle
+from dasheng_edge.runtime.embedder import AudioParts
+from dasheng_edge.runtime.errors import AudioError
+from dasheng_edge.runtime.verify import read_golden
+from tests.runtime.audio.test_clips import write_wave
+
+
+@pytest.fixture(scope="module")
+def parts(tiny_bundle: Path) -> AudioParts:
+    return AudioParts.open(Bundle.open(tiny_bundle), device="cpu", threads=1)
+
+
+@pytest.mark.torch
+def test_clips_become_features_and_facts(parts: AudioParts, tmp_path: Path) -> None:
+    whole = write_wave(tmp_path / "a.wav", 1.0)
+    part = whole[8000:12_000]
+    clips = ClipSet("mine", (Clip("a", tmp_path / "a.wav"), Clip("b", tmp_path / "a.wav", 0.5, 0.25, "What?")))
+    advanced: list[int] = []
+    got = calibrate_on(clips, parts, advanced.append)
+    assert advanced == [1, 1]
+    assert got.prompts == (None, "What?")
+    for features, samples in zip(got.features, (whole, part), strict=True):
+        np.testing.assert_array_equal(features.log_mel, parts.front_end.features([samples]).log_mel)
+    assert got.facts is not None
+    assert (got.facts.name, got.facts.clips, got.facts.audio_s) == ("mine", 2, 1.25)
+    assert got.facts.sha256 == hashlib.sha256(whole.tobytes() + part.tobytes()).hexdigest()
+    few, alike = got.warnings  # both are white noise
+    assert few.startswith("2 clips of 1 s in all are few")
+    assert alike.startswith("100 % of the calibration clips sound like another")
+
+
+@pytest.mark.torch
+def test_what_cannot_be_read_is_an_error(parts: AudioParts, tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_text("no audio")
+    with pytest.raises(AudioError):
+        calibrate_on(ClipSet("x", (Clip("a", tmp_path / "a.wav"),)), parts, lambda _: None)
+
+
+@pytest.mark.torch
+def test_golden_clips_give_the_golden_features(parts: AudioParts, tiny_bundle: Path) -> None:
+    golden = list(read_golden(Bundle.open(tiny_bundle)))
+    got = golden_features(golden, parts)
+    assert got.facts is None
+    assert got.prompts == (None,) * len(golden)
+    for features, clip in zip(got.features, golden, strict=True):
+        np.testing.assert_allclose(features.log_mel, clip.log_mel, atol=0.01)

@@ -1,0 +1,206 @@
+"""How the runtime cuts log-mels into chunks; the graphs themselves are compared with the reference elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from dasheng_edge.runtime.audio import encoder as encoder_module
+from dasheng_edge.runtime.audio.encoder import Encoder, Projector
+from dasheng_edge.runtime.audio.front_end import AcousticSpec, Features, FrontEnd, FrontEndSpec
+from dasheng_edge.runtime.bundle.bundle import ENCODER, FRONT_END, PROJECTOR, Variant
+from dasheng_edge.runtime.errors import BundleFileError
+
+SPEC = FrontEndSpec()
+TWO_BRANCHES = FrontEndSpec(acoustic=AcousticSpec(n_mels=20))
+PLAIN = FrontEndSpec(pads_last_chunk=True, tokens_patches=1, min_samples=640)
+
+
+class FakeSession:
+    """Records what it is fed; a patch is the mean of its frames, an embedding the mean of its patches."""
+
+    def __init__(self) -> None:
+        self.fed: list[tuple[int, int]] = []  # frames, valid (or padded) patches
+        self.kept: list[int] = []
+        self.acoustic: list[NDArray[Any]] = []
+
+    def run(self, _: list[str], feed: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        if "patches" in feed:
+            patches = feed["patches"]
+            return [patches.reshape(1, -1, 5, patches.shape[-1]).mean(axis=2)]
+        log_mel = feed["log_mel"]
+        assert log_mel.dtype == np.float32
+        assert log_mel.flags.c_contiguous
+        count = feed["padded_patches" if "padded_patches" in feed else "valid_patches"]
+        assert count.dtype == np.int64
+        self.fed.append((log_mel.shape[2], int(count[0])))
+        if "acoustic_mel" in feed:
+            assert feed["acoustic_mel"].flags.c_contiguous
+            assert feed["acoustic_mel"].shape[2] == log_mel.shape[2]
+            self.acoustic.append(feed["acoustic_mel"])
+            self.kept.append(int(feed["kept_patches"][0]))
+        whole = log_mel[:, :, : log_mel.shape[2] // 4 * 4]
+        return [whole.reshape(1, 64, -1, 4).mean(axis=3).transpose(0, 2, 1)]
+
+
+@pytest.fixture
+def session(monkeypatch: pytest.MonkeyPatch) -> FakeSession:
+    session = FakeSession()
+    monkeypatch.setattr(encoder_module, "onnx_session", lambda *_: session)
+    monkeypatch.setattr(encoder_module, "check_graph", lambda *_: None)
+    return session
+
+
+@pytest.mark.parametrize(
+    ("samples", "fed"),
+    [
+        (3_040, [(20, 4)]),  # the last patch is a query, not a key
+        (3_200, [(20, 5)]),
+        (161_119, [(1_004, 251)]),
+        (161_120, [(1_008, 251)]),
+        (161_280, [(1_008, 252)]),
+        (163_200, [(1_008, 252), (12, 3)]),
+        (323_039, [(1_008, 252), (1_008, 252)]),
+        (323_040, [(1_008, 252), (1_008, 252), (4, 0)]),  # a chunk without any key
+        (323_200, [(1_008, 252), (1_008, 252), (4, 1)]),
+    ],
+)
+def test_chunks_and_their_valid_patches(session: FakeSession, samples: int, fed: list[tuple[int, int]]) -> None:
+    frames = SPEC.frames_of(samples)
+    log_mel = np.arange(64 * frames, dtype=np.float32).reshape(64, frames)
+    patches = Encoder(Path("x"), SPEC).patches(Features(log_mel, None, samples))
+    assert [(size // 4 * 4, valid) for size, valid in session.fed] == fed
+    whole = log_mel[:, : frames // 4 * 4].reshape(64, -1, 4).mean(axis=2).T
+    assert np.array_equal(patches, whole)
+
+
+@pytest.mark.parametrize(
+    ("samples", "valid", "kept"),
+    [
+        (3_040, [4], [5]),  # the patch that is no key keeps its semantic part in the first chunk
+        (161_120, [251], [252]),
+        (163_200, [252, 3], [252, 3]),
+        (164_320, [252, 4], [252, 4]),  # 257 patches, 256 keys: patch 256 loses it in the second
+        (323_040, [252, 252, 0], [252, 252, 0]),
+    ],
+)
+def test_chunks_of_an_encoder_with_two_branches(
+    session: FakeSession, samples: int, valid: list[int], kept: list[int]
+) -> None:
+    frames = TWO_BRANCHES.frames_of(samples)
+    acoustic = np.arange(20 * frames, dtype=np.float32).reshape(20, frames)
+    encoder = Encoder(Path("x"), TWO_BRANCHES)
+    patches = encoder.patches(Features(np.zeros((64, frames), np.float32), acoustic, samples))
+    assert len(patches) == TWO_BRANCHES.patches_of(samples)
+    assert [count for _, count in session.fed] == valid
+    assert session.kept == kept
+    seen = np.concatenate(session.acoustic, axis=2)[0]
+    assert np.array_equal(seen, acoustic[:, : seen.shape[1]])
+    assert seen.shape[1] >= frames // 4 * 4
+
+
+@pytest.mark.parametrize(
+    ("samples", "fed"),
+    [
+        (640, [(5, 1)]),  # a clip of one chunk is not filled up
+        (160_000, [(1_001, 250)]),
+        (161_120, [(1_008, 252)]),
+        (161_440, [(1_008, 252)]),  # 1010 frames: two are left, which yield no patch
+        (163_360, [(1_008, 252), (14, 252)]),  # the two behind 3 patches are seen within the padding
+        (322_560, [(1_008, 252), (1_008, 252)]),  # 2017 frames
+    ],
+)
+def test_chunks_of_plain_dasheng_are_filled_up(session: FakeSession, samples: int, fed: list[tuple[int, int]]) -> None:
+    frames = PLAIN.frames_of(samples)
+    patches = Encoder(Path("x"), PLAIN).patches(Features(np.zeros((64, frames), np.float32), None, samples))
+    assert session.fed == fed
+    assert len(patches) == PLAIN.patches_of(samples)
+
+
+@pytest.mark.parametrize("patches", [5, 9, 252, 253, 255, 504, 505, 506, 1_260, 1_261, 1_264, 1_265])
+def test_tokens_that_straddle_two_chunks(session: FakeSession, patches: int) -> None:
+    values = np.arange(patches * 3, dtype=np.float32).reshape(patches, 3)
+    projector = Projector(Path("x"), SPEC)
+    want = values[: patches // 5 * 5].reshape(-1, 5, 3).mean(axis=1)
+    assert np.array_equal(projector.embeddings(values), want)
+    groups = list(projector.groups(values[start:stop] for start, stop in SPEC.chunks_of(patches)))
+    assert all(0 < len(group) <= SPEC.chunk_patches + 4 for group in groups)
+    assert np.array_equal(np.concatenate([projector.embeddings(group) for group in groups]), want)
+
+
+def test_groups_are_made_as_chunks_come(session: FakeSession) -> None:
+    encoder, projector = Encoder(Path("x"), SPEC), Projector(Path("x"), SPEC)
+    groups = projector.groups(encoder.chunks(Features(np.zeros((64, 5_001), np.float32), None, 800_000)))
+    for seen, size in enumerate((250, 250, 255, 250, 245), start=1):
+        assert len(next(groups)) == size
+        assert len(session.fed) == seen
+    assert list(groups) == []
+
+
+def test_real_graphs_take_every_length(tiny_bundle: Path) -> None:
+    encoder, projector = Encoder(tiny_bundle / ENCODER, SPEC), Projector(tiny_bundle / PROJECTOR, SPEC)
+    rng = np.random.default_rng(0)
+    for samples in (3_040, 161_120, 163_200, 323_040):
+        log_mel = rng.normal(-40, 20, (64, SPEC.frames_of(samples))).astype(np.float32)
+        features = Features(log_mel, None, samples)
+        embeddings = projector.embeddings(encoder.patches(features))
+        groups = [projector.embeddings(group) for group in projector.groups(encoder.chunks(features))]
+        assert np.allclose(np.concatenate(groups), embeddings, rtol=0, atol=1e-6 * np.abs(embeddings).max())
+        assert embeddings.shape == (SPEC.tokens_of(samples), 256)
+        assert embeddings.dtype == np.float32
+        assert embeddings.flags.c_contiguous
+        assert np.isfinite(embeddings).all()
+
+
+def test_chunks_do_not_see_each_other(tiny_bundle: Path) -> None:
+    encoder = Encoder(tiny_bundle / ENCODER, SPEC)
+    log_mel = np.random.default_rng(0).normal(-40, 20, (64, 1_500)).astype(np.float32)
+    changed = log_mel.copy()
+    changed[:, 1_008:] += 5
+    one, other = (encoder.patches(Features(mel, None, 240_000)) for mel in (log_mel, changed))
+    assert np.array_equal(one[:252], other[:252])
+    assert not np.allclose(one[252:], other[252:])
+
+
+def test_graphs_are_checked(tiny_bundle: Path) -> None:
+    with pytest.raises(BundleFileError, match="expected"):
+        Encoder(tiny_bundle / FRONT_END, SPEC)
+    with pytest.raises(BundleFileError, match="expected"):
+        Projector(tiny_bundle / FRONT_END, SPEC)
+    with pytest.raises(
+        BundleFileError, match="expected \\('log_mel', 'acoustic_mel', 'valid_patches', 'kept_patches'\\)"
+    ):
+        Encoder(tiny_bundle / ENCODER, TWO_BRANCHES)
+    with pytest.raises(BundleFileError, match="expected \\('log_mel', 'padded_patches'\\)"):
+        Encoder(tiny_bundle / ENCODER, PLAIN)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("variant", ["midashenglm-tokenizer", "dasheng"])
+def test_waveform_to_patches_equals_the_reference(variant: Variant, tmp_path: Path) -> None:
+    from dasheng_edge.export.adapter.merge import MergedTensors
+    from dasheng_edge.export.checkpoint.checkpoint import open_checkpoint
+    from dasheng_edge.export.graphs.encoder import export_encoder
+    from dasheng_edge.export.graphs.front_end import export_front_end
+    from dasheng_edge.export.reference.encoder import reference_features, stream_patches
+    from dasheng_edge.runtime.verify import relative_rms
+    from tests.fixtures.tiny_checkpoint import write_tiny_checkpoint
+
+    merged = MergedTensors(open_checkpoint(write_tiny_checkpoint(tmp_path / "checkpoint", variant=variant)))
+    spec = merged.checkpoint.front_end
+    export_front_end(tmp_path / FRONT_END, spec)
+    export_encoder(tmp_path / ENCODER, merged)
+    front_end, encoder = FrontEnd(tmp_path / FRONT_END, spec), Encoder(tmp_path / ENCODER, spec)
+    lengths = [3_040, 3_200, 161_120, 161_280, 163_359, 323_040]
+    clips = [np.random.default_rng(samples).normal(0, 0.1, samples).astype(np.float32) for samples in lengths]
+    clips += [np.zeros(48_000, np.float32), np.sign(np.sin(np.arange(48_000) / 7)).astype(np.float32)]
+    padded = [np.pad(clip, (0, spec.padded_samples_of(len(clip)) - len(clip))) for clip in clips]
+    wanted = stream_patches(merged, [reference_features(spec, clip) for clip in padded])
+    for clip, want in zip(clips, wanted, strict=True):
+        got = encoder.patches(front_end.features([clip]))
+        assert np.isfinite(got).all()
+        assert relative_rms(got, want) <= 1e-5, len(clip)

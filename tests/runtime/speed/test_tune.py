@@ -1,0 +1,360 @@
+"""What is chosen of what was measured: times are given here, so that no machine's noise decides."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from dasheng_edge.runtime import parts as parts_module
+from dasheng_edge.runtime.bundle.bundle import MANIFEST, Bundle, KvType
+from dasheng_edge.runtime.cli.app import build_app
+from dasheng_edge.runtime.errors import BundleError, DecoderError, OutputWriteError
+from dasheng_edge.runtime.machine.devices import usable_cores
+from dasheng_edge.runtime.speed import tune as tune_module
+from dasheng_edge.runtime.speed.tune import TuneOptions, TuneReport, named, thread_counts, tune, typical_ms
+from dasheng_edge.runtime.tuned import Choice, tuned_for
+from tests.fixtures.bundle_kinds import write_encoder_bundle
+
+CORES, HARDWARE_THREADS = 4, 8
+CHOICE = Choice(encoder_threads=1, prefill_threads=1, decode_threads=1, kv_type="f16", repack=False, huge_pages=False)
+
+
+class Clock:
+    """Time that passes only when something is measured."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+class FakeMachine:
+    """Says how long each setting takes; each look at one costs a second."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.encode: Callable[[Path, int], float] = lambda _, threads: 100 / threads
+        self.answer: Callable[[int, int, KvType], tuple[float, float]] = lambda prefill, decode, _: (
+            100 / min(prefill, CORES),
+            10 / min(decode, CORES),
+        )
+        self.looks: list[object] = []
+        self.repacked = 1.0  # what repacked weights need, of what others need
+        self.huge_pages = 1.0
+
+    def encode_ms(self, bundle: Bundle, threads: int) -> float:
+        self.looks.append(threads)
+        self.clock.now_s += 1
+        return self.encode(bundle.folder, threads)
+
+    def answer_ms(self, _: Bundle, choice: Choice) -> tuple[float, float]:
+        self.looks.append(choice)
+        self.clock.now_s += 1
+        prefill_ms, token_ms = self.answer(choice.prefill_threads, choice.decode_threads, choice.kv_type)
+        repacked = self.repacked if choice.repack else 1.0
+        return prefill_ms * repacked, token_ms * (self.huge_pages if choice.huge_pages else 1.0)
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeMachine:
+    monkeypatch.setenv("DASHENG_EDGE_CACHE", str(tmp_path / "cache"))
+    fake = FakeMachine(Clock())
+    monkeypatch.setattr("os.cpu_count", lambda: HARDWARE_THREADS)
+    monkeypatch.setattr(tune_module, "usable_cores", lambda: CORES)
+    monkeypatch.setattr(tune_module, "usable_hardware_threads", lambda: HARDWARE_THREADS)
+    monkeypatch.setattr(tune_module, "perf_counter", fake.clock)
+    for module in (tune_module, parts_module):
+        monkeypatch.setattr(module, "huge_pages_on_request", lambda: True)
+    monkeypatch.setattr(tune_module, "encode_ms", fake.encode_ms)
+    monkeypatch.setattr(tune_module, "answer_ms", fake.answer_ms)
+    return fake
+
+
+@pytest.fixture
+def quantized(bundle_copy: Path) -> Path:
+    """Its manifest says that its decoder is Q4_K_M; nothing is computed with it here."""
+    path = bundle_copy / "manifest.json"
+    raw = json.loads(path.read_text("utf-8"))
+    raw["decoder"]["precision"] = "Q4_K_M"
+    path.write_text(json.dumps(raw), "utf-8")
+    return bundle_copy
+
+
+def measured(bundle: Path, **options: object) -> TuneReport:
+    return tune(TuneOptions((bundle,), **options))  # type: ignore[arg-type]
+
+
+def chosen(report: TuneReport) -> Mapping[str, object]:
+    return report.tuned[0].choice.model_dump()
+
+
+@pytest.mark.parametrize(
+    ("cores", "hardware", "counts"),
+    [
+        (1, 1, [1]),
+        (2, 2, [2, 1]),
+        (2, 4, [2, 1, 4]),
+        (4, 4, [4, 3, 2, 1]),
+        (16, 32, [16, 15, 14, 12, 8, 4, 32]),
+        (3, 2, [3, 2, 1]),  # a quota may count differently
+    ],
+)
+def test_the_default_comes_first_and_then_what_is_near(cores: int, hardware: int, counts: list[int]) -> None:
+    assert thread_counts(cores, hardware) == counts
+
+
+def test_each_part_gets_what_is_fastest_for_it(tiny_bundle: Path, machine: FakeMachine) -> None:
+    machine.answer = lambda prefill, decode, _: (100 / prefill, 10 + abs(decode - 2))
+    report = measured(tiny_bundle)
+    assert chosen(report) == {
+        "encoder_threads": 8,
+        "prefill_threads": 8,
+        "decode_threads": 2,
+        "kv_type": "f16",
+        "repack": False,
+        "huge_pages": False,
+    }
+    (tuned,) = report.tuned
+    assert tuned.caption_ms == pytest.approx(100 / 8 + 100 / 8 + tune_module.ANSWER_TOKENS * 10)
+    stored = tuned_for(Bundle.open(tiny_bundle))
+    assert stored is not None
+    assert stored.decode_threads == 2
+    assert Path(tuned.file).is_file()
+    assert report.fastest == str(tiny_bundle)
+
+
+def test_the_default_is_measured_first_and_then_in_turns_with_what_seems_faster(
+    tiny_bundle: Path, machine: FakeMachine
+) -> None:
+    measured(tiny_bundle)
+    encoder = [look for look in machine.looks if isinstance(look, int)]
+    assert encoder == [4, 3, 2, 1, 8, 4, 8, 8, 4]
+
+
+@pytest.mark.parametrize(("faster", "threads"), [(0.98, 4), (0.96, 8)])
+def test_a_gain_within_the_noise_changes_nothing(
+    tiny_bundle: Path, machine: FakeMachine, faster: float, threads: int
+) -> None:
+    machine.encode = lambda _, count: {4: 100.0, 8: 100 * faster}.get(count, 200.0)
+    report = measured(tiny_bundle)
+    assert chosen(report)["encoder_threads"] == threads
+    (row,) = [row for row in report.rows if row.part == "encoder" and row.setting == "8 threads"]
+    assert row.gain == pytest.approx(1 - faster)
+    assert row.chosen == (threads == 8)
+
+
+def test_what_is_faster_once_and_not_again_is_not_taken(tiny_bundle: Path, machine: FakeMachine) -> None:
+    times = iter([100.0, 200.0, 200.0, 50.0, 200.0, 100.0, 99.0, 50.0, 100.0])  # in the order of the test above
+    machine.encode = lambda *_: next(times)
+    report = measured(tiny_bundle)
+    assert chosen(report)["encoder_threads"] == 4
+    assert "encoder: 4 threads, the default: 1 thread was 50% faster once, and then not again" in report.reasons[0]
+
+
+def test_without_time_the_default_is_measured_and_stays(tiny_bundle: Path, machine: FakeMachine) -> None:
+    report = measured(tiny_bundle, budget_s=0.0)
+    assert chosen(report) == {
+        "encoder_threads": 4,
+        "prefill_threads": 4,
+        "decode_threads": 4,
+        "kv_type": "f16",
+        "repack": False,
+        "huge_pages": False,
+    }
+    default = Choice(
+        encoder_threads=4, prefill_threads=4, decode_threads=4, kv_type="f16", repack=False, huge_pages=False
+    )
+    assert machine.looks == [4, default, default]
+
+
+def test_what_cannot_be_confirmed_in_time_is_not_taken(tiny_bundle: Path, machine: FakeMachine) -> None:
+    report = measured(tiny_bundle, budget_s=12.0)  # six seconds for the encoder: five settings
+    assert chosen(report)["encoder_threads"] == 4
+    assert "there was no time to confirm that 8 threads is 50% faster" in report.reasons[0]
+
+
+def test_it_ends_in_time(tiny_bundle: Path, machine: FakeMachine) -> None:
+    for budget_s in (10.0, 20.0, 40.0):
+        machine.clock.now_s = 0.0
+        assert measured(tiny_bundle, budget_s=budget_s).seconds <= budget_s + 1
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_keys_and_values_are_chosen_only_where_that_is_allowed(
+    tiny_bundle: Path, machine: FakeMachine, *, allowed: bool
+) -> None:
+    machine.answer = lambda *args: (50.0, {"f16": 10.0, "q8_0": 5.0, "q4_0": 9.0}[args[2]])
+    report = measured(tiny_bundle, allow_kv=allowed)
+    assert chosen(report)["kv_type"] == ("q8_0" if allowed else "f16")
+    assert ("see `dasheng-edge compare`" if allowed else "--allow-kv lets it be chosen") in report.reasons[-1]
+    assert report.tuned[0].caption_ms == pytest.approx(12.5 + 50 + 24 * (5 if allowed else 10))
+
+
+def test_a_setting_that_llama_cpp_refuses_is_left_out(tiny_bundle: Path, machine: FakeMachine) -> None:
+    def answer(prefill: int, decode: int, kv_type: KvType) -> tuple[float, float]:
+        if kv_type == "q4_0" or decode == 3:
+            raise DecoderError("llama.cpp cannot make a context")
+        return 10 / prefill, 10 / decode
+
+    machine.answer = answer
+    report = measured(tiny_bundle)
+    assert {row.setting for row in report.rows if row.part == "keys and values"} == {"f16", "q8_0"}
+    assert "3 threads" not in {row.setting for row in report.rows if row.part == "decode"}
+
+
+def test_a_default_that_fails_is_an_error(tiny_bundle: Path, machine: FakeMachine) -> None:
+    def refuse(*_: object) -> tuple[float, float]:
+        raise DecoderError("llama.cpp cannot load it")
+
+    machine.answer = refuse
+    with pytest.raises(DecoderError, match="cannot load it"):
+        measured(tiny_bundle)
+    assert tuned_for(Bundle.open(tiny_bundle)) is None
+
+
+def test_an_encoder_alone(tiny_bundle: Path, tmp_path: Path, machine: FakeMachine) -> None:
+    bundle = write_encoder_bundle(tiny_bundle, tmp_path / "encoder")
+    report = measured(bundle)
+    assert chosen(report) == {
+        "encoder_threads": 8,
+        "prefill_threads": 4,
+        "decode_threads": 4,
+        "kv_type": "f16",
+        "repack": False,
+        "huge_pages": False,
+    }
+    assert {row.part for row in report.rows} == {"encoder"}
+
+
+def test_of_several_bundles_each_is_tuned_and_the_fastest_named(
+    tiny_bundle: Path, bundle_copy: Path, machine: FakeMachine
+) -> None:
+    manifest = json.loads((bundle_copy / MANIFEST).read_text())
+    (bundle_copy / MANIFEST).write_text(json.dumps(manifest | {"name": "tiny-int8"}))
+    machine.encode = lambda folder, threads: (400 if folder == tiny_bundle else 100) / threads
+    report = tune(TuneOptions((tiny_bundle, bundle_copy)))
+    assert report.fastest == str(bundle_copy)
+    assert [row.setting for row in report.rows if row.part == "bundle" and row.chosen] == [str(bundle_copy)]
+    assert "`dasheng-edge compare` says what each loses" in report.reasons[-1]
+    for folder in (tiny_bundle, bundle_copy):
+        assert tuned_for(Bundle.open(folder)) is not None
+
+
+def test_bundles_of_two_models_are_refused(tiny_bundle: Path, bundle_copy: Path, machine: FakeMachine) -> None:
+    manifest = json.loads((bundle_copy / MANIFEST).read_text())
+    manifest["provenance"] |= {"checkpoint": "other", "checkpoint_sha256": "0" * 64, "adapters": ["birds 12"]}
+    (bundle_copy / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match=r"is made of other with birds 12, .*; expected bundles of one model: tune"):
+        tune(TuneOptions((tiny_bundle, bundle_copy)))
+    assert not machine.looks
+
+
+def test_where_nothing_can_be_stored_nothing_is_measured(
+    tiny_bundle: Path, machine: FakeMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DASHENG_EDGE_CACHE", "off")
+    with pytest.raises(OutputWriteError, match="no place for what was tuned"):
+        measured(tiny_bundle)
+    assert not machine.looks
+
+
+def test_a_quick_call_is_made_often_and_a_slow_one_once(monkeypatch: pytest.MonkeyPatch, machine: FakeMachine) -> None:
+    for seconds, calls in ((0.01, 1 + 50), (0.2, 1 + 5), (0.6, 1 + 4), (30.0, 1 + 1)):
+        made: list[float] = []
+
+        def run(seconds: float = seconds, made: list[float] = made) -> None:
+            machine.clock.now_s += seconds
+            made.append(seconds)
+
+        assert typical_ms(run) == pytest.approx(1000 * seconds)
+        assert len(made) == pytest.approx(calls, abs=1)
+
+
+def test_settings_are_named() -> None:
+    assert (named(1), named(2), named("q8_0")) == ("1 thread", "2 threads", "q8_0")
+
+
+def run(*args: str | Path) -> Result:
+    return CliRunner().invoke(build_app(), ["tune", *map(str, args)], prog_name="dasheng-edge")
+
+
+def test_the_command(tiny_bundle: Path, machine: FakeMachine) -> None:
+    result = run(tiny_bundle)
+    assert result.exit_code == 0
+    for text in ("encoder", "prefill", "decode", "keys and values", "default", "+50.0%", "yes", "stored in"):
+        assert text in result.stdout
+    assert "encoder, 4 threads\n" in result.stderr
+    machine_readable = json.loads(run(tiny_bundle, "--json").stdout)
+    (tuned,) = machine_readable["tuned"]
+    assert tuned["choice"]["encoder_threads"] == 8
+    assert machine_readable["rows"][0]["default"] is True
+
+
+def test_forget(tiny_bundle: Path, machine: FakeMachine) -> None:
+    run(tiny_bundle)
+    assert tuned_for(Bundle.open(tiny_bundle)) is not None
+    looks = len(machine.looks)
+    assert run(tiny_bundle, "--forget").stdout == f"{tiny_bundle}: forgotten\n"
+    assert tuned_for(Bundle.open(tiny_bundle)) is None
+    assert run(tiny_bundle, "--forget").stdout == f"{tiny_bundle}: nothing was stored\n"
+    assert json.loads(run(tiny_bundle, "--forget", "--json").stdout) == {"forgotten": {str(tiny_bundle): False}}
+    assert len(machine.looks) == looks
+
+
+def test_a_bundle_that_is_not_there(tmp_path: Path) -> None:
+    for options in ([], ["--forget"]):
+        result = run(tmp_path / "none", *options)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert result.stderr.startswith("error: cannot open bundle")
+
+
+@pytest.mark.parametrize(("times", "repack", "why"), [(0.5, True, "which takes at least"), (1.5, False, "the default")])
+def test_weights_are_repacked_where_that_is_faster(
+    quantized: Path, machine: FakeMachine, times: float, repack: bool, why: str
+) -> None:
+    machine.repacked = times
+    report = measured(quantized)
+    assert chosen(report)["repack"] is repack
+    assert {row.setting for row in report.rows if row.part == "weights"} == {
+        "as stored", "as stored, huge pages", "repacked", "repacked, huge pages"
+    }  # fmt: skip
+    assert any("weights" in reason and why in reason for reason in report.reasons)
+
+
+@pytest.mark.parametrize(("times", "huge_pages"), [(0.8, True), (1.2, False)])
+def test_huge_pages_are_asked_for_where_that_is_faster(
+    quantized: Path, machine: FakeMachine, times: float, huge_pages: bool
+) -> None:
+    machine.huge_pages = times
+    assert chosen(measured(quantized))["huge_pages"] is huge_pages
+
+
+def test_huge_pages_are_not_tried_where_nobody_gives_them(
+    quantized: Path, machine: FakeMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (tune_module, parts_module):
+        monkeypatch.setattr(module, "huge_pages_on_request", lambda: False)
+    assert {row.setting for row in measured(quantized).rows if row.part == "weights"} == {"as stored", "repacked"}
+
+
+def test_floats_have_no_other_layout(tiny_bundle: Path) -> None:
+    assert "weights" not in {row.part for row in measured(tiny_bundle).rows}
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_real_engines_are_measured(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
+    if threads > usable_cores():
+        pytest.skip("there is one core")
+    monkeypatch.undo()
+    monkeypatch.setattr(tune_module, "LEAST_RUNS", 1)
+    monkeypatch.setattr(tune_module, "LEAST_S", 0.0)
+    bundle = Bundle.open(tiny_bundle, check_sha256=False)
+    assert tune_module.encode_ms(bundle, threads) > 0
+    prefill_ms, token_ms = tune_module.answer_ms(bundle, CHOICE.model_copy(update={"prefill_threads": threads}))
+    assert prefill_ms > 0
+    assert token_ms > 0

@@ -1,0 +1,77 @@
+"""Clips that are decoded together, against one by one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dasheng_edge.runtime.bundle.bundle import Sampling
+from dasheng_edge.runtime.captioner import Captioner
+from dasheng_edge.runtime.errors import AudioNotFoundError, CaptionerBusyError, DecoderError, PromptError
+from dasheng_edge.runtime.text.batch_decoder import MOST_SEQUENCES, BatchDecoder
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+MICRO, CLIPS = REPOSITORY / "build" / "micro", REPOSITORY / "benchmarks" / "micro" / "clips"
+RATE = 16000
+
+
+def noises(count: int) -> list[tuple[np.ndarray, int]]:
+    generator = np.random.default_rng(0)
+    return [(generator.uniform(-0.4, 0.4, 4000 * (2 + 3 * i)).astype(np.float32), RATE) for i in range(count)]
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_answers_are_those_of_one_by_one(captioner: Captioner, batch: int) -> None:
+    clips = noises(5)
+    want = [captioner.caption(clip, max_new_tokens=12) for clip in clips]
+    got = captioner.caption_batch(clips, max_new_tokens=12, batch=batch)
+    assert [one.tokens for one in got] == [one.tokens for one in want]
+    assert [one.text for one in got] == [one.text for one in want]
+    assert [one.finish_reason for one in got] == [one.finish_reason for one in want]
+    assert [one.audio_tokens for one in got] == [one.audio_tokens for one in want]
+    assert all(one.timings.total_ms > one.timings.prefill_ms > 0 for one in got)
+
+
+@pytest.mark.skipif(not MICRO.is_dir(), reason="make build/micro makes it")
+def test_real_answers_end_at_different_lengths() -> None:
+    clips = [str(path) for path in sorted(CLIPS.glob("*.flac"))[::5]][:10]
+    with Captioner.open(MICRO, threads=1) as captioner:
+        want = [captioner.caption(clip) for clip in clips]
+        got = captioner.caption_batch(clips, batch=5)
+    assert [one.text for one in got] == [one.text for one in want]
+    assert len({len(one.tokens) for one in got}) > 1
+    assert {one.finish_reason for one in got} == {"stop"}
+
+
+def test_sampling_with_a_seed_is_reproducible(captioner: Captioner) -> None:
+    sampling = Sampling(temperature=1.0, seed=3)
+    runs = [captioner.caption_batch(noises(3), max_new_tokens=6, sampling=sampling, batch=3) for _ in range(2)]
+    assert [one.tokens for one in runs[0]] == [one.tokens for one in runs[1]]
+
+
+def test_what_is_refused(captioner: Captioner) -> None:
+    for batch in (0, MOST_SEQUENCES + 1):
+        with pytest.raises(PromptError, match=f"batch is {batch}; expected 1 to {MOST_SEQUENCES}"):
+            captioner.caption_batch(noises(1), batch=batch)
+    with pytest.raises(PromptError, match="max_new_tokens is 0"):
+        captioner.caption_batch(noises(1), max_new_tokens=0)
+    with pytest.raises(AudioNotFoundError, match="nowhere"):
+        captioner.caption_batch([*noises(1), "nowhere.wav"])
+    assert captioner.caption_batch([]) == []
+    with captioner._busy(), pytest.raises(CaptionerBusyError, match="busy"):
+        captioner.caption_batch(noises(1))
+
+
+def test_prompts_that_cannot_be_decoded(captioner: Captioner) -> None:
+    decoder = captioner.parts.decoder
+    batch = BatchDecoder(decoder)
+    with pytest.raises(DecoderError, match="0 prompts were given together; expected 1 to"):
+        batch.answers([], 4, Sampling())
+    with pytest.raises(DecoderError, match="the prompt is empty"):
+        batch.answers([[(1, 2)], [()]], 4, Sampling())
+    with pytest.raises(DecoderError, match=r"the longest request needs .* positions"):
+        batch.answers([[(1, 2)]], decoder.context_length, Sampling())
+    with pytest.raises(DecoderError, match="NaN"):
+        batch.answers([[np.full((2, decoder.n_embd), np.nan, np.float32)]], 4, Sampling())

@@ -1,0 +1,259 @@
+"""A bundle proves itself; a damaged one fails at the seam that is damaged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from dasheng_edge.runtime.audio.encoder import Encoder, Projector
+from dasheng_edge.runtime.audio.front_end import FrontEnd
+from dasheng_edge.runtime.bundle.bundle import GOLDEN, MANIFEST, Bundle, FileFacts, sha256_of
+from dasheng_edge.runtime.errors import BundleFileError, DecoderError, DeviceError, PromptError
+from dasheng_edge.runtime.text.decoder import Decoder
+from dasheng_edge.runtime.text.prompt import PromptBuilder
+from dasheng_edge.runtime.verify import (
+    GoldenText,
+    Seam,
+    VerifyReport,
+    largest_difference,
+    read_golden,
+    relative_rms,
+    token_margin,
+    verify_bundle,
+)
+from tests.fixtures.bundle_kinds import write_encoder_bundle, write_two_branch_bundle
+
+SEAMS = ["log-mel", "patches", "embeddings", "prompt", "first logits", "greedy tokens"]
+Arrays = dict[str, NDArray[Any]]
+
+
+def with_golden(folder: Path, change: Callable[[Arrays], object]) -> Bundle:
+    """Change the golden vectors of a bundle, and the manifest with them."""
+    bundle = Bundle.open(folder)
+    path = bundle.path(GOLDEN)
+    with np.load(path) as file:
+        arrays = dict(file)
+    change(arrays)
+    np.savez(path, **arrays)
+    return sealed(bundle)
+
+
+def sealed(bundle: Bundle) -> Bundle:
+    path = bundle.path(GOLDEN)
+    facts = FileFacts(bytes=path.stat().st_size, sha256=sha256_of(path))
+    manifest = bundle.manifest.model_copy(update={"files": {**bundle.manifest.files, GOLDEN: facts}})
+    bundle.path(MANIFEST).write_text(manifest.model_dump_json())
+    return Bundle.open(bundle.folder)
+
+
+def run(bundle: Bundle) -> VerifyReport:
+    return verify_bundle(bundle, threads=1)
+
+
+def failed(report: VerifyReport) -> set[tuple[str, str]]:
+    return {(seam.clip, seam.name) for seam in report.seams if not seam.ok}
+
+
+def test_a_good_bundle_passes_every_seam(tiny_bundle: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    report = run(bundle)
+    clips = read_golden(bundle)
+    assert report.ok
+    assert [(seam.clip, seam.name) for seam in report.seams] == [(c.name, s) for c in clips for s in SEAMS]
+    assert all(seam.error < seam.tolerance / 20 for seam in report.seams if seam.name not in ("prompt", "log-mel"))
+
+
+def test_an_encoder_only_bundle_has_fewer_seams(tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = Bundle.open(write_encoder_bundle(tiny_bundle, tmp_path / "bundle"))
+    report = run(bundle)
+    assert report.ok
+    clips = read_golden(bundle)
+    assert [clip.text for clip in clips] == [clip.acoustic_mel for clip in clips] == [None] * len(clips)
+    assert [(seam.clip, seam.name) for seam in report.seams] == [(c.name, s) for c in clips for s in SEAMS[:2]]
+
+    def change(arrays: Arrays) -> None:
+        arrays["patches_1"] *= np.float32(1.01)
+
+    assert failed(run(with_golden(bundle.folder, change))) == {(clips[1].name, "patches")}
+
+
+def test_a_bundle_with_two_branches_has_one_more(tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = Bundle.open(write_two_branch_bundle(tiny_bundle, tmp_path / "bundle"))
+    report = run(bundle)
+    assert report.ok
+    assert [seam.name for seam in report.seams][:7] == ["log-mel", "acoustic mel", *SEAMS[1:]]
+    assert (report.seams[1].unit, report.seams[1].tolerance) == ("nepers", 1e-3)
+
+    def change(arrays: Arrays) -> None:
+        arrays["acoustic_mel_0"][0, 0] += 1
+
+    assert {seam for _, seam in failed(run(with_golden(bundle.folder, change)))} == {"acoustic mel"}
+    with pytest.raises(BundleFileError, match="acoustic_mel_0"):
+        run(with_golden(bundle.folder, lambda arrays: arrays.pop("acoustic_mel_0")))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "seams"),
+    [
+        ("log_mel", 0.1, {"log-mel"}),
+        ("patches", 0.1, {"patches"}),
+        ("embeddings", 0.1, {"embeddings"}),
+        ("prompt", 1, {"prompt"}),
+        ("log_mel", np.nan, {"log-mel"}),
+        ("logits", np.nan, {"first logits"}),
+        ("logits", np.inf, {"first logits"}),
+    ],
+)
+def test_each_seam_is_compared(bundle_copy: Path, field: str, value: float, seams: set[str]) -> None:
+    def change(arrays: Arrays) -> None:
+        arrays[f"{field}_0"].flat[0] += value
+
+    bundle = with_golden(bundle_copy, change)
+    name = read_golden(bundle)[0].name
+    report = run(bundle)
+    assert not report.ok
+    assert failed(report) == {(name, seam) for seam in seams}
+
+
+def test_logits_may_be_shifted_but_not_changed(bundle_copy: Path) -> None:
+    def shift(arrays: Arrays) -> None:
+        arrays["logits_0"] += 3
+
+    assert run(with_golden(bundle_copy, shift)).ok
+
+    def reverse(arrays: Arrays) -> None:
+        arrays["logits_0"] = arrays["logits_0"][::-1]
+
+    assert {seam for _, seam in failed(run(with_golden(bundle_copy, reverse)))} == {"first logits"}
+
+
+@pytest.mark.parametrize(("margin", "ok"), [(1e-6, True), (5.0, False), (float("nan"), False)])
+def test_a_greedy_token_may_differ_where_the_reference_hardly_chose(
+    bundle_copy: Path, margin: float, *, ok: bool
+) -> None:
+    def change(arrays: Arrays) -> None:
+        arrays["tokens_0"][1] += 1
+        arrays["margins_0"][1] = margin
+
+    assert run(with_golden(bundle_copy, change)).ok is ok
+
+
+def test_shapes_that_differ_fail(bundle_copy: Path) -> None:
+    def change(arrays: Arrays) -> None:
+        for field in ("log_mel", "patches", "embeddings", "logits"):
+            arrays[f"{field}_0"] = np.concatenate([arrays[f"{field}_0"]] * 2)
+
+    assert {seam for _, seam in failed(run(with_golden(bundle_copy, change)))} == set(SEAMS) - {
+        "prompt",
+        "greedy tokens",
+    }
+
+
+def test_nan_on_the_way_is_a_failure_and_not_a_crash(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Projector, "embeddings", lambda _, patches: np.full((len(patches) // 5, 256), np.nan, "f4"))
+    report = run(Bundle.open(tiny_bundle))
+    assert not report.ok
+    assert {seam for _, seam in failed(report)} == {"embeddings", "first logits"}
+    assert any("NaN" in seam.note for seam in report.seams)
+
+
+@pytest.mark.parametrize(
+    ("part", "method", "error", "seams"),
+    [
+        (FrontEnd, "features", DeviceError("out of memory"), SEAMS[:1]),
+        (Encoder, "patches", DeviceError("out of memory"), SEAMS[:2]),
+        (Projector, "embeddings", DeviceError("out of memory"), SEAMS[:3]),
+        (PromptBuilder, "build", PromptError("no template"), SEAMS[:4]),
+        (Decoder, "prefill", DecoderError("out of memory"), SEAMS[:5]),
+    ],
+)
+def test_a_part_that_fails_is_the_seam_that_failed(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, part: type, method: str, error: Exception, seams: list[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(part, method, fail)
+    report = run(Bundle.open(tiny_bundle))
+    clips = read_golden(Bundle.open(tiny_bundle))
+    assert [(seam.clip, seam.name) for seam in report.seams] == [(clip.name, seam) for clip in clips for seam in seams]
+    assert {(seam.name, seam.note) for seam in report.seams if not seam.ok} == {(seams[-1], str(error))}
+
+
+def test_an_encoder_of_another_bundle_fails_at_the_patches(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    patches = Encoder.patches
+    monkeypatch.setattr(Encoder, "patches", lambda *args: patches(*args)[:, :-1])
+    report = run(Bundle.open(tiny_bundle))
+    assert {seam for _, seam in failed(report)} == {"patches", "embeddings"}
+    first = next(seam for seam in report.seams if not seam.ok)
+    assert (first.name, first.error) == ("patches", float("inf"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda arrays: arrays.pop("names"), "names"),
+        (lambda arrays: arrays.pop("logits_0"), "logits_0"),
+        (lambda arrays: arrays.update(names=np.array(["a", object()])), "pickle"),
+        (lambda arrays: arrays.update(names=np.array(1)), "not a readable golden file"),
+        (lambda arrays: arrays.update(waveform_0=arrays["waveform_0"].astype(np.float32)), "waveform of clip"),
+        (lambda arrays: arrays.update(log_mel_0=arrays["log_mel_0"][0]), r"expected float32\s+with 2 dimensions"),
+        (lambda arrays: arrays.update(tokens_0=arrays["tokens_0"][:0]), "not empty"),
+        (lambda arrays: arrays.update(names=np.array([], str)), "holds no clip"),
+    ],
+)
+def test_golden_files_that_are_none(bundle_copy: Path, change: Callable[[Arrays], object], message: str) -> None:
+    bundle = with_golden(bundle_copy, change)
+    with pytest.raises(BundleFileError, match=message):
+        run(bundle)
+
+
+@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: b"nothing", lambda data: data[: len(data) // 2]])
+def test_a_damaged_golden_file(bundle_copy: Path, damage: Callable[[bytes], bytes]) -> None:
+    bundle = Bundle.open(bundle_copy)
+    path = bundle.path(GOLDEN)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(BundleFileError, match="not a readable golden file"):
+        run(sealed(bundle))
+
+
+def test_flipped_bytes_in_a_golden_file(bundle_copy: Path) -> None:
+    bundle = Bundle.open(bundle_copy)
+    path = bundle.path(GOLDEN)
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 64] = bytes(64)
+    path.write_bytes(data)
+    with pytest.raises(BundleFileError, match="not a readable golden file"):
+        run(sealed(bundle))
+
+
+def test_measures() -> None:
+    one = np.array([[3.0, 4.0]], np.float32)
+    assert largest_difference(one, one + 0.5) == 0.5
+    assert relative_rms(one * 1.1, one) == pytest.approx(0.1, rel=1e-5)
+    assert relative_rms(one, one) == 0
+    assert np.isnan(relative_rms(one * np.nan, one))
+    assert relative_rms(one, np.zeros_like(one)) > 1e9
+    assert largest_difference(one, one.T) == relative_rms(one, one.T) == float("inf")
+
+
+def test_seams_and_reports_without_numbers_are_not_ok() -> None:
+    assert Seam("a", "b", 1.0, 1.0, "dB").ok
+    assert not Seam("a", "b", float("nan"), 1.0, "dB").ok
+    assert not VerifyReport("x", ()).ok
+
+
+def test_token_margin() -> None:
+    floats, ints = np.zeros(1, np.float32), np.zeros(1, np.int32)
+    tokens, margins = np.array([4, 5, 6], np.int32), np.array([0.3, 0.2, 0.1], np.float32)
+    text = GoldenText(floats[None], ints, floats, tokens, margins)
+    assert token_margin([4, 5, 6], text) == 0
+    assert token_margin([4, 9, 9], text) == pytest.approx(0.2)
+    assert token_margin([4, 9], text) == pytest.approx(0.2)
+    assert token_margin([4, 5], text) == float("inf")
