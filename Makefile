@@ -112,11 +112,12 @@ format: $(STAMP_READY)  ## let ruff fix what it can
 	@$(BIN)/ruff check --fix $(CODE)
 	@$(BIN)/ruff format $(CODE)
 
-# No folder is called dasheng_edge: these links show the three of them to static tools as one package.
+# No folder is called dasheng_edge: these links show runtime/package and the three others to static tools as one package.
 .PHONY: types
 types:  ## make the links in .types that mypy, pyright and import-linter follow
 	@mkdir -p .types/dasheng_edge
-	@for name in $(PACKAGES); do ln -sfn ../../$$name .types/dasheng_edge/$$name; done
+	@for path in $(PACKAGES) runtime/package/__init__.py runtime/package/__main__.py runtime/package/py.typed; do \
+	  ln -sfn ../../$$path .types/dasheng_edge/$${path##*/}; done
 
 .PHONY: types-check
 types-check: $(STAMP_READY) types  ## mypy (strict) and pyright

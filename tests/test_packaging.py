@@ -10,11 +10,14 @@ import subprocess
 import sys
 import venv
 import zipfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+import dasheng_edge
+from dasheng_edge import runtime
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGES = ("export", "quant", "runtime")
@@ -60,11 +63,17 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
+def installed_path(source: Path) -> PurePosixPath:
+    """Where a file of the repository is when it is installed: `runtime/package` is `dasheng_edge` itself."""
+    path = PurePosixPath("dasheng_edge") / source.relative_to(REPOSITORY).as_posix()
+    root = PurePosixPath("dasheng_edge/runtime/package")
+    return "dasheng_edge" / path.relative_to(root) if path.is_relative_to(root) else path
+
+
 def modules(folder: str) -> list[str]:
     """The names, as they are imported, of all modules in one of the three folders."""
-    paths = sorted((REPOSITORY / folder).rglob("*.py"))
-    names = [".".join(path.relative_to(REPOSITORY).with_suffix("").parts) for path in paths]
-    return [f"dasheng_edge.{name.removesuffix('.__init__')}" for name in names]
+    paths = [installed_path(path) for path in sorted((REPOSITORY / folder).rglob("*.py"))]
+    return [".".join(path.with_suffix("").parts).removesuffix(".__init__") for path in paths]
 
 
 @pytest.mark.parametrize("module", modules("runtime"))
@@ -74,9 +83,9 @@ def test_each_runtime_module_imports_without_the_export_extra(module: str) -> No
 
 def test_the_list_of_packages_is_that_of_the_folders() -> None:
     pyproject = (REPOSITORY / "pyproject.toml").read_text("utf-8")
-    (listed,) = re.findall(r"^packages = \[(.*?)^\]", pyproject, re.MULTILINE | re.DOTALL)
+    (listed,) = re.findall(r"^\[tool.setuptools\]\npackages = \[(.*?)^\]", pyproject, re.MULTILINE | re.DOTALL)
     inits = [path for name in PACKAGES for path in (REPOSITORY / name).rglob("__init__.py")]
-    expected = {".".join(("dasheng_edge", *path.parent.relative_to(REPOSITORY).parts)) for path in inits}
+    expected = {".".join(installed_path(path).parent.parts) for path in inits}
     assert set(re.findall(r'"(.*?)"', listed)) == expected
 
 
@@ -95,11 +104,28 @@ def test_help_loads_no_engine() -> None:
     assert not {"llama_cpp", "onnxruntime", "av", "torch"} & set(json.loads(loaded))
 
 
+def test_the_folder_that_python_starts_in_hides_nothing() -> None:
+    assert not (REPOSITORY / "dasheng_edge").exists()
+
+
+def test_public_names_are_listed() -> None:
+    assert "__version__" in dir(dasheng_edge)
+    assert set(runtime.__all__) <= set(dir(runtime))
+    with pytest.raises(AttributeError, match="surprise"):
+        _ = dasheng_edge.surprise
+    with pytest.raises(AttributeError, match="surprise"):
+        _ = runtime.surprise
+
+
+def test_python_m_is_the_program() -> None:
+    assert run(sys.executable, "-m", "dasheng_edge", "--version") == f"dasheng-edge {dasheng_edge.__version__}\n"
+
+
 def test_version_is_the_same_everywhere() -> None:
     pyproject = (REPOSITORY / "pyproject.toml").read_text("utf-8")
     changelog = (REPOSITORY / "CHANGELOG.md").read_text("utf-8")
     (version,) = re.findall(r'^version = "(.*)"$', pyproject, re.MULTILINE)
-    assert importlib.metadata.version("dasheng-edge") == version
+    assert importlib.metadata.version("dasheng-edge") == dasheng_edge.__version__ == version
     assert re.findall(r"^## \[(\d[^\]]*)\]", changelog, re.MULTILINE)[0] == version
 
 
@@ -124,8 +150,8 @@ def test_wheel_holds_the_three_packages_and_nothing_else(wheel: Path) -> None:
         assert "dasheng-edge = dasheng_edge.runtime.cli.app:main" in archive.read(entry_points).decode()
     assert any(name.endswith("licenses/LICENSE") for name in metadata)
     sources = [path for name in PACKAGES for path in (REPOSITORY / name).rglob("*.py")]
-    typed = [REPOSITORY / name / "py.typed" for name in PACKAGES]
-    expected = {f"dasheng_edge/{path.relative_to(REPOSITORY).as_posix()}" for path in [*sources, *typed]}
+    typed = [REPOSITORY / name / "py.typed" for name in (*PACKAGES, "runtime/package")]
+    expected = {str(installed_path(path)) for path in [*sources, *typed]}
     assert names - set(metadata) == expected
 
 
