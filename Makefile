@@ -142,7 +142,7 @@ docs-check: $(STAMP_READY) build/micro  ## run the README's examples and compare
 
 .PHONY: llama-tools
 llama-tools: $(STAMP_READY)  ## build llama.cpp's own programs, which some tests compare with (ten minutes)
-	@$(BIN)/python -m benchmarks.llama_cpp_tools
+	@$(BIN)/python -m benchmarks.peers.llama_cpp_tools
 
 # Models of true shapes and random weights: checkpoint -> bundle -> quantized bundle, each kept until its source changes.
 BENCH := build/bench
@@ -153,7 +153,7 @@ QUANT_SOURCES := quant/bundle_quant.py $(wildcard quant/encoder/*.py quant/decod
 $(BENCH)/checkpoint/%/config.json: | $(STAMP_READY)
 	@echo "bench: a checkpoint of the shapes of $*, with random weights"
 	@mkdir -p $(BENCH)/checkpoint
-	@$(BIN)/python -m benchmarks.synthetic_checkpoint $* $(@D)
+	@$(BIN)/python -m benchmarks.synthetic.checkpoint $* $(@D)
 $(BENCH)/exported/%/manifest.json: $(BENCH)/checkpoint/%/config.json $(BENCH_SOURCES)
 	@echo "bench: exporting $*"
 	@mkdir -p $(BENCH)/exported
@@ -168,28 +168,28 @@ $(BENCH)/small/7b/manifest.json: BENCH_QUANTIZE := --encoder int8
 
 .PHONY: bench bench-full
 bench: llama-tools $(addprefix $(BENCH)/,exported/dasheng-0.6b/manifest.json small/0.6b/manifest.json)  ## measure speed and memory on an idle machine, to benchmarks/RESULTS.md (ten minutes, 12 GB of disk)
-	@$(BIN)/python -m benchmarks.encoder $(BENCH)/checkpoint/dasheng-0.6b $(BENCH)/exported/dasheng-0.6b
-	@$(BIN)/python -m benchmarks.decoder $(BENCH)/small/0.6b
-	@$(BIN)/python -m benchmarks.latency $(BENCH)/small/0.6b
-	@$(BIN)/python -m benchmarks.memory $(BENCH)/small/0.6b
-	@$(BIN)/python -m benchmarks.throughput $(BENCH)/small/0.6b
-	@$(BIN)/python -m benchmarks.peers $(BENCH)/checkpoint/0.6b $(BENCH)/small/0.6b
-	@$(BIN)/python -m benchmarks.render
+	@$(BIN)/python -m benchmarks.speed.encoder $(BENCH)/checkpoint/dasheng-0.6b $(BENCH)/exported/dasheng-0.6b
+	@$(BIN)/python -m benchmarks.speed.decoder $(BENCH)/small/0.6b
+	@$(BIN)/python -m benchmarks.speed.latency $(BENCH)/small/0.6b
+	@$(BIN)/python -m benchmarks.speed.memory $(BENCH)/small/0.6b
+	@$(BIN)/python -m benchmarks.speed.throughput $(BENCH)/small/0.6b
+	@$(BIN)/python -m benchmarks.speed.peers $(BENCH)/checkpoint/0.6b $(BENCH)/small/0.6b
+	@$(BIN)/python -m benchmarks.records.render
 bench-full: llama-tools $(BENCH)/small/7b/manifest.json  ## the same for the decoder and the captions of the 7B (an hour, 50 GB of disk, 20 GB of memory)
-	@$(BIN)/python -m benchmarks.decoder $(BENCH)/small/7b
-	@$(BIN)/python -m benchmarks.peers $(BENCH)/checkpoint/7b $(BENCH)/small/7b --dtypes bf16 --apart
-	@$(BIN)/python -m benchmarks.mtmd $(BENCH)/small/7b
-	@$(BIN)/python -m benchmarks.render
+	@$(BIN)/python -m benchmarks.speed.decoder $(BENCH)/small/7b
+	@$(BIN)/python -m benchmarks.speed.peers $(BENCH)/checkpoint/7b $(BENCH)/small/7b --dtypes bf16 --apart
+	@$(BIN)/python -m benchmarks.speed.mtmd $(BENCH)/small/7b
+	@$(BIN)/python -m benchmarks.records.render
 
 .PHONY: bench-export bench-export-full
 bench-export: $(STAMP_READY)  ## export every variant but the 7B at full size, and record time, memory and errors
-	@$(BIN)/python -m benchmarks.export
+	@$(BIN)/python -m benchmarks.export.measure
 bench-export-full: $(STAMP_READY)  ## the same with the 7B (half an hour, 50 GB of disk), to benchmarks/results
-	@$(BIN)/python -m benchmarks.export --full --save
+	@$(BIN)/python -m benchmarks.export.measure --full --save
 
 .PHONY: bench-quantization
 bench-quantization: $(STAMP_READY) build/micro  ## compare quantizations of the small model (ten minutes), to benchmarks/results
-	@$(BIN)/python -m benchmarks.quantization --save
+	@$(BIN)/python -m benchmarks.quantization.micro --save
 
 .PHONY: clean distclean
 clean:  ## remove what was built, but not .venv

@@ -27,8 +27,8 @@ from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
-from benchmarks.micro.spoken_digits import make_real_digits
-from benchmarks.micro.synthesise import named_kinds
+from benchmarks.micro.scenes.spoken_digits import make_real_digits
+from benchmarks.micro.scenes.synthesise import named_kinds
 from dasheng_edge.runtime import Caption, Captioner
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -1,6 +1,6 @@
 """decoder.gguf in llama.cpp's own programs: they load it, answer as the runtime does, and quantize it alike.
 
-`python -m benchmarks.llama_cpp_tools` builds them.
+`python -m benchmarks.peers.llama_cpp_tools` builds them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.llama_cpp_tools import REPOSITORY, TOOLS
+from benchmarks.peers.llama_cpp_tools import REPOSITORY, TOOLS
 from dasheng_edge.export.adapter.merge import MergedTensors
 from dasheng_edge.export.checkpoint.checkpoint import open_checkpoint
 from dasheng_edge.export.gguf.decoder import COPIED, intermediate_type, write_gguf
@@ -38,7 +38,7 @@ pytestmark = [
     pytest.mark.torch,
     pytest.mark.skipif(
         not all((BIN / tool).is_file() for tool in TOOLS),
-        reason="llama.cpp's programs are not built: python -m benchmarks.llama_cpp_tools",
+        reason="llama.cpp's programs are not built: python -m benchmarks.peers.llama_cpp_tools",
     ),
 ]
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from benchmarks.micro.synthesise import plan_scene, render_scene
+from benchmarks.micro.scenes.synthesise import plan_scene, render_scene
 from dasheng_edge.runtime.audio.clips import FEW_CLIPS, Clip, ClipSet, calibration_warnings, find_clips, read_clips
 from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.embedder import AudioParts

@@ -1,0 +1,81 @@
+"""The card of a machine: what a number was measured on. No host name, no path.
+
+python -m benchmarks.records.machine
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from dasheng_edge.runtime.machine.doctor import examine
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+RESULTS = (":(exclude)benchmarks/results", ":(exclude)benchmarks/RESULTS.md")
+LIBRARIES = (
+    "dasheng-edge", "numpy", "onnxruntime", "onnxruntime-gpu", "llama-cpp-python", "torch", "transformers", "onnx",
+    "onnxscript", "gguf", "safetensors",
+)  # fmt: skip
+
+
+def card() -> dict[str, Any]:
+    """CPU, cores, memory, system, versions and commit; `dirty` where files differ from the commit."""
+    found = examine()
+    commit, dirty = git_state(REPOSITORY)
+    return {
+        "cpu": found.cpu,
+        "cpu_flags": list(found.cpu_flags),
+        "usable_cores": found.usable_cores,
+        "memory_gib": round(found.memory_gib, 1) if found.memory_gib is not None else None,
+        "os": f"{platform.system()} {platform.machine()} {' '.join(platform.libc_ver())}".strip(),
+        "python": found.python,
+        "versions": {name: found.versions[name] for name in LIBRARIES if found.versions.get(name)},
+        "commit": commit,
+        "dirty": dirty,
+    }
+
+
+def text(facts: dict[str, Any]) -> str:
+    """The card in three lines."""
+    memory = f"{facts['memory_gib']} GiB" if facts["memory_gib"] is not None else "unknown memory"
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    state = f"commit {facts['commit'][:12]}" if facts["commit"] else "no commit"
+    return (
+        f"{facts['cpu']}, {facts['usable_cores']} usable cores, {memory}, {' '.join(facts['cpu_flags'])}\n"
+        f"{facts['os']}, Python {facts['python']}, {state}{' with changes' if facts['dirty'] else ''}\n"
+        f"{versions}"
+    )
+
+
+def git_state(folder: Path) -> tuple[str | None, bool]:
+    """Commit of a working tree, and whether tracked files differ from it; (None, False) outside of one.
+
+    Results do not count: the first record of several must not make the others look as if the code had changed.
+    """
+    commit = _git(folder, "rev-parse", "HEAD")
+    changes = _git(folder, "status", "--porcelain", "--untracked-files=no", "--", ".", *RESULTS)
+    return commit or None, bool(changes)
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
+    except OSError:  # no git
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def main() -> int:
+    """Print the card, then the same as JSON."""
+    facts = card()
+    print(text(facts))
+    print(json.dumps(facts))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""How long it takes to hear a clip, next to the audio encoder of the same size that llama.cpp has: Qwen2-Audio's.
+
+    python -m benchmarks.speed.mtmd BUNDLE
+
+Samples to embeddings, by turns. llama.cpp's mtmd has random weights of the shape of
+Whisper large-v3 in F16 and Q8_0; it fills every clip up to 30 s. A clip costs a prompt as many rows as it has
+embeddings. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.peers.hearing import hear
+from benchmarks.peers.workers import Message, Worker
+from benchmarks.records.record import parser, run
+from benchmarks.records.turns import field, take_turns, times
+from benchmarks.synthetic.noise import noise
+from benchmarks.synthetic.whisper import LARGE, Precision, write_whisper
+from dasheng_edge.runtime import Bundle
+from dasheng_edge.runtime.audio.encoder import Projector
+from dasheng_edge.runtime.bundle.bundle import DECODER, PROJECTOR
+from dasheng_edge.runtime.embedder import AudioParts
+from dasheng_edge.runtime.text.model import TextModel, load_model
+
+OURS = "dasheng-edge"
+THEIRS: Mapping[str, Precision] = {"llama.cpp mtmd F16": "F16", "llama.cpp mtmd Q8_0": "Q8_0"}
+CLIPS_S = (10, 28)  # both within the 30 s that each clip is filled up to
+CLIP_S = 10  # of the headline
+Turn = tuple[str, int]
+
+
+def measure(bundle: Bundle, work: Path, threads: int, rounds: int) -> dict[str, Any]:
+    """Seconds and rows of each clip."""
+    decoder, _ = bundle.path(DECODER), bundle.text_facts()
+    width = _width(decoder)
+    with ExitStack() as stack:
+        encoders: dict[str, Callable[[Path], Message]] = {OURS: _ours(bundle, threads)}
+        for name, precision in THEIRS.items():
+            encoder = work / f"{precision}.gguf"
+            write_whisper(encoder, width, precision)
+            arguments = (decoder.resolve(), encoder.resolve(), "--threads", str(threads))
+            encoders[name] = _theirs(stack.enter_context(Worker("mtmd_worker", *arguments)))
+        turns: dict[Turn, Callable[[], Message]] = {}
+        for seconds in CLIPS_S:
+            clip = work / f"{seconds}.npy"
+            np.save(clip, noise(seconds))
+            turns |= {(name, seconds): partial(encode, clip) for name, encode in encoders.items()}
+        taken = take_turns(turns, rounds)
+    return {
+        "encoder": bundle.manifest.encoder.precision,
+        "parameters": {OURS: bundle.manifest.encoder.parameters, **dict.fromkeys(THEIRS, LARGE.parameters)},
+        "clips": {
+            str(seconds): {
+                name: {what: field(taken[name, seconds], what) for what in taken[name, seconds][0]} for name in encoders
+            }
+            for seconds in CLIPS_S
+        },
+    }
+
+
+def _ours(bundle: Bundle, threads: int) -> Callable[[Path], Message]:
+    audio = AudioParts.open(bundle, device="cpu", threads=threads)
+    projector = Projector(bundle.path(PROJECTOR), audio.front_end.spec, threads=threads)
+
+    return lambda clip: hear(audio, projector, [np.load(clip)])
+
+
+def _theirs(worker: Worker) -> Callable[[Path], Message]:
+    return lambda clip: worker.ask(encode=str(clip))
+
+
+def _width(decoder: Path) -> int:
+    model = TextModel(load_model(decoder, "cpu", repack=False, huge_pages=False))
+    return model.n_embd
+
+
+def headline(record: Mapping[str, Any]) -> dict[str, float]:
+    """How many times as long llama.cpp takes."""
+    clips = record["clips"][str(CLIP_S)]
+    return {name: times(found["seconds"], clips[OURS]["seconds"]) for name, found in clips.items() if name != OURS}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status 1 if it cannot be measured."""
+    given = parser(__doc__, "bundle").parse_args(arguments)
+
+    def measured(bundle: Bundle) -> dict[str, Any]:
+        with tempfile.TemporaryDirectory(dir=given.bundle.parent, prefix=".mtmd-") as work:
+            return measure(bundle, Path(work), given.threads, given.rounds)
+
+    return run("mtmd", given, measured, headline)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

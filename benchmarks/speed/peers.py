@@ -1,0 +1,141 @@
+"""How long a caption takes with the bundle, and with PyTorch and transformers on the same weights.
+
+    python -m benchmarks.speed.peers CHECKPOINT BUNDLE
+
+A clip of noise of 10 s and the bundle's prompt; greedy, exactly 40 tokens, however the text would end. Each runs in a
+process of its own, loaded and warmed up before, and they take turns; with --apart a process ends with its turn and is
+loaded anew for the next, where memory does not hold all of them. transformers keeps nothing from one clip to the next;
+the bundle has the beginning of the prompt in its cache from the clip before. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.peers.workers import PASSIVE, Message, Worker, torch_arguments
+from benchmarks.records.record import BenchmarkError, parser, run
+from benchmarks.records.turns import field, take_turns, times
+from benchmarks.synthetic.noise import RATE_HZ
+from dasheng_edge.runtime import Bundle
+from dasheng_edge.runtime.text.prefix_cache import FOLDER_VARIABLE
+
+CLIP_S, TOKENS = 10, 40
+OURS = "dasheng-edge"
+OFF = {FOLDER_VARIABLE: "off"}  # nothing is kept on disk
+DTYPES = ("fp32", "bf16")
+MEASURES = ("audio_s", "first_token_s", "total_s", "peak_rss_bytes")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to measure."""
+
+    checkpoint: Path
+    bundle: Bundle
+    dtypes: Sequence[str]  # of PyTorch
+    clip: Path  # npy, float32 [samples]
+    tokens: int
+    threads: int
+
+    def start(self, name: str) -> Worker:
+        """A variant in a process of its own, loaded."""
+        if name == OURS:
+            return Worker(
+                "bundle_worker", self.bundle.folder.resolve(), "--threads", str(self.threads), environment=OFF
+            )
+        dtype = name.rpartition(" ")[2]
+        return Worker("torch_worker", *torch_arguments(self.checkpoint, dtype, self.threads), environment=PASSIVE)
+
+    def request(self, prompt: Sequence[Any]) -> Message:
+        """One caption."""
+        return {"caption": str(self.clip), "prompt": prompt, "tokens": self.tokens}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all variants."""
+        return OURS, *(f"transformers {dtype}" for dtype in self.dtypes)
+
+
+def measure(task: Task, rounds: int, *, apart: bool) -> dict[str, Any]:
+    """Seconds of each turn."""
+    with ExitStack() as stack:
+        ours = stack.enter_context(task.start(OURS))
+        ours.ask(talkative=CLIP_S, tokens=task.tokens, save=str(task.clip))
+        request = task.request(ours.ask(segments=True)["segments"])
+        if apart:
+            ours.close()
+            turns = {name: _alone(task, name, request) for name in task.names}
+        else:
+            others = {name: stack.enter_context(task.start(name)) for name in task.names if name != OURS}
+            turns = {name: _one_of(worker, request) for name, worker in {OURS: ours, **others}.items()}
+        taken = take_turns(turns, rounds, warm_up=0 if apart else 1)
+    for name, rows in taken.items():
+        if any(len(row["tokens"]) != task.tokens for row in rows):
+            raise BenchmarkError(f"{name} did not say {task.tokens} tokens; ask for fewer with --tokens")
+    return {name: {what: field(rows, what) for what in MEASURES if what in rows[0]} for name, rows in taken.items()}
+
+
+def _one_of(worker: Worker, request: Message) -> Callable[[], Message]:
+    def turn() -> Message:
+        answer = worker.ask(**request)
+        return {**answer, **_peak(worker)}
+
+    return turn
+
+
+def _alone(task: Task, name: str, request: Message) -> Callable[[], Message]:
+    def turn() -> Message:
+        with task.start(name) as worker:
+            worker.ask(**{**request, "tokens": min(2, task.tokens)})  # touches all weights
+            return {**worker.ask(**request), **_peak(worker)}
+
+    return turn
+
+
+def _peak(worker: Worker) -> dict[str, int]:
+    memory = worker.memory()
+    return {"peak_rss_bytes": memory["VmHWM"]} if "VmHWM" in memory else {}
+
+
+def headline(record: Mapping[str, Any]) -> dict[str, float]:
+    """What matters most of a record."""
+    variants = record["variants"]
+    found = {"first_token_s": variants[OURS]["first_token_s"]["p50"], "total_s": variants[OURS]["total_s"]["p50"]}
+    for name, theirs in variants.items():
+        if name != OURS:
+            for what in ("first_token_s", "total_s"):
+                label = f"{name}_{what.removesuffix('_s')}_times_as_long".replace(" ", "_")
+                found[label] = times(theirs[what], variants[OURS][what])
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status 1 if it cannot be measured."""
+    options = parser(__doc__, "checkpoint", "bundle")
+    options.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES, help="of PyTorch")
+    options.add_argument("--tokens", type=int, default=TOKENS, help="of a caption")
+    options.add_argument("--apart", action="store_true", help="one process at a time, for models that fill the memory")
+    given = options.parse_args(arguments)
+
+    def measured(bundle: Bundle) -> dict[str, Any]:
+        decoder, _ = bundle.text_facts()
+        with tempfile.TemporaryDirectory() as work:
+            clip = Path(work) / "clip.npy"
+            task = Task(given.checkpoint, bundle, given.dtypes, clip, given.tokens, given.threads)
+            variants = measure(task, given.rounds, apart=given.apart)
+        return {
+            "encoder": bundle.manifest.encoder.precision, "decoder": decoder.precision, "clip_s": CLIP_S,
+            "rate_hz": RATE_HZ, "tokens": given.tokens, "apart": given.apart, "variants": variants,
+        }  # fmt: skip
+
+    return run("peers", given, measured, headline)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""How long several clips take: one by one, decoded together, and with the encoder a clip ahead of the decoder.
+
+    python -m benchmarks.speed.throughput BUNDLE
+
+Eight clips of 10 s, 40 tokens each, greedily. In batches, each step of the decoder says one token of every clip. Ahead,
+one thread encodes the next clip while the decoder works on this one, which can only help where the decoder leaves cores
+idle. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.records.record import BenchmarkError, parser, run
+from benchmarks.records.turns import summed_up, take_turns, timed, times
+from benchmarks.synthetic.noise import GREEDY, RATE_HZ, talkative_noise
+from dasheng_edge.runtime import Bundle, Captioner
+from dasheng_edge.runtime.audio.encoder import Projector
+from dasheng_edge.runtime.batch import DEFAULT_BATCH
+from dasheng_edge.runtime.bundle.bundle import PROJECTOR
+from dasheng_edge.runtime.embedder import AudioParts
+from dasheng_edge.runtime.text.prompt import Text
+
+CLIPS, CLIP_S, TOKENS = 8, 10, 40
+BATCHES = (2, 4, 8)
+ONE, AHEAD = "one by one", "encoder a clip ahead"
+Waveform = NDArray[np.float32]
+
+
+def batch_name(size: int) -> str:
+    """Of the variant that decodes so many clips together."""
+    return f"in batches of {size}"
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """Encodes the next clip in a thread of its own."""
+
+    captioner: Captioner
+    audio: AudioParts
+    projector: Projector
+    tokens: int
+
+    @classmethod
+    def open(cls, captioner: Captioner, threads: int, tokens: int) -> Ahead:
+        """With `threads` for the encoder; the decoder has those of the captioner."""
+        bundle = captioner.bundle
+        audio = AudioParts.open(bundle, device="cpu", threads=threads)
+        return cls(captioner, audio, Projector(bundle.path(PROJECTOR), audio.front_end.spec, threads=threads), tokens)
+
+    def caption_all(self, clips: Sequence[Waveform]) -> None:
+        """Every clip, in turn."""
+        with ThreadPoolExecutor(1) as pool:
+            coming = pool.submit(self._encode, clips[0])
+            for clip in (*clips[1:], None):
+                embeddings = coming.result()
+                if clip is not None:
+                    coming = pool.submit(self._encode, clip)
+                self._say(embeddings)
+
+    def _encode(self, clip: Waveform) -> NDArray[np.float32]:
+        chunks = (part for chunk in self.audio.front_end.chunks([clip]) for part in self.audio.encoder.chunks(*chunk))
+        return np.concatenate([self.projector.embeddings(group) for group in self.projector.groups(chunks)])
+
+    def _say(self, embeddings: NDArray[np.float32]) -> None:
+        parts = self.captioner.parts
+        rows = [part.tokens if isinstance(part, Text) else embeddings for part in parts.prompts.build(None)]
+        parts.decoder.prefill(rows, reserve=self.tokens)
+        if len(list(parts.decoder.generate(self.tokens, GREEDY))) != self.tokens:
+            raise BenchmarkError(f"the text ends before {self.tokens} tokens; ask for fewer with --tokens")
+
+
+def measure(captioner: Captioner, threads: int, tokens: int, rounds: int) -> dict[str, Any]:
+    """Seconds of all clips, for each variant."""
+    clips = [talkative_noise(captioner, CLIP_S, tokens)] * CLIPS
+    sources = [(clip, RATE_HZ) for clip in clips]
+
+    def one_by_one() -> None:
+        for source in sources:
+            captioner.caption(source, max_new_tokens=tokens, sampling=GREEDY)
+
+    def together(size: int) -> Callable[[], object]:
+        return lambda: captioner.caption_batch(sources, max_new_tokens=tokens, sampling=GREEDY, batch=size)
+
+    turns: dict[str, Callable[[], object]] = {ONE: one_by_one}
+    turns |= {batch_name(size): together(size) for size in BATCHES}
+    for count in sorted({max(1, threads // 2), threads}):
+        ahead = Ahead.open(captioner, count, tokens)
+        turns[f"{AHEAD}, on {count} of {threads} threads"] = lambda ahead=ahead: ahead.caption_all(clips)  # type: ignore[misc]
+    taken = take_turns({name: timed(turn) for name, turn in turns.items()}, rounds)
+    return {
+        "clips": CLIPS, "clip_s": CLIP_S, "tokens": tokens, "default_batch": DEFAULT_BATCH,
+        "seconds": {name: summed_up(values) for name, values in taken.items()},
+    }  # fmt: skip
+
+
+def headline(record: Mapping[str, Any]) -> dict[str, float]:
+    """How many times as fast as one by one."""
+    seconds = record["seconds"]
+    return {name: times(seconds[ONE], found) for name, found in seconds.items() if name != ONE}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status 1 if it cannot be measured."""
+    options = parser(__doc__, "bundle")
+    options.add_argument("--tokens", type=int, default=TOKENS, help="of each caption")
+    given = options.parse_args(arguments)
+
+    def measured(bundle: Bundle) -> dict[str, Any]:
+        with Captioner.open(bundle.folder, threads=given.threads, check_sha256=False) as captioner:
+            return measure(captioner, given.threads, given.tokens, given.rounds)
+
+    return run("throughput", given, measured, headline)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
