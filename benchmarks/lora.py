@@ -50,9 +50,9 @@ from benchmarks.lora_cases import (
     small_shapes,
     stored_name,
 )
-from dasheng_edge.export.adapter.merge import EMBEDDING, HEAD, MergedTensors, open_adapters
+from dasheng_edge.export.adapter.merge import MergedTensors, open_adapters
 from dasheng_edge.export.checkpoint.checkpoint import Checkpoint
-from dasheng_edge.export.checkpoint.sizes import DecoderSpec
+from dasheng_edge.export.checkpoint.sizes import EMBEDDING, HEAD, DecoderSpec
 from dasheng_edge.export.checkpoint.tensor_files import row_blocks, tensors_in
 from dasheng_edge.export.reference.dasheng import EncoderSpec
 from dasheng_edge.runtime.audio.front_end import FrontEndSpec

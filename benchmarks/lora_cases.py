@@ -15,7 +15,7 @@ from peft import LoraConfig
 from peft.tuners.tuners_utils import check_target_module_exists
 from torch import Tensor, nn
 
-from dasheng_edge.export.adapter.merge import EMBEDDING, HEAD
+from dasheng_edge.export.checkpoint.sizes import EMBEDDING, HEAD
 
 DIM, HIDDEN, WIDE, KV, VOCABULARY, MELS = 12, 16, 24, 8, 40, 6
 BLOCKS = LAYERS = 2

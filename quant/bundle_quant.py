@@ -42,6 +42,7 @@ from dasheng_edge.runtime.bundle.bundle import (
     sha256_of,
 )
 from dasheng_edge.runtime.bundle.writer import BundleWriter
+from dasheng_edge.runtime.deviation import relative_rms_of
 from dasheng_edge.runtime.embedder import AudioParts
 from dasheng_edge.runtime.errors import OutputExistsError, QuantizeError
 from dasheng_edge.runtime.machine.devices import checked_threads
@@ -51,7 +52,7 @@ from dasheng_edge.runtime.verify import read_golden, verify_bundle
 
 from .calibration import Calibration, calibrate_on, golden_features
 from .recipes import EncoderPrecision, Recipe
-from .tolerances import LARGEST_LOGITS, measured_tolerances, relative_of, widest_tolerances
+from .tolerances import LARGEST_LOGITS, measured_tolerances, widest_tolerances
 
 IMATRIX = "imatrix.gguf"  # while the bundle is written
 MOST_SNR_DB = 140.0  # that float32 itself keeps
@@ -219,7 +220,7 @@ class _Job:
         if report.snr_db is None or wanted.least_snr_db is None:
             self._end(StepReport(ENCODER, 0.0, 0.0, "relative RMS", self._seconds(), report.bytes, "as in the source"))
             return
-        error, limit = relative_of(report.snr_db), relative_of(wanted.least_snr_db)
+        error, limit = relative_rms_of(report.snr_db), relative_rms_of(wanted.least_snr_db)
         smoothed = f", {len(report.smoothed)} matrices smoothed" if report.smoothed else ""
         note = f"{wanted.precision}: {report.snr_db:.1f} dB SNR at its output{smoothed}"
         self._end(StepReport(ENCODER, error, limit, "relative RMS", self._seconds(), report.bytes, note))

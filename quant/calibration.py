@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,9 +12,8 @@ from dasheng_edge.runtime.audio.clips import ClipSet, calibration_warnings
 from dasheng_edge.runtime.audio.front_end import Features
 from dasheng_edge.runtime.bundle.bundle import CalibrationFacts
 from dasheng_edge.runtime.embedder import AudioParts
+from dasheng_edge.runtime.progress import Advance
 from dasheng_edge.runtime.verify import GoldenClip
-
-Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True)

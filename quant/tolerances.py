@@ -12,6 +12,7 @@ from dasheng_edge.quant.decoder.types import (
 )
 from dasheng_edge.quant.encoder.quantize import EncoderOptions
 from dasheng_edge.runtime.bundle.bundle import KvType, Manifest, Tolerances
+from dasheng_edge.runtime.deviation import relative_rms_of
 from dasheng_edge.runtime.verify import VerifyReport
 
 # What `verify` may find is this many times what was measured here: other processors round differently.
@@ -32,7 +33,7 @@ def widest_tolerances(
     limits, least = manifest.tolerances, encoder.least_snr_db
     if least is not None and encoder.precision == "mixed":
         least -= MIXED_SLACK_DB
-    audio = limits.patches_relative if least is None else max(relative_of(least), limits.patches_relative)
+    audio = limits.patches_relative if least is None else max(relative_rms_of(least), limits.patches_relative)
     update: dict[str, float] = {"patches_relative": audio}
     if decoder is not None:
         kind, kv_type = decoder
@@ -58,8 +59,3 @@ def measured_tolerances(report: VerifyReport, widest: Tolerances, logits_std: fl
         seen = max(one.error for one in report.seams if one.name == "greedy tokens")
         update["token_margin"] = float(f"{max(deviations * logits_std, seen):.3g}")
     return widest.model_copy(update=update)
-
-
-def relative_of(snr_db: float) -> float:
-    """RMS of the difference over RMS of the signal."""
-    return float(10 ** (-snr_db / 20))

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
+
+Advance: TypeAlias = Callable[[int], None]  # is told by how much a step went on: bytes, tensors, clips
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,10 @@ class StepReport:
     seconds: float
     bytes: int
     note: str = ""
+
+
+def no_advance(_: int) -> None:
+    """Tells nobody."""
 
 
 class Progress(Protocol):

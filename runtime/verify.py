@@ -22,6 +22,7 @@ from dasheng_edge.runtime.bundle.bundle import GOLDEN, Bundle, Tolerances
 from dasheng_edge.runtime.machine.devices import Device
 from dasheng_edge.runtime.text.prompt import Audio, Segment
 
+from .deviation import logits_relative_rms, max_difference, relative_rms
 from .embedder import AudioParts
 from .errors import BundleFileError, DashengEdgeError, DecoderError, DeviceError, PromptError
 from .parts import Parts
@@ -160,9 +161,9 @@ def _seams(audio: AudioParts, clip: GoldenClip, limits: Tolerances, parts: Parts
     except DeviceError as failure:
         yield _failed(clip.name, "log-mel", limits.log_mel_db, "dB", failure)
         return
-    yield Seam(clip.name, "log-mel", largest_difference(features.log_mel, clip.log_mel), limits.log_mel_db, "dB")
+    yield Seam(clip.name, "log-mel", max_difference(features.log_mel, clip.log_mel), limits.log_mel_db, "dB")
     if features.acoustic is not None and clip.acoustic_mel is not None:
-        error = largest_difference(features.acoustic, clip.acoustic_mel)
+        error = max_difference(features.acoustic, clip.acoustic_mel)
         yield Seam(clip.name, "acoustic mel", error, _stated(limits.acoustic_nepers), "nepers")
     try:
         patches = audio.encoder.patches(features)
@@ -193,7 +194,7 @@ def _text_seams(parts: Parts, name: str, patches: Array, text: GoldenText, limit
     except DecoderError as failure:  # NaN on the way, mostly
         yield _failed(name, "first logits", logits_limit, "relative", failure)
         return
-    yield Seam(name, "first logits", relative_rms(_centred(logits), _centred(text.logits)), logits_limit, "relative")
+    yield Seam(name, "first logits", logits_relative_rms(logits, text.logits), logits_limit, "relative")
     yield Seam(name, "greedy tokens", token_margin(tokens, text), _stated(limits.token_margin), "logits")
 
 
@@ -219,30 +220,6 @@ def _ids(segments: tuple[Segment, ...]) -> list[int]:
     for segment in segments:
         ids += [AUDIO_MARK] if isinstance(segment, Audio) else segment.tokens
     return ids
-
-
-def largest_difference(got: Array, want: Array) -> float:
-    """max |got - want|; infinite where the shapes differ."""
-    if got.shape != want.shape:
-        return float("inf")
-    return float(np.abs(got.astype(np.float64) - want).max(initial=0.0))
-
-
-def relative_rms(got: Array, want: Array) -> float:
-    """RMS(got - want) / RMS(want); infinite where the shapes differ, NaN where something is."""
-    if got.shape != want.shape:
-        return float("inf")
-    with np.errstate(invalid="ignore"):  # infinity - infinity is NaN, which fails as it should
-        difference = got.astype(np.float64) - want
-    reference = float(np.sqrt(np.square(want, dtype=np.float64).mean()))
-    return float(np.sqrt(np.square(difference).mean())) / max(reference, np.finfo(np.float64).tiny)
-
-
-def _centred(logits: Array) -> Array:
-    """A constant added to all logits changes nothing that is computed from them."""
-    with np.errstate(invalid="ignore"):
-        centred: Array = logits - logits.mean()
-    return centred
 
 
 def token_margin(tokens: list[int], text: GoldenText) -> float:

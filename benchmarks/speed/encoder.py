@@ -26,10 +26,11 @@ from benchmarks.records.record import BenchmarkError, parser, run
 from benchmarks.records.turns import summed_up, take_turns, timed, times
 from benchmarks.speed.operator_profile import profile_graph
 from benchmarks.synthetic.noise import noise
-from dasheng_edge.quant.encoder.quantize import EncoderOptions, quantize_encoder, snr
+from dasheng_edge.quant.encoder.quantize import EncoderOptions, quantize_encoder
 from dasheng_edge.runtime.audio.encoder import Encoder, chunk_feeds
 from dasheng_edge.runtime.audio.front_end import Features
 from dasheng_edge.runtime.bundle.bundle import ENCODER, Bundle
+from dasheng_edge.runtime.deviation import Deviation
 from dasheng_edge.runtime.embedder import AudioParts
 from dasheng_edge.runtime.machine.devices import onnx_session
 
@@ -90,7 +91,7 @@ def measure(task: Task) -> dict[str, Any]:
     return {
         "parameters": bundle.manifest.encoder.parameters,
         "patches": rows,
-        "snr_db": {name: snr([patches[TORCH]], iter([got])) for name, got in patches.items()},
+        "snr_db": {name: Deviation.of([(got, patches[TORCH])]).snr_db for name, got in patches.items()},
         "bytes": {EXACT: report.source_bytes, INT8: report.bytes},
         "seconds": {clip: _of(clip, seconds) for clip in CLIPS_S},
         "gemm_operations": operations(shapes, rows),

@@ -8,7 +8,7 @@ each. `adapter_config.py` reads the configuration, `lora.py` has the arithmetic.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,16 +19,18 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from dasheng_edge.export.checkpoint.checkpoint import Checkpoint, Origin
+from dasheng_edge.export.checkpoint.sizes import EMBEDDING, HEAD
 from dasheng_edge.export.checkpoint.tensor_files import Source, equal_tensors, row_blocks, tensors_in
 from dasheng_edge.runtime.bundle.bundle import sha256_of
+from dasheng_edge.runtime.deviation import relative_rms
 from dasheng_edge.runtime.errors import AdapterError
+from dasheng_edge.runtime.progress import Advance, no_advance
 
 from .config import Matcher, adapter_origin, check_folder, read_config, telling_name
 from .lora import Adapted, LowRank, Stored
 
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."  # peft's, before the checkpoint's own names
-EMBEDDING, HEAD = "decoder.model.embed_tokens.weight", "decoder.lm_head.weight"
 MEASURED_BYTES = 4 << 20  # of each adapted matrix, when the merge is measured
 
 # What peft calls the tensors beside a module -> which one it is.
@@ -360,7 +362,7 @@ def check_finite(adapter: Adapter) -> None:
                 )
 
 
-def measured_merge_error(merged: MergedTensors, advance: Callable[[int], None] = lambda _: None) -> float:
+def measured_merge_error(merged: MergedTensors, advance: Advance = no_advance) -> float:
     """Largest relative RMS difference to the same merge in float64, over one block of each adapted matrix.
 
     NaN where there is one; `advance` is told of each matrix.
@@ -368,9 +370,7 @@ def measured_merge_error(merged: MergedTensors, advance: Callable[[int], None] =
     errors = [0.0]
     for name in merged.adapted():
         start, stop = next(row_blocks(merged.shape(name), MEASURED_BYTES))
-        want = merged.exact_rows(name, start, stop)
-        difference = merged.rows(name, start, stop).double() - want
-        scale = want.square().mean().sqrt().clamp(min=torch.finfo(torch.float64).tiny)
-        errors.append(float(difference.square().mean().sqrt() / scale))
+        got, want = merged.rows(name, start, stop), merged.exact_rows(name, start, stop)
+        errors.append(relative_rms(got.numpy(), want.numpy()))
         advance(1)
     return float(np.max(errors))  # unlike max(), propagates NaN

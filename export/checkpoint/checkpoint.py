@@ -24,13 +24,12 @@ from dasheng_edge.runtime.bundle.bundle import Variant
 from dasheng_edge.runtime.errors import CheckpointVariantError
 
 from .config import PullRecord, TextConfig, checked, read_json
-from .sizes import FIX, DecoderSpec, Stated, decoder_sizes, encoder_sizes, expected_shapes
+from .sizes import EMBEDDING, FIX, HEAD, DecoderSpec, Stated, decoder_sizes, encoder_sizes, expected_shapes
 from .tensor_files import INDEX, WEIGHTS, Source, equal_tensors, read_header, read_shards
 from .torch_file import SUFFIXES, read_torch_file
 from .unsupported import not_a_checkpoint, not_a_folder, refuse_other_models, refuse_quantized
 
 PULL_RECORD = ".dasheng-edge.json"  # what `dasheng-edge pull` leaves in the folder
-_EMBEDDING, _HEAD = "decoder.model.embed_tokens.weight", "decoder.lm_head.weight"
 # Names of folders that say nothing about the model in them; the last is a commit, as in the hub's cache.
 _GENERIC = re.compile(r"(final|merged|model|output|outputs|checkpoint|checkpoint-\d+|snapshots|[0-9a-f]{40}|\.*)")
 
@@ -105,7 +104,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     if layout.variant != "dasheng":
         tied, by_absence = _tied(stated, sources)
         if tied:
-            sources.pop(_HEAD, None)
+            sources.pop(HEAD, None)
         decoder = decoder_sizes(stated, layout, tied=tied)
         assumed = (*assumed, *by_absence)
     _check_shapes(path, layout, sources, expected_shapes(encoder, front_end, decoder))
@@ -150,10 +149,10 @@ def _tied(stated: Stated, sources: Mapping[str, Source]) -> tuple[bool, tuple[st
     said = known.tie_word_embeddings
     if said is None and isinstance(top := stated.config.get("tie_word_embeddings"), bool):
         said = top
-    if _HEAD in sources:
+    if HEAD in sources:
         # Stored although it is said to be the embedding: some writers store both, and what is stored is what
         # counts where they differ. Not said to be tied, it is a head of its own, as a further training would have it.
-        return bool(said) and equal_tensors(sources[_EMBEDDING], sources[_HEAD]), ()
+        return bool(said) and equal_tensors(sources[EMBEDDING], sources[HEAD]), ()
     if said is False:
         raise CheckpointVariantError(
             f"{stated.where}: there is no lm_head.weight, and {stated.source} says tie_word_embeddings false; download "

@@ -24,6 +24,8 @@ _WAVEFORM_REQUIRED = {"sampling_rate": 16000, "do_normalize": False}
 _MEL_REQUIRED = {**_WAVEFORM_REQUIRED, "center": True, "top_db": 120}
 _MEL_FIELDS = ("n_fft", "win_size", "hop_size", "f_min", "f_max")  # of a Dasheng feature extractor
 
+# Embedding and head of the decoder: where they are one tensor, the latter is not stored.
+EMBEDDING, HEAD = "decoder.model.embed_tokens.weight", "decoder.lm_head.weight"
 CLASS_HEADS = 12  # of MiDashengLM's encoder class: what config.json leaves out is the class's default
 # What the published encoders have, by (embed_dim, depth): dasheng-base and DashengTokenizer base, dasheng-0.6B and
 # MiDashengLM-7B, dasheng-1.2B. The original class's default, 8, is none of theirs: its loaders pass the heads.
@@ -251,7 +253,7 @@ def decoder_sizes(stated: Stated, layout: Layout, *, tied: bool) -> DecoderSpec:
     text, sources, arch = stated.section("text_config"), layout.sources, layout.arch
     assert arch is not None
     known = checked(TextConfig, f"{stated.source}: text_config", text, FIX)
-    vocab, hidden = sources["decoder.model.embed_tokens.weight"].shape
+    vocab, hidden = sources[EMBEDDING].shape
     layer = "decoder.model.layers.0"
     q_rows = sources[f"{layer}.self_attn.q_proj.weight"].shape[0]
     kv_rows = sources[f"{layer}.self_attn.k_proj.weight"].shape[0]

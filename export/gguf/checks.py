@@ -15,10 +15,10 @@ from dasheng_edge.export.reference.decoder import AUDIO_MARK
 from dasheng_edge.quant.decoder.gguf_file import tensor_bytes
 from dasheng_edge.quant.decoder.types import WORST_MATRIX, DecoderTolerance
 from dasheng_edge.runtime.bundle.bundle import DECODER, PromptFacts
+from dasheng_edge.runtime.deviation import logits_relative_rms
 from dasheng_edge.runtime.errors import ExportError, PromptError
 from dasheng_edge.runtime.text.decoder import Decoder
 from dasheng_edge.runtime.text.prompt import Audio, PromptBuilder
-from dasheng_edge.runtime.verify import relative_rms
 
 from .decoder import DecoderReport
 
@@ -75,7 +75,7 @@ def golden_logits_error(decoder_path: Path, vectors: Mapping[str, npt.NDArray[An
     with _opened(decoder_path) as decoder:
         for i in range(len(vectors["names"])):
             decoder.prefill(golden_segments(vectors[f"prompt_{i}"].tolist(), vectors[f"embeddings_{i}"]))
-            errors.append(logits_error(decoder.logits(), vectors[f"logits_{i}"]))
+            errors.append(logits_relative_rms(decoder.logits(), vectors[f"logits_{i}"]))
     return float(np.max(errors))
 
 
@@ -91,14 +91,6 @@ def _opened(decoder_path: Path) -> Generator[Decoder]:
     finally:
         if decoder is not None:
             decoder.close()
-
-
-def logits_error(got: npt.NDArray[np.float32], want: npt.NDArray[np.float32]) -> float:
-    """Relative RMS difference of two rows of logits [vocab].
-
-    Without their mean: a constant added to all logits changes nothing that is computed from them.
-    """
-    return relative_rms(got - got.mean(), want - want.mean())
 
 
 def golden_segments(

@@ -6,7 +6,7 @@ they are; the multimodal rotary sections of the 7B's checkpoint change nothing f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast, get_args
@@ -18,14 +18,16 @@ import torch
 from gguf import GGMLQuantizationType
 from torch import Tensor
 
-from dasheng_edge.export.adapter.merge import EMBEDDING, HEAD, MergedTensors
-from dasheng_edge.export.checkpoint.sizes import DecoderSpec
+from dasheng_edge.export.adapter.merge import MergedTensors
+from dasheng_edge.export.checkpoint.sizes import EMBEDDING, HEAD, DecoderSpec
 from dasheng_edge.export.checkpoint.tensor_files import row_blocks
 from dasheng_edge.quant.decoder.gguf_file import gguf_tensors, sampled_rows
 from dasheng_edge.quant.decoder.llama_quantize import FILE_TYPES
 from dasheng_edge.quant.decoder.types import PlainType
 from dasheng_edge.runtime.bundle.bundle import Sampling
+from dasheng_edge.runtime.deviation import Deviation
 from dasheng_edge.runtime.errors import ExportError
+from dasheng_edge.runtime.progress import Advance, no_advance
 
 from .metadata import PREFIX, add_metadata, add_vocabulary
 from .tokenizer import Vocabulary
@@ -39,14 +41,11 @@ COPIED: Mapping[str, GGMLQuantizationType] = {  # written here; the others by ll
 WrittenType = PlainType | Literal["exact"]  # the last: each tensor in a type that holds it exactly
 BLOCK_BYTES = 64 << 20  # of float32: how much of a tensor is in memory at a time, twice
 SUPER_BLOCK = 256  # values that a K-quant or IQ4_XS block holds
-F16_LIMIT = 65520  # the smallest value that rounds to infinity
 VOCABULARY_BYTES = 16 << 20  # more than tokenizer and metadata take
 # More than the layers take, bits for each value, by what a type's name begins with: llama.cpp stores some of their
 # matrices in larger types. Embedding and head may become Q8_0 in any.
 LAYER_BITS = {"Q8": 8.5, "Q6": 6.6, "Q5": 6.1, "Q4": 5.1, "IQ": 5.1, "Q3": 4.6, "Q2": 3.6}
 END_BITS = 8.5
-
-Advance = Callable[[int], None]  # is told how many bytes were written, or tensors are done
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ def write_gguf(
     merged: MergedTensors,
     vocabulary: Vocabulary,
     kind: WrittenType,
-    advance: Advance = lambda _: None,
+    advance: Advance = no_advance,
     sampling: Sampling | None = None,
 ) -> None:
     """Write the decoder as F32, F16, BF16 or exactly (matrices; vectors stay F32), a block of rows at a time.
@@ -138,44 +137,34 @@ def write_gguf(
         writer.close()
 
 
-def measure(path: Path, merged: MergedTensors, kind: PlainType, advance: Advance = lambda _: None) -> DecoderReport:
+def measure(path: Path, merged: MergedTensors, kind: PlainType, advance: Advance = no_advance) -> DecoderReport:
     """Compare what the file holds, dequantized, with the merged tensors, on rows spread over each tensor.
 
     Matrices and vectors apart: norms and biases are exact, and their power would make the error look small.
     """
     names = _tensor_names(merged)
     types: dict[str, int] = {}
-    matrices: dict[str, tuple[float, float]] = {}
-    vectors: dict[str, tuple[float, float]] = {}
+    matrices: dict[str, Deviation] = {}
+    vectors: dict[str, Deviation] = {}
     for stored, tensor in gguf_tensors(path).items():
         types[tensor.kind.name] = types.get(tensor.kind.name, 0) + 1
-        error = power = 0.0
         name = names[stored]
+        deviation = (vectors if len(merged.shape(name)) == 1 else matrices)[name] = Deviation()
         for start, stop in sampled_rows(merged.shape(name)):
-            want = merged.rows(name, start, stop).numpy().astype(np.float64)
-            got = tensor.rows(start, stop).astype(np.float64)
-            error += float(np.square(got - want).sum())
-            power += float(np.square(want).sum())
-        (vectors if len(merged.shape(name)) == 1 else matrices)[name] = error, power
+            deviation.add(tensor.rows(start, stop), merged.rows(name, start, stop).numpy())
         advance(1)
-    relative = {name: _relative([squares]) for name, squares in matrices.items()}
+    relative = {name: deviation.relative_rms for name, deviation in matrices.items()}
     worst = list(relative)[int(np.argmax(list(relative.values())))]  # NaN counts as the largest
     wide = kind not in COPIED
     return DecoderReport(
         path.stat().st_size,
-        _relative(matrices.values()),
+        Deviation.total(matrices.values()).relative_rms,
         worst,
         relative[worst],
-        _relative(vectors.values()),
+        Deviation.total(vectors.values()).relative_rms,
         types,
         tuple(name for name in matrices if wide and _falls_back(merged.shape(name), kind)),
     )
-
-
-def _relative(squares: Iterable[tuple[float, float]]) -> float:
-    """Sums of squares (error, power) of some tensors -> RMS of the error over RMS of the source."""
-    error, power = (sum(values) for values in zip(*squares, strict=True))
-    return float((error / power if power else error) ** 0.5)
 
 
 def _spec(merged: MergedTensors) -> DecoderSpec:
@@ -228,9 +217,11 @@ def _encode(
         return block.contiguous().numpy()
     if kind == GGMLQuantizationType.BF16:
         return block.to(torch.bfloat16).view(torch.int16).numpy()
-    if not (largest := float(block.abs().max())) < F16_LIMIT:  # written so that NaN is refused, too
+    half = block.to(torch.float16)
+    if not torch.isfinite(half).all():
+        largest = float(block.abs().max())
         raise ExportError(f"{name} holds {largest:g}, F16 reaches 65504; export with --decoder BF16 or F32")
-    return block.to(torch.float16).numpy()
+    return half.numpy()
 
 
 def _falls_back(shape: tuple[int, ...], kind: PlainType) -> bool:

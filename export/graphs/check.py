@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from dasheng_edge.runtime.bundle.bundle import weights_file
 from dasheng_edge.runtime.machine.devices import load_onnxruntime
 
 from .residency import few_mapped_pages
@@ -25,11 +26,6 @@ class GraphReport:
     error: float
     cases: int
     acoustic_error: float | None = None  # of the front end's second output, in nepers
-
-
-def weights_file(path: Path) -> Path:
-    """Where a graph's weights are if it does not hold them itself."""
-    return path.with_name(f"{path.name}.data")
 
 
 def graph_bytes(path: Path) -> int:

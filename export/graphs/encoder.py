@@ -33,17 +33,14 @@ from dasheng_edge.export.reference.encoder import (
     stream_chunks,
 )
 from dasheng_edge.runtime.audio.front_end import FrontEndSpec
+from dasheng_edge.runtime.bundle.bundle import EXTERNAL_BYTES, PAGE_BYTES, weights_file
+from dasheng_edge.runtime.deviation import relative_rms
 from dasheng_edge.runtime.errors import ExportError
-from dasheng_edge.runtime.verify import relative_rms
 
 from .attention_layout import join_heads
-from .check import GraphReport, graph_bytes, graph_session, weights_file
+from .check import GraphReport, graph_bytes, graph_session
 
 OPSET = 23  # the first with Attention
-# Above this, the weights go to a file beside the graph, which ONNX Runtime maps instead of copying it. A file
-# that holds them itself may have 2 GiB at most, and needs three times its size to be written.
-EXTERNAL_BYTES = 500_000_000
-PAGE_BYTES = 4096  # large weights begin on a page
 
 Array: TypeAlias = npt.NDArray[np.float32]
 Feed: TypeAlias = Mapping[str, npt.NDArray[np.float32] | npt.NDArray[np.int64]]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dasheng_edge.export.reference.dasheng import AcousticMel, LogMel, mel_filterbank
 from dasheng_edge.runtime.audio.front_end import AcousticSpec, FrontEndSpec
-from dasheng_edge.runtime.verify import largest_difference
+from dasheng_edge.runtime.deviation import max_difference
 
 from .check import GraphReport, graph_session
 
@@ -92,7 +92,7 @@ def _compare(path: Path, spec: FrontEndSpec) -> GraphReport:
         for waveform in _cases(spec):
             results = session.run(None, {"waveform": waveform.numpy()})
             wanted = [source(waveform).numpy() for source in sources]
-            errors.append([largest_difference(got, want) for got, want in zip(results, wanted, strict=True)])
+            errors.append([max_difference(got, want) for got, want in zip(results, wanted, strict=True)])
     worst = np.max(errors, axis=0)  # unlike max(), propagates NaN
     return GraphReport(path.stat().st_size, float(worst[0]), len(errors), float(worst[1]) if spec.acoustic else None)
 

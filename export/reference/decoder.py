@@ -6,7 +6,7 @@ further token reads the checkpoint once more, from the system's cache where it f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from dasheng_edge.export.adapter.merge import MergedTensors
-from dasheng_edge.export.checkpoint.sizes import DecoderSpec
+from dasheng_edge.export.checkpoint.sizes import EMBEDDING, HEAD, DecoderSpec
 from dasheng_edge.export.checkpoint.tensor_files import row_blocks
+from dasheng_edge.runtime.progress import Advance, no_advance
 
-EMBEDDING, NORM, HEAD = "decoder.model.embed_tokens.weight", "decoder.model.norm.weight", "decoder.lm_head.weight"
+NORM = "decoder.model.norm.weight"
 AUDIO_MARK = -1  # stands for all audio rows in a golden prompt
 
 
@@ -127,7 +128,7 @@ def greedy_texts(
     audio: Sequence[Tensor],
     stop_ids: frozenset[int],
     count: int,
-    advance: Callable[[int], None] = lambda _: None,
+    advance: Advance = no_advance,
 ) -> list[GoldenText]:
     """Greedy answers, at most `count` tokens each, to one prompt with each clip's audio rows float32 [n, hidden].
 

@@ -7,7 +7,7 @@ come from transformers' tokenizer and chat template. The clips are synthesised.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ import torch
 
 from dasheng_edge.export.adapter.merge import MergedTensors
 from dasheng_edge.runtime.audio.front_end import FrontEnd, FrontEndSpec
+from dasheng_edge.runtime.deviation import max_difference
 from dasheng_edge.runtime.errors import ExportError
-from dasheng_edge.runtime.verify import largest_difference
+from dasheng_edge.runtime.progress import Advance, no_advance
 
 from .decoder import greedy_texts
 from .encoder import load_projector, reference_features, stream_patches
@@ -105,7 +106,7 @@ def write_golden(
     path: Path,
     merged: MergedTensors,
     text: GoldenRequest | None,
-    advance: Callable[[int], None] = lambda _: None,
+    advance: Advance = no_advance,
 ) -> Mapping[str, npt.NDArray[Any]]:
     """Write `golden.npz` and return what is in it; `text` is None where there is no decoder.
 
@@ -145,5 +146,5 @@ def golden_mel_error(path: Path, spec: FrontEndSpec, vectors: Mapping[str, npt.N
     errors = []
     for i in range(len(vectors["names"])):
         got = front_end.features([padded(vectors[f"waveform_{i}"], spec)]).log_mel
-        errors.append(largest_difference(got, vectors[f"log_mel_{i}"]))
+        errors.append(max_difference(got, vectors[f"log_mel_{i}"]))
     return float(np.max(errors))

@@ -27,6 +27,7 @@ from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER, FRONT_END, PROJ
 from dasheng_edge.runtime.embedder import AudioParts
 from dasheng_edge.runtime.errors import AudioTooLongError, DecoderError, PromptError
 from dasheng_edge.runtime.parts import default_choice, open_decoder
+from dasheng_edge.runtime.progress import Advance
 from dasheng_edge.runtime.text.decoder import Decoder
 from dasheng_edge.runtime.text.prompt import Audio, PromptBuilder
 
@@ -34,7 +35,6 @@ from .metrics import ClipDecoding, SeamSums, TokenMetrics, first_divergence, tok
 from .record import EncoderScores, LengthScores
 
 Array = NDArray[np.float32]
-Advance = Callable[[int], None]
 _Row = TypeVar("_Row", bound="_Kept")
 PROBE_LENGTHS_S = (1, 5, 10, 30, 60)
 PROBES = 4  # of each length

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dasheng_edge.runtime.deviation import Deviation
 from dasheng_edge.runtime.errors import DecoderError, QuantizeError
 
 from .bootstrap import draws_of, interval, pooled_interval, ratio_interval
@@ -112,8 +113,7 @@ def decoder_scores(clips: Sequence[ClipDecoding]) -> DecoderScores:
 class SeamSums:
     """Embeddings against the reference's, added up over clips."""
 
-    signal: float = 0.0
-    noise: float = 0.0
+    deviation: Deviation = field(default_factory=Deviation)
     cosine_sum: float = 0.0
     cosine_worst: float = 1.0
     rows: int = 0
@@ -134,8 +134,7 @@ class SeamSums:
                     "bundle, and try another precision of the encoder"
                 )
         want, have = reference.astype(np.float64), got.astype(np.float64)
-        self.signal += float(np.square(want).sum())
-        self.noise += float(np.square(want - have).sum())
+        self.deviation.add(have, want)
         norms = np.linalg.norm(want, axis=1) * np.linalg.norm(have, axis=1)
         cosines = np.divide((want * have).sum(axis=1), norms, out=np.zeros(len(want)), where=norms > 0)
         cosines = np.clip(cosines, -1.0, 1.0)
@@ -146,6 +145,5 @@ class SeamSums:
 
     def scores(self) -> SeamScores:
         """Over all rows so far."""
-        snr = None if self.noise == 0 else 10 * np.log10(max(self.signal, 1e-300) / self.noise)
         mean = self.cosine_sum / max(self.rows, 1)
-        return SeamScores(snr_db=snr, cosine_mean=mean, cosine_worst=self.cosine_worst)
+        return SeamScores(snr_db=self.deviation.snr_db, cosine_mean=mean, cosine_worst=self.cosine_worst)

@@ -11,7 +11,7 @@ from, as in the runtime. `llama-imatrix` counts every row of a text there; `text
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from dasheng_edge.runtime.errors import QuantizeError
 from dasheng_edge.runtime.parts import Parts
+from dasheng_edge.runtime.progress import Advance, no_advance
 from dasheng_edge.runtime.text.decoder import Decoder, Embeddings
 from dasheng_edge.runtime.text.llama import Watch
 from dasheng_edge.runtime.text.prompt import Audio
@@ -37,8 +38,6 @@ INPUTS = {
 HEAD_INPUT, HEAD = "result_norm", "output.weight"
 _OF_A_LAYER = re.compile(rf"({'|'.join(INPUTS)})-(\d+)")
 CHUNK_ROWS = 512  # what llama-imatrix calls a chunk, by default
-
-Advance = Callable[[int], None]
 
 
 @dataclass
@@ -85,7 +84,7 @@ def audio_importance(
     return _imatrix(squares, path, "audio")
 
 
-def text_importance(decoder: Decoder, path: Path, text: str, name: str, advance: Advance = lambda _: None) -> Imatrix:
+def text_importance(decoder: Decoder, path: Path, text: str, name: str, advance: Advance = no_advance) -> Imatrix:
     """Measure on plain text, in chunks of 512 tokens, as `llama-imatrix --output-frequency 0 -c 512` does.
 
     What is left after the last whole chunk is not read.

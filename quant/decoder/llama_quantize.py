@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,6 +26,7 @@ from typing import Any, get_args
 from gguf import GGMLQuantizationType, LlamaFileType
 
 from dasheng_edge.runtime.errors import ExportError, OutputWriteError
+from dasheng_edge.runtime.progress import Advance, no_advance
 
 from .imatrix_file import Imatrix, read_imatrix
 from .types import DecoderType
@@ -68,7 +69,7 @@ def quantize(
     target: Path,
     kind: DecoderType,
     threads: int = 0,
-    advance: Callable[[int], None] = lambda _: None,
+    advance: Advance = no_advance,
     guidance: Guidance | None = None,
 ) -> None:
     """Quantize a GGUF file; `advance` is told of each tensor that is begun, 0 threads means one per core.

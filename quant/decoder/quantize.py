@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
-import numpy as np
 from gguf import GGMLQuantizationType
 
 from dasheng_edge.runtime.bundle.bundle import DECODER, Bundle
+from dasheng_edge.runtime.deviation import Deviation
 from dasheng_edge.runtime.errors import QuantizeError
+from dasheng_edge.runtime.progress import Advance, no_advance
 
 from .gguf_file import gguf_tensors, sampled_rows
 from .imatrix_file import read_imatrix
@@ -21,7 +22,6 @@ from .importance import unused
 from .llama_quantize import Guidance, quantize
 from .types import COPIED_TYPES, NEED_IMATRIX, DecoderType
 
-Advance = Callable[[int], None]
 # What single tensors may be stored in: types of file types, so that the loss can be measured.
 TENSOR_TYPES = tuple(
     GGMLQuantizationType[name]
@@ -139,7 +139,7 @@ def _check_tensor_types(source: Bundle, options: DecoderOptions, *, measured: bo
 
 
 def quantize_decoder(
-    source: Bundle, target: Path, options: DecoderOptions, threads: int, advance: Advance = lambda _: None
+    source: Bundle, target: Path, options: DecoderOptions, threads: int, advance: Advance = no_advance
 ) -> DecoderReport:
     """Write the decoder in a type; `advance` is told of each tensor.
 
@@ -156,7 +156,7 @@ def quantize_decoder(
 
 def measure(source: Path, target: Path) -> DecoderReport:
     """Compare the matrices of two files, dequantized, on rows spread over each."""
-    error = power = 0.0
+    deviation = Deviation()
     types: dict[str, int] = {}
     originals = gguf_tensors(source)
     for name, tensor in gguf_tensors(target).items():
@@ -164,7 +164,5 @@ def measure(source: Path, target: Path) -> DecoderReport:
         if len(tensor.shape) == 1:
             continue
         for start, stop in sampled_rows(tensor.shape):
-            want = originals[name].rows(start, stop).astype(np.float64)
-            error += float(np.square(tensor.rows(start, stop) - want).sum())
-            power += float(np.square(want).sum())
-    return DecoderReport(target.stat().st_size, (error / power) ** 0.5, types)
+            deviation.add(tensor.rows(start, stop), originals[name].rows(start, stop))
+    return DecoderReport(target.stat().st_size, deviation.relative_rms, types)

@@ -15,19 +15,17 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from dasheng_edge.runtime.bundle.bundle import EXTERNAL_BYTES, PAGE_BYTES, weights_file
 from dasheng_edge.runtime.errors import QuantizeError
 
 from .block_weights import BLOCK_SIZE, Bits, block_parameters, block_values, channel_int8, channel_scales, pack
 
 # A precision that a matrix can have, beside "fp32".
 MatrixPrecision = Literal["fp32", "fp16", "int8", "int8-block", "int4-block"]
-EXTERNAL_BYTES = 500_000_000  # above this, weights go to a file beside the graph, as in the export
-PAGE_BYTES = 4096
 MICROSOFT = "com.microsoft"
 # Levels of accuracy of MatMulNBits: 4 multiplies in int8, 1 in float32.
 ACCURACY_LEVEL = 4
 _ENDING = ".weight.transposed"
-_F16_LIMIT = 65520  # the smallest value that rounds to infinity
 
 
 def load_graph(path: Path) -> ir.Model:
@@ -90,7 +88,7 @@ def to_cuda(model: ir.Model) -> None:
 def save_graph(model: ir.Model, path: Path, *, beside: bool = False) -> int:
     """Write a graph, with its weights in NAME.data where they are many or `beside` asks for it; bytes written."""
     weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
-    external = path.with_name(f"{path.name}.data") if beside or weights > EXTERNAL_BYTES else None
+    external = weights_file(path) if beside or weights > EXTERNAL_BYTES else None
     if external is None:
         ir.external_data.load_to_model(model)  # what is in a file beside the source would be looked for beside this one
     ir.save(model, path, external_data=external.name if external else None, alignment=PAGE_BYTES)
@@ -115,7 +113,10 @@ def _matrix(node: ir.Node) -> Callable[[], NDArray[np.float32]]:
 
 def _to_fp16(graph: ir.Graph, node: ir.Node, name: str) -> None:
     read = _matrix(node)
-    if not (largest := float(np.abs(read()).max())) < _F16_LIMIT:  # written so that NaN is refused, too
+    with np.errstate(over="ignore"):  # refused here
+        finite = np.isfinite(read().astype(np.float16)).all()
+    if not finite:
+        largest = float(np.abs(read()).max())
         raise QuantizeError(f"{name} holds {largest:g}, float16 reaches 65504; choose int8 or fp32 for the encoder")
     shape = read().shape
     half = _stored(graph, f"{name}.fp16", ir.DataType.FLOAT16, shape, lambda: read().astype(np.float16))

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import get_args
 
+from dasheng_edge.runtime.deviation import noise_share_of
+
 from .graphs import MatrixPrecision
 
 # Bytes of a value, scales and zero points of blocks of 32 included.
@@ -56,7 +58,7 @@ def choose(matrices: Mapping[str, int], min_snr_db: float, alone: Alone, whole: 
     assert set(STEPS) == set(get_args(MatrixPrecision))
     groups = groups_of(matrices)
     values = {group: sum(matrices[matrix] for matrix in members) for group, members in groups.items()}
-    budget = 10 ** (-min_snr_db / 10)
+    budget = noise_share_of(min_snr_db)
     added: dict[tuple[str, MatrixPrecision], float] = {
         (group, step): alone(group, step) if step != "fp32" else 0.0 for group in groups for step in STEPS
     }

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
+
+from dasheng_edge.runtime.progress import Advance
 
 from .graphs import MatrixPrecision, convert
 from .mixed import group_of, groups_of
@@ -40,7 +42,7 @@ def uniform(matrices: Iterable[str], precision: MatrixPrecision) -> Plan:
 class Planner:
     """Measures groups of matrices alone, and makes plans of what was found; `advance` hears of each group."""
 
-    def __init__(self, chain: Chain, *, smooth: bool, advance: Callable[[int], None]) -> None:
+    def __init__(self, chain: Chain, *, smooth: bool, advance: Advance) -> None:
         self._chain, self._advance = chain, advance
         self._search = SmoothingSearch(chain) if smooth else None
         self._places = {group_of(name): index for index, stage in enumerate(chain.stages) for name in stage.matrices}

@@ -16,7 +16,9 @@ from dasheng_edge.quant.recipes import EncoderPrecision
 from dasheng_edge.runtime.audio.encoder import Encoder, Projector
 from dasheng_edge.runtime.audio.front_end import Features, FrontEndSpec
 from dasheng_edge.runtime.bundle.bundle import CUDA_GRAPHS, ENCODER, PROJECTOR, Bundle
+from dasheng_edge.runtime.deviation import Deviation
 from dasheng_edge.runtime.errors import QuantizeError
+from dasheng_edge.runtime.progress import Advance, no_advance
 
 from .graphs import MatrixPrecision, load_graph, matrix_nodes, save_graph, to_cuda
 from .mixed import STEPS, choose, groups_of
@@ -24,7 +26,6 @@ from .plan import SMOOTHED, Plan, Planner, uniform
 from .stages import Chain
 
 Array = NDArray[np.float32]
-Advance = Callable[[int], None]
 GRAPHS = (ENCODER, PROJECTOR)
 # Least SNR in dB of the embeddings that a precision explains; below, something is wrong. Measured on micro (51 clips;
 # trained): 73.5, 38.6, 41.2 and 21.8; on tiny random models: 70, 36, 39 and 17.
@@ -119,7 +120,7 @@ def quantize_encoder(
     options: EncoderOptions,
     clips: Sequence[Features],
     threads: int,
-    advance: Advance = lambda _: None,
+    advance: Advance = no_advance,
 ) -> EncoderReport:
     """Write encoder and projector of a bundle in a precision; `place` says where a file of the new bundle goes.
 
@@ -144,14 +145,14 @@ def quantize_encoder(
         )
     wanted = list(graphs.outputs(source.path))
     plan = _plan(graphs, options, wanted, place(ENCODER).parent, advance)
-    size, snr_db = _write(graphs, place, plan, wanted, options.precision)
+    size, deviation = _write(graphs, place, plan, wanted, options.precision)
     if plan.smoothing:
         bare = replace(plan, smoothing={})
-        if _trial(graphs, bare, wanted, place(ENCODER).parent) <= _noise(snr_db):
+        if _trial(graphs, bare, wanted, place(ENCODER).parent) <= deviation.noise_share:
             plan = bare
-            size, snr_db = _write(graphs, place, plan, wanted, options.precision)
+            size, deviation = _write(graphs, place, plan, wanted, options.precision)
     advance(1)
-    least = options.least_snr_db
+    snr_db, least = deviation.snr_db, options.least_snr_db
     if snr_db is not None and least is not None and not snr_db >= least:  # written so that NaN fails, too
         raise QuantizeError(
             f"the {options.precision} encoder keeps {snr_db:.1f} dB of signal to noise at its output, "
@@ -163,24 +164,19 @@ def quantize_encoder(
 
 def _write(
     graphs: _Source, place: Callable[[str], Path], plan: Plan, wanted: Sequence[Array], precision: EncoderPrecision
-) -> tuple[int, float | None]:
-    """Write the graphs of the new bundle: their bytes, and the SNR that they keep."""
+) -> tuple[int, Deviation]:
+    """Write the graphs of the new bundle: their bytes, and how far their outputs are from what is wanted."""
     size = graphs.write(place, plan, beside=precision == "fp16")
     if precision == "fp16":
         size += _write_cuda(graphs.names, place)
-    return size, snr(wanted, graphs.outputs(place))
+    return size, Deviation.of(zip(graphs.outputs(place), wanted, strict=True))
 
 
 def _trial(graphs: _Source, plan: Plan, wanted: Sequence[Array], folder: Path) -> float:
     """Share of the output's power that differs with a plan, whose graphs do not stay."""
     with tempfile.TemporaryDirectory(prefix="trial-", dir=folder) as trial:
         graphs.write(Path(trial).joinpath, plan)
-        return _noise(snr(wanted, graphs.outputs(Path(trial).joinpath)))
-
-
-def _noise(snr_db: float | None) -> float:
-    """Share of the power that differs."""
-    return 0.0 if snr_db is None else float(10 ** (-snr_db / 10))
+        return Deviation.of(zip(graphs.outputs(Path(trial).joinpath), wanted, strict=True)).noise_share
 
 
 def _write_cuda(names: Sequence[str], place: Callable[[str], Path]) -> int:
@@ -219,14 +215,3 @@ def _plan(graphs: _Source, options: EncoderOptions, wanted: Sequence[Array], fol
 
 def _smooths(options: EncoderOptions) -> bool:
     return options.smooth and (options.precision == "mixed" or options.precision in SMOOTHED)
-
-
-def snr(wanted: Sequence[Array], got: Iterator[Array]) -> float | None:
-    """10 log10(sum of squares of what is wanted / of the difference), in dB; None where there is no difference."""
-    signal = noise = 0.0
-    for want, have in zip(wanted, got, strict=True):
-        signal += float(np.square(want, dtype=np.float64).sum())
-        noise += float(np.square(want.astype(np.float64) - have).sum())
-    if noise == 0:
-        return None
-    return float(10 * np.log10(signal / noise))

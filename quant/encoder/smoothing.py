@@ -16,6 +16,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from dasheng_edge.runtime.deviation import noise_share_of
+
 from .graphs import MatrixPrecision, convert, lazily, matrix_nodes
 from .stages import Chain
 
@@ -89,7 +91,7 @@ class SmoothingSearch:
         """The best scales of each matrix where they gain anything, behind the stage with that matrix alone in it."""
         found = {}
         for name, (activations, weights) in self._largest(index).items():
-            best, least = None, self._noise(index, name, precision, None) * 10 ** (-LEAST_GAIN_DB / 10)
+            best, least = None, self._noise(index, name, precision, None) * noise_share_of(LEAST_GAIN_DB)
             for exponent in EXPONENTS:
                 tried = Smoothing(exponent, smoothing_scales(activations, weights, exponent))
                 noise = self._noise(index, name, precision, tried)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from dasheng_edge.runtime.audio.encoder import chunk_feeds
 from dasheng_edge.runtime.audio.front_end import Features, FrontEndSpec
 from dasheng_edge.runtime.bundle.bundle import ENCODER, PROJECTOR, Bundle
+from dasheng_edge.runtime.deviation import Deviation
 from dasheng_edge.runtime.machine.devices import load_onnxruntime
 
 from .graphs import load_graph, matrix_nodes
@@ -82,15 +83,13 @@ class Chain:
         change(model)
         session = _Session(model, self._threads, mapped=False)
         last = len(self.stages) if at_end else index + 1
-        signal = noise = 0.0
+        deviation = Deviation()
         for place, (feed, stream) in enumerate(self._inputs(index)):
             got = self._trimmed(index, session.run(self._given(index, feed, stream))[0])
             for later in range(index + 1, last):
                 got = self._trimmed(later, self._sessions[later].run(self._given(later, feed, got))[0])
-            want = self._streams[last][place].astype(np.float64)
-            signal += float(np.square(want).sum())
-            noise += float(np.square(want - got).sum())
-        return noise / signal if signal else 0.0
+            deviation.add(got, self._streams[last][place])
+        return deviation.noise_share
 
     def _inputs(self, index: int) -> list[tuple[Feed, Array]]:
         return list(zip(self._feeds, self._streams[index], strict=True))

@@ -27,6 +27,10 @@ DECODER = "decoder.gguf"
 GOLDEN = "golden.npz"
 # The same graphs in float16, which a bundle may hold beside those for the CPU, and whose weights they share.
 CUDA_GRAPHS: Mapping[str, str] = {ENCODER: "encoder.cuda.onnx", PROJECTOR: "projector.cuda.onnx"}
+# Above this, a graph's weights go to a file beside it, which ONNX Runtime maps instead of copying it. A graph that
+# holds them itself may have 2 GiB at most, and needs three times its size to be written.
+EXTERNAL_BYTES = 500_000_000
+PAGE_BYTES = 4096  # where a large weight begins is a multiple of this, so that it can be mapped
 MODEL_CARD = "README.md"  # beside the files that the manifest lists: people may edit it
 # What a model consists of, told by its tensors: MiDashengLM with the Dasheng encoder (7B, micro) or with
 # DashengTokenizer's two branches (0.6B), or a Dasheng encoder alone.
@@ -202,6 +206,11 @@ class Manifest(_Model):
     def total_bytes(self) -> int:
         """Bytes of all files that the manifest lists."""
         return sum(facts.bytes for facts in self.files.values())
+
+
+def weights_file(graph: Path) -> Path:
+    """Where the weights of a graph are that does not hold them itself."""
+    return graph.with_name(f"{graph.name}.data")
 
 
 def sha256_of(path: Path) -> str:

@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save_file
 from dasheng_edge.export import bundle_export
 from dasheng_edge.export.bundle_export import ExportReport, export_bundle
 from dasheng_edge.export.checkpoint.checkpoint import PULL_RECORD
-from dasheng_edge.export.gguf.checks import logits_error
 from dasheng_edge.export.graphs.check import GraphReport
 from dasheng_edge.export.options import ExportOptions
 from dasheng_edge.quant.decoder.types import DECODER_TOLERANCES, WORST_MATRIX, PlainType, token_margin
@@ -34,6 +33,7 @@ from dasheng_edge.runtime.bundle.bundle import (
     Variant,
     sha256_of,
 )
+from dasheng_edge.runtime.deviation import logits_relative_rms
 from dasheng_edge.runtime.errors import (
     AdapterError,
     CheckpointError,
@@ -284,8 +284,8 @@ def test_logits_of_no_use_fail_the_gate_of_every_type(kind: PlainType, tiny_bund
     limit = DECODER_TOLERANCES[kind].logits
     for want in wanted:
         permuted = want[np.random.default_rng(0).permutation(len(want))]
-        assert logits_error(np.zeros_like(want), want) > 1.2 * limit
-        assert logits_error(permuted, want) > 1.2 * limit
+        assert logits_relative_rms(np.zeros_like(want), want) > 1.2 * limit
+        assert logits_relative_rms(permuted, want) > 1.2 * limit
         assert 0 < token_margin(float(want.std()), kind) <= 2.001 * want.std()
     assert WORST_MATRIX * DECODER_TOLERANCES[kind].weights < 0.7  # a matrix of zeros costs 1
 

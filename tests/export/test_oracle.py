@@ -33,8 +33,8 @@ from dasheng_edge.quant.decoder.types import DECODER_TOLERANCES, DecoderType, Pl
 from dasheng_edge.runtime.audio.encoder import Encoder, Projector
 from dasheng_edge.runtime.audio.front_end import Features, FrontEndSpec
 from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER, FRONT_END, PROJECTOR
+from dasheng_edge.runtime.deviation import relative_rms
 from dasheng_edge.runtime.text.decoder import Decoder
-from dasheng_edge.runtime.verify import relative_rms
 from tests.fixtures.tiny_checkpoint import CONTROL_TOKENS
 from tests.fixtures.vocabulary_decoder import vocabulary_decoder
 

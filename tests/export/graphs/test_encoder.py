@@ -16,10 +16,10 @@ from torch import Tensor
 from dasheng_edge.export.adapter.merge import MergedTensors
 from dasheng_edge.export.checkpoint.checkpoint import open_checkpoint
 from dasheng_edge.export.graphs import encoder as encoder_onnx
-from dasheng_edge.export.graphs.check import graph_bytes, graph_session, weights_file
+from dasheng_edge.export.graphs.check import graph_bytes, graph_session
 from dasheng_edge.export.graphs.encoder import export_encoder, export_projector
 from dasheng_edge.export.reference.encoder import stream_chunks
-from dasheng_edge.runtime.bundle.bundle import ENCODER, FRONT_END, PROJECTOR, Variant
+from dasheng_edge.runtime.bundle.bundle import ENCODER, FRONT_END, PROJECTOR, Variant, weights_file
 from dasheng_edge.runtime.errors import ExportError
 from tests.fixtures.tiny_checkpoint import write_tiny_checkpoint
 from tests.fixtures.watched_tensors import WatchedTensors

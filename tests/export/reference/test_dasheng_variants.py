@@ -14,7 +14,7 @@ from dasheng_edge.export.checkpoint.checkpoint import open_checkpoint
 from dasheng_edge.export.reference.dasheng import AcousticMel, DashengTokenizerEncoder, mel_filterbank
 from dasheng_edge.export.reference.encoder import load_encoder, reference_features
 from dasheng_edge.runtime.audio.front_end import AcousticSpec, Features
-from dasheng_edge.runtime.verify import relative_rms
+from dasheng_edge.runtime.deviation import relative_rms
 from tests.fixtures.tiny_checkpoint import write_tiny_checkpoint
 
 pytestmark = pytest.mark.torch

@@ -19,8 +19,8 @@ from dasheng_edge.export.reference.decoder import AUDIO_MARK
 from dasheng_edge.export.reference.golden import GoldenRequest, golden_clips, padded, write_golden
 from dasheng_edge.runtime.audio.front_end import FrontEndSpec
 from dasheng_edge.runtime.bundle.bundle import ENCODER, GOLDEN, PromptFacts
+from dasheng_edge.runtime.deviation import relative_rms
 from dasheng_edge.runtime.errors import ExportError
-from dasheng_edge.runtime.verify import relative_rms
 from tests.fixtures.tiny_checkpoint import ROWS
 
 pytestmark = pytest.mark.torch

@@ -14,10 +14,11 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from dasheng_edge.quant.calibration import golden_features
 from dasheng_edge.quant.encoder.graphs import convert, load_graph, matrix_nodes, save_graph, to_cuda
-from dasheng_edge.quant.encoder.quantize import LEAST_SNR_DB, EncoderOptions, clip_outputs, quantize_encoder, snr
+from dasheng_edge.quant.encoder.quantize import LEAST_SNR_DB, EncoderOptions, clip_outputs, quantize_encoder
 from dasheng_edge.quant.recipes import EncoderPrecision
 from dasheng_edge.runtime.audio.front_end import Features
 from dasheng_edge.runtime.bundle.bundle import ENCODER, PROJECTOR, Bundle
+from dasheng_edge.runtime.deviation import Deviation
 from dasheng_edge.runtime.embedder import AudioParts
 from dasheng_edge.runtime.errors import QuantizeError
 from dasheng_edge.runtime.machine.devices import load_onnxruntime
@@ -52,7 +53,7 @@ def test_each_precision_is_smaller_and_near(
     assert report.snr_db >= LEAST_SNR_DB[precision]
     assert report.bytes <= at_most * report.source_bytes
     assert Counter(report.matrices.values()) == {precision: MATRICES}
-    got = snr(outputs(source, source.folder, clips), iter(outputs(source, tmp_path, clips)))
+    got = Deviation.of(zip(outputs(source, tmp_path, clips), outputs(source, source.folder, clips), strict=True)).snr_db
     assert got == pytest.approx(report.snr_db, abs=0.01)
 
 
@@ -91,12 +92,12 @@ def test_int8_is_that_of_onnx_runtimes_quantizer(source: Bundle, clips: tuple[Fe
     assert len(weights[0]) == MATRICES - 2
     assert weights[0] == weights[1]
     wanted = outputs(source, source.folder, clips)
-    own = snr(wanted, iter(outputs(source, ours, clips)))
-    library = snr(wanted, iter(outputs(source, theirs, clips)))
+    own = Deviation.of(zip(outputs(source, ours, clips), wanted, strict=True)).snr_db
+    library = Deviation.of(zip(outputs(source, theirs, clips), wanted, strict=True)).snr_db
     assert own is not None
     assert library is not None
     assert own >= library - 0.5  # dB
-    near = snr(outputs(source, theirs, clips), iter(outputs(source, ours, clips)))
+    near = Deviation.of(zip(outputs(source, ours, clips), outputs(source, theirs, clips), strict=True)).snr_db
     assert near is None or near > library  # nearer to each other than to what they stand for
 
 

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 
 from dasheng_edge.quant.calibration import golden_features
 from dasheng_edge.quant.encoder.graphs import load_graph, matrix_nodes, save_graph
-from dasheng_edge.quant.encoder.quantize import EncoderOptions, clip_outputs, quantize_encoder, snr, trials
+from dasheng_edge.quant.encoder.quantize import EncoderOptions, clip_outputs, quantize_encoder, trials
 from dasheng_edge.quant.encoder.smoothing import EXPONENTS, fold, smoothable, smoothing_scales
 from dasheng_edge.quant.recipes import EncoderPrecision
 from dasheng_edge.runtime.audio.front_end import Features
 from dasheng_edge.runtime.bundle.bundle import ENCODER, PROJECTOR, Bundle
+from dasheng_edge.runtime.deviation import Deviation
 from dasheng_edge.runtime.embedder import AudioParts
 from dasheng_edge.runtime.verify import read_golden
 from tests.fixtures.outliers import add_outliers
@@ -62,7 +63,9 @@ def test_a_norm_that_others_read_is_left(source: Bundle) -> None:
 def test_the_float32_model_stays_the_same(with_outliers: Bundle, source: Bundle, clips: tuple[Features, ...]) -> None:
     spec = source.manifest.front_end
     wanted = list(clip_outputs(spec, source.path, clips, 1, (ENCODER, PROJECTOR)))
-    got = snr(wanted, clip_outputs(spec, with_outliers.path, clips, 1, (ENCODER, PROJECTOR)))
+    got = Deviation.of(
+        zip(clip_outputs(spec, with_outliers.path, clips, 1, (ENCODER, PROJECTOR)), wanted, strict=True)
+    ).snr_db
     assert got is None or got > 100  # dB
 
 

@@ -11,10 +11,11 @@ from dasheng_edge.quant.calibration import golden_features
 from dasheng_edge.quant.encoder.graphs import MatrixPrecision, load_graph, matrix_nodes, save_graph
 from dasheng_edge.quant.encoder.mixed import group_of
 from dasheng_edge.quant.encoder.plan import Plan
-from dasheng_edge.quant.encoder.quantize import clip_outputs, snr
+from dasheng_edge.quant.encoder.quantize import clip_outputs
 from dasheng_edge.quant.encoder.stages import MOST_AUDIO_S, Chain
 from dasheng_edge.runtime.audio.front_end import Features
 from dasheng_edge.runtime.bundle.bundle import ENCODER, PROJECTOR, Bundle
+from dasheng_edge.runtime.deviation import Deviation
 from dasheng_edge.runtime.embedder import AudioParts
 from dasheng_edge.runtime.verify import read_golden
 from tests.fixtures.bundle_kinds import write_encoder_bundle, write_two_branch_bundle
@@ -66,7 +67,7 @@ def test_noise_of_a_stage_is_that_of_the_whole(
             model = load_graph(source.path(name))
             plan.apply(model)
             save_graph(model, tmp_path / name)
-        whole = snr(wanted, clip_outputs(spec, tmp_path.joinpath, [clip], 1, graphs))
+        whole = Deviation.of(zip(clip_outputs(spec, tmp_path.joinpath, [clip], 1, graphs), wanted, strict=True)).snr_db
         assert whole is not None
         got = -10 * np.log10(chain.noise(index, plan.apply, at_end=True))
         assert got == pytest.approx(whole, abs=0.3 if precision == "fp16" else 0.05)  # float32's own at the end of fp16

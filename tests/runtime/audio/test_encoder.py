@@ -187,7 +187,7 @@ def test_waveform_to_patches_equals_the_reference(variant: Variant, tmp_path: Pa
     from dasheng_edge.export.graphs.encoder import export_encoder
     from dasheng_edge.export.graphs.front_end import export_front_end
     from dasheng_edge.export.reference.encoder import reference_features, stream_patches
-    from dasheng_edge.runtime.verify import relative_rms
+    from dasheng_edge.runtime.deviation import relative_rms
     from tests.fixtures.tiny_checkpoint import write_tiny_checkpoint
 
     merged = MergedTensors(open_checkpoint(write_tiny_checkpoint(tmp_path / "checkpoint", variant=variant)))

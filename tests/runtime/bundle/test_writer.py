@@ -93,7 +93,7 @@ def test_a_lock_that_its_holder_removes_is_taken_again(tmp_path: Path, monkeypat
 KILLED_BETWEEN = """
 import os, sys
 from pathlib import Path
-from dasheng_edge.runtime.partial import PartialOutput
+from dasheng_edge.runtime.atomic_output import PartialOutput
 
 rename = Path.rename
 def rename_and_die(self, target):

@@ -16,8 +16,8 @@ from dasheng_edge.export.gguf.decoder import write_gguf
 from dasheng_edge.export.gguf.tokenizer import read_vocabulary
 from dasheng_edge.quant.decoder.gguf_file import gguf_tensors
 from dasheng_edge.runtime.bundle.bundle import Variant
+from dasheng_edge.runtime.deviation import relative_rms
 from dasheng_edge.runtime.text.decoder import Decoder
-from dasheng_edge.runtime.verify import relative_rms
 from tests.fixtures.tiny_checkpoint import ROWS, write_tiny_adapter, write_tiny_checkpoint
 
 pytestmark = pytest.mark.torch
