@@ -100,7 +100,7 @@ test-all: $(STAMP_READY) build/micro  ## all tests that need neither a network n
 	@$(BIN)/python -m pytest -m "not network and not gpu" --durations 10
 
 .PHONY: check
-check: lint types-check contracts line-budget test-all docs-check  ## everything that must hold before a change is merged
+check: lint types-check contracts structure test-all docs-check  ## everything that must hold before a change is merged
 
 .PHONY: lint
 lint: $(STAMP_READY)  ## ruff: rules and format
@@ -128,9 +128,10 @@ types-check: $(STAMP_READY) types  ## mypy (strict) and pyright
 contracts: $(STAMP_READY) types  ## who may import whom
 	@PYTHONPATH=.types $(BIN)/lint-imports --no-logo
 
-.PHONY: line-budget
-line-budget: $(STAMP_READY)  ## longest functions and modules, share of comments
-	@$(BIN)/python -m benchmarks.line_budget $(CODE)
+.PHONY: structure line-budget
+structure: $(STAMP_READY)  ## modules of each folder, circles of imports, longest functions and modules
+	@$(BIN)/python -m tests.structure
+line-budget: structure
 
 .PHONY: docs docs-check
 docs: $(STAMP_READY) build/micro  ## run the README's examples and paste their output into it
@@ -174,12 +175,12 @@ bench: llama-tools $(addprefix $(BENCH)/,exported/dasheng-0.6b/manifest.json sma
 	@$(BIN)/python -m benchmarks.speed.memory $(BENCH)/small/0.6b
 	@$(BIN)/python -m benchmarks.speed.throughput $(BENCH)/small/0.6b
 	@$(BIN)/python -m benchmarks.speed.peers $(BENCH)/checkpoint/0.6b $(BENCH)/small/0.6b
-	@$(BIN)/python -m benchmarks.records.render
+	@$(BIN)/python -m benchmarks.render
 bench-full: llama-tools $(BENCH)/small/7b/manifest.json  ## the same for the decoder and the captions of the 7B (an hour, 50 GB of disk, 20 GB of memory)
 	@$(BIN)/python -m benchmarks.speed.decoder $(BENCH)/small/7b
 	@$(BIN)/python -m benchmarks.speed.peers $(BENCH)/checkpoint/7b $(BENCH)/small/7b --dtypes bf16 --apart
 	@$(BIN)/python -m benchmarks.speed.mtmd $(BENCH)/small/7b
-	@$(BIN)/python -m benchmarks.records.render
+	@$(BIN)/python -m benchmarks.render
 
 .PHONY: bench-export bench-export-full
 bench-export: $(STAMP_READY)  ## export every variant but the 7B at full size, and record time, memory and errors

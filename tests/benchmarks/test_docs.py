@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import docs, line_budget
+from benchmarks import docs
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -77,22 +77,6 @@ def test_words_and_counts_are_compared(one: str, other: str) -> None:
 def test_every_output_block_of_the_readme_belongs_to_an_example() -> None:
     readme = (REPOSITORY / "README.md").read_text("utf-8")
     assert len(re.findall(r"^```text$", readme, re.MULTILINE)) == len(docs.EXAMPLE.findall(readme))
-
-
-def test_line_budget_finds_what_is_too_long(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    long_function = "def long() -> None:\n" + "    print()\n" * line_budget.FUNCTION_LINES
-    (tmp_path / "module.py").write_text(long_function + "# end\n", "utf-8")
-
-    assert line_budget.main([str(tmp_path)]) == 1
-    printed = capsys.readouterr().out
-    assert f"  61  {tmp_path}/module.py:1 long   <-- over" in printed
-    assert "comments: 1 of 62 lines that are not blank" in printed
-
-
-def test_line_budget_without_a_folder_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
-    assert line_budget.main(["no/such/folder"]) == 2
-    assert line_budget.main([]) == 2
-    assert "expected folders to measure" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("folder", ["export", "quant", "runtime"])

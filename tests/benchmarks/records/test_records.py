@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.records import render
+from benchmarks import render
 from benchmarks.records.plots import as_svg, number
 from benchmarks.records.record import RESULTS, BenchmarkError, make_record, parser, publish
-from benchmarks.records.render import page, read_records
-from benchmarks.records.sections import section
-from benchmarks.records.targets import TARGETS, Outcome, outcomes
 from benchmarks.records.turns import field, percentile, summed_up, take_turns, times
+from benchmarks.render import page, read_records
+from benchmarks.sections import section
 from benchmarks.speed import encoder, latency, memory, peers, throughput
 from benchmarks.speed.decoder import headline as decoder_headline
+from benchmarks.targets import TARGETS, Outcome, outcomes
 from tests.fixtures.speed_records import (
     Record,
     all_records,
@@ -268,6 +268,4 @@ def test_headlines_are_the_same_numbers() -> None:
 
 @pytest.mark.skipif(not render.PAGE.exists(), reason="nothing is measured yet")
 def test_the_page_is_that_of_the_records() -> None:
-    assert render.PAGE.read_text("utf-8") == page(read_records(RESULTS), "results/speed"), (
-        "run benchmarks.records.render"
-    )
+    assert render.PAGE.read_text("utf-8") == page(read_records(RESULTS), "results/speed"), "run benchmarks.render"

@@ -15,13 +15,13 @@ import numpy as np
 import onnx
 import pytest
 
+from benchmarks import render
 from benchmarks.peers import llama_bench
 from benchmarks.peers.bundle_worker import answer
 from benchmarks.peers.gemms import gemm_feed, matrix_shapes, operations, write_gemms
 from benchmarks.peers.llama_bench import PORTABLE, SAME, LlamaBench, Work, find_llama_bench, parse
 from benchmarks.peers.llama_cpp_tools import VERSION, pinned_version
 from benchmarks.peers.workers import Worker
-from benchmarks.records import render
 from benchmarks.records.record import REPOSITORY, BenchmarkError
 from benchmarks.speed import decoder, encoder, latency, memory, mtmd, peers, throughput
 from benchmarks.speed.decoder import Variants
@@ -366,7 +366,7 @@ def test_the_targets_of_make_name_the_records_that_are_shown() -> None:
     make = shutil.which("make")
     if make is None:
         pytest.skip("there is no make")
-    from benchmarks.records.targets import TARGETS
+    from benchmarks.targets import TARGETS
 
     asked = [make, "-n", "-W", "nothing", "bench", "bench-full"]
     done = subprocess.run(asked, cwd=REPOSITORY, capture_output=True, text=True, check=True)

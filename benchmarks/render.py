@@ -1,6 +1,6 @@
 """Writes benchmarks/RESULTS.md and its plots from the speed records; nothing on it is typed.
 
-    python -m benchmarks.records.render
+    python -m benchmarks.render
 
 The last line is JSON: how many targets are met, missed, and without a record.
 """
@@ -18,14 +18,14 @@ from pathlib import Path
 from benchmarks.records import machine
 from benchmarks.records.plots import as_svg
 from benchmarks.records.record import REPOSITORY, RESULTS, SCHEMA_VERSION, BenchmarkError, failed, replace_text
-from benchmarks.records.sections import SECTIONS, Section, section, table
-from benchmarks.records.targets import LARGE, TARGETS, Outcome, Record, Records, Target, outcomes
+from benchmarks.sections import SECTIONS, Section, section, table
+from benchmarks.targets import LARGE, TARGETS, Outcome, Record, Records, Target, outcomes
 
 PAGE = REPOSITORY / "benchmarks" / "RESULTS.md"
 MADE_BY = {True: "make bench-full", False: "make bench"}  # whether the model is the large one
 WORDS = {True: "yes", False: "**no**", None: "missing"}
 INTRODUCTION = (
-    "Written by `python -m benchmarks.records.render` from the records in [results/speed](results/speed), which hold "
+    "Written by `python -m benchmarks.render` from the records in [results/speed](results/speed), which hold "
     "every value that was measured; `make bench` and `make bench-full` make them. Weights are random, with the shapes "
     "of the published models: what is said differs, what it takes does not. Variants took turns in one run. A ratio is "
     "the median of the ratios of all rounds, p50 and p90 are over the rounds."
