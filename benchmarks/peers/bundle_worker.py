@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.peers.workers import Message, serve
+from benchmarks.peers.workers import Message
 from benchmarks.synthetic.noise import GREEDY, RATE_HZ, talkative_noise
 from dasheng_edge.runtime import Captioner
+from dasheng_edge.runtime.child import serve
 from dasheng_edge.runtime.text.prompt import Text
 
 
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, required=True)
     given = parser.parse_args(arguments)
     with Captioner.open(given.bundle, threads=given.threads, check_sha256=False) as captioner:
-        serve(lambda request: answer(captioner, request))
+        serve(lambda request, _: answer(captioner, request))
     return 0
 
 

@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.peers.workers import Message, serve
+from benchmarks.peers.workers import Message
 from benchmarks.records.record import BenchmarkError
+from dasheng_edge.runtime.child import serve
 from dasheng_edge.runtime.text.llama import llama_log, pointer
 from dasheng_edge.runtime.text.model import load_model
 
@@ -78,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         front_end_s, encoder_s, rows = mtmd.encode(np.load(request["encode"]))
         return {"front_end_s": front_end_s, "encoder_s": encoder_s, "seconds": front_end_s + encoder_s, "rows": rows}
 
-    serve(answer)
+    serve(lambda request, _: answer(request))
     return 0
 
 

@@ -20,8 +20,9 @@ import numpy as np
 import torch
 
 from benchmarks.peers.torch_peer import TorchPeer, open_merged, torch_encoder, torch_patches
-from benchmarks.peers.workers import Message, serve
+from benchmarks.peers.workers import Message
 from dasheng_edge.runtime.audio.front_end import Features
+from dasheng_edge.runtime.child import serve
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -69,7 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
     make = encodes if given.encoder else captions
-    serve(make(given.checkpoint, DTYPES[given.dtype]))
+    answer = make(given.checkpoint, DTYPES[given.dtype])
+    serve(lambda request, _: answer(request))
     return 0
 
 

@@ -7,8 +7,6 @@ own cache. Each clip gets as many tokens as the bundle has given it, whatever th
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -22,7 +20,8 @@ from torch import Tensor, nn
 from dasheng_edge.export.adapter.merge import MergedTensors
 from dasheng_edge.export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from dasheng_edge.export.checkpoint.sizes import DecoderSpec
-from dasheng_edge.runtime.errors import CheckpointError, DashengEdgeError
+from dasheng_edge.runtime.child import serve
+from dasheng_edge.runtime.errors import CheckpointError
 from dasheng_edge.runtime.machine.meters import peak_rss_bytes
 
 from .dasheng import DashengEncoder
@@ -143,16 +142,5 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
     return {"load_ms": load_ms, "stages_ms": stages, "peak_rss_bytes": peak_rss_bytes()}
 
 
-def main() -> int:
-    """What the child does."""
-    try:
-        found = measure(json.load(sys.stdin))
-    except DashengEdgeError as error:
-        print(error, file=sys.stderr)  # noqa: T201  # the parent says it
-        return 1
-    print(json.dumps(found))  # noqa: T201  # how the parent gets it
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    serve(lambda request, _: measure(request))

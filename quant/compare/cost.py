@@ -5,14 +5,11 @@ Memory is that process's alone. One clip is captioned before the measurement, so
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +17,7 @@ from dasheng_edge.runtime.audio.clips import Clip
 from dasheng_edge.runtime.bundle.bundle import CUDA_GRAPHS, DECODER, ENCODER, FRONT_END, PROJECTOR, Bundle
 from dasheng_edge.runtime.caption import Caption
 from dasheng_edge.runtime.captioner import Captioner
+from dasheng_edge.runtime.child import Child, ChildError, serve
 from dasheng_edge.runtime.errors import QuantizeError
 from dasheng_edge.runtime.machine.meters import EnergyMeter, cpu_use, peak_rss_bytes
 from dasheng_edge.runtime.text.prefix_cache import FOLDER_VARIABLE
@@ -59,19 +57,16 @@ def measure_cost(bundle: Bundle, clips: Sequence[Clip], threads: int, max_new_to
         ],
     }
     before = cpu_use()
-    environment = {**os.environ, "PYTHONSAFEPATH": "1", FOLDER_VARIABLE: "off"}  # candidates fill no caches
-    done = subprocess.run(  # noqa: S603
-        [sys.executable, "-m", __name__], input=json.dumps(request), env=environment, capture_output=True, text=True,
-        check=False,
-    )  # fmt: skip
-    if done.returncode != 0:
-        said = " ".join(done.stderr.split()[-40:]) or "it said nothing"
+    try:
+        with Child(__name__, environment={FOLDER_VARIABLE: "off"}) as child:  # candidates fill no caches
+            answer = child.ask(request)
+    except ChildError as error:
         raise QuantizeError(
-            f"captioning with {bundle.folder} in a process of its own ended with {done.returncode}: {said}; try "
+            f"captioning with {bundle.folder} in a process of its own ended with {error.status}: {error.said}; try "
             "`dasheng-edge caption` on it"
-        )
+        ) from error
     others_share = before.others_share(cpu_use())
-    return _cost(bundle, Measurement(**json.loads(done.stdout.splitlines()[-1])), others_share)
+    return _cost(bundle, Measurement(**answer), others_share)
 
 
 def measured_clips(clips: Sequence[Clip]) -> list[Clip]:
@@ -114,9 +109,8 @@ def _quantiles(values: Sequence[float]) -> Quantiles:
     return Quantiles(p50=float(np.percentile(values, 50)), p90=float(np.percentile(values, 90)))
 
 
-def main() -> int:
+def measure(request: Mapping[str, Any], _: object = None) -> dict[str, Any]:
     """What the child does."""
-    request = json.load(sys.stdin)
     clips = [
         (Clip(name, Path(path), offset, duration), prompt) for name, path, offset, duration, prompt in request["clips"]
     ]
@@ -147,9 +141,8 @@ def main() -> int:
         peak_rss_bytes(),
         energy_j,
     )
-    print(json.dumps(asdict(found)))  # noqa: T201  # how the parent gets it
-    return 0
+    return asdict(found)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    serve(measure)

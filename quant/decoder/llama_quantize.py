@@ -4,27 +4,22 @@ It is one C call that takes ten minutes for a 7B decoder and cannot be told to s
 a termination only when it returns. A process can be ended at any time, and a failed assertion of llama.cpp ends
 only that process. The child needs no PyTorch, and what it mapped is given back when it is done.
 
-The request is a line of JSON, `Request`; the pipe stays open behind it, and closes when the parent is gone.
+A request has the fields of `Request`.
 """
 
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import re
-import signal
-import subprocess
-import sys
-import threading
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
 from gguf import GGMLQuantizationType, LlamaFileType
 
+from dasheng_edge.runtime.child import Child, ChildError, Tell, serve
 from dasheng_edge.runtime.errors import ExportError, OutputWriteError
 from dasheng_edge.runtime.progress import Advance, no_advance
 
@@ -36,7 +31,6 @@ FILE_TYPES: Mapping[str, LlamaFileType] = {
 }
 BUFFER_BYTES = 256 << 20  # of rows that the quantizer holds in float32 and in the new type; its own default is 8 GiB
 _TENSOR = re.compile(rb"\[ *\d+/ *\d+\] ")  # how a line of its log about a tensor begins: "[   3/  27] blk.0 ..."
-_BEGUN = b"+"  # what the child tells when a tensor is begun; other lines are llama.cpp's warnings and errors
 _WARN, _ERROR = 3, 4  # enum ggml_log_level
 _TAG_INT, _TAG_STRING = 0, 3  # enum llama_model_kv_override_type
 _VALUE_BYTES = 127  # of a string in the metadata that is set while quantizing
@@ -83,56 +77,43 @@ def quantize(
         str(source), str(target), int(FILE_TYPES[kind]), threads, str(guidance.imatrix) if guidance.imatrix else None,
         tuple((pattern, int(stored)) for pattern, stored in guidance.tensor_types.items()),
     )  # fmt: skip
-    # No other folder's modules: Python 3.11 and later would else look into the working directory first.
-    environment = {**os.environ, "PYTHONSAFEPATH": "1"}
-    command = [sys.executable, "-m", __name__]
-    said: list[str] = []
-    code = -1
-    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)  # noqa: S603
+    said: list[str] = []  # llama.cpp's warnings and errors
+    whole = False
     try:
-        assert child.stdin is not None
-        assert child.stdout is not None
-        with suppress(BrokenPipeError):  # it ended at once; its exit code says so
-            child.stdin.write(json.dumps(asdict(request)).encode() + b"\n")
-            child.stdin.flush()
-        for line in child.stdout:
-            if line == _BEGUN + b"\n":
-                advance(1)
-            else:
-                said.append(line.decode("utf-8", "replace"))
-        code = child.wait()
+        with Child(__name__) as child:
+            code = child.ask(asdict(request), lambda told: advance(1) if told is None else said.append(told))
+        if code:
+            raise _refused(target, kind, " ".join(said))
+        whole = True
+    except ChildError as error:
+        raise _refused(
+            target, kind, f"its process ended with {error.status}: {' '.join(said) or error.said}"
+        ) from error
     finally:
-        with child:  # closes the pipes and waits
-            child.kill()
-        if code != 0:
+        if not whole:
             target.unlink(missing_ok=True)
-    if code != 0:
-        _refuse(target, kind, code, " ".join(" ".join(said).split()))
 
 
-def _refuse(target: Path, kind: str, code: int, said: str) -> None:
+def _refused(target: Path, kind: str, said: str) -> ExportError | OutputWriteError:
     if "iostream" in said:  # the C++ library's word for a failed write
-        raise OutputWriteError(
+        return OutputWriteError(
             f"cannot write {target.name}: llama.cpp says {said!r}; free some space or choose another --out"
         )
-    ended = "" if code == 1 else f"its process ended with {code}: "
-    raise ExportError(
-        f"llama.cpp could not quantize the decoder to {kind}: {ended}{said or 'no reason given'}; try another --decoder"
+    return ExportError(
+        f"llama.cpp could not quantize the decoder to {kind}: {said or 'no reason given'}; try another --decoder"
     )
 
 
-def main() -> int:
-    """What the child does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both; the parent decides
-    request = Request(**json.loads(_first_line()))
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def run(wanted: Mapping[str, Any], tell: Tell) -> int:
+    """What the child does; it tells None of each tensor that is begun, and what llama.cpp warns of. 0 is success."""
+    request = Request(**wanted)
     from llama_cpp import llama_cpp as llama
 
     def log(level: int, text: bytes, _: object) -> None:
         if level in (_WARN, _ERROR):
-            _tell(b" ".join(text.split()))
+            tell(" ".join(text.decode("utf-8", "replace").split()))
         elif _TENSOR.match(text):
-            _tell(_BEGUN)
+            tell(None)
 
     callback = llama.llama_log_callback(log)  # must outlive the calls of llama.cpp
     llama.llama_log_set(callback, ctypes.c_void_p())
@@ -191,25 +172,5 @@ def _cut(text: str) -> bytes:
     return text.encode()[:_VALUE_BYTES].decode(errors="ignore").encode()
 
 
-def _tell(line: bytes) -> None:
-    with suppress(OSError):  # the parent is gone, and so is this process in a moment
-        os.write(1, line + b"\n")
-
-
-def _first_line() -> bytes:
-    """Read without a buffer, which `_end_with_parent` would miss."""
-    line = b""
-    while not line.endswith(b"\n"):
-        if not (byte := os.read(0, 1)):
-            os._exit(1)
-        line += byte
-    return line
-
-
-def _end_with_parent() -> None:
-    os.read(0, 1)
-    os._exit(1)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    serve(run)

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +13,7 @@ import numpy as np
 
 from dasheng_edge.runtime.audio.read import Waveform
 from dasheng_edge.runtime.bundle.bundle import Bundle
+from dasheng_edge.runtime.child import Child, ChildError
 from dasheng_edge.runtime.errors import CheckpointError, MissingExtraError
 from dasheng_edge.runtime.machine.doctor import examine
 from dasheng_edge.runtime.text.prompt import Segment, Text
@@ -64,14 +61,21 @@ def compare(work: SameWork, checkpoint: Path) -> Against:
     An adapter that is merged into the bundle changes no speed, so the checkpoint is run without.
 
     Raises:
-        CheckpointError: the checkpoint is not the bundle's, or the process failed; the message has its words.
+        CheckpointError: the checkpoint cannot be opened or is not the bundle's, or the process failed; the message has
+            its words.
     """
     dtype = "bfloat16" if _BFLOAT16_FLAGS & set(examine().cpu_flags) else "float32"
     with tempfile.TemporaryDirectory() as folder:
         clips = Path(folder) / "clips.npz"
         with clips.open("wb") as file:
             np.savez(file, *work.waveforms)
-        found = _child(_request(work, checkpoint, clips, dtype), checkpoint)
+        try:
+            with Child(MODULE) as child:
+                found = child.ask(_request(work, checkpoint, clips, dtype))
+        except ChildError as error:
+            raise CheckpointError(
+                f"running {checkpoint} in transformers ended with {error.status}: {error.said}"
+            ) from error
     return Against(dtype, **found)
 
 
@@ -90,18 +94,6 @@ def _request(work: SameWork, checkpoint: Path, clips: Path, dtype: str) -> dict[
         "threads": work.threads,
         "dtype": dtype,
     }  # fmt: skip
-
-
-def _child(request: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
-    done = subprocess.run(  # noqa: S603
-        [sys.executable, "-m", MODULE], input=json.dumps(request), env={**os.environ, "PYTHONSAFEPATH": "1"},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if done.returncode != 0:
-        said = " ".join(done.stderr.split()[-60:]) or "it said nothing, as when memory is short"
-        raise CheckpointError(f"running {checkpoint} in transformers ended with {done.returncode}: {said}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
 
 
 def joined(blocks: Sequence[Waveform]) -> Waveform:

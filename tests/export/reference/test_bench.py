@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +11,11 @@ import torch
 from dasheng_edge.export.adapter.merge import MergedTensors
 from dasheng_edge.export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from dasheng_edge.export.reference import bench as bench_transformers
-from dasheng_edge.export.reference.bench import STAGES, check_sizes, main, measure
+from dasheng_edge.export.reference.bench import STAGES, check_sizes, measure
 from dasheng_edge.export.reference.encoder import load_encoder, load_projector
+from dasheng_edge.runtime.child import Child
 from dasheng_edge.runtime.errors import CheckpointError
+from dasheng_edge.runtime.speed.transformers_peer import MODULE
 from tests.fixtures.whole_decoder import whole_decoder
 
 pytestmark = pytest.mark.torch
@@ -72,12 +72,8 @@ def test_another_checkpoint_is_refused(checkpoint: Checkpoint) -> None:
         check_sizes(checkpoint, sizes(checkpoint) | {"depth": 99})
 
 
-def test_the_child_prints_json_or_one_error(
-    request_of: dict[str, object], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(request_of)))
-    assert main() == 0
-    assert set(json.loads(capsys.readouterr().out)) == {"load_ms", "stages_ms", "peak_rss_bytes"}
-    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(request_of | {"sizes": {}})))
-    assert main() == 1
-    assert "pass the checkpoint" in capsys.readouterr().err
+def test_the_child_answers_or_raises_what_is_wrong(request_of: dict[str, object]) -> None:
+    with Child(MODULE) as child:
+        assert set(child.ask(request_of)) == {"load_ms", "stages_ms", "peak_rss_bytes"}
+        with pytest.raises(CheckpointError, match="pass the checkpoint"):
+            child.ask(request_of | {"sizes": {}})

@@ -193,5 +193,5 @@ def test_against_transformers(tiny_bundle: Path, tiny_checkpoint: Path, monkeypa
 
 def test_a_checkpoint_that_is_not_the_bundles(tiny_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CheckpointError, match=r"running .*empty in transformers ended with 1: .*config\.json"):
+    with pytest.raises(CheckpointError, match=r"empty.*config\.json"):
         measured(tiny_bundle, rounds=1, checkpoint=tmp_path / "empty")
