@@ -16,7 +16,6 @@ from pathlib import Path
 
 from dasheng_edge.quant.compare.aac_scores import aac_library, check_references, extra_scores
 from dasheng_edge.quant.compare.bootstrap import COVERED, DRAWS, FEW_CLIPS
-from dasheng_edge.quant.compare.candidates import Spec, Workshop, check_same_model, parse_specs, recipe_facts
 from dasheng_edge.quant.compare.cost import measure_cost
 from dasheng_edge.quant.compare.measurements import (
     Answer,
@@ -50,6 +49,8 @@ from dasheng_edge.runtime.errors import DashengEdgeError, OutputWriteError
 from dasheng_edge.runtime.machine.devices import checked_threads
 from dasheng_edge.runtime.machine.doctor import examine
 from dasheng_edge.runtime.progress import NoProgress, Progress
+
+from .candidates import Spec, Workshop, check_same_model, parse_specs, recipe_facts
 
 WORK = "work"
 REFERENCE = "reference"  # its name in the report

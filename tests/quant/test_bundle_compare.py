@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from dasheng_edge.quant import bundle_compare as compare_module
 from dasheng_edge.quant.bundle_compare import REFERENCE, CompareOptions, compare
-from dasheng_edge.quant.compare.candidates import parse_spec
+from dasheng_edge.quant.candidates import parse_spec
 from dasheng_edge.quant.compare.cost import measure_cost
 from dasheng_edge.quant.compare.measurements import Answering, joined
 from dasheng_edge.quant.compare.record import Interval, Report, TaskScore

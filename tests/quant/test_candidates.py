@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 
+from dasheng_edge.quant import candidates
 from dasheng_edge.quant.bundle_quant import QuantizeOptions
-from dasheng_edge.quant.compare import candidates
+from dasheng_edge.quant.candidates import Spec, Workshop, check_same_model, parse_spec, parse_specs
 from dasheng_edge.quant.compare import measurements as measuring
-from dasheng_edge.quant.compare.candidates import Spec, Workshop, check_same_model, parse_spec, parse_specs
 from dasheng_edge.quant.recipes import RECIPES, Recipe
 from dasheng_edge.runtime.bundle.bundle import MANIFEST, Bundle
 from dasheng_edge.runtime.errors import ClipsError
 from tests.runtime.audio.test_clips import write_wave
 
-MICRO = Path(__file__).resolve().parents[3] / "build" / "micro"
+MICRO = Path(__file__).resolve().parents[2] / "build" / "micro"
 needs_micro = pytest.mark.skipif(not MICRO.is_dir(), reason="make build/micro makes it")
 
 
