@@ -23,6 +23,7 @@ from dasheng_edge.quant.decoder.quantize import (
 )
 from dasheng_edge.quant.decoder.saved_imatrix import KeptImatrix
 from dasheng_edge.quant.decoder.types import COPIED_TYPES, DECODER_TOLERANCES, DecoderType
+from dasheng_edge.quant.encoder.precisions import EncoderPrecision
 from dasheng_edge.quant.encoder.quantize import EncoderOptions, EncoderReport, quantize_encoder, trials
 from dasheng_edge.runtime.audio.clips import ClipSet, find_clips
 from dasheng_edge.runtime.bundle.bundle import (
@@ -51,7 +52,7 @@ from dasheng_edge.runtime.progress import NoProgress, Progress, StepReport
 from dasheng_edge.runtime.verify import read_golden, verify_bundle
 
 from .calibration import Calibration, calibrate_on, golden_features
-from .recipes import EncoderPrecision, Recipe
+from .recipes import Recipe
 from .tolerances import LARGEST_LOGITS, measured_tolerances, widest_tolerances
 
 IMATRIX = "imatrix.gguf"  # while the bundle is written

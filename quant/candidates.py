@@ -13,13 +13,14 @@ from dasheng_edge.quant.compare.measurements import key_of
 from dasheng_edge.quant.compare.record import RecipeFacts
 from dasheng_edge.quant.decoder.quantize import DecoderOptions, check_decoder
 from dasheng_edge.quant.decoder.types import COPIED_TYPES, NEED_IMATRIX, DecoderType
+from dasheng_edge.quant.encoder.precisions import EncoderPrecision
 from dasheng_edge.runtime.audio.clips import ClipSet, find_clips, printable
 from dasheng_edge.runtime.bundle.bundle import MANIFEST, Bundle, KvType, PromptFacts, sha256_of
 from dasheng_edge.runtime.errors import ClipsError
 from dasheng_edge.runtime.progress import NoProgress, Progress
 
 from .bundle_quant import QuantizeOptions, quantize_bundle, quantize_options
-from .recipes import RECIPES, EncoderPrecision, Recipe
+from .recipes import RECIPES, Recipe
 
 MARK = "+imatrix"
 # What the same question is made of, where a clip brings none of its own.

@@ -6,16 +6,17 @@ import dataclasses
 import json
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
 from dasheng_edge.quant.decoder.types import NEED_IMATRIX, DecoderType
+from dasheng_edge.quant.encoder.precisions import EncoderPrecision
 from dasheng_edge.runtime.bundle.bundle import KvType
 from dasheng_edge.runtime.errors import MissingExtraError
 from dasheng_edge.runtime.progress import StepBars, typed_path
 
-from .recipes import RECIPES, EncoderPrecision, Recipe
+from .recipes import RECIPES, Recipe, RecipeName
 
 if TYPE_CHECKING:
     from dasheng_edge.quant.compare.record import Report
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from .bundle_compare import CompareOptions
     from .bundle_quant import QuantizeOptions, QuantizeReport
 
-RecipeName = Literal["reference", "balanced", "small", "tiny"]
-assert get_args(RecipeName) == tuple(RECIPES)
 RECIPE_HELP = f"{'; '.join(f'{name}: {recipe.text}' for name, recipe in RECIPES.items())}."
 
 

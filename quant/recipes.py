@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dasheng_edge.quant.decoder.types import DecoderType
+from dasheng_edge.quant.encoder.precisions import EncoderPrecision
 from dasheng_edge.runtime.bundle.bundle import KvType
 
-# fp16: weights stored as halves, computed with in float32 on CPU and in float16 on CUDA. int8: weights by output
-# channel, activations quantized on the fly. The block ones quantize weights alone. mixed: chosen block by block.
-EncoderPrecision = Literal["fp32", "fp16", "int8", "int8-block", "int4-block", "mixed"]
+RecipeName = Literal["reference", "balanced", "small", "tiny"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Recipe:
 
 # "small" takes an importance matrix where there are clips to measure one on, but does not ask for it: on micro, Q4_K_M
 # is the same with one and without (benchmarks/results/quantization).
-RECIPES: Mapping[str, Recipe] = {
+RECIPES: Mapping[RecipeName, Recipe] = {
     "reference": Recipe("fp32", "F16", "f16"),
     "balanced": Recipe("int8", "Q6_K", "f16"),
     "small": Recipe("int8", "Q4_K_M", "f16"),

@@ -5,15 +5,13 @@ Matrices are as MatMul takes them, float32 [inputs, outputs].
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 from numpy.typing import NDArray
 
+from .precisions import BLOCK_SIZE, Bits
+
 Matrix = NDArray[np.float32]
-Bits = Literal[4, 8]
 INT8_LEVELS = 127  # symmetric: -128 is not used
-BLOCK_SIZE = 32  # inputs that share a scale: as fine as llama.cpp's, at 5.1 or 9.25 bits a weight with the zero points
 
 
 def channel_scales(matrix: Matrix) -> NDArray[np.float32]:

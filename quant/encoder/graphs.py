@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 from dasheng_edge.runtime.bundle.bundle import EXTERNAL_BYTES, PAGE_BYTES, weights_file
 from dasheng_edge.runtime.errors import QuantizeError
 
-from .block_weights import BLOCK_SIZE, Bits, block_parameters, block_values, channel_int8, channel_scales, pack
+from .block_weights import block_parameters, block_values, channel_int8, channel_scales, pack
+from .precisions import BLOCK_SIZE, PRECISIONS, Bits, MatrixPrecision
 
-# A precision that a matrix can have, beside "fp32".
-MatrixPrecision = Literal["fp32", "fp16", "int8", "int8-block", "int4-block"]
 MICROSOFT = "com.microsoft"
 # Levels of accuracy of MatMulNBits: 4 multiplies in int8, 1 in float32.
 ACCURACY_LEVEL = 4
@@ -49,22 +48,22 @@ def convert(model: ir.Model, precisions: Mapping[str, MatrixPrecision]) -> None:
     Raises:
         QuantizeError: a weight does not fit into float16.
     """
-    makers: dict[str, Callable[[ir.Graph, ir.Node, str], None]] = {
-        "fp16": _to_fp16,
-        "int8": _to_int8,
-        "int8-block": lambda graph, node, name: _to_blocks(graph, node, name, 8),
-        "int4-block": lambda graph, node, name: _to_blocks(graph, node, name, 4),
-    }
     for name, node in matrix_nodes(model).items():
-        precision = precisions.get(name, "fp32")
-        if precision != "fp32":
-            weight = node.inputs[1]
-            assert weight is not None
-            makers[precision](model.graph, node, name)
-            assert weight.name is not None
-            if not weight.uses():
-                model.graph.initializers.pop(weight.name)
-    if any(precision.endswith("block") for precision in precisions.values()):
+        precision = PRECISIONS[precisions.get(name, "fp32")]
+        if precision.bits == 32:
+            continue
+        weight = node.inputs[1]
+        assert weight is not None
+        assert weight.name is not None
+        if precision.scales == "block":
+            _to_blocks(model.graph, node, name, precision.bits)
+        elif precision.scales == "channel":
+            _to_int8(model.graph, node, name)
+        else:
+            _to_fp16(model.graph, node, name)
+        if not weight.uses():
+            model.graph.initializers.pop(weight.name)
+    if any(PRECISIONS[precision].scales == "block" for precision in precisions.values()):
         model.opset_imports[MICROSOFT] = 1
 
 

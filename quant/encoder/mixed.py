@@ -10,17 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import get_args
 
 from dasheng_edge.runtime.deviation import noise_share_of
 
-from .graphs import MatrixPrecision
+from .precisions import PRECISIONS, MatrixPrecision
 
-# Bytes of a value, scales and zero points of blocks of 32 included.
-VALUE_BYTES: Mapping[MatrixPrecision, float] = {
-    "int4-block": 0.5 + 4.5 / 32, "int8": 1.0, "int8-block": 1.0 + 5 / 32, "fp16": 2.0, "fp32": 4.0,
-}  # fmt: skip
-STEPS: tuple[MatrixPrecision, ...] = tuple(VALUE_BYTES)  # the smallest first
+# The smallest first.
+STEPS: tuple[MatrixPrecision, ...] = tuple(sorted(PRECISIONS, key=lambda name: PRECISIONS[name].value_bytes))
 _BLOCK = re.compile(r"(.*\.blocks\.\d+)\..*")
 
 Alone = Callable[[str, MatrixPrecision], float]
@@ -55,7 +51,6 @@ def choose(matrices: Mapping[str, int], min_snr_db: float, alone: Alone, whole: 
     `alone` measures the model with one group in a precision, `whole` with all matrices in theirs. It always ends, since
     float32 everywhere adds no noise.
     """
-    assert set(STEPS) == set(get_args(MatrixPrecision))
     groups = groups_of(matrices)
     values = {group: sum(matrices[matrix] for matrix in members) for group, members in groups.items()}
     budget = noise_share_of(min_snr_db)
@@ -90,7 +85,8 @@ def _finer(
 
     def gain(group: str, step: int) -> float:
         saved = added[group, STEPS[chosen[group]]] - added[group, STEPS[step]]
-        more = values[group] * (VALUE_BYTES[STEPS[step]] - VALUE_BYTES[STEPS[chosen[group]]])
+        finer, coarser = PRECISIONS[STEPS[step]], PRECISIONS[STEPS[chosen[group]]]
+        more = values[group] * (finer.value_bytes - coarser.value_bytes)
         return saved / more
 
     options = [(group, step) for group, now in chosen.items() for step in range(now + 1, len(STEPS))]

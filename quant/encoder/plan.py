@@ -9,12 +9,11 @@ import onnx_ir as ir
 
 from dasheng_edge.runtime.progress import Advance
 
-from .graphs import MatrixPrecision, convert
+from .graphs import convert
 from .mixed import group_of, groups_of
+from .precisions import PRECISIONS, MatrixPrecision
 from .smoothing import Smoothing, SmoothingSearch, fold
 from .stages import Chain
-
-SMOOTHED: tuple[MatrixPrecision, ...] = ("int8", "int8-block", "int4-block")
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class Planner:
         if step == "fp32":
             return {}
         if (group, step) not in self._found:
-            search = self._search if step in SMOOTHED else None
+            search = self._search if PRECISIONS[step].scales else None
             self._found[group, step] = search.of(self._places[group], step) if search else {}
             self._advance(1)
         return self._found[group, step]

@@ -12,7 +12,6 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from dasheng_edge.quant.recipes import EncoderPrecision
 from dasheng_edge.runtime.audio.encoder import Encoder, Projector
 from dasheng_edge.runtime.audio.front_end import Features, FrontEndSpec
 from dasheng_edge.runtime.bundle.bundle import CUDA_GRAPHS, ENCODER, PROJECTOR, Bundle
@@ -20,16 +19,14 @@ from dasheng_edge.runtime.deviation import Deviation
 from dasheng_edge.runtime.errors import QuantizeError
 from dasheng_edge.runtime.progress import Advance, no_advance
 
-from .graphs import MatrixPrecision, load_graph, matrix_nodes, save_graph, to_cuda
+from .graphs import load_graph, matrix_nodes, save_graph, to_cuda
 from .mixed import STEPS, choose, groups_of
-from .plan import SMOOTHED, Plan, Planner, uniform
+from .plan import Plan, Planner, uniform
+from .precisions import PRECISIONS, EncoderPrecision, MatrixPrecision
 from .stages import Chain
 
 Array = NDArray[np.float32]
 GRAPHS = (ENCODER, PROJECTOR)
-# Least SNR in dB of the embeddings that a precision explains; below, something is wrong. Measured on micro (51 clips;
-# trained): 73.5, 38.6, 41.2 and 21.8; on tiny random models: 70, 36, 39 and 17.
-LEAST_SNR_DB: Mapping[EncoderPrecision, float] = {"fp16": 50.0, "int8": 20.0, "int8-block": 25.0, "int4-block": 8.0}
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,7 @@ class EncoderOptions:
     @property
     def least_snr_db(self) -> float | None:
         """SNR of the embeddings below which something is wrong, or less than was asked for; None: float32."""
-        return self.min_snr_db if self.precision == "mixed" else LEAST_SNR_DB.get(self.precision)
+        return self.min_snr_db if self.precision == "mixed" else PRECISIONS[self.precision].min_snr_db
 
 
 @dataclass(frozen=True)
@@ -214,4 +211,4 @@ def _plan(graphs: _Source, options: EncoderOptions, wanted: Sequence[Array], fol
 
 
 def _smooths(options: EncoderOptions) -> bool:
-    return options.smooth and (options.precision == "mixed" or options.precision in SMOOTHED)
+    return options.smooth and (options.precision == "mixed" or PRECISIONS[options.precision].scales is not None)

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from dasheng_edge.runtime.deviation import noise_share_of
 
-from .graphs import MatrixPrecision, convert, lazily, matrix_nodes
+from .graphs import convert, lazily, matrix_nodes
+from .precisions import MatrixPrecision
 from .stages import Chain
 
 Array = NDArray[np.float32]

@@ -14,14 +14,13 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from dasheng_edge.quant.encoder.block_weights import (
-    BLOCK_SIZE,
-    Bits,
     block_parameters,
     block_values,
     channel_int8,
     channel_scales,
     pack,
 )
+from dasheng_edge.quant.encoder.precisions import BLOCK_SIZE, Bits
 from dasheng_edge.runtime.machine.devices import load_onnxruntime
 
 MATRICES = hnp.arrays(

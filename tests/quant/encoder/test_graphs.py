@@ -15,12 +15,12 @@ from onnx import numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from dasheng_edge.quant.encoder.graphs import (
-    MatrixPrecision,
     convert,
     load_graph,
     matrix_nodes,
     save_graph,
 )
+from dasheng_edge.quant.encoder.precisions import MatrixPrecision
 from dasheng_edge.runtime.bundle.bundle import ENCODER, EXTERNAL_BYTES, PAGE_BYTES, PROJECTOR
 from dasheng_edge.runtime.errors import QuantizeError
 from dasheng_edge.runtime.machine.devices import load_onnxruntime

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from dasheng_edge.quant.encoder.graphs import MatrixPrecision
-from dasheng_edge.quant.encoder.mixed import STEPS, VALUE_BYTES, Alone, Noise, choose, group_of
+from dasheng_edge.quant.encoder.mixed import STEPS, Alone, Noise, choose, group_of
+from dasheng_edge.quant.encoder.precisions import PRECISIONS, MatrixPrecision
 
 MATRICES = {f"audio_encoder.blocks.{i}.{part}": 1000 for i in range(3) for part in ("attn.qkv", "mlp.fc1")}
 NOISE = {"int4-block": 1e-2, "int8": 2e-4, "int8-block": 1e-4, "fp16": 1e-7, "fp32": 0.0}
@@ -32,7 +32,7 @@ def whole_of(weights: tuple[float, ...], more: float = 1.0) -> tuple[Noise, list
 
 
 def size_of(steps: tuple[MatrixPrecision, ...]) -> float:
-    return sum(2000 * VALUE_BYTES[step] for step in steps)
+    return sum(2000 * PRECISIONS[step].value_bytes for step in steps)
 
 
 @pytest.mark.parametrize("least_db", [15.0, 22.0, 30.0, 38.0, 45.0, 70.0])
@@ -45,7 +45,7 @@ def test_near_the_smallest_that_fits(weights: tuple[float, ...], least_db: float
         size_of(steps) for steps in itertools.product(STEPS, repeat=3)
         if sum(weight * NOISE[step] for weight, step in zip(weights, steps, strict=True)) <= budget
     ]  # fmt: skip
-    got = sum(1000 * VALUE_BYTES[step] for step in chosen.precisions.values())
+    got = sum(1000 * PRECISIONS[step].value_bytes for step in chosen.precisions.values())
     assert got <= 1.35 * min(fitting)
 
 
@@ -54,7 +54,7 @@ def test_noise_that_adds_up_to_more_is_repaired() -> None:
     chosen = choose(MATRICES, 20.0, alone_of((1.0, 1.0, 1.0)), whole)
     assert chosen.noise <= 1e-2
     assert len(measured) <= 3  # what it was off by is learnt, since measuring the whole is dear
-    assert size_of(STEPS[:1] * 3) < sum(1000 * VALUE_BYTES[step] for step in chosen.precisions.values())
+    assert size_of(STEPS[:1] * 3) < sum(1000 * PRECISIONS[step].value_bytes for step in chosen.precisions.values())
 
 
 def test_what_only_float32_gives_is_float32() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,8 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from dasheng_edge.quant.calibration import golden_features
 from dasheng_edge.quant.encoder.graphs import convert, load_graph, matrix_nodes, save_graph, to_cuda
-from dasheng_edge.quant.encoder.quantize import LEAST_SNR_DB, EncoderOptions, clip_outputs, quantize_encoder
-from dasheng_edge.quant.recipes import EncoderPrecision
+from dasheng_edge.quant.encoder.precisions import PRECISIONS, EncoderPrecision, MatrixPrecision
+from dasheng_edge.quant.encoder.quantize import EncoderOptions, clip_outputs, quantize_encoder
 from dasheng_edge.runtime.audio.front_end import Features
 from dasheng_edge.runtime.bundle.bundle import ENCODER, PROJECTOR, Bundle
 from dasheng_edge.runtime.deviation import Deviation
@@ -46,11 +47,11 @@ def outputs(source: Bundle, folder: Path, clips: tuple[Features, ...]) -> list[n
     ("precision", "at_most"), [("fp16", 0.65), ("int8", 0.45), ("int8-block", 0.5), ("int4-block", 0.4)]
 )
 def test_each_precision_is_smaller_and_near(
-    source: Bundle, clips: tuple[Features, ...], tmp_path: Path, precision: EncoderPrecision, at_most: float
+    source: Bundle, clips: tuple[Features, ...], tmp_path: Path, precision: MatrixPrecision, at_most: float
 ) -> None:
     report = quantize_encoder(source, tmp_path.joinpath, EncoderOptions(precision), clips, 1)
     assert report.snr_db is not None
-    assert report.snr_db >= LEAST_SNR_DB[precision]
+    assert report.snr_db >= (PRECISIONS[precision].min_snr_db or 0)
     assert report.bytes <= at_most * report.source_bytes
     assert Counter(report.matrices.values()) == {precision: MATRICES}
     got = Deviation.of(zip(outputs(source, tmp_path, clips), outputs(source, source.folder, clips), strict=True)).snr_db
@@ -186,7 +187,7 @@ def test_mixed_keeps_what_was_asked_for(source: Bundle, clips: tuple[Features, .
 def test_a_precision_that_loses_too_much_is_refused(
     source: Bundle, clips: tuple[Features, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(LEAST_SNR_DB, "int8", 90.0)
+    monkeypatch.setitem(PRECISIONS, "int8", replace(PRECISIONS["int8"], min_snr_db=90.0))
     with pytest.raises(
         QuantizeError, match=r"the int8 encoder keeps .* dB of signal to noise .*, expected at least 90"
     ):

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from dasheng_edge.quant.calibration import golden_features
 from dasheng_edge.quant.encoder.graphs import load_graph, matrix_nodes, save_graph
+from dasheng_edge.quant.encoder.precisions import EncoderPrecision
 from dasheng_edge.quant.encoder.quantize import EncoderOptions, clip_outputs, quantize_encoder, trials
 from dasheng_edge.quant.encoder.smoothing import EXPONENTS, fold, smoothable, smoothing_scales
-from dasheng_edge.quant.recipes import EncoderPrecision
 from dasheng_edge.runtime.audio.front_end import Features
 from dasheng_edge.runtime.bundle.bundle import ENCODER, PROJECTOR, Bundle
 from dasheng_edge.runtime.deviation import Deviation
