@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from dasheng_edge.quant.decoder.types import DecoderType
 from dasheng_edge.quant.encoder.precisions import EncoderPrecision
@@ -31,9 +31,10 @@ class Recipe:
 
 # "small" takes an importance matrix where there are clips to measure one on, but does not ask for it: on micro, Q4_K_M
 # is the same with one and without (benchmarks/results/quantization).
-RECIPES: Mapping[RecipeName, Recipe] = {
+RECIPES: Mapping[str, Recipe] = {
     "reference": Recipe("fp32", "F16", "f16"),
     "balanced": Recipe("int8", "Q6_K", "f16"),
     "small": Recipe("int8", "Q4_K_M", "f16"),
     "tiny": Recipe("mixed", "IQ3_XXS", "q8_0", imatrix=True),
 }
+assert get_args(RecipeName) == tuple(RECIPES)
