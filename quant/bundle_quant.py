@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast, get_args
+from typing import cast
 
-from dasheng_edge.quant.decoder.imatrix_file import read_imatrix, write_imatrix
+from dasheng_edge.quant.decoder.imatrix_file import Imatrix, read_imatrix, write_imatrix
 from dasheng_edge.quant.decoder.importance import audio_importance
 from dasheng_edge.quant.decoder.quantize import (
     DecoderOptions,
-    DecoderReport,
     check_decoder,
     parse_tensor_types,
     quantize_decoder,
 )
-from dasheng_edge.quant.decoder.saved_imatrix import KeptImatrix
+from dasheng_edge.quant.decoder.saved_imatrix import saved_imatrix
 from dasheng_edge.quant.decoder.types import COPIED_TYPES, DECODER_TOLERANCES, DecoderType
 from dasheng_edge.quant.encoder.precisions import EncoderPrecision
 from dasheng_edge.quant.encoder.quantize import EncoderOptions, EncoderReport, quantize_encoder, trials
@@ -34,7 +34,6 @@ from dasheng_edge.runtime.bundle.bundle import (
     MANIFEST,
     MODEL_CARD,
     Bundle,
-    DecoderFacts,
     ImatrixFacts,
     KvType,
     Manifest,
@@ -48,15 +47,15 @@ from dasheng_edge.runtime.embedder import AudioParts
 from dasheng_edge.runtime.errors import OutputExistsError, QuantizeError
 from dasheng_edge.runtime.machine.devices import checked_threads
 from dasheng_edge.runtime.parts import Parts
-from dasheng_edge.runtime.progress import NoProgress, Progress, StepReport
+from dasheng_edge.runtime.progress import NoProgress, Progress, StepReport, Steps
 from dasheng_edge.runtime.verify import read_golden, verify_bundle
 
 from .calibration import Calibration, calibrate_on, golden_features
 from .recipes import Recipe
-from .tolerances import LARGEST_LOGITS, measured_tolerances, widest_tolerances
+from .tolerances import MAX_LOGITS_RELATIVE, measured_tolerances, widest_tolerances
 
 IMATRIX = "imatrix.gguf"  # while the bundle is written
-MOST_SNR_DB = 140.0  # that float32 itself keeps
+MAX_SNR_DB = 140.0  # that float32 itself keeps
 
 
 @dataclass(frozen=True)
@@ -125,240 +124,209 @@ def quantize_bundle(options: QuantizeOptions, progress: Progress | None = None) 
     source = Bundle.open(options.source)
     if options.out.resolve().is_relative_to(options.source.resolve()):
         raise OutputExistsError(f"{options.out} is or lies in the bundle to be quantized; choose another --out")
-    job = _Job(options, source, progress or NoProgress())
-    job.check()
+    plan, steps = _plan(options, source), Steps(progress or NoProgress())
     with (
         BundleWriter(options.out, overwrite=options.overwrite) as writer,
-        KeptImatrix(options.save_imatrix, options.source, options.out, overwrite=options.overwrite) as kept,
+        saved_imatrix(options.save_imatrix, (options.source, options.out), overwrite=options.overwrite) as save,
     ):
-        job.run(writer, kept)
-        bundle = job.finish(writer)
-        kept.move()
-    size, before = bundle.manifest.total_bytes, source.manifest.total_bytes
-    return QuantizeReport(bundle, tuple(job.steps), time.perf_counter() - start, size, before, job.warnings)
-
-
-class _Job:
-    """The steps of one quantization, in order."""
-
-    def __init__(self, options: QuantizeOptions, source: Bundle, progress: Progress) -> None:
-        self.options, self.source, self.progress = options, source, progress
-        self.threads = checked_threads(options.threads)
-        self.clips: ClipSet | None = None
-        self.calibration: Calibration | None = None
-        self.encoder: EncoderReport | None = None
-        self.decoder: DecoderReport | None = None
-        self.imatrix: ImatrixFacts | None = None
-        self.steps: list[StepReport] = []
-        self._began = 0.0
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """What the user should know about the calibration clips."""
-        return self.calibration.warnings if self.calibration else ()
-
-    @property
-    def encoder_options(self) -> EncoderOptions:
-        """What was asked for, or what there is."""
-        stored = self.source.manifest.encoder.precision
-        kept = next(known for known in get_args(EncoderPrecision) if known == stored)
-        return replace(self.options.encoder or EncoderOptions(kept), smooth=self.clips is not None)
-
-    def _decoder_options(self, source: DecoderFacts) -> DecoderOptions:
-        kept: DecoderType = cast("DecoderType", source.precision)
-        return self.options.decoder or DecoderOptions(kept)
-
-    def check(self) -> None:
-        """Refuse what can be refused before any work is done."""
-        options, stored = self.options, self.source.manifest.decoder
-        if options.calibrate is not None:
-            self.clips = find_clips(options.calibrate)
-        elif options.encoder and options.encoder.precision == "mixed":
-            raise QuantizeError("--encoder mixed is chosen by measuring on clips; pass --calibrate CLIPS")
-        if options.encoder and not 0 <= options.encoder.min_snr_db <= MOST_SNR_DB:  # written so that NaN is refused
-            raise QuantizeError(f"--min-snr is {options.encoder.min_snr_db:g}, expected 0 to {MOST_SNR_DB:g} dB")
-        if stored is None and (options.decoder or options.kv_type):
-            self.source.text_facts()  # raises
-        if stored is not None:
-            check_decoder(self.source, self._decoder_options(stored), measured=self._measures)
-        if options.save_imatrix is not None and not self._measures:
-            raise QuantizeError(
-                "--save-imatrix keeps what --calibrate CLIPS measured for a quantized decoder; pass clips, a --decoder "
-                "such as Q4_K_M, and no --imatrix"
-            )
-
-    @property
-    def _measures(self) -> bool:
-        """Whether an importance matrix is measured: not for a decoder that is copied."""
-        stored, wanted = self.source.manifest.decoder, self.options.decoder
-        if self.clips is None or stored is None or wanted is None or wanted.imatrix or not self.options.importance:
-            return False
-        return wanted.kind not in COPIED_TYPES and wanted.kind != stored.precision
-
-    def run(self, writer: BundleWriter, kept: KeptImatrix) -> None:
-        """Write all files of the bundle but model card and manifest."""
-        audio = AudioParts.open(self.source, device="cpu", threads=self.threads)
-        if self.clips is not None:
-            self._begin("calibration", len(self.clips.clips), "clips")
-            self.calibration = calibrate_on(self.clips, audio, self.progress.advance)
-            note = f"{len(self.clips.clips)} clips of {self.clips.name}"
-            self._end(StepReport("calibration", 0.0, 0.0, "", self._seconds(), 0, note))
-        else:
-            self.calibration = golden_features(read_golden(self.source), audio)
         for name in (FRONT_END, GOLDEN):
-            shutil.copyfile(self.source.path(name), writer.path(name))
-        self._encoder(writer, self.calibration)
-        if self.source.manifest.decoder is not None:
-            self._decoder(writer, self.source.manifest.decoder, kept)
+            shutil.copyfile(source.path(name), writer.path(name))
+        calibration = _calibration(plan, steps)
+        encoder = _encoder(plan, calibration, writer, steps)
+        imatrix = _decoder(plan, calibration, writer, save, steps)
+        facts = _facts(plan, calibration, encoder, imatrix)
+        tolerances = _verified_tolerances(plan, facts, writer, steps)
+        writer.path(MODEL_CARD).write_text(_card(source, steps.reports), encoding="utf-8")
+        bundle = writer.finish(_manifest(plan, facts, tolerances))
+    size, before = bundle.manifest.total_bytes, source.manifest.total_bytes
+    seconds = time.perf_counter() - start
+    return QuantizeReport(bundle, tuple(steps.reports), seconds, size, before, calibration.warnings)
 
-    def _encoder(self, writer: BundleWriter, calibration: Calibration) -> None:
-        wanted = self.encoder_options
-        self._begin(ENCODER, trials(self.source, wanted), "measurements")
-        report = quantize_encoder(
-            self.source, writer.path, wanted, calibration.features, self.threads, self.progress.advance
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is made of what, decided before any work; what was not asked for is as the source has it."""
+
+    options: QuantizeOptions
+    source: Bundle
+    clips: ClipSet | None
+    encoder: EncoderOptions
+    decoder: DecoderOptions | None  # None: the bundle has none
+    kv_type: KvType | None
+    measures: bool  # whether an importance matrix is measured
+    threads: int
+
+
+def _plan(options: QuantizeOptions, source: Bundle) -> _Plan:
+    """Decide, and refuse what can be refused."""
+    stored, precision = source.manifest.decoder, source.manifest.encoder.precision
+    clips = find_clips(options.calibrate) if options.calibrate is not None else None
+    encoder = options.encoder or EncoderOptions(cast("EncoderPrecision", precision))
+    if options.encoder is not None and encoder.precision == "mixed" and clips is None:
+        raise QuantizeError("--encoder mixed is chosen by measuring on clips; pass --calibrate CLIPS")
+    if not 0 <= encoder.min_snr_db <= MAX_SNR_DB:  # written so that NaN is refused
+        raise QuantizeError(f"--min-snr is {encoder.min_snr_db:g}, expected 0 to {MAX_SNR_DB:g} dB")
+    if stored is None and (options.decoder or options.kv_type):
+        source.text_facts()  # raises
+    decoder = kv_type = None
+    measures = False
+    if stored is not None:
+        decoder = options.decoder or DecoderOptions(cast("DecoderType", stored.precision))
+        kv_type = options.kv_type or stored.kv_type
+        copied = decoder.kind in (*COPIED_TYPES, stored.precision)
+        measures = clips is not None and options.importance and decoder.imatrix is None and not copied
+        check_decoder(source, decoder, measured=measures)
+    if options.save_imatrix is not None and not measures:
+        raise QuantizeError(
+            "--save-imatrix stores what --calibrate CLIPS measured for a quantized decoder; pass clips, a --decoder "
+            "such as Q4_K_M, and no --imatrix"
         )
-        self.encoder = report
-        if report.snr_db is None or wanted.least_snr_db is None:
-            self._end(StepReport(ENCODER, 0.0, 0.0, "relative RMS", self._seconds(), report.bytes, "as in the source"))
-            return
-        error, limit = relative_rms_of(report.snr_db), relative_rms_of(wanted.least_snr_db)
-        smoothed = f", {len(report.smoothed)} matrices smoothed" if report.smoothed else ""
-        note = f"{wanted.precision}: {report.snr_db:.1f} dB SNR at its output{smoothed}"
-        self._end(StepReport(ENCODER, error, limit, "relative RMS", self._seconds(), report.bytes, note))
+    encoder = replace(encoder, smooth=clips is not None)
+    return _Plan(options, source, clips, encoder, decoder, kv_type, measures, checked_threads(options.threads))
 
-    def _decoder(self, writer: BundleWriter, stored: DecoderFacts, kept: KeptImatrix) -> None:
-        wanted = self._decoder_options(stored)
-        imatrix = wanted.imatrix
-        if imatrix is not None:
-            self._note_imatrix(imatrix, imatrix.name)
-        elif self._measures:
-            imatrix = self._measure_importance(writer.path(IMATRIX), kept)
-        self._begin(DECODER, 1, "tensors")
-        self.decoder = report = quantize_decoder(
-            self.source, writer.path(DECODER), DecoderOptions(wanted.kind, imatrix, wanted.tensor_types), self.threads,
-            self.progress.advance,
-        )  # fmt: skip
-        writer.path(IMATRIX).unlink(missing_ok=True)
-        limit = DECODER_TOLERANCES[wanted.kind].weights
-        note = ", ".join(f"{count} {name}" for name, count in sorted(report.types.items()))
-        error = report.relative_error
-        self._end(StepReport(DECODER, error, limit, "relative RMS", self._seconds(), report.bytes, note))
-        if not error <= limit and not wanted.tensor_types:
-            raise QuantizeError(
-                f"{DECODER} differs from its source by {error:.3g} relative RMS, expected at most "
-                f"{limit:g} of {wanted.kind}; nothing was written. Choose a larger --decoder"
-            )
 
-    def _measure_importance(self, path: Path, kept: KeptImatrix) -> Path:
-        assert self.calibration is not None
-        calibration, facts = self.calibration, self.source.text_facts()[1]
-        self._begin("importance", len(calibration.features), "clips")
-        parts = Parts.open(self.source, device="cpu", threads=self.threads)
-        try:
-            embedded = (
-                (parts.projector.embeddings(parts.audio.encoder.patches(features)), prompt)
-                for features, prompt in zip(calibration.features, calibration.prompts, strict=True)
-            )
-            decoder = self.source.path(DECODER)
-            found = audio_importance(parts, decoder, embedded, facts.max_new_tokens, self.progress.advance)
-        finally:
-            parts.decoder.close()
-        write_imatrix(path, found)
-        kept.take(path)
-        self._note_imatrix(path, "audio")
-        self._end(StepReport("importance", 0.0, 0.0, "", self._seconds(), 0, f"{len(found.entries)} matrices"))
-        return path
+def _calibration(plan: _Plan, steps: Steps) -> Calibration:
+    """Features of the clips, or of the bundle's own golden clips."""
+    audio = AudioParts.open(plan.source, device="cpu", threads=plan.threads)
+    if plan.clips is None:
+        return golden_features(read_golden(plan.source), audio)
+    count = len(plan.clips.clips)
+    step = steps.begin("calibration", count, "clips")
+    calibration = calibrate_on(plan.clips, audio, steps.progress.advance)
+    step.end(note=f"{count} clips of {plan.clips.name}")
+    return calibration
 
-    def _note_imatrix(self, path: Path, name: str) -> None:
-        self.imatrix = ImatrixFacts(name=name, sha256=sha256_of(path), datasets=read_imatrix(path).datasets)
 
-    def finish(self, writer: BundleWriter) -> Bundle:
-        """Replay the golden vectors, state what they gave, and write model card and manifest."""
-        self._begin(GOLDEN, 1, "replays")
-        files = {path.name: self.source.manifest.files.get(path.name) for path in writer.path(ENCODER).parent.iterdir()}
-        draft = self._manifest(self._widest())
-        present = draft.model_copy(update={"files": dict.fromkeys(files)})
-        report = verify_bundle(Bundle(writer.path(ENCODER).parent, present), threads=self.threads)
-        failed = [seam for seam in report.seams if not seam.ok]
-        error = max(seam.error for seam in report.seams if seam.unit == "relative")
-        clips = len({seam.clip for seam in report.seams})
-        note = f"largest error of a seam, {clips} clips"
-        self._end(StepReport(GOLDEN, error, LARGEST_LOGITS, "relative RMS", self._seconds(), 0, note))
-        if failed:
-            raise QuantizeError(
-                f"{failed[0].name} of {failed[0].clip} differs from the reference by {failed[0].error:.3g} "
-                f"{failed[0].unit}, expected at most {failed[0].tolerance:.3g}; nothing was written. Choose a finer "
-                f"--encoder or --decoder{failed[0].note and f' ({failed[0].note})'}"
-            )
-        manifest = self._manifest(measured_tolerances(report, self._widest(), self._logits_std()))
-        writer.path(MODEL_CARD).write_text(self._card(), encoding="utf-8")
-        return writer.finish(manifest)
+def _encoder(plan: _Plan, calibration: Calibration, writer: BundleWriter, steps: Steps) -> EncoderReport:
+    """Write encoder and projector."""
+    wanted, advance = plan.encoder, steps.progress.advance
+    step = steps.begin(ENCODER, trials(plan.source, wanted), "measurements")
+    report = quantize_encoder(plan.source, writer.path, wanted, calibration.features, plan.threads, advance)
+    if report.snr_db is None or wanted.least_snr_db is None:
+        step.end(unit="relative RMS", size=report.bytes, note="as in the source")
+        return report
+    smoothed = f", {len(report.smoothed)} matrices smoothed" if report.smoothed else ""
+    note = f"{wanted.precision}: {report.snr_db:.1f} dB SNR at its output{smoothed}"
+    error, limit = relative_rms_of(report.snr_db), relative_rms_of(wanted.least_snr_db)
+    step.end(error, limit, "relative RMS", size=report.bytes, note=note)
+    return report
 
-    def _widest(self) -> Tolerances:
-        stored = self.source.manifest.decoder
-        if stored is None:
-            return widest_tolerances(self.source.manifest, self.encoder_options)
-        kind, kv_type = self._decoder_options(stored).kind, self.options.kv_type or stored.kv_type
-        return widest_tolerances(self.source.manifest, self.encoder_options, (kind, kv_type), self._logits_std())
 
-    def _logits_std(self) -> float:
-        """The largest standard deviation of the golden logits; 0 without a decoder."""
-        return max((float(clip.text.logits.std()) for clip in read_golden(self.source) if clip.text), default=0.0)
-
-    def _manifest(self, tolerances: Tolerances) -> Manifest:
-        """The manifest, without the files' sizes and hashes."""
-        source, options, encoder = self.source.manifest, self.options, self.encoder
-        assert encoder is not None
-        precision = self.encoder_options.precision
-        tensor_types = options.decoder.tensor_types if options.decoder else {}
-        facts = QuantizationFacts(
-            recipe=options.recipe,
-            source_sha256=sha256_of(self.source.path(MANIFEST)),
-            imatrix=self.imatrix,
-            calibration=self.calibration.facts if self.calibration else None,
-            tensor_types={pattern: kind.name for pattern, kind in tensor_types.items()},
-            encoder_matrices=dict(encoder.matrices) if precision == "mixed" else {},
-            smoothed=encoder.smoothed,
-            embeddings_snr_db=None if encoder.snr_db is None else round(encoder.snr_db, 2),
+def _decoder(
+    plan: _Plan, calibration: Calibration, writer: BundleWriter, save: Callable[[Path], None], steps: Steps
+) -> ImatrixFacts | None:
+    """Write the decoder, if there is one; the importance matrix that it was made with."""
+    wanted = plan.decoder
+    if wanted is None:
+        return None
+    imatrix, facts = wanted.imatrix, None
+    if plan.measures:
+        imatrix = writer.path(IMATRIX)
+        write_imatrix(imatrix, _measured_importance(plan, calibration, steps))
+        save(imatrix)
+    if imatrix is not None:
+        name = "audio" if plan.measures else imatrix.name
+        facts = ImatrixFacts(name=name, sha256=sha256_of(imatrix), datasets=read_imatrix(imatrix).datasets)
+    step = steps.begin(DECODER, 1, "tensors")
+    made = replace(wanted, imatrix=imatrix)
+    report = quantize_decoder(plan.source, writer.path(DECODER), made, plan.threads, steps.progress.advance)
+    writer.path(IMATRIX).unlink(missing_ok=True)
+    limit, error = DECODER_TOLERANCES[wanted.kind].weights, report.relative_error
+    note = ", ".join(f"{count} {name}" for name, count in sorted(report.types.items()))
+    step.end(error, limit, "relative RMS", size=report.bytes, note=note)
+    if not error <= limit and not wanted.tensor_types:
+        raise QuantizeError(
+            f"{DECODER} differs from its source by {error:.3g} relative RMS, expected at most "
+            f"{limit:g} of {wanted.kind}; nothing was written. Choose a larger --decoder"
         )
-        facts = facts.model_copy(update=self._facts_of_copies())
-        update: dict[str, object] = {
-            "schema_version": 3, "tolerances": tolerances, "quantization": facts, "files": {},
-            "encoder": source.encoder.model_copy(update={"precision": precision}),
-        }  # fmt: skip
-        if source.decoder is not None:
-            kind, kv_type = self._decoder_options(source.decoder).kind, options.kv_type or source.decoder.kv_type
-            update["decoder"] = source.decoder.model_copy(update={"precision": kind, "kv_type": kv_type})
-        return source.model_copy(update=update)
+    return facts
 
-    def _facts_of_copies(self) -> dict[str, object]:
-        """What an earlier quantization said about the parts that are copied."""
-        earlier, options, stored = self.source.manifest.quantization, self.options, self.source.manifest
-        if earlier is None:
-            return {}
-        kept: list[str] = []
-        if options.encoder is None or options.encoder.precision == stored.encoder.precision:
-            kept += ["encoder_matrices", "smoothed", "embeddings_snr_db"]
-        if stored.decoder is not None and (options.decoder is None or options.decoder.kind == stored.decoder.precision):
-            kept += ["imatrix", "tensor_types"]
-        if self.clips is None:
-            kept.append("calibration")
-        return {key: getattr(earlier, key) for key in kept}
 
-    def _card(self) -> str:
-        """The source's model card, with what was changed since."""
-        path = self.source.path(MODEL_CARD)
-        card = path.read_text(encoding="utf-8") if path.is_file() else f"# {self.source.manifest.name}\n"
-        lines = [f"- {step.name}: {step.note}" for step in self.steps if step.note]
-        return f"{card.rstrip()}\n\n## Quantized\n\n" + "\n".join(lines) + "\n"
+def _measured_importance(plan: _Plan, calibration: Calibration, steps: Steps) -> Imatrix:
+    """Of the source's decoder, on the clips."""
+    limit = plan.source.text_facts()[1].max_new_tokens
+    step = steps.begin("importance", len(calibration.features), "clips")
+    parts = Parts.open(plan.source, device="cpu", threads=plan.threads)
+    try:
+        embedded = (
+            (parts.projector.embeddings(parts.audio.encoder.patches(features)), prompt)
+            for features, prompt in zip(calibration.features, calibration.prompts, strict=True)
+        )
+        imatrix = audio_importance(parts, plan.source.path(DECODER), embedded, limit, steps.progress.advance)
+    finally:
+        parts.decoder.close()
+    step.end(note=f"{len(imatrix.entries)} matrices")
+    return imatrix
 
-    def _begin(self, step: str, total: int, unit: str) -> None:
-        self._began = time.perf_counter()
-        self.progress.begin(step, total, unit)
 
-    def _seconds(self) -> float:
-        return time.perf_counter() - self._began
+def _verified_tolerances(plan: _Plan, facts: QuantizationFacts, writer: BundleWriter, steps: Steps) -> Tolerances:
+    """Replay the golden vectors with what was written: what `verify` shall accept elsewhere.
 
-    def _end(self, report: StepReport) -> None:
-        self.progress.end(report)
-        self.steps.append(report)
+    Raises:
+        QuantizeError: a seam is farther from the reference than the precisions explain.
+    """
+    step = steps.begin(GOLDEN, 1, "replays")
+    golden = read_golden(plan.source)
+    logits_std = max((float(clip.text.logits.std()) for clip in golden if clip.text), default=0.0)
+    kinds = (plan.decoder.kind, plan.kv_type) if plan.decoder and plan.kv_type else None
+    widest = widest_tolerances(plan.source.manifest, plan.encoder, kinds, logits_std)
+    folder = writer.path(ENCODER).parent
+    draft = _manifest(plan, facts, widest).model_copy(update={"files": dict.fromkeys(writer.sizes())})
+    report = verify_bundle(Bundle(folder, draft), threads=plan.threads)
+    error = max(seam.error for seam in report.seams if seam.unit == "relative")
+    clips = len({seam.clip for seam in report.seams})
+    step.end(error, MAX_LOGITS_RELATIVE, "relative RMS", note=f"largest error of a seam, {clips} clips")
+    if failed := [seam for seam in report.seams if not seam.ok]:
+        raise QuantizeError(
+            f"{failed[0].name} of {failed[0].clip} differs from the reference by {failed[0].error:.3g} "
+            f"{failed[0].unit}, expected at most {failed[0].tolerance:.3g}; nothing was written. Choose a finer "
+            f"--encoder or --decoder{failed[0].note and f' ({failed[0].note})'}"
+        )
+    return measured_tolerances(report, widest, logits_std)
+
+
+def _facts(
+    plan: _Plan, calibration: Calibration, encoder: EncoderReport, imatrix: ImatrixFacts | None
+) -> QuantizationFacts:
+    """How the bundle was made; of parts that are copied, how they were made earlier."""
+    source, options = plan.source.manifest, plan.options
+    types = plan.decoder.tensor_types if plan.decoder else {}
+    facts = QuantizationFacts(
+        recipe=options.recipe,
+        source_sha256=sha256_of(plan.source.path(MANIFEST)),
+        imatrix=imatrix,
+        calibration=calibration.facts,
+        tensor_types={pattern: kind.name for pattern, kind in types.items()},
+        encoder_matrices=dict(encoder.matrices) if plan.encoder.precision == "mixed" else {},
+        smoothed=encoder.smoothed,
+        embeddings_snr_db=None if encoder.snr_db is None else round(encoder.snr_db, 2),
+    )
+    if source.quantization is None:
+        return facts
+    earlier: list[str] = [] if plan.clips else ["calibration"]
+    if plan.encoder.precision == source.encoder.precision:
+        earlier += ["encoder_matrices", "smoothed", "embeddings_snr_db"]
+    if source.decoder and plan.decoder and plan.decoder.kind == source.decoder.precision:
+        earlier += ["imatrix", "tensor_types"]
+    return facts.model_copy(update={key: getattr(source.quantization, key) for key in earlier})
+
+
+def _manifest(plan: _Plan, facts: QuantizationFacts, tolerances: Tolerances) -> Manifest:
+    """The manifest, without the files' sizes and hashes."""
+    source = plan.source.manifest
+    update: dict[str, object] = {
+        "schema_version": 3, "tolerances": tolerances, "quantization": facts, "files": {},
+        "encoder": source.encoder.model_copy(update={"precision": plan.encoder.precision}),
+    }  # fmt: skip
+    if source.decoder is not None and plan.decoder is not None:
+        made = {"precision": plan.decoder.kind, "kv_type": plan.kv_type}
+        update["decoder"] = source.decoder.model_copy(update=made)
+    return source.model_copy(update=update)
+
+
+def _card(source: Bundle, reports: Sequence[StepReport]) -> str:
+    """The source's model card, with what was changed since."""
+    path = source.path(MODEL_CARD)
+    card = path.read_text(encoding="utf-8") if path.is_file() else f"# {source.manifest.name}\n"
+    lines = [f"- {step.name}: {step.note}" for step in reports if step.note]
+    return f"{card.rstrip()}\n\n## Quantized\n\n" + "\n".join(lines) + "\n"

@@ -19,7 +19,7 @@ from dasheng_edge.runtime.verify import VerifyReport
 SLACK = 2.0
 # What keys and values in a type may add to the logits' relative error; measured on micro: 0.013 and 0.3.
 KV_LOGITS: Mapping[KvType, float] = {"f16": 0.0, "q8_0": 0.05, "q4_0": 0.7}
-LARGEST_LOGITS = 0.95  # of relative RMS: 1 is what logits that are zero lose
+MAX_LOGITS_RELATIVE = 0.95  # of relative RMS: 1 is what logits that are zero lose
 MIXED_SLACK_DB = 10.0  # golden clips may lose more than the clips that a mixture was chosen by
 
 
@@ -37,7 +37,7 @@ def widest_tolerances(
     update: dict[str, float] = {"patches_relative": audio}
     if decoder is not None:
         kind, kv_type = decoder
-        logits = min(DECODER_TOLERANCES[kind].logits + KV_LOGITS[kv_type] + 3 * audio, LARGEST_LOGITS)
+        logits = min(DECODER_TOLERANCES[kind].logits + KV_LOGITS[kv_type] + 3 * audio, MAX_LOGITS_RELATIVE)
         margin = LARGEST_TOKEN_MARGIN * logits_std
         update |= {"embeddings_relative": audio, "logits_relative": logits, "token_margin": margin}
     return limits.model_copy(update=update)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
@@ -54,6 +55,35 @@ class NoProgress:
 
     def end(self, report: StepReport) -> None:
         """Nothing."""
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The steps of one job: each is told to `progress`, timed, and kept as a report, in their order."""
+
+    progress: Progress
+    reports: list[StepReport] = field(default_factory=list)
+
+    def begin(self, name: str, total: int, unit: str) -> Step:
+        """Begin a step of `total` in `unit` (bytes, graphs, clips)."""
+        self.progress.begin(name, total, unit)
+        return Step(self, name, time.perf_counter())
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step under way."""
+
+    steps: Steps
+    name: str
+    start: float
+
+    def end(self, error: float = 0.0, tolerance: float = 0.0, unit: str = "", *, size: int = 0, note: str = "") -> None:
+        """The step is done, with an error in `unit`, and wrote `size` bytes."""
+        seconds = time.perf_counter() - self.start
+        report = StepReport(self.name, error, tolerance, unit, seconds, size, note)
+        self.steps.reports.append(report)
+        self.steps.progress.end(report)
 
 
 class StepBars:

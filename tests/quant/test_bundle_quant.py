@@ -114,7 +114,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputExistsError, match="pass --overwrite"):
         make(out, Recipe("int8", None, None))
     options = quantize_options(MICRO, tmp_path / "other", Recipe(None, "Q4_K_M", None))
-    with pytest.raises(QuantizeError, match="--save-imatrix keeps what"):
+    with pytest.raises(QuantizeError, match="--save-imatrix stores what"):
         quantize_bundle(replace(options, save_imatrix=tmp_path / "y"))
     assert not (tmp_path / "other").exists()
 
@@ -137,7 +137,7 @@ def test_tensor_types_are_parsed() -> None:
 
 
 def test_a_seam_that_is_too_far_off_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tolerances, "LARGEST_LOGITS", 1e-6)
+    monkeypatch.setattr(tolerances, "MAX_LOGITS_RELATIVE", 1e-6)
     with pytest.raises(QuantizeError, match=r"first logits of .* differs from the reference by"):
         make(tmp_path / "out", Recipe("int8", "Q4_K_M", None))
     assert list(tmp_path.iterdir()) == []
@@ -253,7 +253,7 @@ def test_facts_of_a_decoder_stay_with_it(tmp_path: Path) -> None:
 )
 def test_what_is_not_measured_cannot_be_kept(tmp_path: Path, recipe: Recipe, more: dict[str, Any]) -> None:
     options = replace(quantize_options(MICRO, tmp_path / "out", recipe), calibrate=CLIP, save_imatrix=tmp_path / "i")
-    with pytest.raises(QuantizeError, match="--save-imatrix keeps what --calibrate CLIPS measured"):
+    with pytest.raises(QuantizeError, match="--save-imatrix stores what --calibrate CLIPS measured"):
         quantize_bundle(replace(options, **more))
     assert list(tmp_path.iterdir()) == []
 
@@ -313,7 +313,7 @@ def test_the_same_command_makes_the_same_decoder(tmp_path: Path) -> None:
 def test_an_encoder_alone_has_no_importance_matrix(tiny_bundle: Path, tmp_path: Path) -> None:
     alone = write_encoder_bundle(tiny_bundle, tmp_path / "alone")
     options = QuantizeOptions(alone, tmp_path / "out", EncoderOptions("int8"), calibrate=CLIP)
-    with pytest.raises(QuantizeError, match="--save-imatrix keeps what"):
+    with pytest.raises(QuantizeError, match="--save-imatrix stores what"):
         quantize_bundle(replace(options, save_imatrix=tmp_path / "i"))
     with pytest.raises(BundleKindError, match="holds a Dasheng encoder only"):
         quantize_bundle(replace(options, kv_type="q8_0"))
