@@ -14,21 +14,12 @@ from dasheng_edge.runtime.bundle.bundle import DECODER
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.text.decoder import Decoder
 
-NEED_TORCH = {"tiny_checkpoint", "tiny_adapter", "tiny_bundle", "bundle_copy", "captioner"}
-
 
 def pytest_configure() -> None:
     """A shell lets its background jobs ignore Ctrl-C, and so would every program that a test starts and interrupts."""
     os.environ["DASHENG_EDGE_CACHE"] = "off"  # nothing is kept for the next run, by subprocesses neither
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whatever uses the exporter's output needs torch."""
-    for item in items:
-        if NEED_TORCH & set(getattr(item, "fixturenames", ())):
-            item.add_marker(pytest.mark.torch)
 
 
 @pytest.fixture(scope="session")

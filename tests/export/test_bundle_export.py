@@ -50,8 +50,6 @@ from tests.fixtures.adapter_files import change_config, state, write_free_head
 from tests.fixtures.full_disk import largest_file
 from tests.fixtures.tiny_checkpoint import CHAT_TEMPLATE, write_tiny_adapter, write_tiny_checkpoint
 
-pytestmark = pytest.mark.torch
-
 
 class Listener:
     """Notes what the export tells."""

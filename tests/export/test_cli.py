@@ -17,8 +17,6 @@ from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.cli.app import build_app
 from dasheng_edge.runtime.progress import Progress, StepReport
 
-pytestmark = pytest.mark.torch
-
 
 def run(*arguments: object) -> Any:
     return CliRunner().invoke(build_app(), ["export", *map(str, arguments)])

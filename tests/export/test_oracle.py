@@ -38,8 +38,6 @@ from dasheng_edge.runtime.text.decoder import Decoder
 from tests.fixtures.tiny_checkpoint import CONTROL_TOKENS
 from tests.fixtures.vocabulary_decoder import vocabulary_decoder
 
-pytestmark = pytest.mark.torch
-
 QWEN = Path(__file__).resolve().parents[3] / "shared" / "data" / "qwen2_5_omni_tokenizer"
 needs_qwen = pytest.mark.skipif(not QWEN.is_dir(), reason="no shared data: Qwen2.5-Omni's tokenizer")
 SPEC = FrontEndSpec()

@@ -18,8 +18,6 @@ from dasheng_edge.runtime.errors import BundleKindError, OutputWriteError
 from dasheng_edge.runtime.verify import verify_bundle
 from tests.fixtures.tiny_checkpoint import write_tiny_adapter, write_tiny_checkpoint, write_tiny_dasheng_torch
 
-pytestmark = pytest.mark.torch
-
 TONE = (0.3 * np.sin(np.arange(175_000) / 20)).astype(np.float32)  # 10.9 s: two chunks, the second one short
 
 

@@ -249,11 +249,12 @@ def test_an_importance_matrix_may_come_first(clips: Path, tmp_path: Path) -> Non
     asked = options(clips, tmp_path / "out", "fp32/Q4_K_M+imatrix", "fp32/Q5_K_M+imatrix", calibrate=clips)
     report = compare(asked)
     assert report.candidates[0].recipe.imatrix == "audio"
-    text = " ".join(report.limits)
+    text = " ".join(about_clips := [limit for limit in report.limits if "Other programs" not in limit])
     assert text.count("4 clips of 16 s in all are few to calibrate on") == 1
     assert "4 of the 4 clips that were compared hold audio that was calibrated on, too: " in text
     assert "4 clips are few: intervals that are called 95 % ones are too narrow then." in text
-    assert compare(asked).limits == report.limits  # nothing was made, and it is known still
+    again = [limit for limit in compare(asked).limits if "Other programs" not in limit]
+    assert again == about_clips  # nothing was made, and it is known still
 
 
 def test_figures_belong_to_their_reference(tmp_path: Path) -> None:

@@ -22,7 +22,6 @@ def parts(tiny_bundle: Path) -> AudioParts:
     return AudioParts.open(Bundle.open(tiny_bundle), device="cpu", threads=1)
 
 
-@pytest.mark.torch
 def test_clips_become_features_and_facts(parts: AudioParts, tmp_path: Path) -> None:
     whole = write_wave(tmp_path / "a.wav", 1.0)
     part = whole[8000:12_000]
@@ -41,14 +40,12 @@ def test_clips_become_features_and_facts(parts: AudioParts, tmp_path: Path) -> N
     assert alike.startswith("100 % of the calibration clips sound like another")
 
 
-@pytest.mark.torch
 def test_what_cannot_be_read_is_an_error(parts: AudioParts, tmp_path: Path) -> None:
     (tmp_path / "a.wav").write_text("no audio")
     with pytest.raises(AudioError):
         calibrate_on(ClipSet("x", (Clip("a", tmp_path / "a.wav"),)), parts, lambda _: None)
 
 
-@pytest.mark.torch
 def test_golden_clips_give_the_golden_features(parts: AudioParts, tiny_bundle: Path) -> None:
     golden = list(read_golden(Bundle.open(tiny_bundle)))
     got = golden_features(golden, parts)

@@ -153,7 +153,7 @@ def test_shapes_that_differ_fail(bundle_copy: Path) -> None:
 
 
 def test_nan_on_the_way_is_a_failure_and_not_a_crash(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Projector, "embeddings", lambda _, patches: np.full((len(patches) // 5, 256), np.nan, "f4"))
+    monkeypatch.setattr(Projector, "embeddings", lambda _, patches: np.full((len(patches) // 5, 64), np.nan, "f4"))
     report = run(Bundle.open(tiny_bundle))
     assert not report.ok
     assert {seam for _, seam in failed(report)} == {"embeddings", "first logits"}

@@ -321,7 +321,6 @@ def test_the_machine_command_ends_with_json(capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.slow
-@pytest.mark.torch
 @pytest.mark.parametrize("name", ["micro", "dasheng-base"])
 def test_the_real_exporter_passes(tmp_path: Path, name: str) -> None:
     variant = next(variant for variant in VARIANTS if variant.name == name)

@@ -13,8 +13,6 @@ from dasheng_edge.export.checkpoint.checkpoint import PULL_RECORD, Checkpoint, o
 from dasheng_edge.runtime.errors import AdapterError
 from tests.fixtures.adapter_files import change_config
 
-pytestmark = pytest.mark.torch
-
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 LEAVES = ["qkv", "attn.proj", "net.0", "net.2", "gate_proj", "up_proj", "down_proj"]
 

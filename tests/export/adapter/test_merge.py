@@ -22,8 +22,6 @@ from dasheng_edge.runtime.errors import AdapterError, ExportError
 from tests.fixtures.adapter_files import Tensors, change_config, change_tensors, write_free_head
 from tests.fixtures.tiny_checkpoint import write_tiny_adapter, write_tiny_checkpoint
 
-pytestmark = pytest.mark.torch
-
 LORA_A = "base_model.model.audio_projector.net.2.lora_A.weight"
 NORM_A = "base_model.model.decoder.model.norm.lora_A.weight"
 

@@ -13,8 +13,6 @@ import torch
 from dasheng_edge.runtime.errors import AdapterError
 from tests.fixtures.adapter_files import Tensors, change_tensors
 
-pytestmark = pytest.mark.torch
-
 E, H = "embed_tokens", "lm_head"
 
 

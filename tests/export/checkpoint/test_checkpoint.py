@@ -20,8 +20,6 @@ from dasheng_edge.export.reference.dasheng import EncoderSpec
 from dasheng_edge.runtime.errors import CheckpointFileError, CheckpointNotFoundError, CheckpointVariantError
 from tests.fixtures.tiny_checkpoint import tiny_shapes, write_tiny_checkpoint
 
-pytestmark = pytest.mark.torch
-
 Tensors = dict[str, Any]
 SHARDS = 3
 

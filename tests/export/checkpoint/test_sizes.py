@@ -16,8 +16,6 @@ from dasheng_edge.runtime.bundle.bundle import Variant
 from dasheng_edge.runtime.errors import CheckpointError, CheckpointFileError, CheckpointVariantError
 from tests.fixtures.tiny_checkpoint import write_tiny_checkpoint
 
-pytestmark = pytest.mark.torch
-
 SECTIONS = {
     "midashenglm": "audio_encoder_config", "midashenglm-tokenizer": "audio_encoder_config", "dasheng": "encoder_kwargs",
 }  # fmt: skip

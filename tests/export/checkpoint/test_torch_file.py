@@ -24,8 +24,6 @@ from dasheng_edge.runtime.errors import (
 from tests.fixtures.tiny_checkpoint import write_tiny_checkpoint, write_tiny_dasheng_torch
 from tests.fixtures.tiny_model import stored_buffers
 
-pytestmark = pytest.mark.torch
-
 MAE_PARTS = {  # of a whole masked autoencoder, in the Hugging Face names
     "decoder.input_proj.weight": (32, 64), "decoder.mask_token": (1, 1, 32), "decoder.blocks.0.attn.qkv.bias": (96,),
     "decoder.norm.weight": (32,), "decoder.outputlayer.weight": (256, 32), "outputlayer.1.weight": (7, 64),

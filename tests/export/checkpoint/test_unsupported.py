@@ -15,8 +15,6 @@ from dasheng_edge.export.checkpoint.unsupported import plain_repository
 from dasheng_edge.runtime.errors import CheckpointFileError, CheckpointNotFoundError, CheckpointVariantError
 from tests.fixtures.tiny_checkpoint import write_tiny_checkpoint, write_tiny_dasheng_torch
 
-pytestmark = pytest.mark.torch
-
 
 @pytest.fixture
 def checkpoint(tiny_checkpoint: Path, tmp_path: Path) -> Path:

@@ -33,8 +33,6 @@ from dasheng_edge.quant.decoder.types import DECODER_TOLERANCES, PlainType
 from dasheng_edge.runtime.errors import ExportError
 from tests.fixtures.tiny_checkpoint import ROWS, write_tiny_adapter, write_tiny_checkpoint
 
-pytestmark = pytest.mark.torch
-
 
 @pytest.fixture(scope="module")
 def merged(tiny_checkpoint: Path) -> MergedTensors:

@@ -19,8 +19,6 @@ from dasheng_edge.runtime.bundle.bundle import Sampling, Variant
 from tests.fixtures.adapter_files import change_config, state, write_free_head
 from tests.fixtures.tiny_checkpoint import CHAT_TEMPLATE, ROWS, write_tiny_adapter, write_tiny_checkpoint
 
-pytestmark = pytest.mark.torch
-
 CARD = """---
 license: other
 license_name: tongyi-qianwen

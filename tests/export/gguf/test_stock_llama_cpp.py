@@ -35,7 +35,6 @@ START_S = 60.0
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.torch,
     pytest.mark.skipif(
         not all((BIN / tool).is_file() for tool in TOOLS),
         reason="llama.cpp's programs are not built: python -m benchmarks.peers.llama_cpp_tools",

@@ -16,8 +16,6 @@ from dasheng_edge.runtime.errors import CheckpointFileError, CheckpointVariantEr
 from tests.fixtures.tiny_checkpoint import CHAT_TEMPLATE, CONTROL_TOKENS, ROWS
 from tests.fixtures.vocabulary_decoder import vocabulary_decoder
 
-pytestmark = pytest.mark.torch
-
 QWEN = Path(__file__).resolve().parents[4] / "shared" / "data" / "qwen2_5_omni_tokenizer"
 needs_qwen = pytest.mark.skipif(not QWEN.is_dir(), reason="no shared data: Qwen2.5-Omni's tokenizer")
 

@@ -24,8 +24,6 @@ from dasheng_edge.runtime.errors import ExportError
 from tests.fixtures.tiny_checkpoint import write_tiny_checkpoint
 from tests.fixtures.watched_tensors import WatchedTensors
 
-pytestmark = pytest.mark.torch
-
 VARIANTS: tuple[Variant, ...] = ("midashenglm", "midashenglm-tokenizer", "dasheng")
 ENCODER_INPUTS: dict[str, list[tuple[str, list[object]]]] = {
     "midashenglm": [("log_mel", [1, 64, "frames"]), ("valid_patches", [1])],

@@ -15,8 +15,6 @@ from dasheng_edge.export.graphs.front_end import export_front_end
 from dasheng_edge.export.reference.dasheng import AcousticMel
 from dasheng_edge.runtime.audio.front_end import AcousticSpec, FrontEndSpec
 
-pytestmark = pytest.mark.torch
-
 TWO_BRANCHES = FrontEndSpec(acoustic=AcousticSpec(n_mels=100))
 
 

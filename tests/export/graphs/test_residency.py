@@ -111,7 +111,6 @@ def test_small_files_and_other_systems_are_left_alone(path: Path, monkeypatch: p
         assert not at_work()
 
 
-@pytest.mark.torch
 def test_a_decoder_computes_the_same_while_its_pages_come_and_go(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,8 +12,6 @@ from dasheng_edge.export.hub.client import BLOCK_BYTES, Hub
 from dasheng_edge.runtime.errors import DownloadError
 from tests.fixtures.hub_server import FakeHub, serve_hub
 
-pytestmark = pytest.mark.torch
-
 REPO = "mispeech/dasheng-base"
 FILE = "model.safetensors"
 CONTENT = bytes(range(256)) * (3 * BLOCK_BYTES // 256) + b"the end"

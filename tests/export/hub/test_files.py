@@ -19,8 +19,6 @@ from dasheng_edge.runtime.errors import (
 from tests.fixtures.hub_server import ENCODER as TENSORS
 from tests.fixtures.hub_server import safetensors
 
-pytestmark = pytest.mark.torch
-
 INDEX, WEIGHTS = "model.safetensors.index.json", "model.safetensors"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 

@@ -10,8 +10,6 @@ from dasheng_edge.export.checkpoint.unsupported import EXPORTABLE
 from dasheng_edge.export.hub.model_id import ModelId, parse_model_id
 from dasheng_edge.runtime.errors import CheckpointNotFoundError
 
-pytestmark = pytest.mark.torch
-
 NAME = "mispeech/midashenglm-7b-1021-bf16"
 
 

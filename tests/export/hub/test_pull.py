@@ -19,8 +19,6 @@ from dasheng_edge.runtime.errors import CheckpointNotFoundError, DownloadError, 
 from tests.fixtures.hub_server import FakeHub, serve_hub
 from tests.fixtures.tiny_checkpoint import write_tiny_checkpoint
 
-pytestmark = pytest.mark.torch
-
 REPO = "mispeech/midashenglm-tiny"
 SHARDS = [f"model-{shard:05}-of-00003.safetensors" for shard in (1, 2, 3)]
 INDEX = "model.safetensors.index.json"

@@ -19,8 +19,6 @@ from dasheng_edge.export.hub.client import BLOCK_BYTES, Hub
 from dasheng_edge.runtime.cli.app import build_app
 from tests.fixtures.hub_server import ENCODER, FakeHub, safetensors, serve_hub
 
-pytestmark = pytest.mark.torch
-
 REPO, FILE = "mispeech/dasheng-base", "model.safetensors"
 CONTENT = safetensors(*ENCODER, data=bytes(2 * BLOCK_BYTES))
 

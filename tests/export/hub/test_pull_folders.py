@@ -14,8 +14,6 @@ from dasheng_edge.export.hub.pull import LOCK, PullOptions, left_behind, pull
 from dasheng_edge.runtime.errors import OutputExistsError, OutputWriteError
 from tests.fixtures.hub_server import ENCODER, FakeHub, safetensors, serve_hub
 
-pytestmark = pytest.mark.torch
-
 REPO = "mispeech/midashenglm-tiny"
 WEIGHTS = "model.safetensors"
 

@@ -31,8 +31,6 @@ from dasheng_edge.runtime.errors import CheckpointFileError, CheckpointVariantEr
 from dasheng_edge.runtime.text.prompt import PromptBuilder, Text
 from tests.fixtures.chat_templates import BARE, MACRO, NUMBERED, TEMPLATES, TEXT_ONLY, HuggingFace
 
-pytestmark = pytest.mark.torch
-
 USER = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 CLIP = "<|audio_bos|>{audio}<|audio_eos|>"
 HELPFUL = "<|im_start|>system\nBe helpful.<|im_end|>\n"

@@ -13,8 +13,6 @@ from dasheng_edge.export.prompt.generation_config import LONGEST, GenerationConf
 from dasheng_edge.runtime.bundle.bundle import Sampling
 from dasheng_edge.runtime.errors import CheckpointFileError
 
-pytestmark = pytest.mark.torch
-
 
 def read(folder: Path, stated: object) -> tuple[GenerationConfig, tuple[str, ...]]:
     text = stated if isinstance(stated, str) else json.dumps(stated)

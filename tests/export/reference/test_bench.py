@@ -18,8 +18,6 @@ from dasheng_edge.runtime.errors import CheckpointError
 from dasheng_edge.runtime.speed.transformers_peer import MODULE
 from tests.fixtures.whole_decoder import whole_decoder
 
-pytestmark = pytest.mark.torch
-
 
 @pytest.fixture
 def checkpoint(tiny_checkpoint: Path) -> Checkpoint:

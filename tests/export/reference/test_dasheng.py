@@ -16,8 +16,6 @@ from dasheng_edge.export.reference.dasheng import (
 )
 from dasheng_edge.runtime.audio.front_end import FrontEndSpec
 
-pytestmark = pytest.mark.torch
-
 SPEC = FrontEndSpec()
 
 

@@ -17,8 +17,6 @@ from dasheng_edge.runtime.audio.front_end import AcousticSpec, Features
 from dasheng_edge.runtime.deviation import relative_rms
 from tests.fixtures.tiny_checkpoint import write_tiny_checkpoint
 
-pytestmark = pytest.mark.torch
-
 Array = NDArray[np.float64]
 LENGTHS = [3_040, 3_200, 161_119, 161_120, 161_279, 161_280, 161_281, 163_200, 323_040, 323_199, 1_129_440]
 HEADS = 2

@@ -13,8 +13,6 @@ from dasheng_edge.export.reference.decoder import AUDIO_MARK, ReferenceDecoder, 
 from tests.fixtures.tiny_checkpoint import write_tiny_checkpoint
 from tests.fixtures.whole_decoder import whole_decoder
 
-pytestmark = pytest.mark.torch
-
 PROMPT = [382, 338, 198, 385, AUDIO_MARK, 386, 300, 301, 383, 198]
 COUNT = 8
 

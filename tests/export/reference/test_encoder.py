@@ -20,8 +20,6 @@ from dasheng_edge.runtime.bundle.bundle import Variant
 from tests.fixtures.tiny_checkpoint import write_tiny_checkpoint
 from tests.fixtures.watched_tensors import WatchedTensors
 
-pytestmark = pytest.mark.torch
-
 BLOCK_BYTES = 4 * (12 * 64 * 64 + 13 * 64)  # of the tiny model: four matrices, their biases, two norms
 
 

@@ -23,8 +23,6 @@ from dasheng_edge.runtime.deviation import relative_rms
 from dasheng_edge.runtime.errors import ExportError
 from tests.fixtures.tiny_checkpoint import ROWS
 
-pytestmark = pytest.mark.torch
-
 SPEC = FrontEndSpec()
 FACTS = PromptFacts(prompt="Write an audio caption describing the sound")
 

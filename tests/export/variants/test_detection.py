@@ -24,8 +24,6 @@ from dasheng_edge.runtime.errors import CheckpointFileError, CheckpointVariantEr
 from tests.fixtures.tiny_checkpoint import write_tiny_checkpoint
 from tests.fixtures.tiny_model import stored_buffers, tiny_shapes
 
-pytestmark = pytest.mark.torch
-
 Shapes = dict[str, tuple[int, ...]]
 DASHENGS = {"base": (768, 12, 12), "0.6B": (1280, 32, 16), "1.2B": (1536, 40, 24)}  # embed_dim, depth, heads
 

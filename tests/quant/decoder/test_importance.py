@@ -35,7 +35,6 @@ needs_micro = pytest.mark.skipif(not MICRO.is_file(), reason="make build/micro m
 needs_programs = pytest.mark.skipif(not PROGRAMS.is_dir(), reason="make llama-tools builds them")
 
 
-@pytest.mark.torch
 def test_equal_to_what_pytorch_multiplies(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
     bundle = Bundle.open(tiny_bundle)
     parts = Parts.open(bundle, device="cpu", threads=1)
@@ -170,7 +169,6 @@ def test_an_error_ends_the_watch(tiny_bundle: Path, monkeypatch: pytest.MonkeyPa
     parts.decoder.close()
 
 
-@pytest.mark.torch
 def test_clips_and_prompts_add_up(tiny_bundle: Path) -> None:
     """Of two clips, what each gives; another prompt has other rows."""
     parts = Parts.open(Bundle.open(tiny_bundle), device="cpu", threads=1)

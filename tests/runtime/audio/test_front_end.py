@@ -15,7 +15,9 @@ from dasheng_edge.runtime.audio.front_end import AcousticSpec, FrontEnd, FrontEn
 from dasheng_edge.runtime.bundle.bundle import FRONT_END, PROJECTOR
 from dasheng_edge.runtime.errors import BundleFileError, DeviceError
 from dasheng_edge.runtime.machine.devices import onnx_session
+from tests.fixtures.places import TWO_SPECTRA_GRAPH
 
+TWO_SPECTRA = FrontEndSpec(acoustic=AcousticSpec(n_mels=20))  # of TWO_SPECTRA_GRAPH
 SPEC = FrontEndSpec()
 
 
@@ -139,13 +141,9 @@ def test_threads_give_what_one_gives(tiny_bundle: Path, front_end: FrontEnd, sam
     assert np.abs(got - at_once(front_end, waveform)).max() <= 1e-4  # dB; as below
 
 
-@pytest.mark.torch
-def test_threads_give_both_spectrograms(two_spectra: FrontEnd, tmp_path: Path) -> None:
-    from dasheng_edge.export.graphs.front_end import export_front_end
-
-    export_front_end(tmp_path / FRONT_END, TWO_SPECTRA)
+def test_threads_give_both_spectrograms(two_spectra: FrontEnd) -> None:
     waveform = scene(20_000, 3)
-    several = SmallParts(tmp_path / FRONT_END, TWO_SPECTRA.model_copy(update=SMALL), threads=3)
+    several = SmallParts(TWO_SPECTRA_GRAPH, TWO_SPECTRA.model_copy(update=SMALL), threads=3)
     features, (log_mel, acoustic) = several.features([waveform]), both_at_once(two_spectra, waveform)
     assert features.acoustic is not None
     assert np.abs(features.log_mel - log_mel).max() <= 1e-4  # dB
@@ -240,23 +238,15 @@ def test_a_failure_says_where_and_what_to_do(tiny_bundle: Path, monkeypatch: pyt
         front_end.features([np.zeros(4_000, np.float32)])
 
 
-TWO_SPECTRA = FrontEndSpec(acoustic=AcousticSpec(n_mels=20))
-
-
 @pytest.fixture(scope="module")
-def two_spectra(tmp_path_factory: pytest.TempPathFactory) -> FrontEnd:
-    from dasheng_edge.export.graphs.front_end import export_front_end
-
-    path = tmp_path_factory.mktemp("two") / FRONT_END
-    export_front_end(path, TWO_SPECTRA)
-    return FrontEnd(path, TWO_SPECTRA.model_copy(update=SMALL), threads=1)
+def two_spectra() -> FrontEnd:
+    return FrontEnd(TWO_SPECTRA_GRAPH, TWO_SPECTRA.model_copy(update=SMALL), threads=1)
 
 
 def both_at_once(front_end: FrontEnd, waveform: NDArray[np.float32]) -> list[NDArray[np.float32]]:
     return [output[0] for output in front_end._session.run(None, {"waveform": waveform[None]})]
 
 
-@pytest.mark.torch
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(3_200, 60_000), st.integers(0, 2**32 - 1), st.lists(st.integers(1, 9_000), min_size=1, max_size=9))
 @example(161_120 // 4, 0, [6_400])
@@ -272,7 +262,6 @@ def test_blocks_give_both_spectrograms_of_one_run(
     assert np.abs(features.acoustic - acoustic).max() <= 1e-5  # nepers
 
 
-@pytest.mark.torch
 @pytest.mark.parametrize("before_edge", range(1, 700, 57))
 def test_no_frame_sees_a_reflection_within_the_longer_window(two_spectra: FrontEnd, before_edge: int) -> None:
     # The first block's frames are kept up to the 40th; a click near where it is cut is reflected in both spectra.
@@ -285,7 +274,6 @@ def test_no_frame_sees_a_reflection_within_the_longer_window(two_spectra: FrontE
     assert np.abs(features.acoustic - acoustic).max() <= 1e-5
 
 
-@pytest.mark.torch
 def test_the_acoustic_mel_has_no_floor_of_the_clip(two_spectra: FrontEnd) -> None:
     waveform = np.zeros(40_000, np.float32)
     waveform[30_000:30_100] = 1.0
@@ -295,7 +283,6 @@ def test_the_acoustic_mel_has_no_floor_of_the_clip(two_spectra: FrontEnd) -> Non
     assert features.log_mel.min() > -100
 
 
-@pytest.mark.torch
 @pytest.mark.parametrize("samples", [1, 3_199])
 def test_short_clips_are_padded_in_both(two_spectra: FrontEnd, samples: int) -> None:
     waveform = np.full(samples, 0.5, np.float32)

@@ -24,7 +24,7 @@ posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has neither 
 
 WRITER = """
 import sys, time
-from dasheng_edge.runtime.embeddings_file import EmbeddingsWriter
+from dasheng_edge.runtime.jobs.embeddings_file import EmbeddingsWriter
 with EmbeddingsWriter(sys.argv[1]):
     print("opened", flush=True)
     time.sleep(60)

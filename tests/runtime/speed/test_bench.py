@@ -13,9 +13,8 @@ from typer.testing import CliRunner, Result
 
 from dasheng_edge.runtime.audio.read import read_audio
 from dasheng_edge.runtime.bundle.bundle import Bundle
-from dasheng_edge.runtime.cli import speed as speed_cli
 from dasheng_edge.runtime.cli.app import build_app
-from dasheng_edge.runtime.errors import AudioNotFoundError, BundleKindError, CheckpointError, MissingExtraError
+from dasheng_edge.runtime.errors import AudioNotFoundError, BundleKindError, MissingExtraError
 from dasheng_edge.runtime.machine.devices import usable_cores
 from dasheng_edge.runtime.speed import bench as bench_module
 from dasheng_edge.runtime.speed import transformers_peer as bench_against
@@ -175,23 +174,3 @@ def test_without_the_exporter_there_is_nothing_to_compare_with(
         MissingExtraError, match=r"--against transformers needs .*pip install 'dasheng-edge\[export,cpu\]'"
     ):
         measured(tiny_bundle, checkpoint=tmp_path)
-
-
-def test_against_transformers(tiny_bundle: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_module, "_SYNTHETIC_HZ", 16_000)
-    report = measured(tiny_bundle, checkpoint=tiny_checkpoint)
-    other = report.against
-    assert other is not None
-    assert set(other.stages_ms) == {"front_end", "encoder", "projector", "prefill", "decode", "total"}
-    assert {len(spread.values) for spread in other.stages_ms.values()} == {2}
-    assert other.real_time_factor == pytest.approx(sum(other.stages_ms["total"].values) / 20_000)
-    assert (other.decode_tokens_per_s is None) == (report.new_tokens == (1,))
-    assert other.peak_rss_bytes is None or other.peak_rss_bytes > 50e6
-    shown = "\n".join(speed_cli._bench_lines(report))
-    assert f"transformers, {other.dtype}: real-time factor" in shown
-
-
-def test_a_checkpoint_that_is_not_the_bundles(tiny_bundle: Path, tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(CheckpointError, match=r"empty.*config\.json"):
-        measured(tiny_bundle, rounds=1, checkpoint=tmp_path / "empty")

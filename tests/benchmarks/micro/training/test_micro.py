@@ -40,8 +40,6 @@ from benchmarks.micro.training.tokenizer import (
 )
 from dasheng_edge.export.reference.dasheng import EncoderSpec
 
-pytestmark = pytest.mark.torch
-
 MICRO = Path(evaluate.__file__).parents[1]
 CHECKPOINT, ADAPTER = MICRO / "checkpoint", MICRO / "adapter"
 TEXTS = ["rain falls while a dog barks", "a dog barks, followed by rain falling", *dataset.PROMPTS] * 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +10,19 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file
 
 from dasheng_edge.export.adapter.merge import MergedTensors, open_adapters
 from dasheng_edge.export.checkpoint.checkpoint import open_checkpoint
 from dasheng_edge.export.gguf.decoder import write_gguf
 from dasheng_edge.export.gguf.tokenizer import read_vocabulary
 from dasheng_edge.quant.decoder.gguf_file import gguf_tensors
-from dasheng_edge.runtime.bundle.bundle import Variant
+from dasheng_edge.runtime.bundle.bundle import DECODER, Variant
 from dasheng_edge.runtime.deviation import relative_rms
+from dasheng_edge.runtime.text.context import BATCH
 from dasheng_edge.runtime.text.decoder import Decoder
+from dasheng_edge.runtime.text.token_rows import TokenRows
 from tests.fixtures.tiny_checkpoint import ROWS, write_tiny_adapter, write_tiny_checkpoint
-
-pytestmark = pytest.mark.torch
 
 NEW_TOKENS = 12
 BEFORE, AFTER = [382, 338, 198, 385], [386, 300, 301, 383, 198]
@@ -109,3 +111,29 @@ def test_a_tied_head_is_not_stored_twice(checkpoint: Path, tmp_path: Path) -> No
 
     assert ("output.weight" in names) != merged.tied
     assert ("blk.1.attn_q_norm.weight" in names) == ("blk.1.attn_k_norm.weight" in names) == merged.tied
+
+
+def test_logits_equal_those_of_transformers(decoder: Decoder, tiny_checkpoint: Path) -> None:
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    config = json.loads((tiny_checkpoint / "config.json").read_text())["text_config"]
+    for key in ("model_type", "rope_scaling"):  # its three equal sections are what plain RoPE does
+        config.pop(key)
+    model = Qwen2ForCausalLM(Qwen2Config(**config)).eval()
+    weights = load_file(tiny_checkpoint / "model.safetensors").items()
+    model.load_state_dict({k.removeprefix("decoder."): v for k, v in weights if k.startswith("decoder.")})
+    for rows in (1, 7, BATCH - 1, BATCH, BATCH + 1, 1100):
+        embeddings = np.random.default_rng(rows).normal(0, 0.5, (rows, decoder.n_embd)).astype(np.float32)
+        with torch.no_grad():
+            want = model(inputs_embeds=torch.from_numpy(embeddings)[None]).logits[0, -1].numpy()
+        decoder.prefill([embeddings])
+        assert relative_rms(decoder.logits(), want) < 1e-5
+
+
+def test_the_embeddings_of_tokens_are_those_of_the_file(decoder: Decoder, tiny_bundle: Path) -> None:
+    table = gguf_tensors(tiny_bundle / DECODER)["token_embd.weight"]
+    tokens = (7, 0, decoder.n_vocab - 1, 7)
+    want = np.concatenate([table.rows(token, token + 1) for token in tokens])
+    got = TokenRows(decoder).of(tokens)
+    assert got is not None
+    np.testing.assert_array_equal(got, want)

@@ -1,0 +1,38 @@
+"""The graphs of the other variants in the runtime, against the reference: from a waveform to patches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dasheng_edge.export.adapter.merge import MergedTensors
+from dasheng_edge.export.checkpoint.checkpoint import open_checkpoint
+from dasheng_edge.export.graphs.encoder import export_encoder
+from dasheng_edge.export.graphs.front_end import export_front_end
+from dasheng_edge.export.reference.encoder import reference_features, stream_patches
+from dasheng_edge.runtime.audio.encoder import Encoder
+from dasheng_edge.runtime.audio.front_end import FrontEnd
+from dasheng_edge.runtime.bundle.bundle import ENCODER, FRONT_END, Variant
+from dasheng_edge.runtime.deviation import relative_rms
+from tests.fixtures.tiny_checkpoint import write_tiny_checkpoint
+
+
+@pytest.mark.parametrize("variant", ["midashenglm-tokenizer", "dasheng"])
+def test_waveform_to_patches_equals_the_reference(variant: Variant, tmp_path: Path) -> None:
+
+    merged = MergedTensors(open_checkpoint(write_tiny_checkpoint(tmp_path / "checkpoint", variant=variant)))
+    spec = merged.checkpoint.front_end
+    export_front_end(tmp_path / FRONT_END, spec)
+    export_encoder(tmp_path / ENCODER, merged)
+    front_end, encoder = FrontEnd(tmp_path / FRONT_END, spec), Encoder(tmp_path / ENCODER, spec)
+    lengths = [3_040, 3_200, 161_120, 161_280, 163_359, 323_040]
+    clips = [np.random.default_rng(samples).normal(0, 0.1, samples).astype(np.float32) for samples in lengths]
+    clips += [np.zeros(48_000, np.float32), np.sign(np.sin(np.arange(48_000) / 7)).astype(np.float32)]
+    padded = [np.pad(clip, (0, spec.padded_samples_of(len(clip)) - len(clip))) for clip in clips]
+    wanted = stream_patches(merged, [reference_features(spec, clip) for clip in padded])
+    for clip, want in zip(clips, wanted, strict=True):
+        got = encoder.patches(front_end.features([clip]))
+        assert np.isfinite(got).all()
+        assert relative_rms(got, want) <= 1e-5, len(clip)
