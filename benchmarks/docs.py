@@ -27,6 +27,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from dasheng_edge.runtime.atomic_output import replace_text
+
 EXAMPLE = re.compile(
     r"^<!-- run(?: if (?P<needs>[^:\n]+))?: (?P<command>[^\n]+) -->\n\n?"
     r"(?:```python\n(?P<python>.*?)```\n\n?)?"
@@ -117,9 +119,7 @@ def main(arguments: list[str]) -> int:
     for drift in drifts:
         print(f"{options.file}: {drift.command}\n{drift.difference}\n")
     if options.write and after != before:
-        temporary = options.file.with_suffix(".tmp")
-        temporary.write_text(after, "utf-8")
-        temporary.replace(options.file)
+        replace_text(options.file, after)
     failed = sum(drift.failed for drift in drifts)
     drifted = len(drifts) - failed
     verb = "replaced" if options.write else "drifted"

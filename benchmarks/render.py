@@ -17,9 +17,10 @@ from pathlib import Path
 
 from benchmarks.records import machine
 from benchmarks.records.plots import as_svg
-from benchmarks.records.record import REPOSITORY, RESULTS, SCHEMA_VERSION, BenchmarkError, failed, replace_text
+from benchmarks.records.record import REPOSITORY, RESULTS, SCHEMA_VERSION, BenchmarkError, failed
 from benchmarks.sections import SECTIONS, Section, section, table
 from benchmarks.targets import LARGE, TARGETS, Outcome, Record, Records, Target, outcomes
+from dasheng_edge.runtime.atomic_output import replace_text
 
 PAGE = REPOSITORY / "benchmarks" / "RESULTS.md"
 MADE_BY = {True: "make bench-full", False: "make bench"}  # whether the model is the large one

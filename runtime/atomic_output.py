@@ -16,10 +16,41 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from itertools import takewhile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .errors import DashengEdgeError, OutputExistsError, OutputWriteError
 
+if TYPE_CHECKING:
+    from filelock import FileLock
+
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def replacing(path: Path) -> Generator[Path]:
+    """A temporary name for a file or folder that is there whole or not at all, whoever else writes it.
+
+    What is written under that name gets the name `path` when the block ends, in place of what has it; after an error
+    it is removed. There are no questions and no lock, as for outputs that a user asked for: see `PartialOutput`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
+    try:
+        yield part
+        _move(part, path)
+    finally:
+        _remove(part)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file, in UTF-8, at once or not at all."""
+    with replacing(path) as part:
+        part.write_bytes(text.encode())
+
+
+def not_a_file(path: Path) -> str:
+    """What keeps something from being replaced where any regular file may be; "" if nothing does."""
+    return "" if path.is_file() else "it is a folder" if path.is_dir() else "it is not a regular file"
 
 
 class PartialOutput:
@@ -39,7 +70,7 @@ class PartialOutput:
         self.out = Path(out)
         self._overwrite, self._what, self._why_not, self._option = overwrite, what, why_not, option
         self._path: Path | None = None
-        self._lock: int | None = None
+        self._lock: FileLock | None = None
         self._made: list[Path] = []  # folders above `out`, the innermost first
         with self.write_errors():
             self.out = _resolved(self.out)  # a link stays, and what it points to is replaced
@@ -88,19 +119,9 @@ class PartialOutput:
             OutputExistsError: something else has come there meanwhile.
             OSError: it cannot be moved.
         """
-        path, out = self.path, self.out
         self._check_out()
-        old = path.with_name(path.name + ".old")
-        try:
-            if path.is_dir() and out.exists():  # only files are replaced in one step
-                out.rename(old)
-            path.rename(out) if path.is_dir() else path.replace(out)
-        except BaseException:
-            if old.exists() and not out.exists():
-                old.rename(out)
-            raise
+        _move(self.path, self.out)
         self._path, self._made = None, []
-        _remove(old)
         self.discard()
 
     def discard(self) -> None:
@@ -111,7 +132,7 @@ class PartialOutput:
         if self._lock is not None:
             with suppress(OSError):
                 self._lock_path.unlink()
-            os.close(self._lock)
+            self._lock.release()
             self._lock = None
         for parent in self._made:
             with suppress(OSError):  # somebody else uses it by now
@@ -167,30 +188,39 @@ def _remove(path: Path) -> None:
             path.unlink()
 
 
-def _lock(path: Path, out: Path, option: str) -> int | None:
+def _move(path: Path, out: Path) -> None:
+    """Give a file or folder the name `out`, in place of what has it."""
+    old = path.with_name(path.name + ".old")
+    try:
+        if path.is_dir() and out.exists():  # only files are replaced in one step
+            out.rename(old)
+        path.rename(out) if path.is_dir() else path.replace(out)
+    except BaseException:
+        if old.exists() and not out.exists():
+            old.rename(out)
+        raise
+    _remove(old)
+
+
+def _lock(path: Path, out: Path, option: str) -> FileLock | None:
     """An exclusive lock on a file, made for it, that ends with this process however it ends; None: there are no locks.
 
     Raises:
         OutputWriteError: another writer holds it.
     """
+    from filelock import FileLock, Timeout
+
+    # Not at the first try: a writer that ends meanwhile removes the file that was about to be locked.
+    lock = FileLock(path, timeout=0.2, mode=0o666)
     try:
-        import fcntl
-    except ImportError:  # Windows
+        lock.acquire(poll_interval=0.05)
+    except Timeout as error:
+        raise OutputWriteError(
+            f"cannot write {out}: another process is writing it; wait for that, or choose another {option}"
+        ) from error
+    except OSError:
+        if not path.exists():  # it could not even be made
+            raise
+        path.unlink()  # a file system without locks
         return None
-    while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(handle)
-            raise OutputWriteError(
-                f"cannot write {out}: another process is writing it; wait for that, or choose another {option}"
-            ) from error
-        except OSError:  # file systems without locks
-            os.close(handle)
-            path.unlink(missing_ok=True)
-            return None
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(handle), path.stat()):
-                return handle
-        os.close(handle)  # whoever held it before removed it meanwhile
+    return lock

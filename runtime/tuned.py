@@ -18,7 +18,7 @@ from dasheng_edge.runtime.machine.devices import usable_hardware_threads
 from dasheng_edge.runtime.machine.doctor import examine
 from dasheng_edge.runtime.text.prefix_cache import FOLDER_VARIABLE, cache_folder
 
-from .atomic_output import PartialOutput
+from .atomic_output import PartialOutput, not_a_file
 from .errors import OutputWriteError
 
 ENGINES = ("onnxruntime", "onnxruntime-gpu", "llama-cpp-python")
@@ -104,7 +104,7 @@ def store_tuned(bundle: Bundle, choice: Choice) -> Path:
     )
     path = tuned_path(bundle)
     output = PartialOutput(
-        path, overwrite=True, what="a choice of `dasheng-edge tune`", why_not=_why_not_a_file, option=FOLDER_VARIABLE
+        path, overwrite=True, what="a choice of `dasheng-edge tune`", why_not=not_a_file, option=FOLDER_VARIABLE
     )
     try:
         output.open(folder=False)
@@ -152,7 +152,3 @@ def tuned_path(bundle: Bundle) -> Path:
             f"{FOLDER_VARIABLE} to a folder"
         )
     return path
-
-
-def _why_not_a_file(path: Path) -> str:
-    return "" if path.is_file() else "it is not a regular file"

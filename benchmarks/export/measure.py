@@ -26,8 +26,8 @@ from rich.console import Console
 from benchmarks.export.table import as_markdown, as_table, page
 from benchmarks.records import machine
 from benchmarks.records.measured_run import MeasuredRun, run_measured
-from benchmarks.records.record import replace_text
 from benchmarks.synthetic.shapes import ARCHITECTURES, PARAMETERS, Name, parameters, shapes
+from dasheng_edge.runtime.atomic_output import replace_text
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MICRO = REPOSITORY / "benchmarks" / "micro"

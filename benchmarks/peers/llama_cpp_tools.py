@@ -21,6 +21,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from dasheng_edge.runtime.atomic_output import replacing
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONSTRAINTS = REPOSITORY / "constraints.txt"
 TOOLS = ("llama-quantize", "llama-tokenize", "llama-completion", "llama-server", "llama-imatrix", "llama-bench")
@@ -113,17 +115,11 @@ def _is_of(programs: Path, version: str) -> bool:
 
 def _install(built: Path, programs: Path, version: str) -> None:
     """Copy the programs; `programs` has all of them or does not change."""
-    fresh = Path(tempfile.mkdtemp(dir=programs.parent, prefix=".bin-"))
-    try:
+    with replacing(programs) as fresh:
+        fresh.mkdir()
         for tool in TOOLS:
             shutil.copy2(built / tool, fresh)
         (fresh / VERSION).write_text(version + "\n", encoding="utf-8")
-        fresh.chmod(0o755)  # mkdtemp's folder is private
-        if programs.exists():
-            shutil.rmtree(programs)  # of another version
-        fresh.rename(programs)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
 
 
 def _run(*command: str) -> None:

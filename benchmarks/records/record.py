@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, TypeAlias
 
 from benchmarks.records import machine
 from benchmarks.records.turns import LEAST_ROUNDS
+from dasheng_edge.runtime.atomic_output import replace_text
 from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.errors import DashengEdgeError
 from dasheng_edge.runtime.machine.devices import usable_cores
@@ -83,15 +83,6 @@ def publish(record: Mapping[str, Any], out: Path | None, headline: Mapping[str, 
         print(f"warning: other programs used {record['others_share']:.0%} of the machine meanwhile", file=sys.stderr)
     print(json.dumps({"benchmark": record["benchmark"], "model": record["model"], **headline}))
     return path
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a file at once or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".partial", delete=False, encoding="utf-8") as file:
-        file.write(text)
-    Path(file.name).chmod(0o644)
-    Path(file.name).replace(path)
 
 
 def run(

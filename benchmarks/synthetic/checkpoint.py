@@ -13,7 +13,6 @@ import json
 import math
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ from benchmarks.synthetic.shapes import (
 )
 from benchmarks.synthetic.tokenizer import AudioIds, write_tokenizer
 from benchmarks.synthetic.weights import tensor_bytes
+from dasheng_edge.runtime.atomic_output import replacing
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TOKENIZER = REPOSITORY.parent / "shared" / "data" / "qwen2_5_omni_tokenizer"
@@ -90,15 +90,10 @@ def write_checkpoint(request: Request, advance: Callable[[int], object] = int) -
             f"{request.out} takes {needed / 1e9:.1f} GB and its disk has {free / 1e9:.1f} GB left; free some or "
             "choose another disk"
         )
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
-    try:
+    with replacing(out) as folder:
+        folder.mkdir()
         _write_side_files(folder, request)
         shards = _write_shards(folder, request, stored, advance)
-        folder.chmod(0o755)
-        folder.rename(out)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
     return Written(len(stored), parameters(stored), total, shards, time.perf_counter() - start)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import secrets
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from dasheng_edge.runtime.atomic_output import replace_text, replacing
 from dasheng_edge.runtime.audio.clips import Clip
 from dasheng_edge.runtime.audio.encoder import Projector
 from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER, FRONT_END, PROJECTOR, Bundle
@@ -149,7 +149,7 @@ def embed_all(
         for sound in missing:
             features = audio.front_end.features([sound.read()])
             embeddings = projector.embeddings(audio.encoder.patches(features))
-            with _whole(folder / f"{sound.key}.npy") as path, path.open("wb") as file:
+            with replacing(folder / f"{sound.key}.npy") as path, path.open("wb") as file:
                 np.save(file, embeddings)
             advance(1)
     return lambda key: np.load(folder / f"{key}.npy")
@@ -228,10 +228,10 @@ class Answering:
                     decoder.prefill(segments, reserve=self._limit)
                     answer = tuple(decoder.generate(self._limit))
                     scored = decoder.score(segments, answer)
-                with _whole(logits) as part, part.open("wb") as file:
+                with replacing(logits) as part, part.open("wb") as file:
                     np.save(file, scored)
                 found = _Kept(tokens=answer, text=decoder.detokenize(answer))
-                _keep(path, found)
+                replace_text(path, found.model_dump_json())
                 advance(1)
             tokens.append(found.tokens)
             texts.append(found.text.strip())
@@ -248,7 +248,7 @@ class Answering:
             row = _read(path, _KeptScores)
             if row is None or len(row.kl) != len(wanted):
                 row = self._answer(clip, embeddings(f"clip-{index}"), wanted, reference.logits(index))
-                _keep(path, row)
+                replace_text(path, row.model_dump_json())
                 advance(1)
             metrics = TokenMetrics(np.array(row.kl), np.array(row.same_top1, bool), np.array(row.log_prob))
             found.append(Answer(row.text, row.tokens, ClipDecoding(metrics, first_divergence(wanted, row.tokens))))
@@ -292,22 +292,6 @@ def encoder_scores(clips: int, reference: Callable[[str], Array], got: Callable[
             sums.add(reference(f"probe-{seconds}-{index}"), got(f"probe-{seconds}-{index}"))
         by_length.append(LengthScores(seconds=seconds, **sums.scores().model_dump()))
     return EncoderScores(**whole.scores().model_dump(), by_length=tuple(by_length))
-
-
-@contextmanager
-def _whole(path: Path) -> Generator[Path]:
-    """A temporary name for a file that is there whole or not at all."""
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        yield part
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _keep(path: Path, row: _Kept) -> None:
-    with _whole(path) as part:
-        part.write_text(json.dumps(row.model_dump()), "utf-8")
 
 
 def _read(path: Path, kind: type[_Row]) -> _Row | None:

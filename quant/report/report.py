@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from dasheng_edge.quant.compare.record import Report
-from dasheng_edge.runtime.atomic_output import PartialOutput
+from dasheng_edge.runtime.atomic_output import PartialOutput, not_a_file
 
 from .html import page
 from .markdown import document
@@ -31,7 +31,7 @@ def write_report(report: Report, folder: Path) -> tuple[Path, Path, Path]:
     with ExitStack() as stack:
         outputs = []
         for name, text in contents.items():
-            output = PartialOutput(folder / name, overwrite=True, what="a report", why_not=_why_not_a_file)
+            output = PartialOutput(folder / name, overwrite=True, what="a report", why_not=not_a_file)
             output.open(folder=False)
             stack.callback(output.discard)
             with output.write_errors():
@@ -41,7 +41,3 @@ def write_report(report: Report, folder: Path) -> tuple[Path, Path, Path]:
             with output.write_errors():
                 output.move()
     return folder / JSON, folder / MARKDOWN, folder / HTML
-
-
-def _why_not_a_file(path: Path) -> str:
-    return "it is a folder" if path.is_dir() else ""

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 from collections import OrderedDict
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
+from dasheng_edge.runtime.atomic_output import replacing
 from dasheng_edge.runtime.bundle.bundle import DECODER, Bundle
 
 from .context import ContextOptions
@@ -73,15 +73,10 @@ class PrefixCache:
         path = self._path(tokens)
         if path is None:
             return
-        partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_bytes(_MAGIC + hashlib.sha256(state).digest() + state)
-            partial.replace(path)
+        with suppress(OSError):  # read-only, full, not ours
+            with replacing(path) as part:
+                part.write_bytes(_MAGIC + hashlib.sha256(state).digest() + state)
             self._shrink(path.parent)
-        except OSError:  # read-only, full, not ours
-            with suppress(OSError):
-                partial.unlink()
 
     def drop(self, tokens: Tokens) -> None:
         """Forget a state that llama.cpp did not take."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ import av
 import numpy as np
 
 from benchmarks.micro.scenes.signals import RATE, Samples
+from dasheng_edge.runtime.atomic_output import replacing
 
 REFERENCES = "references.jsonl"
 Reference = dict[str, str | int | float | list[str]]
@@ -31,9 +30,8 @@ def write_clips(folder: Path, clips: Iterable[Clip]) -> int:
     """Writes `folder`, one FLAC per clip and the references; bytes written. Refuses an existing folder."""
     if folder.exists():
         raise FileExistsError(f"{folder} exists already: remove it, or pass another folder.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with replacing(folder) as fresh:
+        fresh.mkdir()
         lines = []
         for clip in clips:
             file = fresh / f"{clip.name}.flac"
@@ -41,10 +39,6 @@ def write_clips(folder: Path, clips: Iterable[Clip]) -> int:
             row: Reference = {"file": file.name, "seconds": round(len(clip.waveform) / RATE, 3)}
             lines.append(json.dumps(row | clip.reference, ensure_ascii=False) + "\n")
         (fresh / REFERENCES).write_text("".join(lines), encoding="utf-8")
-        fresh.chmod(0o755)  # mkdtemp's folder is private
-        fresh.rename(folder)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
     return sum(path.stat().st_size for path in folder.iterdir())
 
 

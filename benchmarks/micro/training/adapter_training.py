@@ -6,7 +6,6 @@ that the merged model still captions.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import jiwer
@@ -21,6 +20,7 @@ from benchmarks.micro.training.base_training import Corpus, Heads, answer, answe
 from benchmarks.micro.training.features import Features
 from benchmarks.micro.training.micro_model import MicroModel
 from benchmarks.micro.training.training_loop import Monitor, Optimizer, Schedule, train
+from dasheng_edge.runtime.atomic_output import replacing
 
 # mdl-toolkit's, verbatim: one regular expression that peft matches against whole module names.
 TARGET_MODULES = (
@@ -121,13 +121,10 @@ def monitor(trainee: Trainee, tokenizer: Qwen2TokenizerFast, corpus: Corpus, cou
 
 def save_adapter(wrapped: PeftModel, folder: Path) -> None:
     """Writes `adapter_config.json` and `adapter_model.safetensors`; an older folder is replaced when all is written."""
-    scratch = folder.with_name(folder.name + ".part")
-    shutil.rmtree(scratch, ignore_errors=True)
-    wrapped.save_pretrained(str(scratch), save_embedding_layers=False)  # "auto" would ask the network
-    (scratch / "adapter_model.safetensors").chmod(0o644)  # safetensors makes it readable by its owner alone
-    (scratch / "README.md").unlink(missing_ok=True)  # peft's empty template of a model card
-    shutil.rmtree(folder, ignore_errors=True)
-    scratch.replace(folder)
+    with replacing(folder) as scratch:
+        wrapped.save_pretrained(str(scratch), save_embedding_layers=False)  # "auto" would ask the network
+        (scratch / "adapter_model.safetensors").chmod(0o644)  # safetensors makes it readable by its owner alone
+        (scratch / "README.md").unlink(missing_ok=True)  # peft's empty template of a model card
 
 
 def train_adapter(

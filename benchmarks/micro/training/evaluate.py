@@ -35,6 +35,7 @@ from benchmarks.micro.training.features import FSDD, HELD_OUT_SPEAKERS, TRAINING
 from benchmarks.micro.training.micro_model import MicroModel, load_checkpoint
 from benchmarks.micro.training.tokenizer import END_OF_TEXT, IM_END, prompt_ids, token_id
 from dasheng_edge.export.reference.dasheng import LogMel
+from dasheng_edge.runtime.atomic_output import replace_text
 from dasheng_edge.runtime.captioner import Captioner
 
 HERE = Path(__file__).resolve().parents[1]
@@ -199,20 +200,13 @@ def card_block(scores: dict[str, Scores], count: int) -> str:
     return "\n".join(lines)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replaces a file at once."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
-
-
 def write_card(scores: dict[str, Scores], count: int) -> None:
     """Renews scores.json and the marked block of the model card."""
     card = CARD.read_text(encoding="utf-8")
     before, after = card.split(BEGIN)[0], card.split(END)[1]
     record = {"count": count, "first_seed": FIRST_SEED, "scores": {n: asdict(s) for n, s in scores.items()}}
-    write_atomically(SCORES, json.dumps(record, indent=2) + "\n")
-    write_atomically(CARD, f"{before}{BEGIN}\n{card_block(scores, count)}\n{END}{after}")
+    replace_text(SCORES, json.dumps(record, indent=2) + "\n")
+    replace_text(CARD, f"{before}{BEGIN}\n{card_block(scores, count)}\n{END}{after}")
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from benchmarks.micro.scenes.spoken_digits import DigitClip, make_espeak_digits, make_real_digits
 from benchmarks.micro.scenes.synthesise import make_scene
 from dasheng_edge.export.reference.dasheng import LogMel
+from dasheng_edge.runtime.atomic_output import replacing
 
 SHARD_CLIPS = 500
 FSDD = Path(__file__).resolve().parents[4] / "shared" / "data" / "fsdd"
@@ -113,10 +114,9 @@ def render_shard(job: tuple[Kind, int, int, str]) -> float:
         clip, waveform = MAKERS[kind](seed)
         clips.append(asdict(clip))
         mels.append(to_log_mel(torch.from_numpy(waveform)[None])[0].T.half().numpy())
-    part = Path(target).with_suffix(".part.npz")
     lengths = np.array([len(mel) for mel in mels])
-    np.savez(part, frames=np.concatenate(mels), lengths=lengths, clips=np.array(json.dumps(clips)))
-    part.replace(target)
+    with replacing(Path(target)) as part, part.open("wb") as file:
+        np.savez(file, frames=np.concatenate(mels), lengths=lengths, clips=np.array(json.dumps(clips)))
     return time.process_time() - started
 
 

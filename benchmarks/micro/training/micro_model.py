@@ -7,7 +7,6 @@ A checkpoint is a Hugging Face folder with the file names and the fields of the 
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2TokenizerFast
 
 from benchmarks.micro.training.tokenizer import AUDIO, END_OF_TEXT, IM_END, save_tokenizer, token_id
 from dasheng_edge.export.reference.dasheng import Attention, AudioProjector, Block, DashengEncoder, EncoderSpec
+from dasheng_edge.runtime.atomic_output import replacing
 from dasheng_edge.runtime.audio.front_end import FrontEndSpec
 
 ENCODER = EncoderSpec(embed_dim=256, depth=6, num_heads=4)
@@ -192,39 +192,36 @@ def model_config(model: MicroModel, tokenizer: Qwen2TokenizerFast) -> dict[str, 
 
 def save_checkpoint(model: MicroModel, tokenizer: Qwen2TokenizerFast, folder: Path) -> None:
     """Writes the Hugging Face folder, weights in bf16; an older folder is replaced only when all is written."""
-    scratch = folder.with_name(folder.name + ".part")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    save_tokenizer(tokenizer, scratch)
-    tensors = {
-        name: (value.to(torch.bfloat16) if value.is_floating_point() else value).contiguous()
-        for name, value in model.state_dict().items()
-    }
-    save_file(tensors, scratch / "model.safetensors", metadata={"format": "pt"})
-    (scratch / "model.safetensors").chmod(0o644)  # safetensors makes it readable by its owner alone
-    stops = [token_id(tokenizer, token) for token in (IM_END, END_OF_TEXT)]
-    files: dict[str, dict[str, object]] = {
-        "config.json": model_config(model, tokenizer),
-        "generation_config.json": {
-            "do_sample": False,
-            "eos_token_id": stops,
-            "pad_token_id": stops[1],
-            "max_new_tokens": 64,
-        },
-        "preprocessor_config.json": {
-            "feature_extractor_type": "Wav2Vec2FeatureExtractor",
-            "sampling_rate": model.audio_encoder.front_end.sample_rate_hz,
-            "feature_size": 1,
-            "do_normalize": False,
-            "padding_side": "right",
-            "padding_value": 0.0,
-            "return_attention_mask": True,
-        },
-    }
-    for name, content in files.items():
-        (scratch / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    scratch.replace(folder)
+    with replacing(folder) as scratch:
+        scratch.mkdir()
+        save_tokenizer(tokenizer, scratch)
+        tensors = {
+            name: (value.to(torch.bfloat16) if value.is_floating_point() else value).contiguous()
+            for name, value in model.state_dict().items()
+        }
+        save_file(tensors, scratch / "model.safetensors", metadata={"format": "pt"})
+        (scratch / "model.safetensors").chmod(0o644)  # safetensors makes it readable by its owner alone
+        stops = [token_id(tokenizer, token) for token in (IM_END, END_OF_TEXT)]
+        files: dict[str, dict[str, object]] = {
+            "config.json": model_config(model, tokenizer),
+            "generation_config.json": {
+                "do_sample": False,
+                "eos_token_id": stops,
+                "pad_token_id": stops[1],
+                "max_new_tokens": 64,
+            },
+            "preprocessor_config.json": {
+                "feature_extractor_type": "Wav2Vec2FeatureExtractor",
+                "sampling_rate": model.audio_encoder.front_end.sample_rate_hz,
+                "feature_size": 1,
+                "do_normalize": False,
+                "padding_side": "right",
+                "padding_value": 0.0,
+                "return_attention_mask": True,
+            },
+        }
+        for name, content in files.items():
+            (scratch / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def load_checkpoint(folder: Path) -> tuple[MicroModel, Qwen2TokenizerFast]:

@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from dasheng_edge.runtime.atomic_output import replacing
+
 SAVE_EVERY = 200  # steps
 REPORT_EVERY = 20
 WEIGHT_DECAY = 0.05
@@ -73,10 +75,9 @@ class Optimizer:
 
 def save_state(path: Path, step: int, module: nn.Module, optimizer: Optimizer, clock: tuple[float, float]) -> None:
     """Everything that a resumed run needs, written atomically. Random streams follow from the step alone."""
-    part = path.with_suffix(".part")
     states = [p.state_dict() for p in optimizer.parts]
-    torch.save({"step": step, "module": module.state_dict(), "optimizer": states, "clock": clock}, part)
-    part.replace(path)
+    with replacing(path) as part:
+        torch.save({"step": step, "module": module.state_dict(), "optimizer": states, "clock": clock}, part)
 
 
 def train(
