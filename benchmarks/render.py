@@ -2,65 +2,127 @@
 
     python -m benchmarks.render
 
-The last line is JSON: how many targets are met, missed, and without a record.
+Every module of `benchmarks.speed` has its place there by its `BENCHMARK`. The last line is JSON: how many targets are
+met, missed, and without a record.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 
+from benchmarks import speed
 from benchmarks.records import machine
+from benchmarks.records.benchmark import LARGE, Benchmark, Target
 from benchmarks.records.plots import as_svg
-from benchmarks.records.record import REPOSITORY, RESULTS, SCHEMA_VERSION, BenchmarkError, failed
-from benchmarks.sections import SECTIONS, Section, section, table
-from benchmarks.targets import LARGE, TARGETS, Outcome, Record, Records, Target, outcomes
+from benchmarks.records.record import (
+    REPOSITORY,
+    RESULTS,
+    SCHEMA_VERSION,
+    BenchmarkError,
+    Record,
+    failed,
+)
+from benchmarks.records.section import NONE, Section, table
 from dasheng_edge.runtime.atomic_output import replace_text
 
 PAGE = REPOSITORY / "benchmarks" / "RESULTS.md"
 MADE_BY = {True: "make bench-full", False: "make bench"}  # whether the model is the large one
 WORDS = {True: "yes", False: "**no**", None: "missing"}
-INTRODUCTION = (
-    "Written by `python -m benchmarks.render` from the records in [results/speed](results/speed), which hold "
-    "every value that was measured; `make bench` and `make bench-full` make them. Weights are random, with the shapes "
-    "of the published models: what is said differs, what it takes does not. Variants took turns in one run. A ratio is "
-    "the median of the ratios of all rounds, p50 and p90 are over the rounds."
+WHAT_IT_IS = (
+    "How fast MiDashengLM is as a bundle of dasheng-edge, and how much memory it takes, beside PyTorch, transformers "
+    "and llama.cpp's own programs on the same machine. Columns are the models."
 )
+HOW_IT_IS_MADE = (
+    "`make bench` and `make bench-full` measure; `python -m benchmarks.render` writes this page from the records in "
+    "[results/speed](results/speed), which hold every value that was measured. Weights are random, with the shapes of "
+    "the published models: the words differ, the work does not. Variants take turns in one run. p50 and p90 are over "
+    "the rounds, and a ratio is the median of the ratios of all rounds."
+)
+Records = Mapping[tuple[str, str], Record]  # by benchmark and model
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A target and what was measured; None where there is no record."""
+
+    target: Target
+    record: tuple[str, str]  # benchmark and model
+    value: float | None
+
+    @property
+    def met(self) -> bool | None:
+        """None: not known."""
+        return None if self.value is None else self.target.met(self.value)
+
+
+def benchmarks() -> dict[str, Benchmark]:
+    """Those of all modules of `benchmarks.speed`, in the order of the page."""
+    found = [import_module(f"{speed.__name__}.{module.name}").BENCHMARK for module in iter_modules(speed.__path__)]
+    return {one.name: one for one in sorted(found, key=lambda one: (one.rank, one.name))}
+
+
+def outcomes(records: Records) -> list[Outcome]:
+    """All targets, in the order of the page."""
+    return [
+        Outcome(target, name, target.measure(records[name]) if name in records else None)
+        for benchmark in benchmarks().values()
+        for target in benchmark.targets
+        for name in [(benchmark.name, target.model)]
+    ]
 
 
 def read_records(folder: Path) -> Records:
-    """All records in a folder.
+    """All records in a folder, in the order of the page.
 
     Raises:
         BenchmarkError: a file is no record that this version knows.
     """
     found: dict[tuple[str, str], Record] = {}
+    names = list(benchmarks())
     for path in sorted(folder.glob("*.json")):
         try:
             record = json.loads(path.read_text("utf-8"))
             version, name = record["schema_version"], (record["benchmark"], record["model"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BenchmarkError(f"{path.name} is no record of a speed benchmark ({error!r}); remove it") from error
-        if version != SCHEMA_VERSION or name[0] not in SECTIONS:
+        if version != SCHEMA_VERSION or name[0] not in names:
             raise BenchmarkError(f"{path.name} is of version {version} of {name[0]!r}, expected {SCHEMA_VERSION} of "
-                                 f"{', '.join(SECTIONS)}; measure it again")  # fmt: skip
+                                 f"{', '.join(names)}; measure it again")  # fmt: skip
         found[name] = record
-    return {name: found[name] for name in sorted(found, key=lambda name: (list(SECTIONS).index(name[0]), name[1]))}
+    return {name: found[name] for name in sorted(found, key=lambda name: (names.index(name[0]), name[1]))}
 
 
 def page(records: Records, plots: str) -> str:
-    """The page; `plots` is the folder of the plots, seen from it."""
-    parts = ["# Speed and memory", INTRODUCTION, "## Targets", _targets(outcomes(records)), *_missing(records)]
-    parts += _cards(list(records.values()))
+    """The page, what a reader wants first on top; `plots` is the folder of the plots, seen from it."""
+    parts = ["# Speed and memory", WHAT_IT_IS, *_summary(records), HOW_IT_IS_MADE]
     for (benchmark, model), record in records.items():
         one = _section(record)
         parts += [f"## {one.title}", _origin(record), one.text, f"![{one.title}]({plots}/{benchmark}-{model}.svg)"]
+    parts += _cards(list(records.values()))
+    parts += ["## Targets", _targets(outcomes(records)), *_missing(records)]
     return "\n\n".join(parts) + "\n"
+
+
+def _summary(records: Records) -> list[str]:
+    """A column for each model, and what it was measured on."""
+    columns: dict[str, dict[str, str]] = {}
+    for (benchmark, model), record in records.items():
+        if lines := benchmarks()[benchmark].summary(record):
+            columns.setdefault(model, {}).update(lines)
+    if not columns:
+        return []
+    labels = dict.fromkeys(label for lines in columns.values() for label in lines)
+    rows = [[label, *(lines.get(label, NONE) for lines in columns.values())] for label in labels]
+    machines = dict.fromkeys(machine.hardware(record["machine"]) for record in records.values())
+    return [table(("", *columns), rows), f"Measured on {'; and on '.join(machines)}."]
 
 
 def _section(record: Record) -> Section:
@@ -70,7 +132,7 @@ def _section(record: Record) -> Section:
         BenchmarkError: it lacks what this version measures.
     """
     try:
-        return section(record)
+        return benchmarks()[record["benchmark"]].section(record)
     except KeyError as error:
         raise BenchmarkError(
             f"{record['benchmark']}-{record['model']}.json lacks {error}, which an older version did not measure; "
@@ -81,42 +143,23 @@ def _section(record: Record) -> Section:
 def _targets(found: Sequence[Outcome]) -> str:
     rows = [
         [
-            one.target.what, one.target.against, _target(one.target),
-            "missing" if one.value is None else _value(one.target, one.value), WORDS[one.met],
+            one.target.what, one.target.against, one.target.wanted,
+            "missing" if one.value is None else one.target.shown(one.value), WORDS[one.met],
         ]
         for one in found
     ]  # fmt: skip
     return table(("what", "against", "target", "measured", "met"), rows, words=2)
 
 
-def _target(target: Target) -> str:
-    number = {
-        "times": f"{target.bound:g}×", "share": f"{100 * target.bound:g} %", "seconds": f"{target.bound:g} s",
-        "tokens": f"{target.bound:g}", "MB": f"{target.bound:g} MB",
-    }[target.unit]  # fmt: skip
-    return f"{'at most' if target.at_most else 'at least'} {number}"
-
-
-def _value(target: Target, value: float) -> str:
-    """With a digit more than the target needs: nothing that is missed is rounded to what is met."""
-    if math.isnan(value):
-        return "not comparable"
-    digits = 3 if target.bound < 1.2 else 2
-    return {
-        "times": f"{value:.{digits}f}×", "share": f"{100 * value:.1f} %", "seconds": f"{value:.3f} s",
-        "tokens": f"{value:g}", "MB": f"{value:.1f} MB",
-    }[target.unit]  # fmt: skip
-
-
 def _missing(records: Records) -> list[str]:
     """Which records there are not, and what makes them."""
-    lacking = [name for name in dict.fromkeys(target.record for target in TARGETS) if name not in records]
+    missing = [name for name in dict.fromkeys(one.record for one in outcomes(records)) if name not in records]
     return [
         "\n".join(
             f"- The record `{benchmark}-{model}.json` is missing; `{MADE_BY[model == LARGE]}` makes it."
-            for benchmark, model in lacking
+            for benchmark, model in missing
         )
-    ] if lacking else []  # fmt: skip
+    ] if missing else []  # fmt: skip
 
 
 def _cards(records: Sequence[Record]) -> list[str]:
@@ -124,7 +167,7 @@ def _cards(records: Sequence[Record]) -> list[str]:
     names: dict[str, list[str]] = {}
     for record in records:
         names.setdefault(machine.text(record["machine"]), []).append(f"{record['benchmark']}-{record['model']}")
-    parts = ["## Machine"] if names else []
+    parts = ["## Machines"] if names else []
     for text, made in names.items():
         parts += [f"{', '.join(made)}:" if len(names) > 1 else "All of them:", f"```text\n{text}\n```"]
     return parts
@@ -170,8 +213,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return failed("render", error)
     for one in found:
         if one.value is not None and not one.met:
-            print(f"missed: {one.target.what}, against {one.target.against}: {_value(one.target, one.value)}, "
-                  f"expected {_target(one.target)}")  # fmt: skip
+            print(f"missed: {one.target.what}, against {one.target.against}: {one.target.shown(one.value)}, "
+                  f"expected {one.target.wanted}")  # fmt: skip
     counts = Counter({True: "met", False: "missed", None: "missing"}[one.met] for one in found)
     print(json.dumps({"page": given.out.name, **{word: counts[word] for word in ("met", "missed", "missing")}}))
     return 0

@@ -9,6 +9,7 @@ import json
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +40,18 @@ def card() -> dict[str, Any]:
     }
 
 
-def text(facts: dict[str, Any]) -> str:
-    """The card in three lines."""
+def hardware(facts: Mapping[str, Any]) -> str:
+    """The card in a few words."""
     memory = f"{facts['memory_gib']} GiB" if facts["memory_gib"] is not None else "unknown memory"
+    return f"{facts['cpu']}, {facts['usable_cores']} usable cores, {memory}"
+
+
+def text(facts: Mapping[str, Any]) -> str:
+    """The card in three lines."""
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     state = f"commit {facts['commit'][:12]}" if facts["commit"] else "no commit"
     return (
-        f"{facts['cpu']}, {facts['usable_cores']} usable cores, {memory}, {' '.join(facts['cpu_flags'])}\n"
+        f"{hardware(facts)}, {' '.join(facts['cpu_flags'])}\n"
         f"{facts['os']}, Python {facts['python']}, {state}{' with changes' if facts['dirty'] else ''}\n"
         f"{versions}"
     )

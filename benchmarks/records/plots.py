@@ -6,11 +6,12 @@ import io
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+Better: TypeAlias = Literal["lower", "higher"]
 OURS, OTHERS, DOTS, MUTED = "#2166ac", "#b8b8b8", "#222222", "#777777"
 # Dark and light by turns, so that stages that touch can be told apart without colour.
 STAGE_COLOURS = ("#2166ac", "#92c5de", "#4d9221", "#b8e186", "#b2182b", "#f4a582", "#777777")
@@ -41,26 +42,44 @@ class Bar:
     ours: bool
 
 
-def bars(rows: Sequence[Bar], unit: str, title: str) -> Figure:
-    """A bar for each variant, the first on top."""
+@dataclass(frozen=True)
+class Panel:
+    """Bars on one axis, the first on top."""
+
+    rows: Sequence[Bar]
+    unit: str
+    better: Better = "lower"
+
+
+def bars_of(found: Mapping[str, Mapping[str, Any]], scale: float, ours: tuple[str, ...]) -> list[Bar]:
+    """A bar for each variant of a record; `ours` are beginnings of names."""
+    return [
+        Bar(name, [scale * value for value in one["values"]], scale * one["p50"], name.startswith(ours))
+        for name, one in found.items()
+    ]
+
+
+def bars(panels: Sequence[Panel], title: str) -> Figure:
+    """Panels below each other."""
     with _settings():
-        figure, axes = _figure(len(rows), title)
-        place = list(range(len(rows)))
-        colours = [OURS if row.ours else OTHERS for row in rows]
-        axes.barh(place, [row.median for row in rows], color=colours, height=0.7, zorder=2)
-        end = max(max(row.values) for row in rows)
-        for y, row in zip(place, rows, strict=True):
-            axes.plot(row.values, [y] * len(row.values), "|", color=DOTS, markersize=7, zorder=3)
-            axes.text(max(row.values) + 0.012 * end, y, number(row.median), va="center", ha="left")
-        axes.set_xlim(0, 1.1 * end)
-        _label(axes, [row.label for row in rows], unit)
+        figure, all_axes = _figure([len(panel.rows) for panel in panels], title)
+        for axes, panel in zip(all_axes, panels, strict=True):
+            place = list(range(len(panel.rows)))
+            colours = [OURS if row.ours else OTHERS for row in panel.rows]
+            axes.barh(place, [row.median for row in panel.rows], color=colours, height=0.7, zorder=2)
+            end = max(max(row.values) for row in panel.rows)
+            for y, row in zip(place, panel.rows, strict=True):
+                axes.plot(row.values, [y] * len(row.values), "|", color=DOTS, markersize=7, zorder=3)
+                axes.text(max(row.values) + 0.012 * end, y, number(row.median), va="center", ha="left")
+            axes.set_xlim(0, 1.1 * end)
+            _label(axes, [row.label for row in panel.rows], f"{panel.unit}; {panel.better} is better")
         return figure
 
 
 def stacks(rows: Mapping[str, Mapping[str, float]], unit: str, title: str) -> Figure:
-    """A bar for each row, made of its parts in their order; the legend stands below."""
+    """A bar for each row, made of its parts in their order; the legend stands below. Lower is better."""
     with _settings():
-        figure, axes = _figure(len(rows) + 2, title)
+        figure, (axes,) = _figure([len(rows) + 2], title)
         parts = list(dict.fromkeys(part for row in rows.values() for part in row))
         left = [0.0] * len(rows)
         for part, colour in zip(parts, STAGE_COLOURS, strict=False):
@@ -70,7 +89,7 @@ def stacks(rows: Mapping[str, Mapping[str, float]], unit: str, title: str) -> Fi
         for y, total in enumerate(left):
             axes.text(total + 0.012 * max(left), y, number(total), va="center", ha="left")
         axes.set_xlim(0, 1.1 * max(left))
-        _label(axes, list(rows), unit)
+        _label(axes, list(rows), f"{unit}; lower is better")
         figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
         return figure
 
@@ -88,12 +107,15 @@ def as_svg(figure: Figure) -> str:
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
 
 
-def _figure(rows: int, title: str) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(WIDTH_IN, FRAME_IN + ROW_IN * rows), layout="constrained", facecolor="white")
-    axes = figure.add_subplot()
+def _figure(rows: Sequence[int], title: str) -> tuple[Figure, Sequence[Any]]:
+    """Axes below each other, for so many rows each."""
+    height = sum(FRAME_IN + ROW_IN * count for count in rows)
+    figure = Figure(figsize=(WIDTH_IN, height), layout="constrained", facecolor="white")
+    grid: Any = figure.subplots(len(rows), 1, squeeze=False, height_ratios=[FRAME_IN + ROW_IN * n for n in rows])
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
-    axes.grid(visible=True, axis="x", color="#e4e4e4", zorder=0)
-    return figure, axes
+    for axes in grid[:, 0]:
+        axes.grid(visible=True, axis="x", color="#e4e4e4", zorder=0)
+    return figure, grid[:, 0]
 
 
 def _label(axes: Any, labels: Sequence[str], unit: str) -> None:

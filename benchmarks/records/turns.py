@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
+
 _T = TypeVar("_T")
 _Name = TypeVar("_Name")
-LEAST_ROUNDS = 5  # that a median is taken of
+MIN_ROUNDS = 5  # for a median
 
 
 def take_turns(variants: Mapping[_Name, Callable[[], _T]], rounds: int, warm_up: int = 1) -> dict[_Name, list[_T]]:
@@ -40,22 +41,7 @@ def timed(call: Callable[[], object]) -> Callable[[], float]:
 
 def summed_up(values: Sequence[float]) -> dict[str, object]:
     """Every value with the median, p50, and p90 of them."""
-    return {"p50": percentile(values, 50), "p90": percentile(values, 90), "values": list(values)}
-
-
-def percentile(values: Iterable[float], percent: float) -> float:
-    """Linear between the two nearest values, as numpy's.
-
-    Raises:
-        ValueError: there are no values.
-    """
-    ordered = sorted(values)
-    if not ordered:
-        raise ValueError("there is no percentile of nothing; measure at least once")
-    place = (len(ordered) - 1) * percent / 100
-    low = math.floor(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+    return {"p50": float(np.percentile(values, 50)), "p90": float(np.percentile(values, 90)), "values": list(values)}
 
 
 def times(slower: Mapping[str, Any], faster: Mapping[str, Any]) -> float:
@@ -64,7 +50,7 @@ def times(slower: Mapping[str, Any], faster: Mapping[str, Any]) -> float:
     Round by round, because neighbours in time are treated alike by the machine.
     """
     pairs = zip(slower["values"], faster["values"], strict=True)
-    return percentile((one / other for one, other in pairs), 50)
+    return float(np.median([one / other for one, other in pairs]))
 
 
 def field(rows: Iterable[Mapping[str, float]], name: str) -> dict[str, object]:

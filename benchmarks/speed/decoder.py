@@ -11,16 +11,20 @@ generation is greedy and checks its logits. "without sampling" decodes as llama-
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from benchmarks.peers.llama_bench import LlamaBench, Work, find_llama_bench
-from benchmarks.records.record import BenchmarkError, parser, run
+from benchmarks.peers.llama_bench import SAME, LlamaBench, Work, find_llama_bench
+from benchmarks.records.benchmark import LARGE, SMALL, Benchmark, Target, parser, run
+from benchmarks.records.plots import Panel, bars, bars_of
+from benchmarks.records.record import BenchmarkError, Record
+from benchmarks.records.section import Section, megabytes, table
 from benchmarks.records.turns import field, take_turns, times
 from dasheng_edge.runtime.bundle.bundle import DECODER, Bundle
 from dasheng_edge.runtime.parts import default_choice, open_decoder
@@ -135,7 +139,7 @@ def measure(bundle: Bundle, bench: LlamaBench, given: argparse.Namespace) -> dic
     }
 
 
-def headline(record: Mapping[str, Any]) -> dict[str, float | str]:
+def headline(record: Record) -> dict[str, float | str]:
     """What matters most of a record."""
     found: dict[str, float | str] = {"llama_bench": record["llama_bench"]}
     for what, by_name in record["tokens_per_s"].items():
@@ -147,13 +151,56 @@ def headline(record: Mapping[str, Any]) -> dict[str, float | str]:
     return found
 
 
+def section(record: Record) -> Section:
+    """Tokens per second, and next to llama-bench."""
+    rows, panels = [], []
+    for what, by_name in record["tokens_per_s"].items():
+        for name, found in by_name.items():
+            ratio = times(found, by_name[BENCH])
+            rows.append([f"{what}: {name}", f"{found['p50']:.1f}", f"{found['p90']:.1f}", f"{ratio:.3f}"])
+        panels.append(Panel(bars_of(by_name, 1, (OURS,)), f"{what}, tokens per second", "higher"))
+    about = (
+        f"{record['parameters'] / 1e6:.0f} M parameters in {record['decoder']}, {megabytes(record['bytes'])} MB; "
+        f"{record['prompt_tokens']} tokens of prompt and {record['generated_tokens']} generated. llama-bench computes "
+        f"with {record['llama_bench']}"
+        f"{', and asks for no huge pages as the runtime does' if record.get('huge_pages') else ''}."
+    )
+    text = f"{about}\n\n{table(('', 'p50, tokens/s', 'p90, tokens/s', 'of llama-bench'), rows)}"
+    title = f"Decoder {record['model']} {record['decoder']}, prompt of {record['prompt_tokens']} tokens"
+    return Section(f"Decoder, {record['model']}", text, bars(panels, title))
+
+
+def _speed(what: str) -> Callable[[Record], float]:
+    def measure(record: Record) -> float:
+        if record["llama_bench"] != SAME:  # built for any CPU, it is easily outrun
+            return math.nan
+        return times(record["tokens_per_s"][what][OURS], record["tokens_per_s"][what][BENCH])
+
+    return measure
+
+
+def summary(record: Record) -> dict[str, str]:
+    """Tokens per second."""
+    prefill, decode = (record["tokens_per_s"][what][OURS]["p50"] for what in ("prefill", "decode"))
+    return {"tokens of a prompt read in a second": f"{prefill:.0f}", "tokens written in a second": f"{decode:.1f}"}
+
+
+TARGETS = tuple(
+    Target(f"{what}, {name} Q4_K_M", "llama-bench, same file, same library, same threads", 0.97, "times", model,
+           _speed(what))
+    for name, model in (("0.6B", SMALL), ("7B", LARGE))
+    for what in ("prefill", "decode")
+)  # fmt: skip
+BENCHMARK = Benchmark("decoder", headline, section, summary, TARGETS, rank=5)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 1 if it cannot be measured."""
     options = parser(__doc__, "bundle")
     options.add_argument("--prompt", type=int, default=PROMPT, help="tokens to prefill")
     options.add_argument("--generated", type=int, default=GENERATED, help="tokens to generate")
     given = options.parse_args(arguments)
-    return run("decoder", given, lambda bundle: measure(bundle, find_llama_bench(), given), headline)
+    return run(BENCHMARK, given, lambda bundle: measure(bundle, find_llama_bench(), given))
 
 
 if __name__ == "__main__":

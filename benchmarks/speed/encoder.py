@@ -9,9 +9,11 @@ SNR is that of the patches against PyTorch in fp32. The last line is JSON.
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +24,12 @@ from numpy.typing import NDArray
 
 from benchmarks.peers.gemms import Kind, gemm_feed, matrix_shapes, operations, write_gemms
 from benchmarks.peers.workers import PASSIVE, Worker, torch_arguments
-from benchmarks.records.record import BenchmarkError, parser, run
+from benchmarks.records.benchmark import ENCODER as ENCODER_MODEL
+from benchmarks.records.benchmark import Benchmark, Target, parser, run
+from benchmarks.records.plots import Panel, bars, bars_of
+from benchmarks.records.record import BenchmarkError, Record
+from benchmarks.records.section import NONE, Section, megabytes, ms, table
 from benchmarks.records.turns import summed_up, take_turns, timed, times
-from benchmarks.speed.operator_profile import profile_graph
 from benchmarks.synthetic.noise import noise
 from dasheng_edge.quant.encoder.quantize import EncoderOptions, quantize_encoder
 from dasheng_edge.runtime.audio.encoder import Encoder, chunk_feeds
@@ -32,7 +37,7 @@ from dasheng_edge.runtime.audio.front_end import Features
 from dasheng_edge.runtime.bundle.bundle import ENCODER, Bundle
 from dasheng_edge.runtime.deviation import Deviation
 from dasheng_edge.runtime.embedder import AudioParts
-from dasheng_edge.runtime.machine.devices import onnx_session
+from dasheng_edge.runtime.machine.devices import load_onnxruntime, onnx_session, spinning
 
 CHUNK = "10"  # the clip that all variants have, which fills one chunk
 CLIPS_S = {"2": 2.0, "5": 5.0, CHUNK: 10.08, "30": 30.0}
@@ -40,7 +45,9 @@ EXACT, INT8, TORCH, TORCH_BF16, PEAK, EXACT_PEAK = (
     "ONNX Runtime fp32", "ONNX Runtime int8", "PyTorch fp32", "PyTorch bf16", "int8 GEMMs alone", "fp32 GEMMs alone"
 )  # fmt: skip
 PROFILED_RUNS = 5
+OPERATORS = 8  # of the profile, the costliest
 Turn = tuple[str, str]  # variant, clip
+Profile = dict[str, dict[str, float]]
 Array = NDArray[np.float32]
 
 
@@ -127,7 +134,46 @@ def _torch(task: Task, dtype: str, features: Features, stack: ExitStack) -> tupl
     return patches, lambda: float(worker.ask(encode=str(stored))["seconds"])
 
 
-def headline(record: Mapping[str, Any]) -> dict[str, float]:
+def profile_graph(path: Path, feed: Mapping[str, NDArray[Any]], threads: int, runs: int) -> Profile:
+    """Milliseconds and calls per run of each operator, the costliest first; a run before is not counted.
+
+    The session has the options of `dasheng_edge.runtime.machine.devices.onnx_session`. Profiling itself costs some
+    time, so these are shares rather than speeds.
+    """
+    onnxruntime = load_onnxruntime()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3
+    for key, value in spinning(onnxruntime.__version__).items():
+        options.add_session_config_entry(key, value)
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = False
+    options.enable_profiling = True
+    with tempfile.TemporaryDirectory() as folder:
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        for _ in range(1 + runs):
+            session.run(None, dict(feed))
+        events = json.loads(Path(session.end_profiling()).read_text("utf-8"))
+    return by_operator(events, runs)
+
+
+def by_operator(events: Iterable[Mapping[str, Any]], runs: int) -> Profile:
+    """Events of ONNX Runtime's trace, in microseconds -> milliseconds and calls per run; the first run is left out."""
+    kernels = [
+        (str(event["args"]["op_name"]), float(event["dur"]))
+        for event in sorted(events, key=lambda event: float(event.get("ts", 0)))
+        if event.get("cat") == "Node" and str(event["name"]).endswith("kernel_time")
+    ]
+    kept = kernels[len(kernels) // (1 + runs) :]  # every run calls the same kernels
+    spent: Counter[str] = Counter()
+    calls: Counter[str] = Counter()
+    for name, microseconds in kept:
+        spent[name] += microseconds  # type: ignore[assignment]  # Counter is typed for int, and adds floats as well
+        calls[name] += 1
+    return {name: {"ms": spent[name] / runs / 1000, "calls": calls[name] / runs} for name, _ in spent.most_common()}
+
+
+def headline(record: Record) -> dict[str, float]:
     """What matters most of a record."""
     seconds = record["seconds"][CHUNK]
     return {
@@ -141,6 +187,67 @@ def headline(record: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
+def section(record: Record) -> Section:
+    """Precisions with speed and SNR in one row, lengths, operators."""
+    chunk = record["seconds"][CHUNK]
+    rows = [
+        [
+            name, ms(found["p50"]), ms(found["p90"]), f"{times(chunk[TORCH], found):.2f}",
+            _decibel(record["snr_db"], name), megabytes(record["bytes"].get(name)),
+        ]
+        for name, found in chunk.items()
+    ]  # fmt: skip
+    lengths = [
+        [f"{clip} s", *(ms(found[name]["p50"]) for name in (EXACT, INT8)),
+         f"{times(found[EXACT], found[INT8]):.2f}"]
+        for clip, found in sorted(record["seconds"].items(), key=lambda item: float(item[0]))
+    ]  # fmt: skip
+    total = sum(row["ms"] for row in record["profile"].values())
+    profile = [
+        [name, f"{row['ms']:.1f}", f"{row['calls']:g}", f"{100 * row['ms'] / total:.1f} %"]
+        for name, row in list(record["profile"].items())[:OPERATORS]
+    ]
+    peaks = [record["gemm_operations"] / chunk[name]["p50"] / 1e9 for name in (PEAK, EXACT_PEAK)]
+    floor_s = chunk[PEAK]["p50"] + record["profile"].get("Attention", {"ms": 0.0})["ms"] / 1000
+    about = (
+        f"{record['parameters'] / 1e6:.0f} M parameters, a clip of one full chunk of {record['patches']} patches. "
+        f"The GEMMs alone reach {peaks[0]:.0f} GOP/s in int8 and {peaks[1]:.0f} in fp32, of which ONNX Runtime's fp32 "
+        f"encoder gets {times(chunk[EXACT_PEAK], chunk[EXACT]):.0%}. If all but the int8 GEMMs and the "
+        f"attention between them took no time, int8 would be {chunk[EXACT]['p50'] / floor_s:.2f} times as fast "
+        "as fp32."
+    )
+    text = "\n\n".join([
+        about,
+        table(("", "p50, ms", "p90, ms", "times as fast as PyTorch fp32", "SNR to it, dB", "MB"), rows),
+        "Clips of other lengths:",
+        table(("clip", "fp32, ms", "int8, ms", "int8, times as fast"), lengths),
+        "Operators of the int8 graph, by ONNX Runtime's profile (which itself takes time):",
+        table(("", "ms", "calls", "share"), profile),
+    ])  # fmt: skip
+    panel = Panel(bars_of(chunk, 1000, ("ONNX",)), "milliseconds for one chunk (10.08 s)")
+    return Section(f"Encoder, {record['model']}", text, bars([panel], f"Encoder {record['model']}"))
+
+
+def _decibel(found: Mapping[str, float | None], name: str) -> str:
+    if name not in found:
+        return NONE
+    value = found[name]
+    return "no difference" if value is None else f"{value:.1f}"
+
+
+def _ratio(slower: str, faster: str) -> Callable[[Record], float]:
+    return lambda record: times(record["seconds"][CHUNK][slower], record["seconds"][CHUNK][faster])
+
+
+TARGETS = (
+    Target("encoder 630M int8", "ONNX Runtime fp32, same graph", 3.6, "times", ENCODER_MODEL, _ratio(EXACT, INT8)),
+    Target("encoder 630M int8", "PyTorch bf16", 1.9, "times", ENCODER_MODEL, _ratio(TORCH_BF16, INT8)),
+    Target("encoder 630M ONNX Runtime fp32", "PyTorch fp32", 3.0, "times", ENCODER_MODEL, _ratio(TORCH, EXACT)),
+    Target("encoder 630M int8", "its GEMMs alone in int8", 0.8, "share", ENCODER_MODEL, _ratio(PEAK, INT8)),
+)
+BENCHMARK = Benchmark("encoder", headline, section, targets=TARGETS, rank=4)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 1 if it cannot be measured."""
     given = parser(__doc__, "checkpoint", "bundle").parse_args(arguments)
@@ -149,7 +256,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory(dir=given.bundle.parent, prefix=".encoder-") as work:
             return measure(Task(given.checkpoint, bundle, Path(work), given.threads, given.rounds))
 
-    return run("encoder", given, measured, headline)
+    return run(BENCHMARK, given, measured)
 
 
 if __name__ == "__main__":

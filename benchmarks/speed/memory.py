@@ -12,12 +12,15 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.records.benchmark import SMALL, Benchmark, Target, parser, run
 from benchmarks.records.measured_run import run_measured
-from benchmarks.records.record import REPOSITORY, BenchmarkError, parser, run
+from benchmarks.records.plots import Bar, Panel, bars, bars_of
+from benchmarks.records.record import REPOSITORY, BenchmarkError, Record
+from benchmarks.records.section import NONE, Section, megabytes, table
 from benchmarks.records.turns import field, take_turns, times
 from benchmarks.synthetic.noise import noise, write_wav
 from dasheng_edge.runtime import Bundle
@@ -26,6 +29,7 @@ from dasheng_edge.runtime.text.prefix_cache import FOLDER_VARIABLE
 CLIP_S, TOKENS = 10, 40
 LENGTHS_S = (60, 600)
 CAPTION = "caption"
+FACTOR = 1.1  # of the bundle's bytes, beside which the peak is judged
 Turn = dict[str, float]
 
 
@@ -62,7 +66,7 @@ def _process(*arguments: str) -> Callable[[], Turn]:
     return run
 
 
-def headline(record: Mapping[str, Any]) -> dict[str, float]:
+def headline(record: Record) -> dict[str, float]:
     """What matters most of a record."""
     peak = record[CAPTION]["peak_rss_bytes"]["p50"]
     short, *_, long = record["encode"].values()
@@ -72,6 +76,59 @@ def headline(record: Mapping[str, Any]) -> dict[str, float]:
         "long_times_encoder_s": times(long["encoder_s"], short["encoder_s"]),
         "long_over_short_mb": (long["peak_rss_bytes"]["p50"] - short["peak_rss_bytes"]["p50"]) / 1e6,
     }
+
+
+def section(record: Record) -> Section:
+    """Peaks of processes."""
+    caption = record[CAPTION]
+    named = {f"caption of {caption['clip_s']:g} s": caption}
+    named |= {f"encoder, {float(length):g} s of audio": found for length, found in record["encode"].items()}
+    rows = [
+        [
+            name, megabytes(found["peak_rss_bytes"]["p50"]),
+            megabytes(found.get("peak_anonymous_bytes", {}).get("p50")), f"{found['seconds']['p50']:.2f}",
+            f"{found['encoder_s']['p50']:.3f}" if "encoder_s" in found else NONE,
+        ]
+        for name, found in named.items()
+    ]  # fmt: skip
+    text = "\n\n".join([
+        f"The bundle has {megabytes(record['bundle_bytes'])} MB. Peaks count the pages of mapped files.",
+        table(("process", "peak, MB", "of it anonymous, MB", "process, s", "encoder and projector, s"), rows),
+    ])  # fmt: skip
+    peaks = {name: found["peak_rss_bytes"] for name, found in named.items()}
+    plotted = [Bar("files of the bundle", [record["bundle_bytes"] / 1e6], record["bundle_bytes"] / 1e6, ours=False),
+               *bars_of(peaks, 1e-6, tuple(peaks))]  # fmt: skip
+    title = f"Memory, {record['model']}"
+    return Section(title, text, bars([Panel(plotted, "peak resident MB")], title))
+
+
+def summary(record: Record) -> dict[str, str]:
+    """Disk, and what long audio adds."""
+    return {
+        "the bundle on disk": f"{megabytes(record['bundle_bytes'])} MB",
+        "more memory for 10 minutes of audio than for one": f"{headline(record)['long_over_short_mb']:.0f} MB",
+    }
+
+
+def _over_bundle_mb(record: Record) -> float:
+    return float(record[CAPTION]["peak_rss_bytes"]["p50"] - FACTOR * record["bundle_bytes"]) / 1e6
+
+
+TARGETS = (
+    Target(
+        f"peak resident memory of captioning, beyond {FACTOR:g} times the bundle", "the bundle's bytes", 250.0, "MB",
+        SMALL, _over_bundle_mb, at_most=True,
+    ),
+    Target(
+        "encoder time, 10 min of audio", "1 min of audio", 10.5, "times", SMALL,
+        lambda record: headline(record)["long_times_encoder_s"], at_most=True,
+    ),
+    Target(
+        "peak resident memory, 10 min of audio, beyond that of 1 min", "1 min of audio", 50.0, "MB", SMALL,
+        lambda record: headline(record)["long_over_short_mb"], at_most=True,
+    ),
+)  # fmt: skip
+BENCHMARK = Benchmark("memory", headline, section, summary, TARGETS, rank=2)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -87,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         bundle.text_facts()  # refuses a bundle without a decoder
         return measure(bundle, given.tokens, given.lengths, given.threads, given.rounds)
 
-    return run("memory", given, measured, headline)
+    return run(BENCHMARK, given, measured)
 
 
 if __name__ == "__main__":

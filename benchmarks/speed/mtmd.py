@@ -21,7 +21,10 @@ import numpy as np
 
 from benchmarks.peers.hearing import hear
 from benchmarks.peers.workers import Message, Worker
-from benchmarks.records.record import parser, run
+from benchmarks.records.benchmark import Benchmark, parser, run
+from benchmarks.records.plots import Panel, bars, bars_of
+from benchmarks.records.record import Record
+from benchmarks.records.section import Section, table
 from benchmarks.records.turns import field, take_turns, times
 from benchmarks.synthetic.noise import noise
 from benchmarks.synthetic.whisper import LARGE, Precision, write_whisper
@@ -83,10 +86,36 @@ def _width(decoder: Path) -> int:
     return model.n_embd
 
 
-def headline(record: Mapping[str, Any]) -> dict[str, float]:
+def headline(record: Record) -> dict[str, float]:
     """How many times as long llama.cpp takes."""
     clips = record["clips"][str(CLIP_S)]
     return {name: times(found["seconds"], clips[OURS]["seconds"]) for name, found in clips.items() if name != OURS}
+
+
+def section(record: Record) -> Section:
+    """Next to the encoder that llama.cpp has."""
+    rows = [
+        [
+            f"{clip} s: {name}", f"{record['parameters'][name] / 1e6:.0f}", f"{found['seconds']['p50']:.3f}",
+            f"{found['seconds']['p90']:.3f}", f"{times(found['seconds'], clips[OURS]['seconds']):.1f}",
+            f"{found['rows']['p50']:.0f}",
+        ]
+        for clip, clips in record["clips"].items()
+        for name, found in clips.items()
+    ]  # fmt: skip
+    about = (
+        "From samples to the rows that a decoder is given: llama.cpp's own library for audio, mtmd, with an encoder of "
+        f"the shape of Qwen2-Audio's (Whisper large-v3), next to ours in {record['encoder']}. Theirs fills every clip "
+        "up to 30 s."
+    )
+    head = ("clip", "M parameters", "p50, s", "p90, s", "times ours", "rows to prefill")
+    clips = record["clips"][str(CLIP_S)]
+    panel = Panel(bars_of({name: found["seconds"] for name, found in clips.items()}, 1, (OURS,)), "seconds")
+    plot = bars([panel], f"Hearing {CLIP_S} s of audio")
+    return Section(f"Encoding audio beside llama.cpp, {record['model']}", f"{about}\n\n{table(head, rows)}", plot)
+
+
+BENCHMARK = Benchmark("mtmd", headline, section, rank=6)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -97,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory(dir=given.bundle.parent, prefix=".mtmd-") as work:
             return measure(bundle, Path(work), given.threads, given.rounds)
 
-    return run("mtmd", given, measured, headline)
+    return run(BENCHMARK, given, measured)
 
 
 if __name__ == "__main__":

@@ -12,14 +12,17 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.peers.workers import PASSIVE, Message, Worker, torch_arguments
-from benchmarks.records.record import BenchmarkError, parser, run
+from benchmarks.records.benchmark import LARGE, SMALL, Benchmark, Target, parser, run
+from benchmarks.records.plots import Panel, bars, bars_of
+from benchmarks.records.record import BenchmarkError, Record
+from benchmarks.records.section import Section, megabytes, ms, table
 from benchmarks.records.turns import field, take_turns, times
 from benchmarks.synthetic.noise import RATE_HZ
 from dasheng_edge.runtime import Bundle
@@ -103,7 +106,7 @@ def _peak(worker: Worker) -> dict[str, int]:
     return {"peak_rss_bytes": memory["VmHWM"]} if "VmHWM" in memory else {}
 
 
-def headline(record: Mapping[str, Any]) -> dict[str, float]:
+def headline(record: Record) -> dict[str, float]:
     """What matters most of a record."""
     variants = record["variants"]
     found = {"first_token_s": variants[OURS]["first_token_s"]["p50"], "total_s": variants[OURS]["total_s"]["p50"]}
@@ -113,6 +116,69 @@ def headline(record: Mapping[str, Any]) -> dict[str, float]:
                 label = f"{name}_{what.removesuffix('_s')}_times_as_long".replace(" ", "_")
                 found[label] = times(theirs[what], variants[OURS][what])
     return found
+
+
+def section(record: Record) -> Section:
+    """Against transformers."""
+    variants = record["variants"]
+    ours = variants[OURS]
+    rows = [
+        [
+            name, ms(found["audio_s"]["p50"]), ms(found["first_token_s"]["p50"]), f"{found['total_s']['p50']:.2f}",
+            f"{found['total_s']['p90']:.2f}", f"{times(found['first_token_s'], ours['first_token_s']):.2f}",
+            f"{times(found['total_s'], ours['total_s']):.2f}",
+            megabytes(found.get("peak_rss_bytes", {}).get("p50")),
+        ]
+        for name, found in variants.items()
+    ]  # fmt: skip
+    head = ("", "to the audio's embeddings, ms", "to the first token, ms", "whole, p50, s", "whole, p90, s",
+            "first token, times ours", "whole, times ours", "peak, MB")  # fmt: skip
+    how = "one process at a time" if record["apart"] else "in processes of their own, all loaded before"
+    about = (
+        f"{record['clip_s']} s of noise, exactly {record['tokens']} tokens. Ours is {record['encoder']} and "
+        f"{record['decoder']}, with the beginning of the prompt in the cache; transformers has the same weights. "
+        f"They ran {how}."
+    )
+    totals = {name: found["total_s"] for name, found in variants.items()}
+    title = f"Caption of {record['tokens']} tokens with {record['model']}"
+    plot = bars([Panel(bars_of(totals, 1, (OURS,)), "seconds")], title)
+    return Section(f"Captions beside transformers, {record['model']}", f"{about}\n\n{table(head, rows)}", plot)
+
+
+def summary(record: Record) -> dict[str, str]:
+    """Seconds and memory, ours and theirs."""
+    ours = record["variants"][OURS]
+    what = f"caption of {record['tokens']} tokens about {record['clip_s']} s of audio"
+    lines = {
+        "encoder and decoder": f"{record['encoder']} and {record['decoder']}",
+        what: f"{ours['total_s']['p50']:.2f} s",
+        "its first token": f"{ours['first_token_s']['p50']:.2f} s",
+        "its peak memory": f"{megabytes(ours.get('peak_rss_bytes', {}).get('p50'))} MB",
+    }
+    for name, found in record["variants"].items():
+        if name != OURS:
+            lines |= {
+                f"the same with {name}":
+                    f"{found['total_s']['p50']:.2f} s, {times(found['total_s'], ours['total_s']):.1f} times ours",
+                f"its peak memory, {name}": f"{megabytes(found.get('peak_rss_bytes', {}).get('p50'))} MB",
+            }  # fmt: skip
+    return lines
+
+
+def _ratio(dtype: str, what: str) -> Callable[[Record], float]:
+    return lambda record: times(record["variants"][f"transformers {dtype}"][what], record["variants"][OURS][what])
+
+
+_WARM = "time to first token, 10 s of audio, 0.6B int8 + Q4_K_M, prompt in the cache"
+_WHOLE = "caption of 40 tokens, 10 s of audio,"
+TARGETS = (
+    Target(_WARM, "transformers fp32", 3.5, "times", SMALL, _ratio("fp32", "first_token_s")),
+    Target(_WARM, "transformers bf16", 1.4, "times", SMALL, _ratio("bf16", "first_token_s")),
+    Target(f"{_WHOLE} 0.6B", "transformers fp32", 7.0, "times", SMALL, _ratio("fp32", "total_s")),
+    Target(f"{_WHOLE} 0.6B", "transformers bf16", 4.0, "times", SMALL, _ratio("bf16", "total_s")),
+    Target(f"{_WHOLE} 7B", "transformers bf16", 4.0, "times", LARGE, _ratio("bf16", "total_s")),
+)
+BENCHMARK = Benchmark("peers", headline, section, summary, TARGETS, rank=0)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -134,7 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "rate_hz": RATE_HZ, "tokens": given.tokens, "apart": given.apart, "variants": variants,
         }  # fmt: skip
 
-    return run("peers", given, measured, headline)
+    return run(BENCHMARK, given, measured)
 
 
 if __name__ == "__main__":

@@ -7,19 +7,18 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 
 from benchmarks import render
-from benchmarks.records.plots import as_svg, number
-from benchmarks.records.record import RESULTS, BenchmarkError, make_record, parser, publish
-from benchmarks.records.turns import field, percentile, summed_up, take_turns, times
-from benchmarks.render import page, read_records
-from benchmarks.sections import section
+from benchmarks.records.benchmark import Benchmark, Target, parser, run
+from benchmarks.records.plots import Bar, Panel, as_svg, bars, number, stacks
+from benchmarks.records.record import RESULTS, BenchmarkError, make_record, publish
+from benchmarks.records.turns import field, summed_up, take_turns, times
+from benchmarks.render import Outcome, benchmarks, outcomes, page, read_records
 from benchmarks.speed import encoder, latency, memory, peers, throughput
 from benchmarks.speed.decoder import headline as decoder_headline
-from benchmarks.targets import TARGETS, Outcome, outcomes
 from tests.fixtures.speed_records import (
     Record,
     all_records,
@@ -36,6 +35,9 @@ from tests.fixtures.speed_records import (
 
 def by_name(records: list[Record]) -> dict[tuple[str, str], Record]:
     return {(one["benchmark"], one["model"]): one for one in records}
+
+
+TARGETS = [target for benchmark in benchmarks().values() for target in benchmark.targets]
 
 
 def found(records: list[Record], what: str) -> Outcome:
@@ -60,15 +62,6 @@ def test_variants_take_turns_and_each_comes_first_in_its_time() -> None:
 
     assert "".join(calls) == "abbaabba"
     assert taken == {"a": [4, 5, 8], "b": [3, 6, 7]}
-
-
-def test_percentiles_are_numpys() -> None:
-    values = list(np.random.default_rng(0).normal(size=11))
-    for percent in (0, 10, 50, 90, 100):
-        assert percentile(values, percent) == pytest.approx(np.percentile(values, percent))
-    assert percentile([3.0], 90) == 3.0
-    with pytest.raises(ValueError, match="no percentile of nothing"):
-        percentile([], 50)
 
 
 def test_a_sum_keeps_every_value() -> None:
@@ -98,7 +91,8 @@ def test_a_record_is_kept_and_the_last_line_is_json(tmp_path: Path, capsys: pyte
     given = parser("Measure.", "bundle").parse_args(["B", "--threads", "1"])
     made = make_record("encoder", "tiny", given, {"seconds": five(1)})
 
-    path = publish(made, tmp_path / "new" / "one.json", {"int8_s": 1.0})
+    path = tmp_path / "new" / "one.json"
+    publish(made, path, {"int8_s": 1.0})
 
     assert json.loads(path.read_text("utf-8")) == json.loads(json.dumps(made))
     assert (made["model"], made["threads"], made["rounds"]) == ("tiny", 1, 5)
@@ -115,10 +109,13 @@ def test_a_busy_machine_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "other programs used 25% of the machine meanwhile" in capsys.readouterr().err
 
 
-def test_a_name_can_be_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.records.record.RESULTS", tmp_path)
-    given = parser("Measure.", "bundle").parse_args(["B", "--model", "0.6b"])
-    assert publish(make_record("memory", "b", given, {}), None, {}) == tmp_path / "memory-0.6b.json"
+def test_a_name_can_be_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_bundle: Path) -> None:
+    monkeypatch.setattr("benchmarks.records.benchmark.RESULTS", tmp_path)
+    given = parser("Measure.", "bundle").parse_args([str(tiny_bundle), "--model", "0.6b"])
+    assert run(Benchmark("memory", lambda _: {}, memory.section), given, lambda _: {"facts": 1}) == 0
+    assert [(one.name, json.loads(one.read_text("utf-8"))["facts"]) for one in tmp_path.iterdir()] == [
+        ("memory-0.6b.json", 1)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -153,6 +150,7 @@ def test_targets_are_computed_from_records(what: str, value: float, met: bool) -
 
 def test_every_target_is_in_that_list() -> None:
     assert len(outcomes(by_name(all_records()))) == len(TARGETS) == 19
+    assert {one.name for one in benchmarks().values()} == {one["benchmark"] for one in all_records()}
 
 
 def test_one_static_token_that_is_prefilled_again_is_one_too_many() -> None:
@@ -183,7 +181,8 @@ def test_what_is_missing_is_said_to_be_missing() -> None:
 def test_a_page_without_records_says_so() -> None:
     text = page({}, "results/speed")
     assert text.count("| missing | missing |") == len(TARGETS)
-    assert "## Machine" not in text
+    assert "## Machines" not in text
+    assert "Measured on" not in text
 
 
 def test_the_page_shows_each_record_and_what_is_missed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -203,11 +202,27 @@ def test_the_page_shows_each_record_and_what_is_missed(tmp_path: Path, capsys: p
     assert "int8 would be 5.16 times as fast" in text
     assert "| 10 s: llama.cpp mtmd F16 | 637 | 9.000 | 9.540 | 30.0 | 750 |" in text
     assert "| in batches of 8 | 4.00 | 4.24 | 20 | 2.00 |" in text
-    assert text.count("Testium 5") == 1  # one machine, one card
+    assert text.count("```text\nTestium 5") == 1  # one machine, one card
     plots = re.findall(r"!\[[^]]+\]\(([^)]+)\)", text)
     assert len(plots) == 9
     for plot in plots:
         assert (tmp_path / plot).read_text("utf-8").startswith("<?xml")
+
+
+def test_the_page_begins_with_what_a_reader_wants_and_ends_with_the_targets() -> None:
+    text = page(by_name(all_records()), ".")
+    top, _, _ = text.partition("\n## ")
+    head, _, *lines = [line for line in top.splitlines() if line.startswith("|")]
+    assert head == "|  | 0.6b | 7b |"
+    rows = {cells[0]: cells[1:] for cells in ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines)}
+    assert rows["caption of 40 tokens about 10 s of audio"] == ["1.00 s", "1.00 s"]
+    assert rows["the same with transformers bf16"] == ["3.00 s, 3.0 times ours", "3.00 s, 3.0 times ours"]
+    assert rows["the same with transformers fp32"] == ["8.00 s, 8.0 times ours", "-"]
+    assert rows["its peak memory, transformers fp32"] == ["3,000 MB", "-"]
+    assert rows["tokens written in a second"] == ["45.0", "45.0"]
+    assert "Measured on Testium 5, 2 usable cores, 8.0 GiB." in top
+    assert list(benchmarks())[:2] == ["peers", "latency"]
+    assert text.index("## Machines") < text.index("## Targets")
 
 
 def test_another_machine_has_a_card_of_its_own() -> None:
@@ -220,7 +235,38 @@ def test_another_machine_has_a_card_of_its_own() -> None:
 
 def test_the_same_record_draws_the_same_plot() -> None:
     for one in all_records():
+        section = benchmarks()[one["benchmark"]].section
         assert as_svg(section(one).plot) == as_svg(section(one).plot)
+
+
+def test_plots_say_which_way_is_better_and_give_each_panel_its_axis() -> None:
+    rows = [Bar("one", [900.0, 1000.0], 950.0, ours=True), Bar("other", [800.0], 800.0, ours=False)]
+    small = Panel([Bar("one", [9.0], 9.0, ours=True)], "seconds")
+    panels = [Panel(rows, "prefill, tokens per second", "higher"), small]
+    figure = bars(panels, "title")
+    labels = [axes.get_xlabel() for axes in figure.axes]
+    assert labels == ["prefill, tokens per second; higher is better", "seconds; lower is better"]
+    assert figure.axes[0].get_xlim()[1] > 1000
+    assert figure.axes[1].get_xlim()[1] < 10
+    stages = stacks({"10 s": {"encoder": 1.0, "prefill": 2.0}}, "milliseconds", "title")
+    assert stages.axes[0].get_xlabel() == "milliseconds; lower is better"
+    (decoder,) = [one for one in all_records() if (one["benchmark"], one["model"]) == ("decoder", "7b")]
+    prefill, decode = benchmarks()["decoder"].section(decoder).plot.axes
+    assert prefill.get_xlabel() != decode.get_xlabel()
+
+
+def test_a_target_says_what_it_wants_and_what_there_is() -> None:
+    def target(bound: float, unit: Any, *, at_most: bool = False) -> Target:
+        return Target("a", "b", bound, unit, "m", lambda _: 0.0, at_most)
+
+    assert [target(3.0, "times").wanted, target(3.0, "times").shown(2.999)] == ["at least 3×", "3.00×"]
+    assert [target(0.97, "times").wanted, target(0.97, "times").shown(0.9696)] == ["at least 0.97×", "0.970×"]
+    assert [target(0.8, "share").wanted, target(0.8, "share").shown(0.7996)] == ["at least 80 %", "80.0 %"]
+    assert [target(0.25, "seconds", at_most=True).wanted, target(0.25, "seconds").shown(-0.0543)] == [
+        "at most 0.25 s", "-0.054 s",
+    ]  # fmt: skip
+    assert [target(0, "tokens", at_most=True).wanted, target(0, "tokens").shown(4.0)] == ["at most 0", "4"]
+    assert target(250, "MB").shown(227.26) == "227.3 MB"
 
 
 def test_numbers_on_plots_can_be_read() -> None:

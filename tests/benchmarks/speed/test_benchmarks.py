@@ -25,7 +25,7 @@ from benchmarks.peers.workers import Worker
 from benchmarks.records.record import REPOSITORY, BenchmarkError
 from benchmarks.speed import decoder, encoder, latency, memory, mtmd, peers, throughput
 from benchmarks.speed.decoder import Variants
-from benchmarks.speed.operator_profile import by_operator, profile_graph
+from benchmarks.speed.encoder import by_operator, profile_graph
 from benchmarks.synthetic.noise import GREEDY, RATE_HZ, noise, talkative_noise, write_wav
 from benchmarks.synthetic.whisper import LARGE, WhisperShape, whisper_tensors, write_whisper
 from dasheng_edge.quant.encoder.quantize import EncoderOptions, quantize_encoder
@@ -51,7 +51,7 @@ def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
         assert render.main(["--results", str(out.parent), "--out", str(tmp_path / "page.md")]) == 0
         capsys.readouterr()
         record: dict[str, Any] = json.loads(out.read_text("utf-8"))
-        assert f"## {record['benchmark'].title()}, {record['model']}" in (tmp_path / "page.md").read_text("utf-8")
+        assert f"{record['benchmark']}-{record['model']}.svg)" in (tmp_path / "page.md").read_text("utf-8")
         last = json.loads(printed.out.splitlines()[-1])
         assert (last["benchmark"], last["model"]) == (record["benchmark"], record["model"])
         return {**record, "last": last}
@@ -366,12 +366,10 @@ def test_the_targets_of_make_name_the_records_that_are_shown() -> None:
     make = shutil.which("make")
     if make is None:
         pytest.skip("there is no make")
-    from benchmarks.targets import TARGETS
-
     asked = [make, "-n", "-W", "nothing", "bench", "bench-full"]
     done = subprocess.run(asked, cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    for benchmark, model in {target.record for target in TARGETS}:
+    for benchmark, model in {one.record for one in render.outcomes({})}:
         assert any(
-            f"benchmarks.{benchmark} " in line and f"/{model}" in line.split(" --")[0]
+            f"benchmarks.speed.{benchmark} " in line and f"/{model}" in line.split(" --")[0]
             for line in done.stdout.splitlines()
         ), (benchmark, model)

@@ -1,0 +1,1 @@
+"""What exporting every member of the family takes, and how exact it is."""

@@ -1,0 +1,1 @@
+"""Training and scoring MiDashengLM-micro on those scenes."""

@@ -1,0 +1,1 @@
+"""Programs that are measured beside each other, ours and others', most in processes of their own."""

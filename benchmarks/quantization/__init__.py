@@ -1,0 +1,1 @@
+"""What the quantizations cost and bring."""

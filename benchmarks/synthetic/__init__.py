@@ -1,0 +1,1 @@
+"""Checkpoints, encoders and clips that are made up: true shapes, random values."""
