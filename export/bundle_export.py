@@ -54,6 +54,7 @@ from dasheng_edge.runtime.bundle.bundle import (
 )
 from dasheng_edge.runtime.bundle.writer import BundleWriter
 from dasheng_edge.runtime.errors import DashengEdgeError, ExportError, MissingExtraError, OutputWriteError
+from dasheng_edge.runtime.machine.installation import install_line
 from dasheng_edge.runtime.progress import NoProgress, Progress, StepReport
 
 from .model_card import model_card
@@ -154,7 +155,7 @@ def library_versions() -> dict[str, str]:
                 versions[name] = version(name)
         if not versions.keys() & set(names):
             raise MissingExtraError(
-                f"export needs {' or '.join(names)}, which is not installed; run pip install 'dasheng-edge[export,cpu]'"
+                f"export needs {' or '.join(names)}, which is not installed; run {install_line('export', 'cpu')}"
             )
     return versions
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
 from dasheng_edge.quant.decoder.types import PlainType
-from dasheng_edge.runtime.errors import MissingExtraError
+from dasheng_edge.runtime.cli.options import JsonOption, OverwriteOption, load, name_option, print_json, say
 from dasheng_edge.runtime.progress import StepBars, typed_path
 
 from .options import EncoderPrecision, ExportOptions, PromptOverrides
@@ -20,12 +18,6 @@ if TYPE_CHECKING:
     from dasheng_edge.export.hub.pull import PullOptions, PullReport
 
     from .bundle_export import ExportReport
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands to the command line."""
-    app.command("export")(export)
-    app.command("pull")(pull)
 
 
 def export(
@@ -41,27 +33,28 @@ def export(
         list[Path] | None,
         typer.Option(metavar="DIR", help="LoRA adapter (peft) to merge in; repeat for several, merged in order."),
     ] = None,
-    encoder: Annotated[EncoderPrecision, typer.Option(help="Precision of the audio encoder.")] = "fp32",
+    encoder: Annotated[
+        EncoderPrecision, name_option(get_args(EncoderPrecision), "PRECISION", "Precision of the audio encoder")
+    ] = "fp32",
     decoder: Annotated[
-        PlainType,
-        typer.Option(
-            metavar="TYPE",
-            case_sensitive=False,
-            help=f"llama.cpp's file type of the decoder: {', '.join(get_args(PlainType))}.",
-        ),
+        PlainType, name_option(get_args(PlainType), "TYPE", "llama.cpp's file type of the decoder")
     ] = "F16",
     prompt: Annotated[
-        str | None, typer.Option(help="What the bundle asks by default, instead of what its variant is asked.")
+        str | None,
+        typer.Option(metavar="TEXT", help="What the bundle asks by default, instead of what its variant is asked."),
     ] = None,
     system: Annotated[
-        str | None, typer.Option(help="Default system text, '' for none, instead of the checkpoint's or variant's.")
+        str | None,
+        typer.Option(
+            metavar="TEXT", help="Default system text, '' for none, instead of the checkpoint's or variant's."
+        ),
     ] = None,
     audio_first: Annotated[
         bool | None,
         typer.Option("--audio-first/--text-first", help="Order in the user's turn; default: as its variant is used."),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, for machines.")] = False,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Export a checkpoint, with its adapters merged in, to a bundle.
 
@@ -70,15 +63,21 @@ def export(
     """
     overrides = PromptOverrides(prompt, system, audio_first)
     options = ExportOptions(checkpoint, out, tuple(adapter or ()), encoder, decoder, overwrite, overrides)
-    bundle_export = _load("bundle_export", "export")
+    bundle_export = load("dasheng_edge.export.bundle_export", "export", "export", "cpu")
     with StepBars() as progress:
         report: ExportReport = bundle_export.export_bundle(options, progress)
     if as_json:
-        typer.echo(_as_json(report))
+        print_json({
+            "bundle": str(report.bundle.folder),
+            "bytes": report.bytes,
+            "seconds": report.seconds,
+            "steps": [dataclasses.asdict(step) for step in report.steps],
+            "assumptions": report.assumptions,
+        })  # fmt: skip
         return
     typer.echo(f"{out}: {report.bytes / 1e6:.1f} MB in {report.seconds:.1f} s, every step within its tolerance")
     for assumption in report.assumptions:
-        typer.echo(f"assumed: {assumption}", err=True)
+        say(f"assumed: {assumption}")
     typer.echo(f"check it wherever it runs with: dasheng-edge verify {typed_path(out)}")
 
 
@@ -93,25 +92,24 @@ def pull(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder to make; default: NAME, in the current folder.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, for machines.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Download a checkpoint or a LoRA adapter from the Hugging Face hub, for `dasheng-edge export`.
 
     Only what the export reads is fetched, and all of it is checked: no code, no pickles. After an interruption the
     same command goes on where it stopped. HF_ENDPOINT names another hub, HF_TOKEN a token for private models.
     """
-    module = _load("hub.pull", "pull")
+    module = load("dasheng_edge.export.hub.pull", "pull", "export", "cpu")
     options: PullOptions = module.PullOptions(model_id, revision, out)
     try:
         with _PullBar() as progress:
             report: PullReport = module.pull(options, progress)
     except (KeyboardInterrupt, SystemExit):  # Ctrl-C, SIGTERM
         if note := module.left_behind(options.partial):
-            typer.echo(note, err=True)
+            say(note)
         raise
     if as_json:
-        fields = dataclasses.asdict(report) | {"folder": str(report.folder)}
-        typer.echo(json.dumps(fields))
+        print_json(dataclasses.asdict(report) | {"folder": str(report.folder)})
         return
     there = "" if report.fetched_bytes else ", was there already"
     typer.echo(
@@ -123,16 +121,7 @@ def pull(
     typer.echo(f"export it with: dasheng-edge export {checkpoint} --out BUNDLE")
 
 
-def _load(module: str, command: str) -> Any:
-    """A module and everything heavy with it; a missing library is one sentence with the line that installs it."""
-    try:
-        return import_module(f"dasheng_edge.export.{module}")
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("dasheng_edge"):
-            raise
-        raise MissingExtraError(
-            f"{command} needs {error.name}, which is not installed; run pip install 'dasheng-edge[export,cpu]'"
-        ) from error
+COMMANDS = (export, pull)
 
 
 class _PullBar:
@@ -190,13 +179,3 @@ class _PullBar:
 
     def _line(self, text: str) -> None:
         self._console.print(text, highlight=False, soft_wrap=True, markup=False)
-
-
-def _as_json(report: ExportReport) -> str:
-    return json.dumps({
-        "bundle": str(report.bundle.folder),
-        "bytes": report.bytes,
-        "seconds": report.seconds,
-        "steps": [dataclasses.asdict(step) for step in report.steps],
-        "assumptions": report.assumptions,
-    })  # fmt: skip

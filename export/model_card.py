@@ -51,7 +51,7 @@ _SEAMS = {
 }
 _CAPTION = """\
 ```sh
-pip install 'dasheng-edge[cpu]'
+pip install 'WHEEL[cpu]'                           # WHEEL: what `make wheel` of dasheng-edge builds, 0.4 MB
 dasheng-edge verify BUNDLE                         # is it still the same model on this machine?
 dasheng-edge caption BUNDLE clip.wav               # any audio or video file
 dasheng-edge caption BUNDLE clip.wav --prompt "What animal is this?"
@@ -69,7 +69,7 @@ with Captioner.open("BUNDLE") as captioner:
 nothing there."""
 _EMBED = """\
 ```sh
-pip install 'dasheng-edge[cpu]'
+pip install 'WHEEL[cpu]'                              # WHEEL: what `make wheel` of dasheng-edge builds, 0.4 MB
 dasheng-edge verify BUNDLE                            # is it still the same model on this machine?
 dasheng-edge embed BUNDLE *.wav --out embeddings.npz  # any audio or video files
 ```

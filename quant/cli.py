@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
 from dasheng_edge.quant.decoder.types import NEED_IMATRIX, DecoderType
 from dasheng_edge.quant.encoder.precisions import EncoderPrecision
 from dasheng_edge.runtime.bundle.bundle import KvType
-from dasheng_edge.runtime.errors import MissingExtraError
+from dasheng_edge.runtime.cli.options import (
+    BundleArgument,
+    JsonOption,
+    OverwriteOption,
+    ThreadsOption,
+    TokensOption,
+    load,
+    name_option,
+    print_json,
+    say,
+)
 from dasheng_edge.runtime.progress import StepBars, typed_path
 
 from .recipes import RECIPES, Recipe, RecipeName
@@ -24,23 +32,7 @@ if TYPE_CHECKING:
     from .bundle_compare import CompareOptions
     from .bundle_quant import QuantizeOptions, QuantizeReport
 
-RECIPE_HELP = f"{'; '.join(f'{name}: {recipe.text}' for name, recipe in RECIPES.items())}."
 
-
-def register(app: typer.Typer) -> None:
-    """Add the commands to the command line."""
-    app.command("quantize")(quantize)
-    app.command("compare")(compare)
-
-
-DecoderOption = Annotated[
-    DecoderType | None,
-    typer.Option(
-        metavar="TYPE",
-        case_sensitive=False,
-        help=f"llama.cpp's file type, instead of the recipe's: {', '.join(get_args(DecoderType))}.",
-    ),
-]
 CalibrateOption = Annotated[
     Path | None,
     typer.Option(
@@ -52,15 +44,31 @@ CalibrateOption = Annotated[
 
 
 def quantize(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder made by `dasheng-edge export`.")],
+    bundle: BundleArgument,
     *,
     out: Annotated[Path, typer.Option(metavar="BUNDLE2", help="Folder to write.")],
-    recipe: Annotated[RecipeName | None, typer.Option(help=RECIPE_HELP)] = None,
-    encoder: Annotated[
-        EncoderPrecision | None, typer.Option(help="Precision of encoder and projector, instead of the recipe's.")
+    recipe: Annotated[
+        RecipeName | None,
+        name_option(
+            get_args(RecipeName),
+            "RECIPE",
+            "Precision of encoder, decoder, and keys and values",
+            "; ".join(f"{name} is {recipe.text}" for name, recipe in RECIPES.items()),
+        ),
     ] = None,
-    decoder: DecoderOption = None,
-    kv: Annotated[KvType | None, typer.Option(help="How the decoder keeps keys and values.")] = None,
+    encoder: Annotated[
+        EncoderPrecision | None,
+        name_option(
+            get_args(EncoderPrecision), "PRECISION", "Precision of encoder and projector, instead of the recipe's"
+        ),
+    ] = None,
+    decoder: Annotated[
+        DecoderType | None,
+        name_option(get_args(DecoderType), "TYPE", "llama.cpp's file type of the decoder, instead of the recipe's"),
+    ] = None,
+    kv: Annotated[
+        KvType | None, name_option(get_args(KvType), "TYPE", "How the decoder stores keys and values")
+    ] = None,
     calibrate: CalibrateOption = None,
     imatrix: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Importance matrix that was measured before, GGUF.")
@@ -73,9 +81,9 @@ def quantize(
         typer.Option(metavar="PATTERN=TYPE", help="Type of decoder tensors whose names match, e.g. attn_v=Q8_0."),
     ] = None,
     min_snr: Annotated[float, typer.Option(metavar="DB", help="What `--encoder mixed` keeps at its output.")] = 30.0,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads; default: one per usable core.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, for machines.")] = False,
+    threads: ThreadsOption = None,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Make a bundle smaller and faster, and print what each part of it loses.
 
@@ -91,7 +99,7 @@ def quantize(
     if imatrix and chosen.decoder is None:
         raise typer.BadParameter("--imatrix goes with --decoder or --recipe")
     _check_usage(chosen, tensor_types, measured=bool(calibrate or imatrix))
-    module = _load("bundle_quant", "quantize")
+    module = load("dasheng_edge.quant.bundle_quant", "quantize", "quant", "cpu")
     options: QuantizeOptions = dataclasses.replace(
         module.quantize_options(bundle, out, chosen, imatrix=imatrix, tensor_types=tensor_types, min_snr_db=min_snr),
         calibrate=calibrate, recipe=recipe if chosen == base else None, save_imatrix=save_imatrix, threads=threads,
@@ -117,9 +125,16 @@ def _check_usage(chosen: Recipe, tensor_types: tuple[str, ...], *, measured: boo
 
 def _print_quantized(report: QuantizeReport, options: QuantizeOptions, *, as_json: bool) -> None:
     for warning in report.warnings:
-        typer.echo(f"warning: {warning}", err=True)
+        say(f"warning: {warning}")
     if as_json:
-        typer.echo(_as_json(report))
+        print_json({
+            "bundle": str(report.bundle.folder),
+            "bytes": report.bytes,
+            "source_bytes": report.source_bytes,
+            "seconds": report.seconds,
+            "steps": [dataclasses.asdict(step) for step in report.steps],
+            "warnings": report.warnings,
+        })  # fmt: skip
         return
     share = 100 * report.bytes / report.source_bytes
     size = f"{report.bytes / 1e6:.1f} MB, {share:.0f} % of {options.source}"
@@ -132,9 +147,9 @@ def compare(
     candidates: Annotated[
         list[str],
         typer.Argument(
-            metavar="CANDIDATE...",
-            help=f"Bundles, recipes ({', '.join(RECIPES)}), or ENCODER/DECODER or ENCODER/DECODER/KV, with "
-            "+imatrix or +imatrix=FILE behind it, such as int8/Q4_K_M+imatrix: these are made of the reference.",
+            metavar="CANDIDATE",
+            help=f"Bundles; or what to make of the reference: recipes ({', '.join(RECIPES)}), ENCODER/DECODER or "
+            "ENCODER/DECODER/KV, with +imatrix or +imatrix=FILE behind it, such as int8/Q4_K_M+imatrix.",
         ),
     ],
     *,
@@ -148,12 +163,12 @@ def compare(
     events: Annotated[
         Path | None, typer.Option(metavar="FILE", help="JSON object: event label -> regular expression that finds it.")
     ] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer; default: the bundle's.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads; default: one per usable core.")] = None,
+    max_new_tokens: TokensOption = None,
+    threads: ThreadsOption = None,
     aac_metrics: Annotated[
         bool, typer.Option("--aac-metrics", help="FENSE, CIDEr-D and SPIDEr-FL, too; needs the metrics extra and Java.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, for machines.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Say what each candidate loses against a reference, on audio, and what it costs.
 
@@ -161,14 +176,14 @@ def compare(
     next-token distributions on the reference's own answers, free answers, and scores where the clips state what is
     right. A run that was stopped goes on where it was.
     """
-    module = _load("bundle_compare", "compare")
+    module = load("dasheng_edge.quant.bundle_compare", "compare", "quant", "cpu")
     options: CompareOptions = module.CompareOptions(
         reference, tuple(candidates), clips, out, calibrate, events, max_new_tokens, threads, aac_metrics
     )
     with StepBars() as progress:
         report: Report = module.compare(options, progress)
     if as_json:
-        typer.echo(report.model_dump_json(indent=2))
+        print_json(report.model_dump(mode="json"))
         return
     for candidate in report.candidates:
         if candidate.both is not None:
@@ -181,24 +196,4 @@ def compare(
     typer.echo(f"read {typed_path(out / 'report.html')}")
 
 
-def _load(module: str, command: str) -> Any:
-    """A module and everything heavy with it; a missing library is one sentence with the line that installs it."""
-    try:
-        return import_module(f"dasheng_edge.quant.{module}")
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("dasheng_edge"):
-            raise
-        raise MissingExtraError(
-            f"{command} needs {error.name}, which is not installed; run pip install 'dasheng-edge[quant,cpu]'"
-        ) from error
-
-
-def _as_json(report: QuantizeReport) -> str:
-    return json.dumps({
-        "bundle": str(report.bundle.folder),
-        "bytes": report.bytes,
-        "source_bytes": report.source_bytes,
-        "seconds": report.seconds,
-        "steps": [dataclasses.asdict(step) for step in report.steps],
-        "warnings": report.warnings,
-    })  # fmt: skip
+COMMANDS = (quantize, compare)

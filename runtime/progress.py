@@ -130,6 +130,6 @@ def step_line(step: StepReport) -> str:
     return f"{step.name:15} {error:39} {size} {step.seconds:7.1f} s  {step.note}".rstrip()
 
 
-def typed_path(path: Path) -> str:
+def typed_path(path: str | Path) -> str:
     """A path as it is typed in a command line, whatever is in its name."""
     return subprocess.list2cmdline([str(path)]) if os.name == "nt" else shlex.quote(str(path))

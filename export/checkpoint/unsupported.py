@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dasheng_edge.runtime.errors import CheckpointNotFoundError, CheckpointVariantError
+from dasheng_edge.runtime.names import address_hint
 
 from .tensor_files import INDEX, WEIGHTS, Source
 from .torch_file import SUFFIXES
@@ -105,7 +106,7 @@ def not_a_folder(path: Path) -> CheckpointNotFoundError:
     else:
         what = "a file" if path.exists() else "nothing"
         pulled = f"if it is a model of the hub, download it with `dasheng-edge pull {path}`"
-        hint = pulled if what == "nothing" and _HUB_NAME.fullmatch(str(path)) else _DOWNLOAD
+        hint = pulled if what == "nothing" and _HUB_NAME.fullmatch(str(path)) else address_hint(path) or _DOWNLOAD
         reason = f"found {what} there, expected a local folder in the Hugging Face layout; {hint}"
     return CheckpointNotFoundError(f"cannot open checkpoint {path}: {reason}")
 

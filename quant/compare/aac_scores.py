@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dasheng_edge.runtime.errors import ClipsError, MissingExtraError
+from dasheng_edge.runtime.machine.installation import install_line
 
 from .bootstrap import change_interval, draws_of, interval
 from .record import TaskScore
@@ -27,9 +28,9 @@ AAC_METRICS: tuple[AacMetric, ...] = ("fense", "cider_d", "spider_fl")
 TITLES: dict[AacMetric, str] = {"fense": "fense", "cider_d": "cider_d_ptb", "spider_fl": "spider_fl"}
 _NEEDS_PTB = frozenset({"cider_d", "spider_fl"})
 _EMPTY = "."  # an answer without words: PTB drops it, while an empty line at the end would put its lines out of step
-_INSTALL = (
-    "run pip install 'dasheng-edge[metrics]' in an environment of its own, since what it brings (torchaudio) has to "
-    "match torch exactly and breaks transformers otherwise"
+_OWN_ENVIRONMENT = (
+    "in an environment of its own, since what it brings (torchaudio) has to match torch exactly and breaks "
+    "transformers otherwise"
 )
 _PREPARE = "run aac-metrics-download, once; CIDEr-D and SPIDEr-FL need Java, of versions 8 to 13, too"
 
@@ -90,7 +91,8 @@ def aac_library() -> Any:
         return import_module("aac_metrics")
     except (ImportError, OSError, RuntimeError) as error:  # the last two: of a torchaudio that does not fit torch
         raise MissingExtraError(
-            f"captioning scores need aac-metrics, which cannot be imported ({error}); {_INSTALL}"
+            f"captioning scores need aac-metrics, which cannot be imported ({error}); {_OWN_ENVIRONMENT}, run "
+            f"{install_line('metrics')}"
         ) from error
 
 

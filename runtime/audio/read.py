@@ -23,6 +23,7 @@ import soxr
 from numpy.typing import NDArray
 
 from dasheng_edge.runtime.errors import AudioDecodeError, AudioEmptyError, AudioError, AudioNotFoundError
+from dasheng_edge.runtime.names import address_hint
 
 Waveform: TypeAlias = NDArray[np.float32]
 AudioSource: TypeAlias = (
@@ -211,7 +212,8 @@ def _opened(path: Path) -> BinaryIO:
     try:
         return path.open("rb")
     except FileNotFoundError:
-        raise AudioNotFoundError(f"{path} does not exist; expected an audio file") from None
+        hint = address_hint(path) or "expected an audio file"
+        raise AudioNotFoundError(f"{path} does not exist; {hint}") from None
     except (OSError, ValueError) as error:
         raise AudioError(f"cannot open {path}: {_reason(error)}") from error
 

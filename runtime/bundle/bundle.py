@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from dasheng_edge.runtime.audio.front_end import FrontEndSpec
 from dasheng_edge.runtime.errors import BundleFileError, BundleKindError, BundleManifestError, BundleNotFoundError
+from dasheng_edge.runtime.names import bundle_hint
 
 SCHEMA_VERSION = 3  # the newest that this version reads
 MANIFEST = "manifest.json"
@@ -231,9 +232,10 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     if not folder.is_dir():
-        what = "a file" if folder.exists() else "nothing"
+        what = "this is a file" if folder.exists() else "nothing of this name exists"
+        hint = "" if folder.exists() else f". {bundle_hint(folder)}".rstrip(". ")
         raise BundleNotFoundError(
-            f"cannot open bundle {folder}: expected a folder made by `dasheng-edge export`, found {what} there"
+            f"cannot open bundle {folder}: {what}; expected a folder made by `dasheng-edge export`{hint}"
         )
     if not path.is_file():
         raise BundleNotFoundError(
@@ -248,7 +250,7 @@ def read_manifest(folder: Path) -> Manifest:
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise BundleManifestError(
             f"{path} has schema version {version}, this dasheng-edge reads up to {SCHEMA_VERSION}; "
-            "upgrade with `pip install -U dasheng-edge`"
+            "install a newer dasheng-edge"
         )
     try:
         return Manifest.model_validate(raw)

@@ -12,7 +12,18 @@ import typer
 
 from dasheng_edge.runtime.errors import AudioError, DecoderError, DeviceError
 
-from .options import AudioArgument, BundleArgument, DeviceOption, Sha256Option, ThreadsOption, check_stdin, print_json
+from .options import (
+    AudioArgument,
+    BundleArgument,
+    DeviceOption,
+    JsonLinesOption,
+    Sha256Option,
+    ThreadsOption,
+    TokensOption,
+    check_stdin,
+    print_json,
+    say,
+)
 
 if TYPE_CHECKING:
     from dasheng_edge.runtime.audio.read import AudioSource
@@ -28,29 +39,40 @@ def caption(
     bundle: BundleArgument,
     audio: AudioArgument,
     *,
-    prompt: Annotated[str | None, typer.Option(help="What to ask; default: the bundle's prompt.")] = None,
-    system: Annotated[str | None, typer.Option(help="System text; '' for none. Default: the bundle's.")] = None,
-    stream: Annotated[bool, typer.Option("--stream", help="Print the text while it is generated.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per file.")] = False,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer; default: the bundle's.")] = None,
-    temperature: Annotated[float | None, typer.Option(min=0.0, help="0 is greedy. Default: the bundle's.")] = None,
-    top_k: Annotated[int | None, typer.Option(min=0, help="Sample from the k likeliest tokens; 0: all.")] = None,
-    top_p: Annotated[float | None, typer.Option(max=1.0, help="Sample from this share of probability.")] = None,
-    min_p: Annotated[
-        float | None, typer.Option(min=0.0, max=1.0, help="... and from at least this of the best.")
+    prompt: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="What to ask; default: the bundle's prompt.")
     ] = None,
-    repetition_penalty: Annotated[float | None, typer.Option(help="1 is none.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the sampling.")] = None,
+    system: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="System text, '' for none; default: the bundle's.")
+    ] = None,
+    stream: Annotated[bool, typer.Option("--stream", help="Print the text while it is generated.")] = False,
+    as_json: JsonLinesOption = False,
+    max_new_tokens: TokensOption = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0.0, metavar="T", help="0: always the likeliest token. Default: the bundle's.")
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(min=0, metavar="K", help="Sample from the K likeliest tokens; 0: from all.")
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(max=1.0, metavar="P", help="Sample from the likeliest tokens that together have probability P."),
+    ] = None,
+    min_p: Annotated[
+        float | None,
+        typer.Option(min=0.0, max=1.0, metavar="P", help="Leave out tokens below P times the likeliest one's."),
+    ] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option(metavar="R", help="Makes tokens that were used less likely; 1: no penalty.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="Seed of the sampling.")] = None,
     window: Annotated[
-        float | None, typer.Option(metavar="S", help="Caption windows of so many seconds, each with its times.")
+        float | None, typer.Option(metavar="S", help="Caption windows of S seconds, each with its times.")
     ] = None,
     hop: Annotated[
         float | None, typer.Option(metavar="S", help="Seconds from one window to the next; default: half a window.")
     ] = None,
-    batch: Annotated[
-        int,
-        typer.Option(min=1, max=64, metavar="N", help="Decode so many files or windows together."),
-    ] = 1,
+    batch: Annotated[int, typer.Option(min=1, max=64, metavar="N", help="Decode N files or windows together.")] = 1,
     live: Annotated[
         bool, typer.Option("--live", help="Work while the audio comes, as from a microphone through a pipe.")
     ] = False,
@@ -60,7 +82,7 @@ def caption(
 ) -> None:
     """Caption audio files, or ask about them with --prompt.
 
-    A file that cannot be read costs one line on stderr and exit code 1; the others are still captioned. One that is
+    A file that cannot be read costs one line on stderr and exit code 1; the others are still captioned. A file that is
     longer than the model answers well about (3.5 minutes) is captioned in windows of 30 s every 15 s.
     """
     if stream and as_json:
@@ -86,19 +108,20 @@ def caption(
 
 def _windows(window: float | None, hop: float | None, *, live: bool) -> tuple[float, float] | None:
     """Window and hop in seconds, where they were asked for."""
-    from dasheng_edge.runtime.audio.windows import WINDOW_S, check_windows
+    from dasheng_edge.runtime.audio.windows import check_windows
 
-    if window is None and hop is None:
+    if window is None:
+        if hop is not None:
+            raise typer.BadParameter("--hop says how windows follow each other; give --window too")
         return None
     if live:
         raise typer.BadParameter("--live works on one clip while it comes, --window cuts clips; choose one")
-    length = WINDOW_S if window is None else window
-    step = length / 2 if hop is None else hop
+    step = window / 2 if hop is None else hop
     try:
-        check_windows(length, step)
+        check_windows(window, step)
     except AudioError as error:
         raise typer.BadParameter(str(error)) from error
-    return length, step
+    return window, step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +188,7 @@ def _spans(captioner: Captioner, source: AudioSource, name: str, windows: tuple[
         if not place and not span.whole:
             why = f"{name} is longer than {comfortable_s:g} s, beyond which this model's answers get worse"
             how = f"it is captioned in windows of {WINDOW_S:g} s every {HOP_S:g} s (see --window)"
-            typer.echo(f"note: {why}; {how}", err=True)
+            say(f"note: {why}; {how}")
         yield span
 
 
@@ -215,7 +238,7 @@ class _Output:
         try:
             return asked.together(clips) if len(clips) > 1 else ()
         except (AudioError, DecoderError, DeviceError) as error:
-            typer.echo(f"note: {len(clips)} clips cannot be decoded together: {error}; now one by one", err=True)
+            say(f"note: {len(clips)} clips cannot be decoded together: {error}; now one by one")
             return ()
 
     def show(self, asked: _Asked, clip: _Clip) -> bool:
@@ -243,7 +266,7 @@ class _Output:
             text = result.text if self.alone and window is None else " ".join(result.text.split())
             typer.echo(self._label(clip) + text)
         for warning in result.warnings:
-            typer.echo(f"warning: {clip.name}: {warning}", err=True)
+            say(f"warning: {clip.name}: {warning}")
 
     def _label(self, clip: _Clip) -> str:
         label = "" if self.alone or self.as_json else f"{clip.name}: "
@@ -254,7 +277,7 @@ class _Output:
         """Print why a clip has no caption."""
         if self.as_json:
             print_json({"audio": name, "error": str(error), "error_type": type(error).__name__})
-        typer.echo(f"error: {error}", err=True)
+        say(f"error: {error}")
 
 
 def _window(clip: _Clip) -> Span | None:

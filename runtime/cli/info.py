@@ -1,4 +1,4 @@
-"""A manifest for people to read, as `dasheng-edge info` prints it."""
+"""`dasheng-edge info`: a manifest, for people to read."""
 
 from __future__ import annotations
 
@@ -6,9 +6,28 @@ from collections.abc import Iterator
 
 from pydantic import BaseModel
 
-from dasheng_edge.runtime.bundle.bundle import Manifest
+from dasheng_edge.runtime.bundle.bundle import Bundle, Manifest
+
+from .options import BundleArgument, JsonOption, print_json, print_table
 
 _NO_DECODER = "none: this bundle embeds audio and does not caption it"
+
+
+def info(bundle: BundleArgument, as_json: JsonOption = False) -> None:
+    """Show what a bundle is: model, precision, sizes, where it comes from."""
+    manifest = Bundle.open(bundle, check_sha256=False).manifest
+    if as_json:
+        print_json(manifest.model_dump(mode="json"))
+        return
+    from rich.table import Table
+    from rich.text import Text  # in a plain string, Rich would read [x] as markup
+
+    table = Table(title=Text(f"{manifest.name} ({manifest.variant})"), show_header=False)
+    for name, text in manifest_sections(manifest):
+        table.add_row(name, Text(text), end_section=True)
+    sizes = {**{name: facts.bytes for name, facts in manifest.files.items()}, "total": manifest.total_bytes}
+    table.add_row("files", Text("\n".join(f"{name}: {size / 1e6:,.3f} MB" for name, size in sizes.items())))
+    print_table(table)
 
 
 def manifest_sections(manifest: Manifest) -> Iterator[tuple[str, str]]:

@@ -1,53 +1,103 @@
-"""What the commands share: arguments and options, and how results are printed."""
+"""What the commands share: arguments, options, and how results are printed."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
+from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, Any, get_args
 
 import typer
 
+from dasheng_edge.runtime.errors import MissingExtraError
 from dasheng_edge.runtime.machine.devices import Device, DeviceChoice, checked_device, choose_device
+from dasheng_edge.runtime.machine.installation import install_line
+from dasheng_edge.runtime.names import did_you_mean, known_name
+
+
+def name_option(names: Sequence[str], metavar: str, text: str, listed: str = "") -> Any:
+    """An option that takes one of a closed set of names, in any case; the help lists them, as `listed` if given."""
+    return typer.Option(
+        parser=partial(_parse_name, names=names),
+        autocompletion=lambda: [*names],
+        metavar=metavar,
+        help=f"{text}: {listed or ', '.join(names)}.",
+    )
+
+
+def _parse_name(text: str, names: Sequence[str]) -> str:
+    name = known_name(text, names)
+    if name is None:
+        raise typer.BadParameter(f"{text!r} is not known; {did_you_mean(text, names)}")
+    return name
 
 
 def device_of(choice: str) -> Device:
     """The device that was asked for; says on stderr which one "auto" is, and why."""
-    if choice not in (known := get_args(DeviceChoice)):
-        raise typer.BadParameter(f"unknown device {choice!r}; expected one of {', '.join(known)}")
+    choice = _parse_name(choice, get_args(DeviceChoice))
     if choice != "auto":
         return checked_device(choice)
     device, why = choose_device()
-    typer.echo(f"device: {device} ({why})", err=True)
+    say(f"device: {device} ({why})")
     return device
 
 
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder made by `dasheng-edge export`.")]
 AudioArgument = Annotated[list[str], typer.Argument(metavar="AUDIO", help="Audio or video files; - is stdin.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object, on one line.")]
+JsonLinesOption = Annotated[bool, typer.Option("--json", help="Print one JSON object per file, each on one line.")]
 DeviceOption = Annotated[
     Device,
     typer.Option(
-        parser=device_of, metavar="DEVICE", help="Where all parts run: cpu, cuda, or auto for cuda if all have it."
+        parser=device_of,
+        autocompletion=lambda: [*get_args(DeviceChoice)],
+        metavar="DEVICE",
+        help="Where all parts run: cpu, cuda, or auto, which is cuda if all parts can use it.",
     ),
 ]
-ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads; default: one per usable core.")]
+ThreadsOption = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Threads of each part; default: one per usable core.")
+]
+TokensOption = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Longest answer, in tokens; default: the bundle's.")
+]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
 Sha256Option = Annotated[
-    bool, typer.Option("--check-sha256/--no-check-sha256", help="Check the content of all files first.")
+    bool, typer.Option("--check-sha256/--no-check-sha256", help="Check the content of the bundle's files first.")
 ]
 
 
-def check_stdin(audio: list[str]) -> None:
+def check_stdin(audio: Sequence[str]) -> None:
     """Whether stdin can be read where it is named."""
     if "-" in audio and sys.stdin is None:
         raise typer.BadParameter("stdin (-) is closed; pipe audio into the command or name a file")
-    if audio.count("-") > 1:
+    if list(audio).count("-") > 1:
         raise typer.BadParameter("stdin (-) can be read only once")
 
 
-def print_json(value: object, indent: int | None = None) -> None:
-    typer.echo(json.dumps(value, ensure_ascii=False, indent=indent))
+def load(module: str, command: str, *extras: str) -> Any:
+    """A module that needs extras; a library that is not installed costs one line, which says how to install it."""
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("dasheng_edge"):
+            raise
+        raise MissingExtraError(
+            f"{command} needs {error.name}, which is not installed; run {install_line(*extras)}"
+        ) from error
+
+
+def say(line: str) -> None:
+    """Print a line that is no result."""
+    typer.echo(line, err=True)
+
+
+def print_json(value: object) -> None:
+    """Print one object on one line, which is what `--json` promises."""
+    typer.echo(json.dumps(value, ensure_ascii=False))
 
 
 def print_table(table: object) -> None:

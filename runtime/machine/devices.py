@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from dasheng_edge.runtime.errors import BundleFileError, DeviceError, MissingExtraError
 
+from .installation import install_line
+
 if TYPE_CHECKING:
     import numpy as np
     import onnxruntime
@@ -181,14 +183,13 @@ def onnx_session(path: Path, device: Device, threads: int) -> onnxruntime.Infere
         onnxruntime = load_onnxruntime()
     except ImportError as error:
         raise MissingExtraError(
-            f"ONNX Runtime is not installed ({error}); run pip install 'dasheng-edge[{EXTRAS[device]}]'"
+            f"ONNX Runtime is not installed ({error}); run {install_line(EXTRAS[device])}"
         ) from error
     provider = PROVIDERS[device]
     if provider not in (available := onnxruntime.get_available_providers()):
         raise DeviceError(
             f"device {device!r} needs ONNX Runtime's {provider}, this one has {', '.join(available)}; "
-            f"run pip install 'dasheng-edge[{EXTRAS[device]}]' in a fresh environment, or choose another "
-            "device"
+            f"choose another device, or run in a fresh environment: {install_line(EXTRAS[device])}"
         )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads

@@ -14,6 +14,7 @@ from typing import TypeVar
 from dasheng_edge.runtime.errors import MissingExtraError
 
 from .devices import load_onnxruntime, usable_cores
+from .installation import install_line
 
 # Distribution -> the extra that brings it; "" is the base.
 DEPENDENCIES = {
@@ -101,25 +102,25 @@ def _version(name: str) -> str | None:
 
 
 def _missing(name: str) -> str:
-    return f"{name} is not installed; run pip install --force-reinstall dasheng-edge"
+    return f"{name} is not installed; run {install_line()}"
 
 
 def _runtime_problems(versions: dict[str, str | None]) -> list[str]:
     """Exactly one of the two distributions of ONNX Runtime must be there."""
     cpu, gpu = versions["onnxruntime"], versions["onnxruntime-gpu"]
     if cpu and gpu:
-        fix = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'dasheng-edge[gpu]' (or [cpu])"
+        fix = f"pip uninstall -y onnxruntime onnxruntime-gpu, then {install_line('cpu')} (or gpu for cpu)"
         return [f"onnxruntime and onnxruntime-gpu are both installed and overwrite each other; run {fix}"]
     if not cpu and not gpu:
-        return ["ONNX Runtime is not installed; run pip install 'dasheng-edge[cpu]' (or [gpu], never both)"]
+        return [f"ONNX Runtime is not installed; run {install_line('cpu')} (or gpu for cpu, never both)"]
     return []
 
 
 def _missing_extras(versions: dict[str, str | None]) -> dict[str, str]:
     has_runtime = versions["onnxruntime"] or versions["onnxruntime-gpu"]
     wanted = [name for name, extra in DEPENDENCIES.items() if extra == "export" and versions[name] is None]
-    missing = {} if has_runtime else {"cpu": "pip install 'dasheng-edge[cpu]'"}
-    return missing | ({"export": "pip install 'dasheng-edge[export,cpu]'"} if wanted else {})
+    missing = {} if has_runtime else {"cpu": install_line("cpu")}
+    return missing | ({"export": install_line("export", "cpu")} if wanted else {})
 
 
 def _onnx_providers() -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.child import Child, ChildError
 from dasheng_edge.runtime.errors import CheckpointError, MissingExtraError
 from dasheng_edge.runtime.machine.doctor import examine
+from dasheng_edge.runtime.machine.installation import install_line
 from dasheng_edge.runtime.text.prompt import Segment, Text
 
 MODULE = "dasheng_edge.export.reference.bench"  # started by name: the runtime must not import upwards
@@ -49,10 +50,10 @@ def check_transformers() -> None:
     """Raises MissingExtraError where there is nothing to compare with."""
     if missing := [name for name in ("torch", "transformers") if find_spec(name) is None]:
         raise MissingExtraError(
-            f"--against transformers needs {' and '.join(missing)}; run pip install 'dasheng-edge[export,cpu]'"
+            f"--against transformers needs {' and '.join(missing)}; run {install_line('export', 'cpu')}"
         )
     if find_spec("dasheng_edge.export") is None or find_spec(MODULE) is None:
-        raise MissingExtraError("--against transformers needs the exporter; run pip install 'dasheng-edge[export,cpu]'")
+        raise MissingExtraError(f"--against transformers needs the exporter; run {install_line('export', 'cpu')}")
 
 
 def compare(work: SameWork, checkpoint: Path) -> Against:

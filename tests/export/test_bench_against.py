@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dasheng_edge.runtime.cli import speed as speed_cli
+from dasheng_edge.runtime.cli import bench as bench_cli
 from dasheng_edge.runtime.errors import CheckpointError
 from dasheng_edge.runtime.speed import bench as bench_module
 from dasheng_edge.runtime.speed.bench import BenchOptions, BenchReport, bench
@@ -26,7 +26,7 @@ def test_against_transformers(tiny_bundle: Path, tiny_checkpoint: Path, monkeypa
     assert other.real_time_factor == pytest.approx(sum(other.stages_ms["total"].values) / 20_000)
     assert (other.decode_tokens_per_s is None) == (report.new_tokens == (1,))
     assert other.peak_rss_bytes is None or other.peak_rss_bytes > 50e6
-    shown = "\n".join(speed_cli._bench_lines(report))
+    shown = "\n".join(bench_cli._bench_lines(report))
     assert f"transformers, {other.dtype}: real-time factor" in shown
 
 

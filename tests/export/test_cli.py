@@ -15,6 +15,7 @@ from dasheng_edge.export.bundle_export import ExportReport
 from dasheng_edge.export.options import ExportOptions
 from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.cli.app import build_app
+from dasheng_edge.runtime.machine.installation import install_line
 from dasheng_edge.runtime.progress import Progress, StepReport
 
 
@@ -118,20 +119,18 @@ def test_a_missing_extra_is_one_sentence_with_the_fix(missing: str, monkeypatch:
         raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
 
     build_app()
-    monkeypatch.setattr("dasheng_edge.export.cli.import_module", absent)
+    monkeypatch.setattr("dasheng_edge.runtime.cli.options.import_module", absent)
     result = run("model", "--out", "bundle")
 
     assert result.exit_code == 1
-    assert (
-        f"export needs {missing}, which is not installed; run pip install 'dasheng-edge[export,cpu]'" in result.stderr
-    )
+    assert f"export needs {missing}, which is not installed; run {install_line('export', 'cpu')}" in result.stderr
 
 
 def test_our_own_broken_import_is_not_mistaken_for_a_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(name: str) -> None:
         raise ModuleNotFoundError("No module named 'dasheng_edge.gone'", name="dasheng_edge.gone")
 
-    monkeypatch.setattr("dasheng_edge.export.cli.import_module", broken)
+    monkeypatch.setattr("dasheng_edge.runtime.cli.options.import_module", broken)
     assert isinstance(run("model", "--out", "bundle").exception, ModuleNotFoundError)
 
 

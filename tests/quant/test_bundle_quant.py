@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from dasheng_edge.quant import bundle_quant, cli, tolerances
+from dasheng_edge.quant import bundle_quant, tolerances
 from dasheng_edge.quant.bundle_quant import QuantizeOptions, quantize_bundle, quantize_options
 from dasheng_edge.quant.decoder.gguf_file import gguf_tensors
 from dasheng_edge.quant.decoder.imatrix_file import Imatrix, read_imatrix, write_imatrix
@@ -23,6 +23,7 @@ from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER, MODEL_CARD, Bun
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.cli.app import build_app
 from dasheng_edge.runtime.errors import BundleKindError, OutputExistsError, OutputWriteError, QuantizeError
+from dasheng_edge.runtime.machine.installation import install_line
 from dasheng_edge.runtime.verify import verify_bundle
 from tests.fixtures.bundle_kinds import write_encoder_bundle
 
@@ -203,10 +204,10 @@ def test_a_missing_library_is_one_sentence(tmp_path: Path, monkeypatch: pytest.M
     def missing(_: str) -> None:
         raise ModuleNotFoundError(name="onnx_ir")
 
-    monkeypatch.setattr(cli, "import_module", missing)
+    monkeypatch.setattr("dasheng_edge.runtime.cli.options.import_module", missing)
     result = run(MICRO, "--out", tmp_path / "out", "--encoder", "int8")
     assert result.exit_code == 1
-    assert "quantize needs onnx_ir, which is not installed; run pip install 'dasheng-edge[quant,cpu]'" in result.stderr
+    assert f"quantize needs onnx_ir, which is not installed; run {install_line('quant', 'cpu')}" in result.stderr
 
 
 # What parts that are copied keep, and when an importance matrix is measured

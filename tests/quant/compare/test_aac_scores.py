@@ -89,7 +89,7 @@ def test_whether_there_is_enough_to_score_can_be_asked_before() -> None:
 
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "aac_metrics", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'dasheng-edge\[metrics\]' in an environment of its own"):
+    with pytest.raises(MissingExtraError, match=r"environment of its own.*pip install .*\[metrics\]"):
         extra_scores(["x"] * 4, REFERENCES)
 
 
@@ -99,7 +99,7 @@ def test_a_library_that_does_not_fit(error: Exception, monkeypatch: pytest.Monke
         raise error
 
     monkeypatch.setattr(aac_scores, "import_module", fail)
-    with pytest.raises(MissingExtraError, match=rf"cannot be imported \({error}\); run pip install"):
+    with pytest.raises(MissingExtraError, match=rf"cannot be imported \({error}\).* pip install"):
         extra_scores(["x"] * 4, REFERENCES)
 
 

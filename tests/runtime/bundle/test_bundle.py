@@ -95,13 +95,17 @@ def test_what_is_written_can_be_opened(toy: Path) -> None:
 
 
 def test_places_without_a_bundle(tmp_path: Path) -> None:
-    with pytest.raises(BundleNotFoundError, match="found nothing there"):
+    with pytest.raises(BundleNotFoundError, match="none: nothing of this name exists"):
         Bundle.open(tmp_path / "none")
     (tmp_path / "file").touch()
-    with pytest.raises(BundleNotFoundError, match="found a file there"):
+    with pytest.raises(BundleNotFoundError, match="file: this is a file"):
         Bundle.open(tmp_path / "file")
     with pytest.raises(FileNotFoundError, match=r"no manifest\.json in it"):
         Bundle.open(tmp_path)
+    with pytest.raises(BundleNotFoundError, match=r"`dasheng-edge pull some/model`.*`dasheng-edge export model --out"):
+        Bundle.open("some/model")
+    with pytest.raises(BundleNotFoundError, match=r"https://hub\.test/some/model is an address"):
+        Bundle.open("https://hub.test/some/model")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '"a"', "\x00", '{"schema_version": "1"}', "{}", "[" * 100_000])
@@ -113,7 +117,7 @@ def test_manifests_that_are_none(toy: Path, text: str) -> None:
 
 def test_a_newer_schema_asks_for_an_upgrade(toy: Path) -> None:
     edit(toy, lambda manifest: manifest.update(schema_version=SCHEMA_VERSION + 1, new_key=1))
-    with pytest.raises(BundleManifestError, match="schema version 4, this dasheng-edge reads up to 3; upgrade"):
+    with pytest.raises(BundleManifestError, match="schema version 4, this dasheng-edge reads up to 3; install a newer"):
         Bundle.open(toy)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -236,11 +237,11 @@ def test_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
 
     import dataclasses
 
-    ill = dataclasses.replace(examine(), problems=("run pip install 'dasheng-edge[cpu]'",), memory_gib=None)
+    ill = dataclasses.replace(examine(), problems=("run this",), memory_gib=None)
     monkeypatch.setattr("dasheng_edge.runtime.machine.doctor.examine", lambda: ill)
     result = run("doctor")
     assert result.exit_code == 1
-    assert "pip install 'dasheng-edge[cpu]'" in result.stdout
+    assert "run this" in result.stdout
 
 
 def test_version_and_help() -> None:
@@ -259,7 +260,7 @@ def test_help_pages_say_what_the_docstrings_say(command: CommandInfo, monkeypatc
     monkeypatch.setenv("COLUMNS", "70")
     assert command.callback is not None
     shown = run(command.name or command.callback.__name__, "--help").stdout
-    text, _, _ = shown.partition("\u256d")  # the box of the arguments
+    text, _, _ = re.split(r"^(Arguments|Options):$", shown, maxsplit=1, flags=re.MULTILINE)
     lines = [line.strip() for line in text.splitlines()]
     said = (command.callback.__doc__ or "").split()
     assert text.split()[-len(said) :] == said  # no bracket was taken for markup
@@ -282,7 +283,7 @@ def test_info_has_a_line_for_each_note(bundle_copy: Path) -> None:
 def with_command(monkeypatch: pytest.MonkeyPatch, command: Callable[[], None]) -> None:
     """Pretend that another package brings a command."""
     module = ModuleType("extra_command")
-    module.register = lambda app: app.command("extra")(command)  # type: ignore[attr-defined]
+    module.COMMANDS = (command,)  # type: ignore[attr-defined]
     module.__spec__ = ModuleSpec("extra_command", None)
     monkeypatch.setitem(sys.modules, "extra_command", module)
     monkeypatch.setattr(cli, "COMMAND_MODULES", ("extra_command", "dasheng_edge.not_there"))
@@ -291,12 +292,12 @@ def with_command(monkeypatch: pytest.MonkeyPatch, command: Callable[[], None]) -
 def test_commands_of_other_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     def extra() -> None:
         """Needs something."""
-        raise MissingExtraError("run pip install 'dasheng-edge[export,cpu]'")
+        raise MissingExtraError("run this")
 
     with_command(monkeypatch, extra)
     assert "extra" in run("--help").stdout
     result = run("extra")
-    assert (result.exit_code, result.stderr) == (1, "error: run pip install 'dasheng-edge[export,cpu]'\n")
+    assert (result.exit_code, result.stderr) == (1, "error: run this\n")
 
 
 def test_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:

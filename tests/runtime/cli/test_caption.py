@@ -118,7 +118,8 @@ def test_live_audio_through_a_pipe(tiny_bundle: Path, clip: Path) -> None:
     [
         (("--window", 3, "--hop", 4), "expected a hop of at least 0.5 s"),
         (("--window", 0.1), "expected a hop of at least 0.5 s"),
-        (("--hop", 40), "no longer than the window"),
+        (("--hop", 2), "give --window too"),
+        (("--window", 30, "--hop", 40), "no longer than the window"),
         (("--window", "nan"), "expected a hop"),
         (("--live", "--window", 3), "--live works on one clip"),
         (("--batch", 2, "--live"), "--batch works on several clips at a time"),
@@ -129,7 +130,7 @@ def test_live_audio_through_a_pipe(tiny_bundle: Path, clip: Path) -> None:
 def test_wrong_usage(tiny_bundle: Path, clip: Path, options: tuple[object, ...], message: str) -> None:
     done = caption(tiny_bundle, clip, *options)  # type: ignore[arg-type]
     assert done.exit_code == 2
-    assert message in " ".join(done.stderr.replace("│", " ").split())
+    assert message in " ".join(done.stderr.split())
 
 
 @pytest.mark.parametrize("batch", [2, 3, 8])

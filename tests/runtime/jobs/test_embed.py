@@ -161,6 +161,10 @@ def test_nothing_is_overwritten_unless_asked(encoder_bundle: Path, clips: list[P
     assert out.read_bytes() == before
     assert embed(encoder_bundle, clips[1], "--out", out, "--overwrite").exit_code == 0
     assert load(out)["names"].tolist() == [str(clips[1])]
+    for name in ("x.csv", "x"):
+        other = embed(encoder_bundle, clips[0], "--out", out.parent / name)
+        assert other.exit_code == 2
+        assert f"{name} will be an npz file; name it" in other.stderr
     folder = embed(encoder_bundle, clips[0], "--out", out.parent, "--overwrite")
     assert folder.exit_code == 1
     assert "is a folder" in folder.stderr
@@ -171,8 +175,7 @@ def test_recordings_are_not_replaced(encoder_bundle: Path, clips: list[Path]) ->
     for inputs in (clips[1:], clips):  # as of `--out *.wav`, and one that is an input too
         result = embed(encoder_bundle, *inputs, "--out", clips[0], "--overwrite")
         assert result.exit_code in (1, 2)
-        said = " ".join(result.stderr.replace("│", " ").split())  # which is wrapped where the path makes it so
-        assert "not an npz file" in said or "one of the audio files" in said
+        assert f"name it {clips[0]}.npz" in result.stderr or "one of the audio files" in result.stderr
     assert [clip.read_bytes() for clip in clips] == before
     clips[0].write_bytes(b"")  # an empty file may be replaced, but not by what is made of itself
     again = embed(encoder_bundle, *clips, "--out", clips[0], "--overwrite")

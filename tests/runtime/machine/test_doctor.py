@@ -13,6 +13,7 @@ import pytest
 from dasheng_edge.runtime.errors import MissingExtraError
 from dasheng_edge.runtime.machine import devices, doctor
 from dasheng_edge.runtime.machine.doctor import DEPENDENCIES, examine
+from dasheng_edge.runtime.machine.installation import install_line
 from dasheng_edge.runtime.text import llama
 
 
@@ -50,7 +51,7 @@ def test_both_distributions_of_onnx_runtime(monkeypatch: pytest.MonkeyPatch) -> 
 def test_no_onnx_runtime_and_no_exporter(monkeypatch: pytest.MonkeyPatch) -> None:
     installed(monkeypatch, *BASE)
     report = examine()
-    assert any("pip install 'dasheng-edge[cpu]'" in problem for problem in report.problems)
+    assert any(install_line("cpu") in problem for problem in report.problems)
     assert report.onnx_providers == ()
     assert set(report.missing_extras) == {"cpu", "export"}
 

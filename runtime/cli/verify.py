@@ -1,0 +1,74 @@
+"""`dasheng-edge verify`."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING
+
+from dasheng_edge.runtime.errors import BundleVerifyError
+
+from .options import BundleArgument, DeviceOption, JsonOption, ThreadsOption, print_json, print_table
+
+if TYPE_CHECKING:
+    from dasheng_edge.runtime.verify import Seam, VerifyReport
+
+
+def verify(
+    bundle: BundleArgument,
+    as_json: JsonOption = False,
+    device: DeviceOption = "cpu",
+    threads: ThreadsOption = None,
+) -> None:
+    """Check that a bundle is still the same model on this machine.
+
+    Replays the bundle's golden vectors, which the PyTorch reference made, and prints the error after each stage. The
+    exit code is 1 if one is larger than the bundle allows.
+    """
+    from dasheng_edge.runtime.bundle.bundle import Bundle
+    from dasheng_edge.runtime.verify import verify_bundle
+
+    report = verify_bundle(Bundle.open(bundle), device=device, threads=threads)
+    if as_json:
+        print_json(_verify_fields(report))
+    else:
+        _print_verify(report)
+    if failed := [seam for seam in report.seams if not seam.ok]:
+        worst = failed[0]
+        raise BundleVerifyError(
+            f"{len(failed)} of {len(report.seams)} comparisons of {bundle} are outside the tolerance, first "
+            f"{worst.name} of {worst.clip}: {_number(worst)}, expected at most {worst.tolerance:g} {worst.unit}"
+            f"{worst.note and f' ({worst.note})'}; copy or export the bundle again"
+        )
+
+
+def _verify_fields(report: VerifyReport) -> dict[str, object]:
+    seams = [
+        {
+            **dataclasses.asdict(seam),
+            "ok": seam.ok,
+            "error": seam.error if math.isfinite(seam.error) else None,
+        }
+        for seam in report.seams
+    ]
+    return {"bundle": report.bundle, "ok": report.ok, "seams": seams}
+
+
+def _number(seam: Seam) -> str:
+    return f"{seam.error:.3g} {seam.unit}" if math.isfinite(seam.error) else str(seam.error)
+
+
+def _print_verify(report: VerifyReport) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    columns = ("seam", "clips", "largest error", "on clip", "tolerance", "ok")
+    table = Table(*columns, title=Text(f"verify {report.bundle}"))
+    for name in dict.fromkeys(seam.name for seam in report.seams):
+        seams = [seam for seam in report.seams if seam.name == name]
+        # NaN compares with nothing, so it is put first by hand.
+        worst = max(seams, key=lambda seam: math.inf if math.isnan(seam.error) else seam.error)
+        ok = "yes" if all(seam.ok for seam in seams) else "NO"
+        tolerance = f"{worst.tolerance:g} {worst.unit}"
+        table.add_row(name, str(len(seams)), _number(worst), Text(worst.clip), tolerance, ok)
+    print_table(table)

@@ -1,0 +1,56 @@
+"""How this package was installed here, and so how more of it is."""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from dasheng_edge.runtime.progress import typed_path
+
+DISTRIBUTION = "dasheng-edge"
+CPU_TORCH = (
+    "; on Linux PyPI's torch is the build for CUDA, 3 GB: with --extra-index-url https://download.pytorch.org/whl/cpu "
+    "it is the one for CPU, 0.2 GB"
+)
+
+
+def install_line(*extras: str) -> str:
+    """The command that adds extras to this installation, from where it came: a checkout, a wheel, or an index."""
+    wanted = DISTRIBUTION + (f"[{','.join(extras)}]" if extras else "")
+    origin = _origin()
+    if origin is None:
+        line = f"pip install {typed_path(wanted)}"
+    elif (folder := _checkout(origin)) is not None:
+        constraints = folder / "constraints.txt"
+        pins = f"-c {typed_path(constraints)} " if constraints.is_file() else ""
+        line = f"pip install {pins}-e {typed_path(wanted.replace(DISTRIBUTION, str(folder)))}"
+    else:
+        line = f"pip install {typed_path(f'{wanted} @ {_url(origin)}')}"
+    return line + (CPU_TORCH if "export" in extras and sys.platform == "linux" else "")
+
+
+def _origin() -> dict[str, Any] | None:
+    """What pip noted about where the package came from (PEP 610); None where that was an index."""
+    try:
+        text = metadata.distribution(DISTRIBUTION).read_text("direct_url.json")
+    except metadata.PackageNotFoundError:
+        return None
+    return json.loads(text) if text else None
+
+
+def _checkout(origin: dict[str, Any]) -> Path | None:
+    """The folder that an editable installation runs from."""
+    if not origin.get("dir_info", {}).get("editable"):
+        return None
+    return Path(url2pathname(urlsplit(origin["url"]).path))
+
+
+def _url(origin: dict[str, Any]) -> str:
+    """An address that pip takes."""
+    system = origin.get("vcs_info", {}).get("vcs")
+    return f"{system}+{origin['url']}" if system else origin["url"]
