@@ -25,6 +25,7 @@ from dasheng_edge.quant.decoder.saved_imatrix import saved_imatrix
 from dasheng_edge.quant.decoder.types import COPIED_TYPES, DECODER_TOLERANCES, DecoderType
 from dasheng_edge.quant.encoder.precisions import EncoderPrecision
 from dasheng_edge.quant.encoder.quantize import EncoderOptions, EncoderReport, quantize_encoder, trials
+from dasheng_edge.runtime.audio.audio_parts import AudioParts
 from dasheng_edge.runtime.audio.clips import ClipSet, find_clips
 from dasheng_edge.runtime.bundle.bundle import (
     DECODER,
@@ -43,7 +44,7 @@ from dasheng_edge.runtime.bundle.bundle import (
 )
 from dasheng_edge.runtime.bundle.writer import BundleWriter
 from dasheng_edge.runtime.deviation import relative_rms_of
-from dasheng_edge.runtime.embedder import AudioParts
+from dasheng_edge.runtime.engine_options import EngineOptions
 from dasheng_edge.runtime.errors import OutputExistsError, QuantizeError
 from dasheng_edge.runtime.machine.devices import checked_threads
 from dasheng_edge.runtime.parts import Parts
@@ -156,6 +157,11 @@ class _Plan:
     measures: bool  # whether an importance matrix is measured
     threads: int
 
+    @property
+    def engine(self) -> EngineOptions:
+        """How parts that only measure run."""
+        return EngineOptions().changed(threads=self.threads)
+
 
 def _plan(options: QuantizeOptions, source: Bundle) -> _Plan:
     """Decide, and refuse what can be refused."""
@@ -187,7 +193,7 @@ def _plan(options: QuantizeOptions, source: Bundle) -> _Plan:
 
 def _calibration(plan: _Plan, steps: Steps) -> Calibration:
     """Features of the clips, or of the bundle's own golden clips."""
-    audio = AudioParts.open(plan.source, device="cpu", threads=plan.threads)
+    audio = AudioParts.open(plan.source, plan.engine)
     if plan.clips is None:
         return golden_features(read_golden(plan.source), audio)
     count = len(plan.clips.clips)
@@ -246,10 +252,10 @@ def _measured_importance(plan: _Plan, calibration: Calibration, steps: Steps) ->
     """Of the source's decoder, on the clips."""
     limit = plan.source.text_facts()[1].max_new_tokens
     step = steps.begin("importance", len(calibration.features), "clips")
-    parts = Parts.open(plan.source, device="cpu", threads=plan.threads)
+    parts = Parts.open(plan.source, plan.engine)
     try:
         embedded = (
-            (parts.projector.embeddings(parts.audio.encoder.patches(features)), prompt)
+            (parts.audio.projector.embeddings(parts.audio.encoder.patches(features)), prompt)
             for features, prompt in zip(calibration.features, calibration.prompts, strict=True)
         )
         imatrix = audio_importance(parts, plan.source.path(DECODER), embedded, limit, steps.progress.advance)
@@ -272,7 +278,7 @@ def _verified_tolerances(plan: _Plan, facts: QuantizationFacts, writer: BundleWr
     widest = widest_tolerances(plan.source.manifest, plan.encoder, kinds, logits_std)
     folder = writer.path(ENCODER).parent
     draft = _manifest(plan, facts, widest).model_copy(update={"files": dict.fromkeys(writer.sizes())})
-    report = verify_bundle(Bundle(folder, draft), threads=plan.threads)
+    report = verify_bundle(Bundle(folder, draft), plan.engine)
     error = max(seam.error for seam in report.seams if seam.unit == "relative")
     clips = len({seam.clip for seam in report.seams})
     step.end(error, MAX_LOGITS_RELATIVE, "relative RMS", note=f"largest error of a seam, {clips} clips")

@@ -10,8 +10,7 @@ from dasheng_edge.runtime.text.batch_decoder import BatchDecoder
 from dasheng_edge.runtime.text.prompt import Segment, Text
 
 from .caption import Caption
-from .request import Request, Stitch, text_tokens
-from .stopwatch import Meter, Stopwatch
+from .request import Meter, Request, Stitch, Stopwatch, text_tokens
 
 # Eight clips of 10 s with 40 tokens each, 0.6B Q4_K_M on two cores: 5.9 s one by one, 5.5 s in twos, 4.7 s in fours and
 # 4.0 s in one batch of eight, which writes 1.9 times as many tokens a second. Each takes keys and values of its own.

@@ -13,16 +13,16 @@ from types import TracebackType
 from dasheng_edge.runtime.audio.read import AudioSource
 from dasheng_edge.runtime.bundle.bundle import Bundle, Sampling
 from dasheng_edge.runtime.machine.devices import Device
-from dasheng_edge.runtime.text.batch_decoder import MOST_SEQUENCES
+from dasheng_edge.runtime.text.batch_decoder import MAX_SEQUENCES
 from dasheng_edge.runtime.text.prefix_cache import PrefixCache, cache_folder, prefix_model
 
 from .batch import DEFAULT_BATCH, caption_together
 from .caption import Caption, CaptionStream
+from .engine_options import EngineOptions
 from .errors import CaptionerBusyError, PromptError
 from .parts import Parts
-from .request import Request, Stitch, text_tokens
-from .stopwatch import Stopwatch, timed_tokens
-from .tuned import tuned_for
+from .request import Request, Stitch, Stopwatch, text_tokens, timed_tokens
+from .tuned import settings_for
 
 
 class Captioner:
@@ -45,22 +45,28 @@ class Captioner:
         cls,
         path: str | Path,
         *,
-        device: Device = "cpu",
+        options: EngineOptions | None = None,
+        device: Device | None = None,
         threads: int | None = None,
         check_sha256: bool = True,
         few: bool = False,
     ) -> Captioner:
-        """Open a bundle; `threads` None means what `dasheng-edge tune` chose here, or one for each usable core.
+        """Open a bundle; what the options leave open is what `dasheng-edge tune` chose here, or the default.
 
-        `check_sha256=False` saves reading every file once more; sizes are checked in any case. `few` is for a process
-        that captions less than about ten clips: weights stay in the pages of their file. That opens a 7B in a second
-        instead of ten, and its captions of 40 tokens take a tenth longer.
+        `device`, `threads` (of each part) and `few`, which is `weights="mapped"`, are short for those of `options`, and
+        replace them. `few` is for a process that captions fewer than about ten clips.
+        `check_sha256=False` saves reading every file once more; sizes are checked in any case.
+
         Raises what `Bundle.open` and `Parts.open` raise, all of them `DashengEdgeError`.
         """
+        options = (options or EngineOptions()).changed(
+            device=device, threads=threads, weights="mapped" if few else None
+        )
         bundle = Bundle.open(path, check_sha256=check_sha256)
-        tuned = tuned_for(bundle) if threads is None and device == "cpu" else None
-        parts = Parts.open(bundle, device=device, threads=threads, choice=tuned, few=few)
-        parts.decoder.prefixes = PrefixCache(cache_folder(), prefix_model(bundle, parts.decoder.options))
+        settings = settings_for(bundle, options)
+        parts = Parts.open(bundle, settings)
+        folder = cache_folder() if settings.cache is None else settings.cache
+        parts.decoder.prefixes = PrefixCache(None if folder == "off" else folder, prefix_model(bundle, settings))
         return cls(bundle, parts)
 
     def __enter__(self) -> Captioner:
@@ -147,8 +153,8 @@ class Captioner:
         Greedy answers are those of one by one, see `BatchDecoder`. `timings` of a clip are those of its own audio; the
         batch's prefill and decoding are shared equally.
         """
-        if not 1 <= batch <= MOST_SEQUENCES:
-            raise PromptError(f"batch is {batch}; expected 1 to {MOST_SEQUENCES}")
+        if not 1 <= batch <= MAX_SEQUENCES:
+            raise PromptError(f"batch is {batch}; expected 1 to {MAX_SEQUENCES}")
         _, facts = self.bundle.text_facts()
         limit = self._limit(max_new_tokens)
         requests = [Request(audio, prompt, system, limit, sampling or facts.sampling) for audio in clips]

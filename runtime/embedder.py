@@ -11,32 +11,14 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from dasheng_edge.runtime.audio.encoder import Encoder
-from dasheng_edge.runtime.audio.front_end import FrontEnd
+from dasheng_edge.runtime.audio.audio_parts import AudioParts
 from dasheng_edge.runtime.audio.read import AudioSource, Waveform, read_audio
-from dasheng_edge.runtime.bundle.bundle import ENCODER, FRONT_END, MANIFEST, Bundle
-from dasheng_edge.runtime.machine.devices import Device, checked_device, checked_threads
+from dasheng_edge.runtime.bundle.bundle import ENCODER, MANIFEST, Bundle
+from dasheng_edge.runtime.machine.devices import Device
 
+from .engine_options import EngineOptions
 from .errors import BundleFileError, CaptionerBusyError
-from .tuned import tuned_for
-
-
-@dataclass(frozen=True)
-class AudioParts:
-    """The sessions that every bundle has: waveform -> log-mel -> patches."""
-
-    front_end: FrontEnd
-    encoder: Encoder
-
-    @classmethod
-    def open(cls, bundle: Bundle, *, device: Device, threads: int | None) -> AudioParts:
-        """Open both on one device.
-
-        Raises what `onnx_session` raises.
-        """
-        device, threads, spec = checked_device(device), checked_threads(threads), bundle.manifest.front_end
-        front_end = FrontEnd(bundle.path(FRONT_END), spec, device=device, threads=threads)
-        return cls(front_end, Encoder(bundle.graph(ENCODER, device), spec, device=device, threads=threads))
+from .tuned import settings_for
 
 
 @dataclass(frozen=True)
@@ -65,7 +47,8 @@ class Embedder:
         cls,
         path: str | Path,
         *,
-        device: Device = "cpu",
+        options: EngineOptions | None = None,
+        device: Device | None = None,
         threads: int | None = None,
         check_sha256: bool = True,
     ) -> Embedder:
@@ -73,9 +56,9 @@ class Embedder:
 
         Raises what `Bundle.open` and `AudioParts.open` raise, all of them `DashengEdgeError`.
         """
+        options = (options or EngineOptions()).changed(device=device, threads=threads)
         bundle = Bundle.open(path, check_sha256=check_sha256)
-        tuned = tuned_for(bundle) if threads is None and device == "cpu" else None
-        return cls(bundle, AudioParts.open(bundle, device=device, threads=tuned.encoder_threads if tuned else threads))
+        return cls(bundle, AudioParts.open(bundle, settings_for(bundle, options)))
 
     def __enter__(self) -> Embedder:
         return self

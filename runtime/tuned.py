@@ -7,7 +7,6 @@ another version of an engine has another key, so that nothing is applied that wa
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +18,8 @@ from dasheng_edge.runtime.machine.doctor import examine
 from dasheng_edge.runtime.text.prefix_cache import FOLDER_VARIABLE, cache_folder
 
 from .atomic_output import PartialOutput, not_a_file
-from .errors import OutputWriteError
+from .engine_options import EngineOptions, EngineSettings, Host, resolve
+from .errors import DeviceError, OutputWriteError
 
 ENGINES = ("onnxruntime", "onnxruntime-gpu", "llama-cpp-python")
 
@@ -38,18 +38,46 @@ class Machine(_Model):
     engines: dict[str, str]  # distribution -> version
 
 
-class Choice(_Model):
-    """What may be chosen without a change to the bundle."""
+class TunedChoice(_Model):
+    """Settings of the engines as files and `tune --json` have them."""
 
-    encoder_threads: PositiveInt  # of front end and projector too
+    encoder_threads: PositiveInt
     prefill_threads: PositiveInt
     decode_threads: PositiveInt
     kv_type: KvType
-    repack: bool  # whether llama.cpp copies the decoder's weights into its layouts
-    huge_pages: bool = False  # whether the decoder's weights are read into such pages
+    repack: bool
+    huge_pages: bool = False
+
+    @classmethod
+    def of(cls, settings: EngineSettings) -> TunedChoice:
+        """What is stored of the settings."""
+        return cls(
+            encoder_threads=settings.encoder_threads,
+            prefill_threads=settings.prefill_threads,
+            decode_threads=settings.decode_threads,
+            kv_type=settings.kv_type,
+            repack=settings.weights == "repacked",
+            huge_pages=settings.huge_pages,
+        )
+
+    @property
+    def settings(self) -> EngineSettings:
+        """The settings that were stored.
+
+        Raises:
+            DeviceError: they ask for more threads than there are.
+        """
+        return EngineSettings(
+            encoder_threads=self.encoder_threads,
+            prefill_threads=self.prefill_threads,
+            decode_threads=self.decode_threads,
+            kv_type=self.kv_type,
+            weights="repacked" if self.repack else "mapped",
+            huge_pages=self.huge_pages,
+        )
 
 
-class Tuned(Choice):
+class TunedFile(TunedChoice):
     """A choice, and what it was measured with. For a bundle without a decoder, the decoder's part is the default."""
 
     schema_version: Literal[1] = 1
@@ -70,34 +98,39 @@ def this_machine() -> Machine:
     )
 
 
-def tuned_for(bundle: Bundle) -> Tuned | None:
+def settings_for(bundle: Bundle, options: EngineOptions) -> EngineSettings:
+    """What the engines run a bundle with on this machine: as given, as tuned, or the default. See `resolve`."""
+    tuned = tuned_for(bundle) if options.may_be_tuned else None
+    return resolve(options, bundle.manifest.decoder, Host.here(), tuned.settings if tuned else None)
+
+
+def tuned_for(bundle: Bundle) -> TunedFile | None:
     """What was stored for this bundle on this machine.
 
-    None where nothing was, where the file cannot be read or holds something else, and where it asks for more threads
-    than there are. Raises nothing.
+    None if nothing was, if the file cannot be read or holds something else, or if it asks for more threads than there
+    are. Raises nothing.
     """
     try:
         manifest_sha256, machine = sha256_of(bundle.path(MANIFEST)), this_machine()
         path = _path(manifest_sha256, machine)
-        tuned = None if path is None else Tuned.model_validate_json(path.read_bytes())
-    except UNREADABLE:
+        if path is None:
+            return None
+        tuned = TunedFile.model_validate_json(path.read_bytes())
+        _ = tuned.settings
+    except (*UNREADABLE, DeviceError):
         return None
-    if tuned is None:
-        return None
-    if (tuned.manifest_sha256, tuned.machine) != (manifest_sha256, machine):  # somebody has copied or edited it
-        return None
-    most = max(tuned.encoder_threads, tuned.prefill_threads, tuned.decode_threads)
-    return tuned if most <= (os.cpu_count() or 1) else None
+    own = (tuned.manifest_sha256, tuned.machine) == (manifest_sha256, machine)  # unless somebody copied or edited it
+    return tuned if own else None
 
 
-def store_tuned(bundle: Bundle, choice: Choice) -> Path:
-    """Keep a choice for this bundle on this machine, in place of an earlier one; returns the file.
+def store_tuned(bundle: Bundle, settings: EngineSettings) -> Path:
+    """Store settings for this bundle on this machine, in place of earlier ones; returns the file.
 
     Raises:
         OutputWriteError: the cache cannot be written.
     """
-    tuned = Tuned(
-        **choice.model_dump(),
+    tuned = TunedFile(
+        **TunedChoice.of(settings).model_dump(),
         bundle=bundle.manifest.name,
         manifest_sha256=sha256_of(bundle.path(MANIFEST)),
         machine=this_machine(),

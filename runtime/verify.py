@@ -18,12 +18,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dasheng_edge.runtime.audio.audio_parts import AudioParts
 from dasheng_edge.runtime.bundle.bundle import GOLDEN, Bundle, Tolerances
-from dasheng_edge.runtime.machine.devices import Device
 from dasheng_edge.runtime.text.prompt import Audio, Segment
 
 from .deviation import logits_relative_rms, max_difference, relative_rms
-from .embedder import AudioParts
+from .engine_options import EngineOptions
 from .errors import BundleFileError, DashengEdgeError, DecoderError, DeviceError, PromptError
 from .parts import Parts
 
@@ -134,18 +134,21 @@ def read_golden(bundle: Bundle) -> tuple[GoldenClip, ...]:
     )
 
 
-def verify_bundle(bundle: Bundle, *, device: Device = "cpu", threads: int | None = None) -> VerifyReport:
+def verify_bundle(bundle: Bundle, options: EngineOptions | None = None) -> VerifyReport:
     """Run every golden clip through the runtime's own sessions; runs all of them, whatever fails.
+
+    What `dasheng-edge tune` chose is not taken: it may change the numbers.
 
     Raises:
         BundleFileError: the golden file is damaged or holds no clip.
         DashengEdgeError: what `Parts.open` raises, where a part cannot be opened.
     """
+    options = options or EngineOptions()
     clips, limits = read_golden(bundle), bundle.manifest.tolerances
     if bundle.manifest.decoder is None:
-        audio = AudioParts.open(bundle, device=device, threads=threads)
+        audio = AudioParts.open(bundle, options)
         return VerifyReport(str(bundle.folder), tuple(seam for clip in clips for seam in _seams(audio, clip, limits)))
-    parts = Parts.open(bundle, device=device, threads=threads)
+    parts = Parts.open(bundle, options)
     try:
         seams = tuple(seam for clip in clips for seam in _seams(parts.audio, clip, limits, parts))
     finally:
@@ -178,7 +181,7 @@ def _seams(audio: AudioParts, clip: GoldenClip, limits: Tolerances, parts: Parts
 def _text_seams(parts: Parts, name: str, patches: Array, text: GoldenText, limits: Tolerances) -> Iterator[Seam]:
     embeddings_limit, logits_limit = _stated(limits.embeddings_relative), _stated(limits.logits_relative)
     try:
-        embeddings = parts.projector.embeddings(patches)
+        embeddings = parts.audio.projector.embeddings(patches)
     except DeviceError as failure:  # the patches are of another width, mostly
         yield _failed(name, "embeddings", embeddings_limit, "relative", failure)
         return

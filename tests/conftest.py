@@ -12,6 +12,7 @@ import pytest
 
 from dasheng_edge.runtime.bundle.bundle import DECODER
 from dasheng_edge.runtime.captioner import Captioner
+from dasheng_edge.runtime.engine_options import EngineSettings
 from dasheng_edge.runtime.text.decoder import Decoder
 
 
@@ -50,7 +51,7 @@ def tiny_bundle(tiny_checkpoint: Path) -> Path:
 @pytest.fixture
 def decoder(tiny_bundle: Path) -> Iterator[Decoder]:
     """Its decoder, with a small context that requests outgrow."""
-    opened = Decoder.open(tiny_bundle / DECODER, n_ctx=256, n_threads=1)
+    opened = Decoder.open(tiny_bundle / DECODER, EngineSettings(), n_ctx=256)
     yield opened
     opened.close()
 

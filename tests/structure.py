@@ -41,7 +41,6 @@ KNOWN_CIRCLES: frozenset[Arrow] = frozenset({
     ("dasheng_edge.runtime.bundle.bundle", "dasheng_edge.runtime.audio.front_end"),
     ("dasheng_edge.runtime.machine.devices", "dasheng_edge.runtime.text.llama"),
     ("dasheng_edge.runtime.machine.doctor", "dasheng_edge.runtime.text.llama"),
-    ("dasheng_edge.runtime.text.token_rows", "dasheng_edge.runtime.text.decoder"),
 })  # fmt: skip
 
 

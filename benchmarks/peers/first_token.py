@@ -9,12 +9,14 @@ import sys
 
 from dasheng_edge.runtime import Captioner
 from dasheng_edge.runtime.bundle.bundle import Sampling
+from dasheng_edge.runtime.engine_options import EngineOptions
 
 
 def main() -> int:
     """Print the id of the token, and end."""
     bundle, clip, threads = sys.argv[1:]
-    with Captioner.open(bundle, threads=int(threads), check_sha256=False, few=True) as captioner:
+    options = EngineOptions(weights="mapped").changed(threads=int(threads))
+    with Captioner.open(bundle, options=options, check_sha256=False) as captioner:
         print(*captioner.caption(clip, max_new_tokens=1, sampling=Sampling()).tokens, flush=True)
     return 0
 

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from benchmarks.peers.hearing import hear
 from dasheng_edge.runtime import Bundle, Captioner
-from dasheng_edge.runtime.audio.encoder import Projector
-from dasheng_edge.runtime.bundle.bundle import PROJECTOR, Sampling
-from dasheng_edge.runtime.embedder import AudioParts
+from dasheng_edge.runtime.audio.audio_parts import AudioInputParts
+from dasheng_edge.runtime.bundle.bundle import Sampling
+from dasheng_edge.runtime.engine_options import EngineOptions
 
 BLOCK_SAMPLES = 1 << 14  # about as much as a decoder of audio files hands on at a time
 
@@ -34,7 +34,8 @@ def noise_blocks(samples: int) -> Iterator[NDArray[np.float32]]:
 
 def caption(bundle: Path, clip: Path, threads: int, tokens: int) -> dict[str, float]:
     """As the command does it, without the check of the files."""
-    with Captioner.open(bundle, threads=threads, check_sha256=False, few=True) as captioner:
+    options = EngineOptions(weights="mapped").changed(threads=threads)
+    with Captioner.open(bundle, options=options, check_sha256=False) as captioner:
         said = captioner.caption(clip, max_new_tokens=tokens, sampling=Sampling())
     return {"tokens": len(said.tokens), "audio_s": said.audio_s}
 
@@ -42,9 +43,8 @@ def caption(bundle: Path, clip: Path, threads: int, tokens: int) -> dict[str, fl
 def encode(folder: Path, seconds: float, threads: int) -> dict[str, float]:
     """Audio to embeddings, chunk by chunk, as captioning does it; the decoder would add keys and values."""
     bundle = Bundle.open(folder, check_sha256=False)
-    spec, audio = bundle.manifest.front_end, AudioParts.open(bundle, device="cpu", threads=threads)
-    projector = Projector(bundle.path(PROJECTOR), spec, threads=threads)
-    heard = hear(audio, projector, noise_blocks(round(seconds * spec.sample_rate_hz)))
+    audio = AudioInputParts.open(bundle, EngineOptions().changed(threads=threads))
+    heard = hear(audio, noise_blocks(round(seconds * bundle.manifest.front_end.sample_rate_hz)))
     return {"front_end_s": heard["front_end_s"], "encoder_s": heard["encoder_s"], "audio_tokens": heard["rows"]}
 
 

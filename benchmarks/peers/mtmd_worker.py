@@ -20,6 +20,7 @@ import numpy as np
 from benchmarks.peers.workers import Message
 from benchmarks.records.record import BenchmarkError
 from dasheng_edge.runtime.child import serve
+from dasheng_edge.runtime.engine_options import EngineSettings
 from dasheng_edge.runtime.text.llama import llama_log, pointer
 from dasheng_edge.runtime.text.model import load_model
 
@@ -35,7 +36,7 @@ class Mtmd:
 
         api: Any = mtmd_cpp
         self._api = api
-        self._model = load_model(decoder, "cpu", repack=False, huge_pages=False)  # of which only the vocabulary is used
+        self._model = load_model(decoder, EngineSettings())  # of which only the vocabulary is used
         params = api.mtmd_context_params_default()
         params.use_gpu, params.print_timings, params.n_threads = False, False, threads
         self._context = api.mtmd_init_from_file(str(encoder).encode(), self._model, params)

@@ -24,9 +24,10 @@ import numpy as np
 
 from benchmarks.records import machine
 from dasheng_edge.quant.encoder.quantize import EncoderOptions, quantize_encoder
+from dasheng_edge.runtime.audio.audio_parts import AudioParts
 from dasheng_edge.runtime.audio.encoder import Encoder
 from dasheng_edge.runtime.bundle.bundle import ENCODER, Bundle
-from dasheng_edge.runtime.embedder import AudioParts
+from dasheng_edge.runtime.engine_options import EngineOptions
 from dasheng_edge.runtime.machine.devices import usable_cores
 
 OPTIONS = {
@@ -43,7 +44,7 @@ CLIP_S, CLIPS, ROUNDS = 10, 6, 5
 def measure(bundle: Bundle, work: Path, threads: int) -> dict[str, object]:
     """Bytes, SNR and the seconds of each round, by precision."""
     spec = bundle.manifest.front_end
-    audio = AudioParts.open(bundle, device="cpu", threads=threads)
+    audio = AudioParts.open(bundle, EngineOptions().changed(threads=threads))
     noise = np.random.default_rng(0).uniform(-0.3, 0.3, (CLIPS, CLIP_S * spec.sample_rate_hz)).astype(np.float32)
     clips = [audio.front_end.features([one]) for one in noise]
     clip, reports, made_s = clips[0], {}, {}

@@ -26,6 +26,7 @@ from dasheng_edge.quant.decoder.imatrix_file import write_imatrix
 from dasheng_edge.quant.decoder.importance import text_importance
 from dasheng_edge.quant.report.report import HTML, JSON, MARKDOWN
 from dasheng_edge.runtime.bundle.bundle import DECODER
+from dasheng_edge.runtime.engine_options import EngineOptions, resolve_here
 from dasheng_edge.runtime.progress import StepBars
 from dasheng_edge.runtime.text.decoder import Decoder
 
@@ -82,7 +83,7 @@ def make_text_imatrix(folder: Path) -> Path:
     path = folder / "text.gguf"
     if not path.is_file():
         text = "\n".join(plan_scene(seed).captions[0] for seed in range(TEXTS, TEXTS + TEXT_COUNT))
-        decoder = Decoder.open(BUNDLE / DECODER)
+        decoder = Decoder.open(BUNDLE / DECODER, resolve_here(EngineOptions(weights="repacked")))
         write_imatrix(path, text_importance(decoder, BUNDLE / DECODER, text, "text"))
         decoder.close()
     return path

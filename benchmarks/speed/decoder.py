@@ -27,9 +27,9 @@ from benchmarks.records.record import BenchmarkError, Record
 from benchmarks.records.section import Section, megabytes, table
 from benchmarks.records.turns import field, take_turns, times
 from dasheng_edge.runtime.bundle.bundle import DECODER, Bundle
-from dasheng_edge.runtime.parts import default_choice, open_decoder
+from dasheng_edge.runtime.engine_options import EngineOptions
+from dasheng_edge.runtime.parts import TextParts
 from dasheng_edge.runtime.text.decoder import Decoder
-from dasheng_edge.runtime.text.huge_pages import huge_pages_on_request
 from dasheng_edge.runtime.text.model import Tokens
 
 PROMPT, GENERATED = 300, 40  # tokens
@@ -108,10 +108,10 @@ class Variants:
 def measure(bundle: Bundle, bench: LlamaBench, given: argparse.Namespace) -> dict[str, Any]:
     """Tokens per second of each turn."""
     path, (facts, _) = bundle.path(DECODER), bundle.text_facts()
-    choice = default_choice(facts, given.threads)
-    decoder = open_decoder(bundle, choice)
+    decoder = TextParts.open(bundle, EngineOptions().changed(threads=given.threads)).decoder
+    settings, repacked = decoder.settings, decoder.settings.weights == "repacked"
     try:
-        test = Work(path, given.prompt, given.generated, given.threads, facts.kv_type, choice.repack)
+        test = Work(path, given.prompt, given.generated, given.threads, facts.kv_type, repacked)
         ours = Variants(decoder, given.prompt, given.generated)
         turns: dict[str, Callable[[], dict[str, float]]] = {
             OURS: lambda: {"prefill": ours.prefill(), "decode": ours.generate()},
@@ -128,8 +128,8 @@ def measure(bundle: Bundle, bench: LlamaBench, given: argparse.Namespace) -> dic
         "parameters": facts.parameters,
         "bytes": path.stat().st_size,
         "llama_bench": bench.library,
-        "repacked": choice.repack,
-        "huge_pages": choice.huge_pages and huge_pages_on_request(),
+        "repacked": repacked,
+        "huge_pages": settings.huge_pages,
         "prompt_tokens": given.prompt,
         "generated_tokens": given.generated,
         "tokens_per_s": {

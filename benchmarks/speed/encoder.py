@@ -32,11 +32,12 @@ from benchmarks.records.section import NONE, Section, megabytes, ms, table
 from benchmarks.records.turns import summed_up, take_turns, timed, times
 from benchmarks.synthetic.noise import noise
 from dasheng_edge.quant.encoder.quantize import EncoderOptions, quantize_encoder
+from dasheng_edge.runtime.audio.audio_parts import AudioParts
 from dasheng_edge.runtime.audio.encoder import Encoder, chunk_feeds
 from dasheng_edge.runtime.audio.front_end import Features
 from dasheng_edge.runtime.bundle.bundle import ENCODER, Bundle
 from dasheng_edge.runtime.deviation import Deviation
-from dasheng_edge.runtime.embedder import AudioParts
+from dasheng_edge.runtime.engine_options import EngineOptions
 from dasheng_edge.runtime.machine.devices import load_onnxruntime, onnx_session, spinning
 
 CHUNK = "10"  # the clip that all variants have, which fills one chunk
@@ -73,7 +74,7 @@ def measure(task: Task) -> dict[str, Any]:
         raise BenchmarkError(f"the encoder of {bundle.folder} is {precision}; give a bundle with one in fp32")
     if bundle.manifest.provenance.adapters:
         raise BenchmarkError(f"{bundle.folder} holds adapters; give a bundle that was exported without")
-    audio = AudioParts.open(bundle, device="cpu", threads=threads)
+    audio = AudioParts.open(bundle, EngineOptions().changed(threads=threads))
     clips = {name: audio.front_end.features([noise(seconds)]) for name, seconds in CLIPS_S.items()}
     chunk, spec = clips[CHUNK], bundle.manifest.front_end
     report = quantize_encoder(bundle, task.work.joinpath, EncoderOptions("int8"), [chunk], threads)

@@ -30,6 +30,7 @@ from benchmarks.synthetic.noise import GREEDY, noise, talkative_noise, write_wav
 from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER, FRONT_END, PROJECTOR, Bundle
 from dasheng_edge.runtime.caption import Caption
 from dasheng_edge.runtime.captioner import Captioner
+from dasheng_edge.runtime.engine_options import EngineOptions
 from dasheng_edge.runtime.text.prefix_cache import FOLDER_VARIABLE
 from dasheng_edge.runtime.text.prompt import Text
 
@@ -270,10 +271,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = options.parse_args(arguments)
 
     def measured(bundle: Bundle) -> dict[str, Any]:
-        opened = partial(Captioner.open, given.bundle, threads=given.threads, check_sha256=False)
-        with opened() as captioner:
+        options = EngineOptions().changed(threads=given.threads)
+        opened = partial(Captioner.open, given.bundle, check_sha256=False)
+        with opened(options=options) as captioner:
             clips = measure_clips(captioner, given.tokens, given.rounds)
-        with opened(few=True) as captioner:  # as the processes do it
+        with opened(options=options.changed(weights="mapped")) as captioner:  # as the processes do it
             start_s = measure_start(bundle, captioner, given.threads, given.rounds)
         return {
             "bytes": bundle.manifest.total_bytes,

@@ -29,9 +29,9 @@ from benchmarks.records.turns import field, take_turns, times
 from benchmarks.synthetic.noise import noise
 from benchmarks.synthetic.whisper import LARGE, Precision, write_whisper
 from dasheng_edge.runtime import Bundle
-from dasheng_edge.runtime.audio.encoder import Projector
-from dasheng_edge.runtime.bundle.bundle import DECODER, PROJECTOR
-from dasheng_edge.runtime.embedder import AudioParts
+from dasheng_edge.runtime.audio.audio_parts import AudioInputParts
+from dasheng_edge.runtime.bundle.bundle import DECODER
+from dasheng_edge.runtime.engine_options import EngineOptions, EngineSettings
 from dasheng_edge.runtime.text.model import TextModel, load_model
 
 OURS = "dasheng-edge"
@@ -71,10 +71,8 @@ def measure(bundle: Bundle, work: Path, threads: int, rounds: int) -> dict[str, 
 
 
 def _ours(bundle: Bundle, threads: int) -> Callable[[Path], Message]:
-    audio = AudioParts.open(bundle, device="cpu", threads=threads)
-    projector = Projector(bundle.path(PROJECTOR), audio.front_end.spec, threads=threads)
-
-    return lambda clip: hear(audio, projector, [np.load(clip)])
+    audio = AudioInputParts.open(bundle, EngineOptions().changed(threads=threads))
+    return lambda clip: hear(audio, [np.load(clip)])
 
 
 def _theirs(worker: Worker) -> Callable[[Path], Message]:
@@ -82,7 +80,7 @@ def _theirs(worker: Worker) -> Callable[[Path], Message]:
 
 
 def _width(decoder: Path) -> int:
-    model = TextModel(load_model(decoder, "cpu", repack=False, huge_pages=False))
+    model = TextModel(load_model(decoder, EngineSettings()))
     return model.n_embd
 
 

@@ -25,10 +25,9 @@ from benchmarks.records.section import Section, table
 from benchmarks.records.turns import summed_up, take_turns, timed, times
 from benchmarks.synthetic.noise import GREEDY, RATE_HZ, talkative_noise
 from dasheng_edge.runtime import Bundle, Captioner
-from dasheng_edge.runtime.audio.encoder import Projector
+from dasheng_edge.runtime.audio.audio_parts import AudioInputParts
 from dasheng_edge.runtime.batch import DEFAULT_BATCH
-from dasheng_edge.runtime.bundle.bundle import PROJECTOR
-from dasheng_edge.runtime.embedder import AudioParts
+from dasheng_edge.runtime.engine_options import EngineOptions
 from dasheng_edge.runtime.text.prompt import Text
 
 CLIPS, CLIP_S, TOKENS = 8, 10, 40
@@ -47,16 +46,13 @@ class Ahead:
     """Encodes the next clip in a thread of its own."""
 
     captioner: Captioner
-    audio: AudioParts
-    projector: Projector
+    audio: AudioInputParts
     tokens: int
 
     @classmethod
     def open(cls, captioner: Captioner, threads: int, tokens: int) -> Ahead:
         """With `threads` for the encoder; the decoder has those of the captioner."""
-        bundle = captioner.bundle
-        audio = AudioParts.open(bundle, device="cpu", threads=threads)
-        return cls(captioner, audio, Projector(bundle.path(PROJECTOR), audio.front_end.spec, threads=threads), tokens)
+        return cls(captioner, AudioInputParts.open(captioner.bundle, EngineOptions().changed(threads=threads)), tokens)
 
     def caption_all(self, clips: Sequence[Waveform]) -> None:
         """Every clip, in turn."""
@@ -69,8 +65,7 @@ class Ahead:
                 self._say(embeddings)
 
     def _encode(self, clip: Waveform) -> NDArray[np.float32]:
-        chunks = (part for chunk in self.audio.front_end.chunks([clip]) for part in self.audio.encoder.chunks(*chunk))
-        return np.concatenate([self.projector.embeddings(group) for group in self.projector.groups(chunks)])
+        return np.concatenate(list(self.audio.embedding_groups([clip])))
 
     def _say(self, embeddings: NDArray[np.float32]) -> None:
         parts = self.captioner.parts

@@ -16,6 +16,7 @@ from dasheng_edge.quant.decoder.gguf_file import tensor_bytes
 from dasheng_edge.quant.decoder.types import WORST_MATRIX, DecoderTolerance
 from dasheng_edge.runtime.bundle.bundle import DECODER, PromptFacts
 from dasheng_edge.runtime.deviation import logits_relative_rms
+from dasheng_edge.runtime.engine_options import EngineOptions, resolve_here
 from dasheng_edge.runtime.errors import ExportError, PromptError
 from dasheng_edge.runtime.text.decoder import Decoder
 from dasheng_edge.runtime.text.prompt import Audio, PromptBuilder
@@ -86,7 +87,7 @@ def _opened(decoder_path: Path) -> Generator[Decoder]:
     try:
         # llama.cpp keeps what lies between the tensors' ends mapped, until it is closed.
         with few_mapped_pages(decoder_path, *tensor_bytes(decoder_path)):
-            decoder = Decoder.open(decoder_path, repack=False)
+            decoder = Decoder.open(decoder_path, resolve_here(EngineOptions(weights="mapped")))
             yield decoder
     finally:
         if decoder is not None:

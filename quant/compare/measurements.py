@@ -21,14 +21,13 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from dasheng_edge.runtime.atomic_output import replace_text, replacing
+from dasheng_edge.runtime.audio.audio_parts import AudioInputParts
 from dasheng_edge.runtime.audio.clips import Clip
-from dasheng_edge.runtime.audio.encoder import Projector
 from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER, FRONT_END, PROJECTOR, Bundle
-from dasheng_edge.runtime.embedder import AudioParts
+from dasheng_edge.runtime.engine_options import EngineOptions
 from dasheng_edge.runtime.errors import AudioTooLongError, DecoderError, PromptError
-from dasheng_edge.runtime.parts import default_choice, open_decoder
+from dasheng_edge.runtime.parts import TextParts
 from dasheng_edge.runtime.progress import Advance
-from dasheng_edge.runtime.text.decoder import Decoder
 from dasheng_edge.runtime.text.prompt import Audio, PromptBuilder
 
 from .metrics import ClipDecoding, SeamSums, TokenMetrics, first_divergence, token_metrics
@@ -144,11 +143,9 @@ def embed_all(
     folder.mkdir(parents=True, exist_ok=True)
     missing = [sound for sound in sounds if not _has_array(folder / f"{sound.key}.npy")]
     if missing:
-        audio = AudioParts.open(bundle, device="cpu", threads=threads)
-        projector = Projector(bundle.path(PROJECTOR), bundle.manifest.front_end, threads=threads)
+        audio = AudioInputParts.open(bundle, EngineOptions().changed(threads=threads))
         for sound in missing:
-            features = audio.front_end.features([sound.read()])
-            embeddings = projector.embeddings(audio.encoder.patches(features))
+            embeddings = audio.embeddings([sound.read()])
             with replacing(folder / f"{sound.key}.npy") as path, path.open("wb") as file:
                 np.save(file, embeddings)
             advance(1)
@@ -192,23 +189,20 @@ class Answering:
     def __init__(self, bundle: Bundle, threads: int, clips: Sequence[Clip], max_new_tokens: int) -> None:
         self._bundle, self._threads = bundle, threads
         self._clips, self._limit = clips, max_new_tokens
-        self._decoder: Decoder | None = None
-        self._prompts: PromptBuilder | None = None
+        self._text: TextParts | None = None
 
     def __enter__(self) -> Answering:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._decoder is not None:
-            self._decoder.close()
+        if self._text is not None:
+            self._text.decoder.close()
 
-    def _opened(self) -> tuple[Decoder, PromptBuilder]:
+    def _opened(self) -> TextParts:
         """Opened with the first answer that is not kept yet."""
-        if self._decoder is None or self._prompts is None:
-            stored, facts = self._bundle.text_facts()
-            self._decoder = open_decoder(self._bundle, default_choice(stored, self._threads))
-            self._prompts = PromptBuilder(self._decoder.chat_template, facts, self._decoder)
-        return self._decoder, self._prompts
+        if self._text is None:
+            self._text = TextParts.open(self._bundle, EngineOptions().changed(threads=self._threads))
+        return self._text
 
     def reference(self, embeddings: Callable[[str], Array], folder: Path, advance: Advance) -> ReferenceAnswers:
         """Answer all clips greedily and keep answers and logits.
@@ -222,9 +216,10 @@ class Answering:
             path, logits = folder / f"{index}.json", folder / f"{index}.npy"
             found = _read(path, _Kept)
             if found is None or not _has_array(logits):
-                decoder, prompts = self._opened()
+                text = self._opened()
+                decoder = text.decoder
                 with _about(clip):
-                    segments = _segments(prompts, clip, embeddings(f"clip-{index}"))
+                    segments = _segments(text.prompts, clip, embeddings(f"clip-{index}"))
                     decoder.prefill(segments, reserve=self._limit)
                     answer = tuple(decoder.generate(self._limit))
                     scored = decoder.score(segments, answer)
@@ -255,9 +250,10 @@ class Answering:
         return found
 
     def _answer(self, clip: Clip, embeddings: Array, wanted: tuple[int, ...], logits: Array) -> _KeptScores:
-        decoder, prompts = self._opened()
+        text = self._opened()
+        decoder = text.decoder
         with _about(clip):
-            segments = _segments(prompts, clip, embeddings)
+            segments = _segments(text.prompts, clip, embeddings)
             got = token_metrics(logits, decoder.score(segments, wanted), wanted)
             decoder.prefill(segments, reserve=self._limit)
             tokens = tuple(decoder.generate(self._limit))

@@ -16,6 +16,7 @@ from .options import (
     ThreadsOption,
     TokensOption,
     check_stdin,
+    engine_options,
     print_json,
     print_table,
     say,
@@ -61,7 +62,7 @@ def bench(
     from dasheng_edge.runtime.speed.bench import bench as run
 
     clips = tuple(sys.stdin.buffer.read() if name == "-" else name for name in names)
-    options = BenchOptions(str(bundle), clips, rounds, max_new_tokens, device, checkpoint, threads)
+    options = BenchOptions(str(bundle), clips, rounds, max_new_tokens, checkpoint, engine_options(device, threads))
     report = run(options, say)
     if as_json:
         print_json(dataclasses.asdict(report))

@@ -21,6 +21,7 @@ from .options import (
     ThreadsOption,
     TokensOption,
     check_stdin,
+    engine_options,
     print_json,
     say,
 )
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from dasheng_edge.runtime.caption import Caption, CaptionStream
     from dasheng_edge.runtime.captioner import Captioner
 
-FEW_CLIPS = 10  # for fewer, `Captioner.open` is told so
+MIN_REPACKING_CLIPS = 10  # for fewer clips, it does not pay to have the weights repacked: see `EngineOptions`
 
 
 def caption(
@@ -97,8 +98,8 @@ def caption(
         "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
         "repetition_penalty": repetition_penalty, "seed": seed,
     }  # fmt: skip
-    few = len(audio) < FEW_CLIPS and windows is None
-    with Captioner.open(bundle, device=device, threads=threads, check_sha256=check_sha256, few=few) as captioner:
+    engine = engine_options(device, threads, mapped=len(audio) < MIN_REPACKING_CLIPS and windows is None)
+    with Captioner.open(bundle, options=engine, check_sha256=check_sha256) as captioner:
         asked = _Asked(captioner, prompt, system, max_new_tokens, _sampling(captioner, options), live)
         clips = _clips(captioner, audio, windows, live=live)
         good = _Output(stream=stream, as_json=as_json, alone=len(audio) == 1).show_all(clips, asked, batch)

@@ -18,6 +18,7 @@ from .options import (
     Sha256Option,
     ThreadsOption,
     check_stdin,
+    engine_options,
 )
 
 
@@ -48,7 +49,8 @@ def embed(
 
     writer = EmbeddingsWriter(out, overwrite=overwrite)
     # In this order: where the bundle cannot be opened, nothing is written.
-    with Embedder.open(bundle, device=device, threads=threads, check_sha256=check_sha256) as embedder, writer:
+    options = engine_options(device, threads)
+    with Embedder.open(bundle, options=options, check_sha256=check_sha256) as embedder, writer:
         done = embed_files(embedder, writer, audio, as_json=as_json)
         dim = embedder.dim
     if done.files and not as_json:

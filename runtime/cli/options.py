@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -16,6 +16,9 @@ from dasheng_edge.runtime.errors import MissingExtraError
 from dasheng_edge.runtime.machine.devices import Device, DeviceChoice, checked_device, choose_device
 from dasheng_edge.runtime.machine.installation import install_line
 from dasheng_edge.runtime.names import did_you_mean, known_name
+
+if TYPE_CHECKING:
+    from dasheng_edge.runtime.engine_options import EngineOptions
 
 
 def name_option(names: Sequence[str], metavar: str, text: str, listed: str = "") -> Any:
@@ -68,6 +71,13 @@ OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace the 
 Sha256Option = Annotated[
     bool, typer.Option("--check-sha256/--no-check-sha256", help="Check the content of the bundle's files first.")
 ]
+
+
+def engine_options(device: Device, threads: int | None, *, mapped: bool = False) -> EngineOptions:
+    """How the engines run: `--threads` holds for each part; `mapped` leaves the weights in the pages of their file."""
+    from dasheng_edge.runtime.engine_options import EngineOptions
+
+    return EngineOptions(device, weights="mapped" if mapped else None).changed(threads=threads)
 
 
 def check_stdin(audio: Sequence[str]) -> None:

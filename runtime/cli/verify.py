@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from dasheng_edge.runtime.errors import BundleVerifyError
 
-from .options import BundleArgument, DeviceOption, JsonOption, ThreadsOption, print_json, print_table
+from .options import BundleArgument, DeviceOption, JsonOption, ThreadsOption, engine_options, print_json, print_table
 
 if TYPE_CHECKING:
     from dasheng_edge.runtime.verify import Seam, VerifyReport
@@ -28,7 +28,7 @@ def verify(
     from dasheng_edge.runtime.bundle.bundle import Bundle
     from dasheng_edge.runtime.verify import verify_bundle
 
-    report = verify_bundle(Bundle.open(bundle), device=device, threads=threads)
+    report = verify_bundle(Bundle.open(bundle), engine_options(device, threads))
     if as_json:
         print_json(_verify_fields(report))
     else:

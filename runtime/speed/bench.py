@@ -6,7 +6,7 @@ import io
 import platform
 import wave
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 
@@ -16,10 +16,10 @@ from dasheng_edge.runtime.audio.read import read_audio
 from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.caption import Caption
 from dasheng_edge.runtime.captioner import Captioner
+from dasheng_edge.runtime.engine_options import EngineOptions
 from dasheng_edge.runtime.machine.devices import Device
 from dasheng_edge.runtime.machine.doctor import examine
 from dasheng_edge.runtime.machine.meters import EnergyMeter, peak_rss_bytes
-from dasheng_edge.runtime.text.context import ContextOptions
 from dasheng_edge.runtime.tuned import ENGINES, tuned_for
 
 from .transformers_peer import Against, SameWork, check_transformers, compare, joined
@@ -38,9 +38,8 @@ class BenchOptions:
     audio: tuple[str | bytes, ...]  # files or their content; none for `synthetic_clip`
     rounds: int
     max_new_tokens: int | None = None  # None: the bundle's default
-    device: Device = "cpu"
     checkpoint: Path | None = None  # what the bundle was made of, to be measured in transformers, too
-    threads: int | None = None  # None: as captions are made: what was tuned, or one for each core
+    engine: EngineOptions = field(default_factory=EngineOptions)
 
 
 @dataclass(frozen=True)
@@ -115,9 +114,7 @@ def bench(options: BenchOptions, say: Callable[[str], None] = lambda _: None) ->
         check_transformers()
     say(f"opening {options.bundle}")
     start = perf_counter()
-    with Captioner.open(
-        options.bundle, device=options.device, threads=options.threads, check_sha256=False
-    ) as captioner:
+    with Captioner.open(options.bundle, options=options.engine, check_sha256=False) as captioner:
         run = _Run(1000 * (perf_counter() - start), [], [], EnergyMeter())
         clips = options.audio or (synthetic_clip(),)
         _caption_all(captioner, clips, options, run, say)
@@ -149,16 +146,16 @@ def _caption_all(
 def _report(options: BenchOptions, captioner: Captioner, run: _Run) -> BenchReport:
     captions = run.captions
     times, once = [caption.timings for caption in captions], captions[: len(captions) // options.rounds]
-    used = captioner.parts.decoder.options
+    used = captioner.parts.decoder.settings
     rates = [one.tokens_per_s for one in times if one.decode_tokens]
     return BenchReport(
         bundle=options.bundle,
         model=captioner.bundle.manifest.name,
         precision=_precision(captioner.bundle, used.kv_type),
-        device=options.device,
-        prefill_threads=used.n_threads_batch,
-        decode_threads=used.n_threads,
-        tuned=options.threads is None and _is_tuned(captioner.bundle, used),
+        device=used.device,
+        prefill_threads=used.prefill_threads,
+        decode_threads=used.decode_threads,
+        tuned=options.engine.may_be_tuned and tuned_for(captioner.bundle) is not None,
         clips=len(once),
         rounds=options.rounds,
         audio_s=sum(caption.audio_s for caption in once),
@@ -173,12 +170,6 @@ def _report(options: BenchOptions, captioner: Captioner, run: _Run) -> BenchRepo
         energy_problem=run.energy.problem,
         machine=machine_line(),
     )
-
-
-def _is_tuned(bundle: Bundle, used: ContextOptions) -> bool:
-    """Whether these are the threads that `tune` has chosen."""
-    tuned = tuned_for(bundle)
-    return tuned is not None and (tuned.prefill_threads, tuned.decode_threads) == (used.n_threads_batch, used.n_threads)
 
 
 def _same_work(captioner: Captioner, clips: Sequence[str | bytes], report: BenchReport) -> SameWork:

@@ -8,7 +8,7 @@ A setting is taken only if it was more than `GAIN` faster each time.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -16,15 +16,21 @@ from typing import Generic, Literal, TypeAlias, TypeVar, get_args
 
 import numpy as np
 
-from dasheng_edge.runtime.audio.encoder import Projector
-from dasheng_edge.runtime.bundle.bundle import PROJECTOR, Bundle, KvType
-from dasheng_edge.runtime.embedder import AudioParts
+from dasheng_edge.runtime.audio.audio_parts import AudioInputParts, AudioParts
+from dasheng_edge.runtime.bundle.bundle import Bundle, KvType
+from dasheng_edge.runtime.engine_options import (
+    FLOAT_TYPES,
+    EngineOptions,
+    EngineSettings,
+    Host,
+    WeightLayout,
+    resolve,
+)
 from dasheng_edge.runtime.errors import BundleError, DecoderError
-from dasheng_edge.runtime.machine.devices import usable_cores, usable_hardware_threads
-from dasheng_edge.runtime.parts import FLOAT_TYPES, default_choice, open_decoder
-from dasheng_edge.runtime.text.huge_pages import huge_pages_on_request
-from dasheng_edge.runtime.text.prompt import PromptBuilder, Text
-from dasheng_edge.runtime.tuned import Choice, store_tuned, tuned_path
+from dasheng_edge.runtime.machine.devices import usable_hardware_threads
+from dasheng_edge.runtime.parts import TextParts
+from dasheng_edge.runtime.text.prompt import Text
+from dasheng_edge.runtime.tuned import store_tuned, tuned_path
 
 Part: TypeAlias = Literal["encoder", "prefill", "decode", "weights", "keys and values", "bundle"]
 CLIP_S = 10.0  # of the clip that is measured: one chunk of the encoder
@@ -33,7 +39,7 @@ CONTEXT_ROWS = 128  # positions before the token that is decoded: about a prompt
 GAIN = 0.03  # less is noise
 CONFIRMATIONS = 2  # how often a setting that seems faster is measured again
 BUDGET_S = 100.0  # for all bundles; what is under way then is finished, which keeps it below two minutes
-LEAST_RUNS, LEAST_S, MOST_S = 5, 0.5, 2.0  # of one setting: so many runs in so long, unless they take too long
+MIN_RUNS, MIN_S, MAX_S = 5, 0.5, 2.0  # of one setting: so many runs in so long, unless they take too long
 _K = TypeVar("_K", bound=Hashable)
 _Times: TypeAlias = dict[_K, dict[Part, list[float]]]  # setting -> part -> median of each visit, in milliseconds
 Say: TypeAlias = Callable[[str], None]
@@ -71,7 +77,7 @@ class TunedBundle:
     """What was chosen for one bundle, and where it is stored."""
 
     bundle: str
-    choice: Choice
+    choice: EngineSettings
     caption_ms: float  # of CLIP_S seconds with ANSWER_TOKENS tokens; without a decoder, of the encoder
     file: str
 
@@ -221,30 +227,24 @@ class _Tuning:
         self.rows: list[Row] = []
         self.reasons: list[str] = []
         self._options, self._deadline, self._say = options, deadline, say
-        decoder, cores = bundle.manifest.decoder, usable_cores()
-        self._kv_type: KvType = decoder.kv_type if decoder else "f16"
-        self.choice = (
-            default_choice(decoder, cores) if decoder else Choice(
-                encoder_threads=cores, prefill_threads=cores, decode_threads=cores, kv_type="f16", repack=False,
-                huge_pages=False,
-            )
-        )  # fmt: skip
+        self._host = Host.here()
+        self.choice = resolve(EngineOptions(), bundle.manifest.decoder, self._host)
         self.caption_ms = 0.0
 
     def run(self, start: float) -> None:
         """Measure until the deadline, in this order: what matters most first."""
         left = self._deadline - start
-        counts = thread_counts(usable_cores(), usable_hardware_threads())
+        counts = thread_counts(self._host.cores, usable_hardware_threads())
         encoder = self._contest("encoder", self._encoder, start + left / 2)
         encoder_threads, self.caption_ms = self._decide(encoder.run(counts), counts[0], "encoder")
-        self.choice = self.choice.model_copy(update={"encoder_threads": encoder_threads})
+        self.choice = replace(self.choice, encoder_threads=encoder_threads)
         if self.bundle.manifest.decoder is None:
             return
         decoder = self._contest("decoder", self._decoder, start + left * 0.75)
         times = decoder.run(counts)
         prefill, _ = self._decide(times, counts[0], "prefill")
         decode, _ = self._decide(times, counts[0], "decode")
-        self.choice = self.choice.model_copy(update={"prefill_threads": prefill, "decode_threads": decode})
+        self.choice = replace(self.choice, prefill_threads=prefill, decode_threads=decode)
         self._weights(start + left * 0.85)
         self._keys_and_values()
 
@@ -261,13 +261,13 @@ class _Tuning:
         return {"encoder": encode_ms(self.bundle, threads)}
 
     def _decoder(self, threads: int) -> Mapping[Part, float]:
-        choice = self.choice.model_copy(update={"prefill_threads": threads, "decode_threads": threads})
-        prefill_ms, token_ms = answer_ms(self.bundle, choice)
+        settings = replace(self.choice, prefill_threads=threads, decode_threads=threads)
+        prefill_ms, token_ms = answer_ms(self.bundle, settings)
         return {"prefill": prefill_ms, "decode": token_ms}
 
-    def _caption_ms(self, **changes: object) -> float:
-        """A whole answer with the threads that were chosen."""
-        prefill_ms, token_ms = answer_ms(self.bundle, self.choice.model_copy(update=changes))
+    def _caption_ms(self, settings: EngineSettings) -> float:
+        """A whole answer."""
+        prefill_ms, token_ms = answer_ms(self.bundle, settings)
         return prefill_ms + ANSWER_TOKENS * token_ms
 
     def _weights(self, deadline: float) -> None:
@@ -278,33 +278,32 @@ class _Tuning:
         decoder = self.bundle.manifest.decoder
         if decoder is None or decoder.precision in FLOAT_TYPES:  # one layout, and too large to be read beside its file
             return
+        layouts: dict[str, WeightLayout] = {"as stored": "mapped", "repacked": "repacked"}
         kinds = {
-            ("as stored", "repacked")[repack] + (", huge pages" if huge_pages else ""): (repack, huge_pages)
-            for repack in (False, True)
-            for huge_pages in ((False, True) if huge_pages_on_request() else (False,))
+            name + (", huge pages" if huge_pages else ""): replace(self.choice, weights=layout, huge_pages=huge_pages)
+            for name, layout in layouts.items()
+            for huge_pages in ((False, True) if self._host.huge_pages else (False,))
         }
 
         def visit(kind: str) -> Mapping[Part, float]:
-            repack, huge_pages = kinds[kind]
-            return {"weights": self._caption_ms(repack=repack, huge_pages=huge_pages)}
+            return {"weights": self._caption_ms(kinds[kind])}
 
-        default = next(kind for kind in kinds if kinds[kind] == (self.choice.repack, self.choice.huge_pages))
+        default = next(kind for kind, settings in kinds.items() if settings == self.choice)
         others = [kind for kind in kinds if kind != default]
         times = self._contest("weights", visit, deadline).run([default, *others])
         best, why = _winner(times, default, "weights")
         self.rows += _rows(self.name, "weights", times, default, best)
         self.reasons.append(f"{self.name}, weights: {best}, {why}")
-        repack, huge_pages = kinds[best]
-        self.choice = self.choice.model_copy(update={"repack": repack, "huge_pages": huge_pages})
+        self.choice = kinds[best]
 
     def _keys_and_values(self) -> None:
         """Another type is taken where that is allowed."""
-        kinds: dict[str, KvType] = {kind: kind for kind in get_args(KvType)}
+        kinds: dict[str, EngineSettings] = {kind: replace(self.choice, kv_type=kind) for kind in get_args(KvType)}
 
         def visit(kind: str) -> Mapping[Part, float]:
-            return {"keys and values": self._caption_ms(kv_type=kinds[kind])}
+            return {"keys and values": self._caption_ms(kinds[kind])}
 
-        default: str = self._kv_type
+        default: str = self.choice.kv_type
         times = self._contest("keys and values", visit, self._deadline).run(
             [default, *(kind for kind in kinds if kind != default)]
         )
@@ -317,14 +316,14 @@ class _Tuning:
         self.rows += _rows(self.name, "keys and values", times, default, best)
         self.reasons.append(f"{self.name}, keys and values: {best}, {why}")
         self.caption_ms += median(times[best]["keys and values"])
-        self.choice = self.choice.model_copy(update={"kv_type": kinds[best]})
+        self.choice = kinds[best]
 
 
 def typical_ms(run: Callable[[], object]) -> float:
     """Median time of a call, once it has been made."""
     run()
     times: list[float] = []
-    while (spent := sum(times)) < MOST_S and (len(times) < LEAST_RUNS or spent < LEAST_S):
+    while (spent := sum(times)) < MAX_S and (len(times) < MIN_RUNS or spent < MIN_S):
         start = perf_counter()
         run()
         times.append(perf_counter() - start)
@@ -333,36 +332,31 @@ def typical_ms(run: Callable[[], object]) -> float:
 
 def encode_ms(bundle: Bundle, threads: int) -> float:
     """Waveform of CLIP_S seconds to audio embeddings, in milliseconds; to patches where there is no decoder."""
-    spec = bundle.manifest.front_end
-    audio = AudioParts.open(bundle, device="cpu", threads=threads)
-    projector: Projector | None = None
-    if bundle.manifest.decoder:
-        projector = Projector(bundle.graph(PROJECTOR, "cpu"), spec, device="cpu", threads=threads)
-    samples = round(CLIP_S * spec.sample_rate_hz)
+    settings, samples = (
+        EngineSettings(encoder_threads=threads),
+        round(CLIP_S * bundle.manifest.front_end.sample_rate_hz),
+    )
     waveform = np.random.default_rng(0).normal(0, 0.1, samples).astype(np.float32)
-
-    def run() -> None:
-        patches = audio.encoder.patches(audio.front_end.features([waveform]))
-        if projector:
-            projector.embeddings(patches)
-
-    return typical_ms(run)
+    if bundle.manifest.decoder:
+        input_parts = AudioInputParts.open(bundle, settings)
+        return typical_ms(lambda: input_parts.embeddings([waveform]))
+    audio = AudioParts.open(bundle, settings)
+    return typical_ms(lambda: audio.encoder.patches(audio.front_end.features([waveform])))
 
 
-def answer_ms(bundle: Bundle, choice: Choice) -> tuple[float, float]:
+def answer_ms(bundle: Bundle, settings: EngineSettings) -> tuple[float, float]:
     """What the decoder needs for the default prompt with CLIP_S seconds of audio, and for one token, in milliseconds.
 
     The beginning of the prompt is in the cache, as it is with every clip but the first.
 
-    Raises what `Decoder.open` and `Decoder.prefill` raise.
+    Raises what `TextParts.open` and `Decoder.prefill` raise.
     """
-    spec, (_, facts) = bundle.manifest.front_end, bundle.text_facts()
-    decoder = open_decoder(bundle, choice)
+    spec, text = bundle.manifest.front_end, TextParts.open(bundle, settings)
+    decoder = text.decoder
     try:
         tokens = spec.tokens_of(round(CLIP_S * spec.sample_rate_hz))
         audio = np.random.default_rng(0).normal(0, 0.02, (tokens, decoder.n_embd)).astype(np.float32)
-        segments = PromptBuilder(decoder.chat_template, facts, decoder).build(None)
-        rows = [segment.tokens if isinstance(segment, Text) else audio for segment in segments]
+        rows = [segment.tokens if isinstance(segment, Text) else audio for segment in text.prompts.build(None)]
         prefill_ms = typical_ms(lambda: decoder.prefill(rows))
         # One row behind tokens that are in the cache is what a generated token costs, and never ends an answer.
         before = tuple(index % decoder.n_vocab for index in range(min(CONTEXT_ROWS, decoder.context_length - 1)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, TypeAlias
 
@@ -20,7 +20,7 @@ from .sampler import Sampler
 
 Block: TypeAlias = NDArray[Any]  # tokens int32 [n] or embeddings float32 [n, n_embd]
 
-MOST_SEQUENCES = 64  # llama.cpp's own limit is 256; each takes keys and values of its own
+MAX_SEQUENCES = 64  # llama.cpp's own limit is 256; each takes keys and values of its own
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Answer:
 
 
 class BatchDecoder:
-    """Decodes up to `MOST_SEQUENCES` prompts together on a decoder's weights, in a context of its own.
+    """Decodes up to `MAX_SEQUENCES` prompts together on a decoder's weights, in a context of its own.
 
     A token of one sequence is computed with the same operations as alone, but products of several rows are summed in
     another order than those of one: greedy answers are the same but where two tokens are as good as equal.
@@ -51,8 +51,8 @@ class BatchDecoder:
             DecoderError: too many prompts, an empty or too long one, rows of another width or with NaN, or llama.cpp
                 failed.
         """
-        if not 1 <= len(prompts) <= MOST_SEQUENCES:
-            raise DecoderError(f"{len(prompts)} prompts were given together; expected 1 to {MOST_SEQUENCES}")
+        if not 1 <= len(prompts) <= MAX_SEQUENCES:
+            raise DecoderError(f"{len(prompts)} prompts were given together; expected 1 to {MAX_SEQUENCES}")
         checked = [
             self._decoder.merged([self._decoder.checked(segment) for segment in prompt if len(segment)])
             for prompt in prompts
@@ -64,8 +64,7 @@ class BatchDecoder:
                 "shorter audio, a shorter prompt or fewer new tokens"
             )
         each = -(-rows // CONTEXT_STEP) * CONTEXT_STEP
-        options = replace(self._decoder.options, sequences=len(prompts), outputs=len(prompts))
-        context = self._decoder.new_context(each * len(prompts), options)
+        context = self._decoder.new_context(each * len(prompts), sequences=len(prompts), outputs=len(prompts))
         samplers = [Sampler(self._decoder, sampling) for _ in prompts]
         try:
             return self._answers(context, checked, samplers, max_new_tokens)

@@ -9,15 +9,14 @@ import ctypes
 import weakref
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dasheng_edge.runtime.bundle.bundle import KvType
+from dasheng_edge.runtime.engine_options import EngineSettings
 from dasheng_edge.runtime.errors import DecoderError
-from dasheng_edge.runtime.machine.devices import Device
 
 from .llama import Watch, llama_cpp_library, llama_log, pointer
 
@@ -27,42 +26,41 @@ _KV_TYPES: Mapping[KvType, int] = {"f16": 1, "q8_0": 8, "q4_0": 2}  # enum ggml_
 _NO_FLASH_ATTENTION, _FLASH_ATTENTION = 0, 1  # enum llama_flash_attn_type
 
 
-@dataclass(frozen=True)
-class ContextOptions:
-    """How a context computes, and what it keeps."""
-
-    n_threads: int  # for single tokens
-    n_threads_batch: int  # for prompts
-    device: Device = "cpu"
-    kv_type: KvType = "f16"
-    outputs: int = 1  # rows that may have logits in one batch: at 152,064 tokens, those of 512 would be 311 MB
-    sequences: int = 1
-
-
 class Context:
     """A context of `n_ctx` positions, of which each sequence has an equal share.
+
+    Up to `outputs` rows of a batch may have logits: at 152,064 tokens, those of 512 rows would be 311 MB.
 
     Raises:
         DecoderError: llama.cpp cannot make it, for lack of memory mostly.
     """
 
-    def __init__(self, model: Any, n_ctx: int, options: ContextOptions, watch: Watch | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        n_ctx: int,
+        settings: EngineSettings,
+        *,
+        sequences: int = 1,
+        outputs: int = 1,
+        watch: Watch | None = None,
+    ) -> None:
         llama, log = llama_cpp_library(), llama_log()
         self._llama, self._watch = llama, watch
         params = llama.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch = n_ctx, BATCH, BATCH
-        params.n_seq_max = options.sequences  # each has its share of the positions
-        params.n_outputs_max = options.outputs
-        params.n_threads, params.n_threads_batch = options.n_threads, options.n_threads_batch
-        params.offload_kqv = params.op_offload = options.device != "cpu"
+        params.n_seq_max = sequences
+        params.n_outputs_max = outputs
+        params.n_threads, params.n_threads_batch = settings.decode_threads, settings.prefill_threads
+        params.offload_kqv = params.op_offload = settings.device != "cpu"
         # An F32 file is there to be held against the reference, so nothing beside it may round either: with
         # llama.cpp's flash attention the logits differ by 7e-4 of their RMS on CPU, without it by 4e-7.
-        if llama.llama_model_ftype(model) == _FTYPE_F32 and options.kv_type == "f16":
+        if llama.llama_model_ftype(model) == _FTYPE_F32 and settings.kv_type == "f16":
             params.type_k = params.type_v = _TYPE_F32
             params.flash_attn_type = _NO_FLASH_ATTENTION
         else:
-            params.type_k = params.type_v = _KV_TYPES[options.kv_type]
-        if options.kv_type != "f16":
+            params.type_k = params.type_v = _KV_TYPES[settings.kv_type]
+        if settings.kv_type != "f16":
             params.flash_attn_type = _FLASH_ATTENTION  # without, llama.cpp has no quantized values
         if watch is not None:
             params.cb_eval = watch.callback
@@ -71,7 +69,7 @@ class Context:
         self.pointer = llama.llama_init_from_model(model, params)
         if not self.pointer:
             raise DecoderError(
-                f"llama.cpp cannot make a context of {n_ctx} positions with keys and values in {options.kv_type}: "
+                f"llama.cpp cannot make a context of {n_ctx} positions with keys and values in {settings.kv_type}: "
                 f"{log.last()}; free memory, or quantize with --kv f16"
             )
         self.close = weakref.finalize(self, llama.llama_free, self.pointer)

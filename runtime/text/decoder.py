@@ -7,7 +7,6 @@ decode. llama.cpp checks sizes with assertions that end the process, so all are 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,14 +14,14 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from dasheng_edge.runtime.bundle.bundle import KvType, Sampling
+from dasheng_edge.runtime.bundle.bundle import Sampling
+from dasheng_edge.runtime.engine_options import EngineSettings
 from dasheng_edge.runtime.errors import DecoderError
-from dasheng_edge.runtime.machine.devices import Device, checked_threads
 
-from .context import Context, ContextOptions
+from .context import Context
 from .llama import Watch
 from .model import TextModel, Tokens, load_model
-from .prefix_cache import LEAST_TOKENS, PrefixCache
+from .prefix_cache import MIN_TOKENS, PrefixCache
 from .sampler import Sampler
 from .token_rows import TokenRows
 
@@ -42,9 +41,9 @@ class Decoder(TextModel):
     in full, and is made anew with more when a request needs more, up to `context_length`.
     """
 
-    def __init__(self, model: Any, options: ContextOptions, *, n_ctx: int = FIRST_CONTEXT) -> None:
+    def __init__(self, model: Any, settings: EngineSettings, *, n_ctx: int = FIRST_CONTEXT) -> None:
         super().__init__(model)
-        self.options = options
+        self.settings = settings
         self._watch: Watch | None = None
         self._context: Context | None = None
         self._first_ctx = n_ctx
@@ -53,34 +52,19 @@ class Decoder(TextModel):
         self.prefilled = 0  # rows that the last prefill had to decode
         self.prefixes: PrefixCache | None = None  # what requests began with; not while a `watch` must see every row
         self._has_logits = False
-        self._token_rows = TokenRows(self)
+        self._outputs = 1  # rows of a batch that may have logits
+        self._token_rows = TokenRows(self.new_context, self.n_embd)
 
     @classmethod
-    def open(  # noqa: PLR0913  # all but the path have defaults
-        cls,
-        path: str | Path,
-        *,
-        n_ctx: int = FIRST_CONTEXT,
-        n_threads: int | None = None,
-        n_threads_batch: int | None = None,
-        device: Device = "cpu",
-        kv_type: KvType = "f16",
-        repack: bool = True,
-        huge_pages: bool = False,
-    ) -> Decoder:
-        """Load a GGUF file; `cuda` puts all layers on the GPU, `kv_type` is how keys and values are kept.
-
-        `n_threads` generate, and `n_threads_batch`, where given, prefill. For the others see `load_model`.
+    def open(cls, path: str | Path, settings: EngineSettings, *, n_ctx: int = FIRST_CONTEXT) -> Decoder:
+        """Load a GGUF file.
 
         Raises:
             MissingExtraError: llama-cpp-python is not installed.
             DeviceError: llama.cpp was built without GPU support and `cuda` was asked for.
             DecoderError: llama.cpp cannot load the file, or it is not a Qwen2 or Qwen3 decoder.
         """
-        threads = checked_threads(n_threads)
-        options = ContextOptions(threads, checked_threads(n_threads_batch or threads), device, kv_type)
-        model = load_model(path, device, repack=repack, huge_pages=huge_pages)
-        decoder = cls(model, options, n_ctx=n_ctx)
+        decoder = cls(load_model(path, settings), settings, n_ctx=n_ctx)
         if (arch := decoder.metadata.get("general.architecture")) not in ARCHITECTURES:
             decoder.close()
             raise DecoderError(f"{path} is a {arch} model; expected one of {', '.join(ARCHITECTURES)}")
@@ -169,7 +153,7 @@ class Decoder(TextModel):
             self._rewind(same)
         if same < len(lead):
             self._decode(np.array(lead[same:], np.int32), outputs=0)
-            if self.prefixes is not None and self._context is not None and len(lead) >= LEAST_TOKENS:
+            if self.prefixes is not None and self._context is not None and len(lead) >= MIN_TOKENS:
                 self.prefixes.store(lead, self._context.state(0))
         return same
 
@@ -221,21 +205,22 @@ class Decoder(TextModel):
         wanted = min(-(-doubled // CONTEXT_STEP) * CONTEXT_STEP, max(rows, self.context_length))
         past, state = (self._past, self._context.state(0)) if keep and self._context and self._past else (0, b"")
         self._drop_context()  # before the new one is made: the two may not fit into memory together
-        self._context = self.new_context(wanted, self.options)
+        self._context = self.new_context(wanted, outputs=self._outputs)
         if past:
             if not self._context.restore(0, state):
                 raise DecoderError(f"llama.cpp cannot carry {past} rows over to a larger context; use shorter audio")
             self._past = past
 
-    def new_context(self, n_ctx: int, options: ContextOptions, watch: Watch | None = None) -> Context:
-        """A context on these weights; `watch` is told what is computed, instead of the decoder's own.
+    def new_context(self, n_ctx: int, *, sequences: int = 1, outputs: int = 1, watch: Watch | None = None) -> Context:
+        """A context on these weights; `watch` sees what is computed, instead of the decoder's own.
 
         Raises:
             DecoderError: the decoder is closed, or llama.cpp cannot make it.
         """
         if not self._free_model.alive:
             raise DecoderError("the decoder is closed; open it again")
-        return Context(self._model, n_ctx, options, watch or self._watch)
+        watch = watch or self._watch
+        return Context(self._model, n_ctx, self.settings, sequences=sequences, outputs=outputs, watch=watch)
 
     def _decode(self, rows: NDArray[Any], *, outputs: int) -> None:
         """Decode int32 [n] tokens or float32 [n, n_embd] embeddings at the end of the sequence.
@@ -272,9 +257,9 @@ class Decoder(TextModel):
 
         Raises what `prefill` and `logits` raise.
         """
-        if self.options.outputs < SCORED_ROWS:  # the context that there is has room for the logits of one row
-            self.options = replace(self.options, outputs=SCORED_ROWS)
-            self._drop_context()
+        if self._outputs < SCORED_ROWS:
+            self._outputs = SCORED_ROWS
+            self._drop_context()  # it has room for the logits of one row
         self.prefill(segments, reserve=len(answer))
         rows = np.empty((len(answer), self.n_vocab), np.float32)
         rows[:1] = self.logits()

@@ -13,17 +13,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-LEAST_BYTES = 1 << 24  # of a buffer; smaller ones gain nothing, and stacks of threads are 8 MB
-_MAPS, _ENABLED = Path("/proc/self/maps"), Path("/sys/kernel/mm/transparent_hugepage/enabled")
+MIN_BYTES = 1 << 24  # of a buffer; smaller ones gain nothing, and stacks of threads are 8 MB
+_MAPS = Path("/proc/self/maps")
 _ADVICE = 14  # MADV_HUGEPAGE
-
-
-def huge_pages_on_request() -> bool:
-    """Whether this system gives them to those who ask, and to nobody else."""
-    try:
-        return sys.platform == "linux" and "[madvise]" in _ENABLED.read_text("ascii")
-    except OSError:
-        return False
 
 
 class HugePages:
@@ -39,7 +31,7 @@ class HugePages:
             madvise = ctypes.CDLL(None, use_errno=True).madvise
             madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
             for start, size in set(_buffers()) - self._before:
-                if size >= LEAST_BYTES and madvise(start, size, _ADVICE) == 0:
+                if size >= MIN_BYTES and madvise(start, size, _ADVICE) == 0:
                     asked += size
         return asked
 

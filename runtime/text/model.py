@@ -14,8 +14,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from dasheng_edge.runtime.engine_options import EngineSettings
 from dasheng_edge.runtime.errors import DecoderError, DeviceError
-from dasheng_edge.runtime.machine.devices import Device, checked_device
 
 from .huge_pages import HugePages
 from .llama import HeldSignals, llama_cpp_library, llama_log, pointer
@@ -27,12 +27,11 @@ _LOAD_READ, _LOAD_MAPPED = 0, 1  # enum llama_load_mode
 _ATTR_CONTROL, _ATTR_USER_DEFINED = 1 << 3, 1 << 4  # enum llama_token_attr
 
 
-def load_model(path: str | Path, device: Device, *, repack: bool, huge_pages: bool) -> Any:
+def load_model(path: str | Path, settings: EngineSettings) -> Any:
     """A `llama_model` of a GGUF file; `cuda` puts all layers on the GPU.
 
-    `repack` lets llama.cpp copy weights into layouts that compute faster, and `huge_pages` asks for those: the file is
-    read then, since a map of it would stay in memory beside the copies. Without, weights stay in the file's pages. Both
-    are of the CPU alone.
+    Repacked weights and huge pages exist on the CPU only. With either of them the file is read, since a map of it would
+    stay in memory beside the copy.
 
     Raises:
         MissingExtraError: llama-cpp-python is not installed.
@@ -40,7 +39,9 @@ def load_model(path: str | Path, device: Device, *, repack: bool, huge_pages: bo
         DecoderError: llama.cpp cannot load the file.
     """
     llama, log = llama_cpp_library(), llama_log()
-    if checked_device(device) != "cpu" and not llama.llama_supports_gpu_offload():
+    device, repacked = settings.device, settings.weights == "repacked"
+    huge_pages = settings.huge_pages and device == "cpu"
+    if device != "cpu" and not llama.llama_supports_gpu_offload():
         raise DeviceError(
             f"device {device!r} needs llama.cpp with GPU support, this one is built for CPU; run "
             "CMAKE_ARGS=-DGGML_CUDA=on pip install --force-reinstall --no-cache-dir llama-cpp-python, "
@@ -50,10 +51,10 @@ def load_model(path: str | Path, device: Device, *, repack: bool, huge_pages: bo
     params.n_gpu_layers = 0 if device == "cpu" else -1
     # llama.cpp's AMX kernels end the process on quantized weights (ggml-org/llama.cpp#20824). The switch
     # that keeps weights out of their layout turns off repacking too, so it is left on elsewhere.
-    params.use_extra_bufts = repack and b"AMX_INT8 = 1" not in llama.llama_print_system_info()
-    params.load_mode = _LOAD_READ if (repack or huge_pages) and device == "cpu" else _LOAD_MAPPED
+    params.use_extra_bufts = repacked and b"AMX_INT8 = 1" not in llama.llama_print_system_info()
+    params.load_mode = _LOAD_READ if huge_pages or (repacked and device == "cpu") else _LOAD_MAPPED
     signals = HeldSignals()
-    pages = HugePages() if huge_pages and device == "cpu" else None
+    pages = HugePages() if huge_pages else None
     following = llama.llama_progress_callback(_Loading(signals, pages))
     params.progress_callback = following
     log.lines.clear()

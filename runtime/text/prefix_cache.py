@@ -15,15 +15,15 @@ from pathlib import Path
 
 from dasheng_edge.runtime.atomic_output import replacing
 from dasheng_edge.runtime.bundle.bundle import DECODER, Bundle
+from dasheng_edge.runtime.engine_options import EngineSettings
 
-from .context import ContextOptions
 from .llama import llama_cpp_library
 from .model import Tokens
 
 FOLDER_VARIABLE = "DASHENG_EDGE_CACHE"  # a folder; "off" keeps nothing on disk
-LEAST_TOKENS = 4  # fewer are computed as fast as they are read
-MOST_IN_MEMORY = 8
-MOST_BYTES_ON_DISK = 256_000_000  # 100 prompts of 20 tokens; the ones that were not used for longest go first
+MIN_TOKENS = 4  # fewer are computed as fast as they are read
+MAX_IN_MEMORY = 8
+MAX_BYTES_ON_DISK = 256_000_000  # 100 prompts of 20 tokens; the ones that were not used for longest go first
 _MAGIC = b"dasheng-edge prefix 1\n"
 _DIGEST_BYTES = 32
 
@@ -40,9 +40,9 @@ def cache_folder() -> Path | None:
         return None
 
 
-def prefix_model(bundle: Bundle, options: ContextOptions) -> str:
-    """What a state depends on beside the tokens: the decoder's file, how keys and values are kept, and who computes."""
-    kept = f"{options.kv_type} {options.device}"
+def prefix_model(bundle: Bundle, settings: EngineSettings) -> str:
+    """What a state depends on beside the tokens: the decoder's file, the type of keys and values, and the engine."""
+    kept = f"{settings.kv_type} {settings.device}"
     llama = llama_cpp_library()
     build = llama.llama_print_system_info().decode("utf-8", "replace")
     return f"{bundle.manifest.files[DECODER].sha256} {kept} {version('llama-cpp-python')} {build}"
@@ -89,7 +89,7 @@ class PrefixCache:
     def _keep(self, tokens: Tokens, state: bytes) -> None:
         self._memory[tokens] = state
         self._memory.move_to_end(tokens)
-        while len(self._memory) > MOST_IN_MEMORY:
+        while len(self._memory) > MAX_IN_MEMORY:
             self._memory.popitem(last=False)
 
     def _read(self, tokens: Tokens) -> bytes | None:
@@ -118,5 +118,5 @@ class PrefixCache:
         size = 0
         for path in files:
             size += path.stat().st_size
-            if size > MOST_BYTES_ON_DISK:
+            if size > MAX_BYTES_ON_DISK:
                 path.unlink(missing_ok=True)

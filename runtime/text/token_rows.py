@@ -8,20 +8,17 @@ which the computation is stopped.
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .context import BATCH
+from .context import BATCH, Context
 from .llama import Watch
 from .model import Tokens
 
-if TYPE_CHECKING:
-    from .decoder import Decoder
-
 LOOKED_UP = "embd"  # llama.cpp's name of the embeddings of a batch's tokens
-MOST_KEPT = 8
+MAX_KEPT = 8
 _CONTEXT = 256  # positions, of which none is kept
 
 
@@ -29,11 +26,17 @@ class _Seen(Exception):  # noqa: N818  # no error: ends the computation
     pass
 
 
-class TokenRows:
-    """Looks up and keeps the embeddings of the last few texts."""
+class OpenContext(Protocol):
+    """Makes a context on the decoder's weights."""
 
-    def __init__(self, decoder: Decoder) -> None:
-        self._decoder = decoder
+    def __call__(self, n_ctx: int, *, watch: Watch) -> Context: ...
+
+
+class TokenRows:
+    """Looks up and keeps the embeddings of the last few texts, float32 [n, n_embd] each."""
+
+    def __init__(self, open_context: OpenContext, n_embd: int) -> None:
+        self._open_context, self._n_embd = open_context, n_embd
         self._kept: OrderedDict[Tokens, NDArray[np.float32]] = OrderedDict()
 
     def of(self, tokens: Tokens) -> NDArray[np.float32] | None:
@@ -46,7 +49,7 @@ class TokenRows:
                 return None
             self._kept[tokens] = rows
         self._kept.move_to_end(tokens)
-        while len(self._kept) > MOST_KEPT:
+        while len(self._kept) > MAX_KEPT:
             self._kept.popitem(last=False)
         return self._kept[tokens]
 
@@ -58,7 +61,7 @@ class TokenRows:
             raise _Seen
 
         watch = Watch(lambda name: name == LOOKED_UP, see)
-        context = self._decoder.new_context(_CONTEXT, self._decoder.options, watch)
+        context = self._open_context(_CONTEXT, watch=watch)
         count = len(tokens)
         assert count <= BATCH
         try:
@@ -70,6 +73,6 @@ class TokenRows:
             pass
         finally:
             context.close()
-        if not seen or seen[0].shape != (count, self._decoder.n_embd):
+        if not seen or seen[0].shape != (count, self._n_embd):
             return None
         return seen[0]

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 
 from dasheng_edge.runtime.cli import bench as bench_cli
+from dasheng_edge.runtime.engine_options import EngineSettings
 from dasheng_edge.runtime.errors import CheckpointError
 from dasheng_edge.runtime.speed import bench as bench_module
 from dasheng_edge.runtime.speed.bench import BenchOptions, BenchReport, bench
 
 
 def measured(bundle: Path, *, rounds: int = 2, checkpoint: Path) -> BenchReport:
-    return bench(BenchOptions(str(bundle), (), rounds, 4, threads=1, checkpoint=checkpoint))
+    return bench(BenchOptions(str(bundle), (), rounds, 4, checkpoint, EngineSettings()))
 
 
 def test_against_transformers(tiny_bundle: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:

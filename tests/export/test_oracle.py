@@ -34,6 +34,7 @@ from dasheng_edge.runtime.audio.encoder import Encoder, Projector
 from dasheng_edge.runtime.audio.front_end import Features, FrontEndSpec
 from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER, FRONT_END, PROJECTOR
 from dasheng_edge.runtime.deviation import relative_rms
+from dasheng_edge.runtime.engine_options import EngineSettings
 from dasheng_edge.runtime.text.decoder import Decoder
 from tests.fixtures.tiny_checkpoint import CONTROL_TOKENS
 from tests.fixtures.vocabulary_decoder import vocabulary_decoder
@@ -153,7 +154,7 @@ def decoders(merged: MergedTensors, tiny_bundle: Path, tmp_path_factory: pytest.
             write_gguf(path, merged, read_vocabulary(merged.checkpoint.folder, 448), kind)
         else:
             quantize(tiny_bundle / DECODER, path, kind, threads=1)
-        return Decoder.open(path, n_ctx=256, n_threads=1)
+        return Decoder.open(path, EngineSettings(), n_ctx=256)
 
     return open_as
 
@@ -207,7 +208,7 @@ def plain_ids(tokenizer: Tokenizer, text: str) -> list[int]:
 
 @pytest.fixture(scope="module")
 def tiny_tokenizers(tiny_bundle: Path, tiny_checkpoint: Path) -> Iterator[tuple[Decoder, Tokenizer]]:
-    decoder = Decoder.open(tiny_bundle / DECODER, n_threads=1)
+    decoder = Decoder.open(tiny_bundle / DECODER, EngineSettings())
     yield decoder, Tokenizer.from_file(str(tiny_checkpoint / "tokenizer.json"))
     decoder.close()
 

@@ -21,10 +21,10 @@ from dasheng_edge.quant.compare.cost import measure_cost
 from dasheng_edge.quant.compare.measurements import Answering, joined
 from dasheng_edge.quant.compare.record import Interval, Report, TaskScore
 from dasheng_edge.quant.recipes import RECIPES, Recipe
+from dasheng_edge.runtime.audio.audio_parts import AudioInputParts
 from dasheng_edge.runtime.audio.clips import read_clips
 from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.cli.app import build_app
-from dasheng_edge.runtime.embedder import AudioParts
 from dasheng_edge.runtime.errors import AudioDecodeError, AudioTooLongError, ClipsError, OutputWriteError, QuantizeError
 from dasheng_edge.runtime.progress import NoProgress
 from tests.fixtures import fake_report
@@ -124,7 +124,7 @@ def test_a_second_run_measures_nothing_again(
         raise AssertionError("a decoder was opened")
 
     monkeypatch.setattr(Answering, "_opened", opened)
-    monkeypatch.setattr(AudioParts, "open", opened)
+    monkeypatch.setattr(AudioInputParts, "open", opened)
     before, out = done
     again = compare(options(clips, out, "fp32/F16", "int4-block/Q2_K", "int8/F16", "fp32/Q8_0"))
     assert [one.both for one in again.candidates] == [one.both for one in before.candidates]

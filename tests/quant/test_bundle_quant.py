@@ -22,6 +22,7 @@ from dasheng_edge.quant.recipes import RECIPES, Recipe
 from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER, MODEL_CARD, Bundle, FileFacts, sha256_of
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.cli.app import build_app
+from dasheng_edge.runtime.engine_options import EngineOptions, EngineSettings
 from dasheng_edge.runtime.errors import BundleKindError, OutputExistsError, OutputWriteError, QuantizeError
 from dasheng_edge.runtime.machine.installation import install_line
 from dasheng_edge.runtime.verify import verify_bundle
@@ -43,7 +44,7 @@ def make(out: Path, recipe: Recipe, *, calibrate: Path | None = None, **options:
 def test_every_recipe_makes_a_bundle_that_verifies_and_captions(tmp_path: Path, name: str) -> None:
     report = make(tmp_path / "out", RECIPES[name], calibrate=CLIPS)
     bundle = Bundle.open(tmp_path / "out")
-    assert verify_bundle(bundle, threads=2).ok
+    assert verify_bundle(bundle, EngineOptions().changed(threads=2)).ok
     assert report.bytes == bundle.manifest.total_bytes
     assert report.bytes <= (1.0 if name == "reference" else 0.4) * report.source_bytes
     with Captioner.open(tmp_path / "out") as captioner:
@@ -83,7 +84,7 @@ def test_parts_that_are_not_named_stay(tmp_path: Path) -> None:
     assert encoder.files[DECODER] == source.files[DECODER]
     again = quantize_bundle(quantize_options(tmp_path / "encoder", tmp_path / "both", Recipe(None, "Q8_0", None)))
     assert again.bundle.manifest.encoder.precision == "int8"
-    assert verify_bundle(again.bundle, threads=1).ok
+    assert verify_bundle(again.bundle, EngineSettings()).ok
 
 
 def test_what_is_refused(tmp_path: Path) -> None:
@@ -166,7 +167,7 @@ def test_an_interruption_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
 def test_an_encoder_alone(tiny_bundle: Path, tmp_path: Path) -> None:
     alone = write_encoder_bundle(tiny_bundle, tmp_path / "alone")
     report = quantize_bundle(QuantizeOptions(alone, tmp_path / "out", EncoderOptions("int8")))
-    assert verify_bundle(report.bundle, threads=1).ok
+    assert verify_bundle(report.bundle, EngineSettings()).ok
     with pytest.raises(BundleKindError):
         quantize_bundle(QuantizeOptions(alone, tmp_path / "no", decoder=DecoderOptions("Q8_0")))
 
@@ -367,4 +368,4 @@ def test_weights_in_a_file_beside_the_source_come_along(tmp_path: Path) -> None:
     report = quantize_bundle(quantize_options(source, tmp_path / "out", Recipe("int8", None, None)))
     shutil.rmtree(source)
     assert sorted(report.bundle.manifest.files) == sorted(manifest.files)
-    assert verify_bundle(report.bundle, threads=1).ok
+    assert verify_bundle(report.bundle, EngineSettings()).ok

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from dasheng_edge.quant.calibration import calibrate_on, golden_features
+from dasheng_edge.runtime.audio.audio_parts import AudioParts
 from dasheng_edge.runtime.audio.clips import Clip, ClipSet
 from dasheng_edge.runtime.bundle.bundle import Bundle
-from dasheng_edge.runtime.embedder import AudioParts
+from dasheng_edge.runtime.engine_options import EngineSettings
 from dasheng_edge.runtime.errors import AudioError
 from dasheng_edge.runtime.verify import read_golden
 from tests.runtime.audio.test_clips import write_wave
@@ -19,7 +20,7 @@ from tests.runtime.audio.test_clips import write_wave
 
 @pytest.fixture(scope="module")
 def parts(tiny_bundle: Path) -> AudioParts:
-    return AudioParts.open(Bundle.open(tiny_bundle), device="cpu", threads=1)
+    return AudioParts.open(Bundle.open(tiny_bundle), EngineSettings())
 
 
 def test_clips_become_features_and_facts(parts: AudioParts, tmp_path: Path) -> None:

@@ -10,15 +10,16 @@ import pytest
 from numpy.typing import NDArray
 
 from benchmarks.micro.scenes.synthesise import plan_scene, render_scene
+from dasheng_edge.runtime.audio.audio_parts import AudioParts
 from dasheng_edge.runtime.audio.clips import calibration_warnings
 from dasheng_edge.runtime.bundle.bundle import Bundle
-from dasheng_edge.runtime.embedder import AudioParts
+from dasheng_edge.runtime.engine_options import EngineSettings
 
 RATE_HZ = 16_000
 
 
 def log_mels(tiny_bundle: Path, waveforms: list[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
-    parts = AudioParts.open(Bundle.open(tiny_bundle), device="cpu", threads=1)
+    parts = AudioParts.open(Bundle.open(tiny_bundle), EngineSettings())
     return [parts.front_end.features([waveform]).log_mel for waveform in waveforms]
 
 

@@ -10,7 +10,7 @@ import pytest
 from dasheng_edge.runtime.bundle.bundle import Sampling
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.errors import AudioNotFoundError, CaptionerBusyError, DecoderError, PromptError
-from dasheng_edge.runtime.text.batch_decoder import MOST_SEQUENCES, BatchDecoder
+from dasheng_edge.runtime.text.batch_decoder import MAX_SEQUENCES, BatchDecoder
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MICRO, CLIPS = REPOSITORY / "build" / "micro", REPOSITORY / "benchmarks" / "micro" / "clips"
@@ -52,8 +52,8 @@ def test_sampling_with_a_seed_is_reproducible(captioner: Captioner) -> None:
 
 
 def test_what_is_refused(captioner: Captioner) -> None:
-    for batch in (0, MOST_SEQUENCES + 1):
-        with pytest.raises(PromptError, match=f"batch is {batch}; expected 1 to {MOST_SEQUENCES}"):
+    for batch in (0, MAX_SEQUENCES + 1):
+        with pytest.raises(PromptError, match=f"batch is {batch}; expected 1 to {MAX_SEQUENCES}"):
             captioner.caption_batch(noises(1), batch=batch)
     with pytest.raises(PromptError, match="max_new_tokens is 0"):
         captioner.caption_batch(noises(1), max_new_tokens=0)

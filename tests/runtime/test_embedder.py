@@ -13,12 +13,13 @@ import pytest
 from numpy.typing import NDArray
 
 from dasheng_edge.runtime import Embedder
+from dasheng_edge.runtime.audio.audio_parts import AudioParts
 from dasheng_edge.runtime.audio.encoder import Encoder
 from dasheng_edge.runtime.audio.front_end import Features, FrontEnd
 from dasheng_edge.runtime.bundle.bundle import GOLDEN, Bundle
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.deviation import relative_rms
-from dasheng_edge.runtime.embedder import AudioParts
+from dasheng_edge.runtime.engine_options import EngineSettings
 from dasheng_edge.runtime.errors import (
     AudioEmptyError,
     AudioNotFoundError,
@@ -153,7 +154,7 @@ def test_closed_is_closed(encoder_bundle: Path) -> None:
 
 def test_two_threads_at_once(encoder_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = Bundle.open(encoder_bundle)
-    embedder = Embedder(bundle, AudioParts.open(bundle, device="cpu", threads=1))
+    embedder = Embedder(bundle, AudioParts.open(bundle, EngineSettings()))
     inside, go_on = threading.Event(), threading.Event()
     chunks = Encoder.chunks
 

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dasheng_edge.runtime.audio.audio_parts import AudioParts
 from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.captioner import Captioner
-from dasheng_edge.runtime.embedder import AudioParts
+from dasheng_edge.runtime.engine_options import EngineSettings
 from dasheng_edge.runtime.errors import AudioEmptyError, DecoderError
 from dasheng_edge.runtime.text.context import BATCH
 from dasheng_edge.runtime.text.decoder import CONTEXT_STEP, Decoder
@@ -34,7 +35,7 @@ def noise(samples: int, seed: int = 0, level: float = 0.3) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def audio(tiny_bundle: Path) -> AudioParts:
-    return AudioParts.open(Bundle.open(tiny_bundle), device="cpu", threads=1)
+    return AudioParts.open(Bundle.open(tiny_bundle), EngineSettings())
 
 
 def live_patches(audio: AudioParts, waveform: np.ndarray, size: int = 1600) -> tuple[np.ndarray, float]:
@@ -66,7 +67,7 @@ def test_block_sizes_do_not_matter(audio: AudioParts, samples: int, size: int, s
 
 
 def test_two_branches(tiny_bundle: Path, tmp_path: Path) -> None:
-    parts = AudioParts.open(Bundle.open(write_two_branch_bundle(tiny_bundle, tmp_path / "b")), device="cpu", threads=1)
+    parts = AudioParts.open(Bundle.open(write_two_branch_bundle(tiny_bundle, tmp_path / "b")), EngineSettings())
     waveform = noise(2 * CHUNK + 999)
     got, _ = live_patches(parts, waveform)
     np.testing.assert_allclose(got, parts.encoder.patches(parts.front_end.features([waveform])), atol=1e-5)

@@ -5,20 +5,22 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dasheng_edge.runtime import tuned as tuned_module
+from dasheng_edge.runtime.audio.audio_parts import AudioParts
 from dasheng_edge.runtime.bundle.bundle import MANIFEST, Bundle
 from dasheng_edge.runtime.captioner import Captioner
-from dasheng_edge.runtime.embedder import AudioParts, Embedder
+from dasheng_edge.runtime.embedder import Embedder
+from dasheng_edge.runtime.engine_options import EngineOptions, EngineSettings
 from dasheng_edge.runtime.errors import OutputExistsError, OutputWriteError
-from dasheng_edge.runtime.machine.devices import Device
-from dasheng_edge.runtime.tuned import Choice, Machine, forget_tuned, store_tuned, this_machine, tuned_for
+from dasheng_edge.runtime.tuned import Machine, forget_tuned, store_tuned, this_machine, tuned_for
 
-CHOICE = Choice(encoder_threads=1, prefill_threads=1, decode_threads=1, kv_type="q8_0", repack=True, huge_pages=False)
+CHOICE = EngineSettings(kv_type="q8_0", weights="repacked")
 
 
 @pytest.fixture(autouse=True)
@@ -39,14 +41,27 @@ def test_what_is_stored_is_found_again(bundle: Bundle, cache: Path) -> None:
     assert list(path.parent.iterdir()) == [path]  # no lock and nothing half-written beside it
     found = tuned_for(bundle)
     assert found is not None
-    assert Choice(**{name: getattr(found, name) for name in Choice.model_fields}) == CHOICE
+    assert found.settings == CHOICE
     assert found.bundle == bundle.manifest.name
     assert found.machine == this_machine()
 
 
+def test_a_file_of_an_earlier_version_is_honoured(bundle: Bundle) -> None:
+    path = store_tuned(bundle, CHOICE)
+    written = {
+        "encoder_threads": 1, "prefill_threads": 1, "decode_threads": 1, "kv_type": "q8_0", "repack": True,
+        "schema_version": 1, "bundle": "tiny", "manifest_sha256": json.loads(path.read_text())["manifest_sha256"],
+        "machine": this_machine().model_dump(),
+    }  # fmt: skip
+    path.write_text(json.dumps(written))  # version 0.1 knew no huge pages
+    found = tuned_for(bundle)
+    assert found is not None
+    assert found.settings == CHOICE
+
+
 def test_a_later_choice_replaces_an_earlier_one(bundle: Bundle) -> None:
     store_tuned(bundle, CHOICE)
-    store_tuned(bundle, CHOICE.model_copy(update={"kv_type": "f16"}))
+    store_tuned(bundle, replace(CHOICE, kv_type="f16"))
     found = tuned_for(bundle)
     assert found is not None
     assert found.kv_type == "f16"
@@ -152,16 +167,13 @@ def test_the_machine_is_the_same_twice_and_says_what_decides() -> None:
 def test_a_captioner_takes_what_was_chosen(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DASHENG_EDGE_CACHE", str(tmp_path))
     most = os.cpu_count() or 1
-    choice = Choice(
-        encoder_threads=1, prefill_threads=most, decode_threads=1, kv_type="q8_0", repack=True, huge_pages=False
-    )
-    store_tuned(Bundle.open(tiny_bundle), choice)
+    store_tuned(Bundle.open(tiny_bundle), replace(CHOICE, prefill_threads=most))
     with Captioner.open(tiny_bundle) as captioner:
-        options = captioner.parts.decoder.options
-    assert (options.n_threads_batch, options.n_threads, options.kv_type) == (most, 1, "q8_0")
+        assert captioner.parts.decoder.settings == replace(CHOICE, prefill_threads=most)
+    with Captioner.open(tiny_bundle, few=True) as captioner:
+        assert captioner.parts.decoder.settings == replace(CHOICE, prefill_threads=most, weights="mapped")
     with Captioner.open(tiny_bundle, threads=1) as captioner:
-        options = captioner.parts.decoder.options
-    assert (options.n_threads_batch, options.n_threads, options.kv_type) == (1, 1, "f16")
+        assert captioner.parts.decoder.settings == EngineSettings()
 
 
 def test_an_embedder_takes_the_encoders_threads(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,9 +181,9 @@ def test_an_embedder_takes_the_encoders_threads(tiny_bundle: Path, monkeypatch: 
     asked: list[int | None] = []
     opened = AudioParts.open
 
-    def noted(bundle: Bundle, *, device: Device, threads: int | None) -> AudioParts:
-        asked.append(threads)
-        return opened(bundle, device=device, threads=threads)
+    def noted(bundle: Bundle, options: EngineOptions) -> AudioParts:
+        asked.append(options.encoder_threads)
+        return opened(bundle, options)
 
     monkeypatch.setattr(AudioParts, "open", noted)
     Embedder.open(tiny_bundle).close()

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from dasheng_edge.runtime.audio.encoder import Encoder, Projector
 from dasheng_edge.runtime.audio.front_end import FrontEnd
 from dasheng_edge.runtime.bundle.bundle import GOLDEN, MANIFEST, Bundle, FileFacts, sha256_of
+from dasheng_edge.runtime.engine_options import EngineSettings
 from dasheng_edge.runtime.errors import BundleFileError, DecoderError, DeviceError, PromptError
 from dasheng_edge.runtime.text.decoder import Decoder
 from dasheng_edge.runtime.text.prompt import PromptBuilder
@@ -50,7 +51,7 @@ def sealed(bundle: Bundle) -> Bundle:
 
 
 def run(bundle: Bundle) -> VerifyReport:
-    return verify_bundle(bundle, threads=1)
+    return verify_bundle(bundle, EngineSettings())
 
 
 def failed(report: VerifyReport) -> set[tuple[str, str]]:

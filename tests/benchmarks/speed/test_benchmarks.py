@@ -32,6 +32,7 @@ from dasheng_edge.quant.encoder.quantize import EncoderOptions, quantize_encoder
 from dasheng_edge.runtime import Bundle, Captioner
 from dasheng_edge.runtime.audio.read import read_audio
 from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER
+from dasheng_edge.runtime.engine_options import EngineSettings
 from dasheng_edge.runtime.machine.devices import onnx_session
 from dasheng_edge.runtime.text.decoder import Decoder
 
@@ -125,7 +126,7 @@ def test_an_int8_encoder_is_profiled_by_its_operators(tiny_bundle: Path, tmp_pat
 
 
 def test_the_decoders_turns_decode_what_they_say(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    decoder = Decoder.open(tiny_bundle / DECODER, n_threads=1)
+    decoder = Decoder.open(tiny_bundle / DECODER, EngineSettings())
     rows: list[int] = []
     decode = Decoder._decode
 
@@ -148,7 +149,7 @@ def test_the_decoders_turns_decode_what_they_say(tiny_bundle: Path, monkeypatch:
 
 
 def test_a_decoder_that_ends_at_once_is_refused(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    decoder = Decoder.open(tiny_bundle / DECODER, n_threads=1)
+    decoder = Decoder.open(tiny_bundle / DECODER, EngineSettings())
     monkeypatch.setattr(decoder, "is_end", lambda _: True)
     with pytest.raises(BenchmarkError, match="ends its text before 4 tokens after each of 50 tokens"):
         Variants(decoder, prompt=10, generated=4)

@@ -19,6 +19,7 @@ from dasheng_edge.export.gguf.tokenizer import read_vocabulary
 from dasheng_edge.quant.decoder.gguf_file import gguf_tensors
 from dasheng_edge.runtime.bundle.bundle import DECODER, Variant
 from dasheng_edge.runtime.deviation import relative_rms
+from dasheng_edge.runtime.engine_options import EngineSettings
 from dasheng_edge.runtime.text.context import BATCH
 from dasheng_edge.runtime.text.decoder import Decoder
 from dasheng_edge.runtime.text.token_rows import TokenRows
@@ -91,7 +92,7 @@ def test_f32_equals_transformers(adapted: str, audio_rows: int, checkpoint: Path
     audio = np.random.default_rng(audio_rows).normal(0, 1, (audio_rows, 256)).astype(np.float32)
     want, want_tokens = reference(merged, audio)
     write_gguf(tmp_path / "x.gguf", merged, read_vocabulary(checkpoint, ROWS), "F32")
-    decoder = Decoder.open(tmp_path / "x.gguf", n_ctx=256, n_threads=1)
+    decoder = Decoder.open(tmp_path / "x.gguf", EngineSettings(), n_ctx=256)
     try:
         decoder.prefill([tuple(BEFORE), audio, tuple(AFTER)], reserve=NEW_TOKENS)
         error = relative_rms(decoder.logits(), want)
@@ -134,6 +135,6 @@ def test_the_embeddings_of_tokens_are_those_of_the_file(decoder: Decoder, tiny_b
     table = gguf_tensors(tiny_bundle / DECODER)["token_embd.weight"]
     tokens = (7, 0, decoder.n_vocab - 1, 7)
     want = np.concatenate([table.rows(token, token + 1) for token in tokens])
-    got = TokenRows(decoder).of(tokens)
+    got = TokenRows(decoder.new_context, decoder.n_embd).of(tokens)
     assert got is not None
     np.testing.assert_array_equal(got, want)

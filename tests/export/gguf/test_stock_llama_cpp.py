@@ -26,6 +26,7 @@ from dasheng_edge.quant.decoder.gguf_file import gguf_tensors
 from dasheng_edge.quant.decoder.llama_quantize import quantize
 from dasheng_edge.quant.decoder.types import PlainType
 from dasheng_edge.runtime.bundle.bundle import Sampling, Variant
+from dasheng_edge.runtime.engine_options import EngineSettings
 from dasheng_edge.runtime.text.decoder import Decoder
 from tests.fixtures.tiny_checkpoint import write_tiny_checkpoint
 
@@ -112,7 +113,7 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp("stock")
     checkpoint = MICRO if which == "micro" else write_tiny_checkpoint(folder / "checkpoint", variant=which)
     path = write_decoder(folder, checkpoint, kind)
-    decoder = Decoder.open(path, n_ctx=512, n_threads=1)
+    decoder = Decoder.open(path, EngineSettings(), n_ctx=512)
     with llama_server(path) as address:
         yield address, decoder
     decoder.close()
@@ -166,7 +167,7 @@ def test_llama_tokenize_finds_the_runtimes_tokens(tmp_path: Path) -> None:
     text = "Écoute: a bell 🔔\n\n  and 3.14 <|im_end|>"
     command = [str(BIN / "llama-tokenize"), "-m", str(path), "-p", text, "--ids", "--log-disable", "--no-parse-special"]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    decoder = Decoder.open(path, n_threads=1)
+    decoder = Decoder.open(path, EngineSettings())
     try:
         assert json.loads(printed) == list(decoder.tokenize(text))
     finally:

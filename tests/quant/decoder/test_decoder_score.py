@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dasheng_edge.runtime.bundle.bundle import DECODER, KvType
+from dasheng_edge.runtime.engine_options import EngineSettings
 from dasheng_edge.runtime.errors import DecoderError
 from dasheng_edge.runtime.text.decoder import SCORED_ROWS, Decoder
 from dasheng_edge.runtime.text.llama import Watch
@@ -60,7 +61,9 @@ def test_a_watch_sees_rows_and_its_errors_are_raised(decoder: Decoder) -> None:
 
 
 def test_what_is_not_float32_is_refused(tiny_bundle: Path) -> None:
-    decoder = Decoder.open(tiny_bundle / DECODER, n_ctx=512, n_threads=1)  # of 256, all rows are shown without gaps
+    decoder = Decoder.open(
+        tiny_bundle / DECODER, EngineSettings(), n_ctx=512
+    )  # of 256, all rows are shown without gaps
     decoder.watch(Watch(lambda name: name == "leaf_9" or "inp_pos" in name or name == "inp_tokens", lambda *_: None))
     decoder.prefill((PROMPT,))  # inputs are no results, so nothing is shown of them
     decoder.watch(Watch(lambda _: True, lambda *_: None))
@@ -75,7 +78,7 @@ def test_quantized_keys_and_values_change_a_little(
 ) -> None:
     answer = tuple(range(5, 45))
     wanted = decoder.score((PROMPT,), answer)
-    other = Decoder.open(tiny_bundle / DECODER, n_threads=1, kv_type=kv_type)
+    other = Decoder.open(tiny_bundle / DECODER, EngineSettings(kv_type=kv_type))
     got = other.score((PROMPT,), answer)
     other.close()
     error = float(np.sqrt(np.square(got - wanted).mean()) / wanted.std())
@@ -83,7 +86,7 @@ def test_quantized_keys_and_values_change_a_little(
 
 
 def test_halves_are_how_keys_and_values_are_kept_by_default(tiny_bundle: Path, decoder: Decoder) -> None:
-    other = Decoder.open(tiny_bundle / DECODER, n_threads=1, kv_type="f16")
+    other = Decoder.open(tiny_bundle / DECODER, EngineSettings(kv_type="f16"))
     np.testing.assert_array_equal(other.score((PROMPT,), (7, 8, 9)), decoder.score((PROMPT,), (7, 8, 9)))
     other.close()
 

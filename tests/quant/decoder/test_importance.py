@@ -20,6 +20,7 @@ from dasheng_edge.quant.decoder.importance import CHUNK_ROWS, audio_importance, 
 from dasheng_edge.quant.decoder.llama_quantize import Guidance, quantize
 from dasheng_edge.quant.decoder.types import DecoderType
 from dasheng_edge.runtime.bundle.bundle import DECODER, Bundle
+from dasheng_edge.runtime.engine_options import EngineSettings
 from dasheng_edge.runtime.errors import DecoderError, QuantizeError
 from dasheng_edge.runtime.parts import Parts
 from dasheng_edge.runtime.text.decoder import Decoder
@@ -37,7 +38,7 @@ needs_programs = pytest.mark.skipif(not PROGRAMS.is_dir(), reason="make llama-to
 
 def test_equal_to_what_pytorch_multiplies(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
     bundle = Bundle.open(tiny_bundle)
-    parts = Parts.open(bundle, device="cpu", threads=1)
+    parts = Parts.open(bundle, EngineSettings())
     embeddings = np.random.default_rng(0).normal(size=(17, parts.decoder.n_embd)).astype(np.float32)
     counted: list[int] = []
     found = audio_importance(parts, bundle.path(DECODER), [(embeddings, None)], 12, counted.append)
@@ -85,7 +86,7 @@ def test_text_gives_what_llama_imatrix_gives(tmp_path: Path) -> None:
     )  # fmt: skip
     subprocess.run([PROGRAMS / command[0], *command[1:]], check=True, capture_output=True)
     theirs = read_imatrix(tmp_path / "theirs.gguf")
-    decoder = Decoder.open(MICRO, n_threads=1)
+    decoder = Decoder.open(MICRO, EngineSettings())
     ours = text_importance(decoder, MICRO, TEXT, "text")
     decoder.close()
     assert ours.entries.keys() == theirs.entries.keys()
@@ -110,7 +111,7 @@ def test_text_gives_what_llama_imatrix_gives(tmp_path: Path) -> None:
     ],
 )
 def test_llama_quantize_makes_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: DecoderType) -> None:
-    decoder = Decoder.open(MICRO, n_threads=1)
+    decoder = Decoder.open(MICRO, EngineSettings())
     write_imatrix(tmp_path / "imatrix.gguf", text_importance(decoder, MICRO, TEXT, "text"))
     decoder.close()
     monkeypatch.chdir(tmp_path)
@@ -125,14 +126,14 @@ def test_llama_quantize_makes_the_same_file(tmp_path: Path, monkeypatch: pytest.
 
 @needs_micro
 def test_a_text_shorter_than_a_chunk_is_refused() -> None:
-    decoder = Decoder.open(MICRO, n_threads=1)
+    decoder = Decoder.open(MICRO, EngineSettings())
     with pytest.raises(QuantizeError, match=r"short has .* tokens, an importance matrix needs at least 512"):
         text_importance(decoder, MICRO, "rain falls", "short")
     decoder.close()
 
 
 def test_a_matrix_that_llama_cpp_does_not_show_is_an_error(tiny_bundle: Path) -> None:
-    parts = Parts.open(Bundle.open(tiny_bundle), device="cpu", threads=1)
+    parts = Parts.open(Bundle.open(tiny_bundle), EngineSettings())
     with pytest.raises(QuantizeError, match=r"llama\.cpp showed nothing of .*; give at least one clip"):
         audio_importance(parts, tiny_bundle / DECODER, [], 4, lambda _: None)
     parts.decoder.close()
@@ -147,7 +148,7 @@ def test_inputs_of_matrices() -> None:
 
 
 def test_an_error_ends_the_watch(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    parts = Parts.open(Bundle.open(tiny_bundle), device="cpu", threads=1)
+    parts = Parts.open(Bundle.open(tiny_bundle), EngineSettings())
     embeddings = np.zeros((5, parts.decoder.n_embd), np.float32)
     watches: list[object] = []
     watch = parts.decoder.watch
@@ -171,7 +172,7 @@ def test_an_error_ends_the_watch(tiny_bundle: Path, monkeypatch: pytest.MonkeyPa
 
 def test_clips_and_prompts_add_up(tiny_bundle: Path) -> None:
     """Of two clips, what each gives; another prompt has other rows."""
-    parts = Parts.open(Bundle.open(tiny_bundle), device="cpu", threads=1)
+    parts = Parts.open(Bundle.open(tiny_bundle), EngineSettings())
     generator = np.random.default_rng(0)
     clips = [
         (generator.normal(size=(rows, parts.decoder.n_embd)).astype(np.float32), prompt)
@@ -192,7 +193,7 @@ def test_clips_and_prompts_add_up(tiny_bundle: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_while_llama_cpp_computes_is_not_swallowed(number: signal.Signals) -> None:
     """Raised in a callback, it would be printed and forgotten, and the matrix would lack what was not computed."""
-    decoder = Decoder.open(MICRO, n_threads=1)
+    decoder = Decoder.open(MICRO, EngineSettings())
     seen: list[str] = []
 
     def see(name: str, _: object) -> None:

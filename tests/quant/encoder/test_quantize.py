@@ -17,10 +17,11 @@ from dasheng_edge.quant.calibration import golden_features
 from dasheng_edge.quant.encoder.graphs import convert, load_graph, matrix_nodes, save_graph, to_cuda
 from dasheng_edge.quant.encoder.precisions import PRECISIONS, EncoderPrecision, MatrixPrecision
 from dasheng_edge.quant.encoder.quantize import EncoderOptions, clip_outputs, quantize_encoder
+from dasheng_edge.runtime.audio.audio_parts import AudioParts
 from dasheng_edge.runtime.audio.front_end import Features
 from dasheng_edge.runtime.bundle.bundle import ENCODER, PROJECTOR, Bundle
 from dasheng_edge.runtime.deviation import Deviation
-from dasheng_edge.runtime.embedder import AudioParts
+from dasheng_edge.runtime.engine_options import EngineSettings
 from dasheng_edge.runtime.errors import QuantizeError
 from dasheng_edge.runtime.machine.devices import load_onnxruntime
 from dasheng_edge.runtime.verify import read_golden
@@ -36,7 +37,7 @@ def source(tiny_bundle: Path) -> Bundle:
 
 @pytest.fixture(scope="module")
 def clips(source: Bundle) -> tuple[Features, ...]:
-    return golden_features(read_golden(source), AudioParts.open(source, device="cpu", threads=1)).features
+    return golden_features(read_golden(source), AudioParts.open(source, EngineSettings())).features
 
 
 def outputs(source: Bundle, folder: Path, clips: tuple[Features, ...]) -> list[np.ndarray]:

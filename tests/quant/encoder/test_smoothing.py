@@ -15,10 +15,11 @@ from dasheng_edge.quant.encoder.graphs import load_graph, matrix_nodes, save_gra
 from dasheng_edge.quant.encoder.precisions import EncoderPrecision
 from dasheng_edge.quant.encoder.quantize import EncoderOptions, clip_outputs, quantize_encoder, trials
 from dasheng_edge.quant.encoder.smoothing import EXPONENTS, fold, smoothable, smoothing_scales
+from dasheng_edge.runtime.audio.audio_parts import AudioParts
 from dasheng_edge.runtime.audio.front_end import Features
 from dasheng_edge.runtime.bundle.bundle import ENCODER, PROJECTOR, Bundle
 from dasheng_edge.runtime.deviation import Deviation
-from dasheng_edge.runtime.embedder import AudioParts
+from dasheng_edge.runtime.engine_options import EngineSettings
 from dasheng_edge.runtime.verify import read_golden
 from tests.fixtures.outliers import add_outliers
 
@@ -32,7 +33,7 @@ def source(tiny_bundle: Path) -> Bundle:
 
 @pytest.fixture(scope="module")
 def clips(source: Bundle) -> tuple[Features, ...]:
-    return golden_features(read_golden(source), AudioParts.open(source, device="cpu", threads=1)).features
+    return golden_features(read_golden(source), AudioParts.open(source, EngineSettings())).features
 
 
 @pytest.fixture

@@ -14,16 +14,17 @@ from dasheng_edge.quant.encoder.plan import Plan
 from dasheng_edge.quant.encoder.precisions import MatrixPrecision
 from dasheng_edge.quant.encoder.quantize import clip_outputs
 from dasheng_edge.quant.encoder.stages import MOST_AUDIO_S, Chain
+from dasheng_edge.runtime.audio.audio_parts import AudioParts
 from dasheng_edge.runtime.audio.front_end import Features
 from dasheng_edge.runtime.bundle.bundle import ENCODER, PROJECTOR, Bundle
 from dasheng_edge.runtime.deviation import Deviation
-from dasheng_edge.runtime.embedder import AudioParts
+from dasheng_edge.runtime.engine_options import EngineSettings
 from dasheng_edge.runtime.verify import read_golden
 from tests.fixtures.bundle_kinds import write_encoder_bundle, write_two_branch_bundle
 
 
 def features_of(bundle: Bundle) -> tuple[Features, ...]:
-    return golden_features(read_golden(bundle), AudioParts.open(bundle, device="cpu", threads=1)).features
+    return golden_features(read_golden(bundle), AudioParts.open(bundle, EngineSettings())).features
 
 
 @pytest.fixture(scope="module", params=["whole", "encoder", "two branches"])
@@ -37,7 +38,7 @@ def source(request: pytest.FixtureRequest, tiny_bundle: Path, tmp_path_factory: 
 @pytest.fixture
 def clip(source: Bundle) -> Features:
     """One chunk of whole audio tokens, so that a chain and the graphs see the same."""
-    audio = AudioParts.open(source, device="cpu", threads=1)
+    audio = AudioParts.open(source, EngineSettings())
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, 3200 * 12).astype(np.float32)  # 12 tokens
     return audio.front_end.features([noise])
 
@@ -91,7 +92,7 @@ def test_chunks_come_from_all_over_the_clips(source: Bundle) -> None:
 
 
 def test_clips_that_give_no_token_are_left_out(source: Bundle) -> None:
-    audio = AudioParts.open(source, device="cpu", threads=1)
+    audio = AudioParts.open(source, EngineSettings())
     short = audio.front_end.features([np.zeros(700, np.float32)])
     chain = Chain(source, [short], 1)
     assert chain.noise(1, lambda _: None, at_end=True) == 0.0

@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from dasheng_edge.runtime.audio.audio_parts import AudioParts
 from dasheng_edge.runtime.audio.clips import FEW_CLIPS, Clip, ClipSet, calibration_warnings, find_clips, read_clips
 from dasheng_edge.runtime.bundle.bundle import Bundle
-from dasheng_edge.runtime.embedder import AudioParts
+from dasheng_edge.runtime.engine_options import EngineSettings
 from dasheng_edge.runtime.errors import AudioEmptyError, ClipsError
 
 RATE_HZ = 16_000
@@ -220,7 +221,7 @@ def test_alike_clips_are_told_where_they_are_more_than_half() -> None:
 
 
 def log_mels(tiny_bundle: Path, waveforms: list[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
-    parts = AudioParts.open(Bundle.open(tiny_bundle), device="cpu", threads=1)
+    parts = AudioParts.open(Bundle.open(tiny_bundle), EngineSettings())
     return [parts.front_end.features([waveform]).log_mel for waveform in waveforms]
 
 

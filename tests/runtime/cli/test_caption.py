@@ -18,6 +18,7 @@ from dasheng_edge.runtime.caption import Caption, CaptionStream
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.cli import app as cli
 from dasheng_edge.runtime.cli.caption import _clock
+from dasheng_edge.runtime.engine_options import EngineOptions
 from dasheng_edge.runtime.errors import DecoderError
 
 RATE = 16000
@@ -191,12 +192,12 @@ def test_a_few_clips_are_opened_for(
     told = []
 
     def refuse(*_: object, **given: object) -> None:
-        told.append(given["few"])
+        told.append(given["options"])
         raise DecoderError("enough")
 
     monkeypatch.setattr(Captioner, "open", refuse)
     caption(tiny_bundle, *[clip] * files, *(arg for value in options for arg in ("--window", value)))
-    assert told == [few]
+    assert told == [EngineOptions(weights="mapped" if few else None).changed(threads=1)]
 
 
 def test_clips_that_do_not_go_together_are_captioned_one_by_one(

@@ -14,12 +14,13 @@ from typer.testing import CliRunner, Result
 from dasheng_edge.runtime.audio.read import read_audio
 from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.cli.app import build_app
+from dasheng_edge.runtime.engine_options import EngineOptions, EngineSettings
 from dasheng_edge.runtime.errors import AudioNotFoundError, BundleKindError, MissingExtraError
 from dasheng_edge.runtime.machine.devices import usable_cores
 from dasheng_edge.runtime.speed import bench as bench_module
 from dasheng_edge.runtime.speed import transformers_peer as bench_against
 from dasheng_edge.runtime.speed.bench import SYNTHETIC_S, BenchOptions, BenchReport, bench, machine_line, synthetic_clip
-from dasheng_edge.runtime.tuned import Choice, store_tuned
+from dasheng_edge.runtime.tuned import store_tuned
 from tests.fixtures.audio_files import Format, sine, write_audio
 from tests.fixtures.bundle_kinds import write_encoder_bundle
 
@@ -39,7 +40,7 @@ def clip(tmp_path: Path) -> Path:
 
 def measured(bundle: Path, *audio: Path, rounds: int = 2, checkpoint: Path | None = None) -> BenchReport:
     names = tuple(map(str, audio))
-    return bench(BenchOptions(str(bundle), names, rounds, TOKENS, threads=1, checkpoint=checkpoint))
+    return bench(BenchOptions(str(bundle), names, rounds, TOKENS, checkpoint, EngineSettings()))
 
 
 def test_the_synthetic_clip_is_the_same_each_time_and_not_silent() -> None:
@@ -72,7 +73,7 @@ def test_stages_add_up_and_are_counted_once_per_round_and_clip(tiny_bundle: Path
 
 
 def test_one_new_token_has_no_rate(tiny_bundle: Path, clip: Path) -> None:
-    report = bench(BenchOptions(str(tiny_bundle), (str(clip),), 1, 1, threads=1))
+    report = bench(BenchOptions(str(tiny_bundle), (str(clip),), 1, 1, engine=EngineSettings()))
     assert report.decode_tokens_per_s is None
     assert report.new_tokens == (1,)
 
@@ -81,17 +82,9 @@ def test_it_says_that_threads_are_tuned(tiny_bundle: Path, clip: Path) -> None:
     cores = usable_cores()
     options = BenchOptions(str(tiny_bundle), (str(clip),), 1, 1)
     assert not bench(options).tuned
-    choice = Choice(
-        encoder_threads=cores,
-        prefill_threads=cores,
-        decode_threads=cores,
-        kv_type="f16",
-        repack=False,
-        huge_pages=False,
-    )
-    store_tuned(Bundle.open(tiny_bundle), choice)
+    store_tuned(Bundle.open(tiny_bundle), EngineSettings(prefill_threads=cores))
     assert bench(options).tuned
-    assert not bench(replace(options, threads=cores)).tuned  # they are given
+    assert not bench(replace(options, engine=EngineOptions().changed(threads=cores))).tuned  # they are given
 
 
 def test_what_cannot_be_measured(tiny_bundle: Path, tmp_path: Path) -> None:

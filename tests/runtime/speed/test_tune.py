@@ -9,18 +9,17 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from dasheng_edge.runtime import parts as parts_module
 from dasheng_edge.runtime.bundle.bundle import MANIFEST, Bundle, KvType
 from dasheng_edge.runtime.cli.app import build_app
+from dasheng_edge.runtime.engine_options import EngineSettings, Host
 from dasheng_edge.runtime.errors import BundleError, DecoderError, OutputWriteError
 from dasheng_edge.runtime.machine.devices import usable_cores
 from dasheng_edge.runtime.speed import tune as tune_module
 from dasheng_edge.runtime.speed.tune import TuneOptions, TuneReport, named, thread_counts, tune, typical_ms
-from dasheng_edge.runtime.tuned import Choice, tuned_for
+from dasheng_edge.runtime.tuned import TunedChoice, tuned_for
 from tests.fixtures.bundle_kinds import write_encoder_bundle
 
 CORES, HARDWARE_THREADS = 4, 8
-CHOICE = Choice(encoder_threads=1, prefill_threads=1, decode_threads=1, kv_type="f16", repack=False, huge_pages=False)
 
 
 class Clock:
@@ -52,12 +51,12 @@ class FakeMachine:
         self.clock.now_s += 1
         return self.encode(bundle.folder, threads)
 
-    def answer_ms(self, _: Bundle, choice: Choice) -> tuple[float, float]:
-        self.looks.append(choice)
+    def answer_ms(self, _: Bundle, settings: EngineSettings) -> tuple[float, float]:
+        self.looks.append(settings)
         self.clock.now_s += 1
-        prefill_ms, token_ms = self.answer(choice.prefill_threads, choice.decode_threads, choice.kv_type)
-        repacked = self.repacked if choice.repack else 1.0
-        return prefill_ms * repacked, token_ms * (self.huge_pages if choice.huge_pages else 1.0)
+        prefill_ms, token_ms = self.answer(settings.prefill_threads, settings.decode_threads, settings.kv_type)
+        repacked = self.repacked if settings.weights == "repacked" else 1.0
+        return prefill_ms * repacked, token_ms * (self.huge_pages if settings.huge_pages else 1.0)
 
 
 @pytest.fixture(autouse=True)
@@ -65,11 +64,9 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeMachine:
     monkeypatch.setenv("DASHENG_EDGE_CACHE", str(tmp_path / "cache"))
     fake = FakeMachine(Clock())
     monkeypatch.setattr("os.cpu_count", lambda: HARDWARE_THREADS)
-    monkeypatch.setattr(tune_module, "usable_cores", lambda: CORES)
+    monkeypatch.setattr(Host, "here", lambda: Host(CORES, x86=True, huge_pages=True))
     monkeypatch.setattr(tune_module, "usable_hardware_threads", lambda: HARDWARE_THREADS)
     monkeypatch.setattr(tune_module, "perf_counter", fake.clock)
-    for module in (tune_module, parts_module):
-        monkeypatch.setattr(module, "huge_pages_on_request", lambda: True)
     monkeypatch.setattr(tune_module, "encode_ms", fake.encode_ms)
     monkeypatch.setattr(tune_module, "answer_ms", fake.answer_ms)
     return fake
@@ -90,7 +87,7 @@ def measured(bundle: Path, **options: object) -> TuneReport:
 
 
 def chosen(report: TuneReport) -> Mapping[str, object]:
-    return report.tuned[0].choice.model_dump()
+    return TunedChoice.of(report.tuned[0].choice).model_dump()
 
 
 @pytest.mark.parametrize(
@@ -166,9 +163,7 @@ def test_without_time_the_default_is_measured_and_stays(tiny_bundle: Path, machi
         "repack": False,
         "huge_pages": False,
     }
-    default = Choice(
-        encoder_threads=4, prefill_threads=4, decode_threads=4, kv_type="f16", repack=False, huge_pages=False
-    )
+    default = EngineSettings(encoder_threads=4, prefill_threads=4, decode_threads=4)
     assert machine.looks == [4, default, default]
 
 
@@ -337,8 +332,7 @@ def test_huge_pages_are_asked_for_where_that_is_faster(
 def test_huge_pages_are_not_tried_where_nobody_gives_them(
     quantized: Path, machine: FakeMachine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (tune_module, parts_module):
-        monkeypatch.setattr(module, "huge_pages_on_request", lambda: False)
+    monkeypatch.setattr(Host, "here", lambda: Host(CORES, x86=True, huge_pages=False))
     assert {row.setting for row in measured(quantized).rows if row.part == "weights"} == {"as stored", "repacked"}
 
 
@@ -351,10 +345,10 @@ def test_the_real_engines_are_measured(tiny_bundle: Path, monkeypatch: pytest.Mo
     if threads > usable_cores():
         pytest.skip("there is one core")
     monkeypatch.undo()
-    monkeypatch.setattr(tune_module, "LEAST_RUNS", 1)
-    monkeypatch.setattr(tune_module, "LEAST_S", 0.0)
+    monkeypatch.setattr(tune_module, "MIN_RUNS", 1)
+    monkeypatch.setattr(tune_module, "MIN_S", 0.0)
     bundle = Bundle.open(tiny_bundle, check_sha256=False)
     assert tune_module.encode_ms(bundle, threads) > 0
-    prefill_ms, token_ms = tune_module.answer_ms(bundle, CHOICE.model_copy(update={"prefill_threads": threads}))
+    prefill_ms, token_ms = tune_module.answer_ms(bundle, EngineSettings(prefill_threads=threads))
     assert prefill_ms > 0
     assert token_ms > 0

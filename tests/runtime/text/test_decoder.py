@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from dasheng_edge.runtime.bundle.bundle import DECODER, Sampling
+from dasheng_edge.runtime.engine_options import EngineSettings
 from dasheng_edge.runtime.errors import DecoderError, DeviceError, MissingExtraError
 from dasheng_edge.runtime.text import decoder as decoder_module
 from dasheng_edge.runtime.text import llama
@@ -54,7 +55,7 @@ def test_facts(decoder: Decoder) -> None:
 
 def test_embedding_rows_of_tokens_give_the_logits_of_the_tokens(decoder: Decoder) -> None:
     tokens = decoder.tokenize(TEXT)
-    table = TokenRows(decoder)
+    table = TokenRows(decoder.new_context, decoder.n_embd)
     want = logits_of(decoder, tokens)
     for cut in (0, 1, 3):
         rows = table.of(tokens[cut:])
@@ -78,7 +79,7 @@ def test_the_context_grows_on_demand(decoder: Decoder, path: Path) -> None:
     assert decoder.n_ctx == 768
     decoder.prefill([(1,)], reserve=4000)
     assert decoder.n_ctx == 4096
-    large = Decoder.open(path, n_ctx=4096, n_threads=1)
+    large = Decoder.open(path, EngineSettings(), n_ctx=4096)
     assert relative(grown, logits_of(large, (1, 2, 3), noise(700))) < 1e-6
     large.close()
 
@@ -111,7 +112,7 @@ def test_leading_tokens_stay_in_the_cache(decoder: Decoder, path: Path, monkeypa
         rows.clear()
         got = logits_of(decoder, *request)
         assert sum(rows) == expected
-        fresh = Decoder.open(path, n_ctx=CONTEXT_STEP, n_threads=1)
+        fresh = Decoder.open(path, EngineSettings(), n_ctx=CONTEXT_STEP)
         assert relative(got, logits_of(fresh, *request)) < 1e-5
         fresh.close()
 
@@ -277,15 +278,15 @@ def test_files_that_do_not_load(path: Path, tmp_path: Path, damage: Callable[[by
     broken = tmp_path / "x.gguf"
     broken.write_bytes(damage(path.read_bytes()))
     with pytest.raises(DecoderError, match=r"llama\.cpp cannot load"):
-        Decoder.open(broken)
+        Decoder.open(broken, EngineSettings())
     with pytest.raises(DecoderError, match=r"llama\.cpp cannot load"):
-        Decoder.open(tmp_path / "none.gguf")
+        Decoder.open(tmp_path / "none.gguf", EngineSettings())
 
 
 def test_other_architectures_are_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoder_module, "ARCHITECTURES", ("qwen3",))
     with pytest.raises(DecoderError, match="is a qwen2 model; expected one of qwen3"):
-        Decoder.open(path)
+        Decoder.open(path, EngineSettings())
 
 
 def test_a_context_that_cannot_be_made(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,18 +312,18 @@ def test_a_context_that_cannot_grow_leaves_none_behind(decoder: Decoder, monkeyp
 @pytest.mark.skipif(build_info()[1], reason="this llama.cpp can offload to a GPU")
 def test_cuda_needs_a_build_with_cuda(path: Path) -> None:
     with pytest.raises(DeviceError, match="this one is built for CPU"):
-        Decoder.open(path, device="cuda")
+        Decoder.open(path, EngineSettings(device="cuda"))
 
 
 def test_llama_cpp_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     llama.llama_cpp_library.cache_clear()
     monkeypatch.setitem(sys.modules, "llama_cpp", None)
     with pytest.raises(MissingExtraError, match="pip install 'llama-cpp-python"):
-        Decoder.open(tmp_path)
+        Decoder.open(tmp_path, EngineSettings())
 
 
 def test_closing_twice_is_harmless(path: Path) -> None:
-    decoder = Decoder.open(path, n_threads=1)
+    decoder = Decoder.open(path, EngineSettings())
     decoder.prefill([(1,)])
     decoder.close()
     decoder.close()
@@ -333,7 +334,7 @@ def test_closing_twice_is_harmless(path: Path) -> None:
 
 
 def test_llama_cpp_prints_nothing(path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    decoder = Decoder.open(path, n_threads=1)
+    decoder = Decoder.open(path, EngineSettings())
     decoder.prefill([(1,)])
     decoder.close()
     assert capfd.readouterr() == ("", "")

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dasheng_edge.runtime.bundle.bundle import DECODER, Bundle
+from dasheng_edge.runtime.bundle.bundle import DECODER
 from dasheng_edge.runtime.captioner import Captioner
-from dasheng_edge.runtime.parts import default_choice
+from dasheng_edge.runtime.engine_options import EngineOptions, EngineSettings, Host
 from dasheng_edge.runtime.text import huge_pages
 from dasheng_edge.runtime.text import model as text_model
 from dasheng_edge.runtime.text.decoder import Decoder
-from dasheng_edge.runtime.text.huge_pages import LEAST_BYTES, HugePages, huge_pages_on_request
+from dasheng_edge.runtime.text.huge_pages import MIN_BYTES, HugePages
 
 PROMPT = ((1, 2, 3),)
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="others have no such pages")
@@ -50,12 +50,12 @@ def address_of(buffer: mmap.mmap) -> int:
 @pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").is_dir(), reason="this kernel has no huge pages")
 def test_large_buffers_that_are_new_are_asked_for() -> None:
     kind = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    before = mmap.mmap(-1, 2 * LEAST_BYTES, flags=kind)
+    before = mmap.mmap(-1, 2 * MIN_BYTES, flags=kind)
     mmap.mmap(-1, 4096, flags=kind, prot=mmap.PROT_READ)  # keeps the two apart
     pages = HugePages()
-    with mmap.mmap(-1, 3 * LEAST_BYTES, flags=kind, prot=mmap.PROT_READ | mmap.PROT_WRITE) as buffer:
+    with mmap.mmap(-1, 3 * MIN_BYTES, flags=kind, prot=mmap.PROT_READ | mmap.PROT_WRITE) as buffer:
         assert "hg" not in flags(address_of(buffer))
-        assert pages.ask() >= 3 * LEAST_BYTES
+        assert pages.ask() >= 3 * MIN_BYTES
         assert "hg" in flags(address_of(buffer))
         assert HugePages().ask() == 0
     before.close()
@@ -76,30 +76,17 @@ def test_only_private_writable_memory_of_no_file(monkeypatch: pytest.MonkeyPatch
     assert list(huge_pages._buffers()) == [(0x7F0000000000, 0x2000000), (0x7F0008000000, 0x1000)]
 
 
-@pytest.mark.parametrize(("says", "on_request"), [("always [madvise] never", True), ("[always] madvise never", False)])
-@LINUX
-def test_the_kernel_says_who_gets_them(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, says: str, on_request: bool
-) -> None:
-    (tmp_path / "enabled").write_text(says)
-    monkeypatch.setattr(huge_pages, "_ENABLED", tmp_path / "enabled")
-    assert huge_pages_on_request() is on_request
-
-
 def test_systems_without_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(huge_pages, "_MAPS", tmp_path / "none")
-    monkeypatch.setattr(huge_pages, "_ENABLED", tmp_path / "none")
     assert HugePages().ask() == 0
-    assert not huge_pages_on_request()
     monkeypatch.setattr(sys, "platform", "darwin")
     assert HugePages().ask() == 0
-    assert not huge_pages_on_request()
 
 
 def test_the_decoder_asks_once_while_it_loads(tiny_bundle: Path, asked: list[bool]) -> None:
     logits = []
     for wanted in (False, True):
-        decoder = Decoder.open(tiny_bundle / DECODER, n_threads=1, huge_pages=wanted)
+        decoder = Decoder.open(tiny_bundle / DECODER, EngineSettings(huge_pages=wanted))
         try:
             decoder.prefill(PROMPT)
             logits.append(decoder.logits())
@@ -110,12 +97,11 @@ def test_the_decoder_asks_once_while_it_loads(tiny_bundle: Path, asked: list[boo
 
 
 def test_a_few_clips_are_not_worth_it(tiny_bundle: Path, asked: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
-    stored, _ = Bundle.open(tiny_bundle).text_facts()
-    choice = default_choice(stored, 1).model_copy(update={"huge_pages": True})
-    monkeypatch.setattr("dasheng_edge.runtime.parts.default_choice", lambda *_: choice)
-    Captioner.open(tiny_bundle, few=True).close()
+    monkeypatch.setattr(Host, "here", lambda: Host(1, x86=True, huge_pages=True))
+    repacked = EngineOptions(weights="repacked")
+    Captioner.open(tiny_bundle, options=repacked, few=True).close()
     assert not asked
-    Captioner.open(tiny_bundle).close()
+    Captioner.open(tiny_bundle, options=repacked).close()
     assert asked == [True]
 
 
@@ -130,6 +116,6 @@ def test_ctrl_c_ends_the_loading(tiny_bundle: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(text_model._Loading, "__call__", interrupted)
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        Decoder.open(tiny_bundle / DECODER, n_threads=1)
+        Decoder.open(tiny_bundle / DECODER, EngineSettings())
     assert told == [True]  # and no tensor was read after it
     assert signal.getsignal(signal.SIGINT) is handler

@@ -11,9 +11,10 @@ import pytest
 
 from dasheng_edge.runtime.bundle.bundle import DECODER
 from dasheng_edge.runtime.captioner import Captioner
+from dasheng_edge.runtime.engine_options import EngineSettings
 from dasheng_edge.runtime.text import prefix_cache
 from dasheng_edge.runtime.text.decoder import Decoder
-from dasheng_edge.runtime.text.prefix_cache import MOST_IN_MEMORY, PrefixCache, cache_folder
+from dasheng_edge.runtime.text.prefix_cache import MAX_IN_MEMORY, PrefixCache, cache_folder
 
 LEAD = (1, 2, 3, 4, 5, 6, 7)
 
@@ -33,7 +34,7 @@ def test_a_prefix_from_disk_gives_the_same_bits(decoder: Decoder, tiny_bundle: P
     logits_of(decoder, (9, *LEAD))  # so that LEAD is no longer in the cache
     np.testing.assert_array_equal(logits_of(decoder), want)
     assert decoder.prefilled == len(LEAD) + 11
-    other = Decoder.open(tiny_bundle / DECODER, n_ctx=256, n_threads=1)
+    other = Decoder.open(tiny_bundle / DECODER, EngineSettings(), n_ctx=256)
     other.prefixes = PrefixCache(tmp_path, "model")
     np.testing.assert_array_equal(logits_of(other), want)
     assert other.prefilled == 11
@@ -110,7 +111,7 @@ def test_another_model_has_its_own(tmp_path: Path) -> None:
 
 def test_only_the_last_few_stay_in_memory() -> None:
     cache = PrefixCache(None, "a")
-    for token in range(MOST_IN_MEMORY + 2):
+    for token in range(MAX_IN_MEMORY + 2):
         cache.store((token,), b"x")
         cache.load((0,))  # used, so it stays
     assert cache.load((0,)) == b"x"
@@ -118,7 +119,7 @@ def test_only_the_last_few_stay_in_memory() -> None:
 
 
 def test_the_disk_holds_so_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prefix_cache, "MOST_BYTES_ON_DISK", 1000)
+    monkeypatch.setattr(prefix_cache, "MAX_BYTES_ON_DISK", 1000)
     cache = PrefixCache(tmp_path, "a")
     for token in range(5):
         cache.store((token,), bytes(300))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from dasheng_edge.runtime.text import token_rows
 from dasheng_edge.runtime.text.decoder import Decoder
-from dasheng_edge.runtime.text.token_rows import MOST_KEPT, TokenRows
+from dasheng_edge.runtime.text.token_rows import MAX_KEPT, TokenRows
 
 
 def audio(decoder: Decoder, rows: int = 9) -> np.ndarray:
@@ -23,7 +23,7 @@ def test_one_batch_gives_what_three_gave(decoder: Decoder, monkeypatch: pytest.M
     merged = decoder.logits()
     batches: list[int] = []
     monkeypatch.setattr(token_rows, "LOOKED_UP", "nothing of that name")  # as if llama.cpp did not show them
-    other = TokenRows(decoder)
+    other = TokenRows(decoder.new_context, decoder.n_embd)
     assert other.of((4, 5, 6)) is None
     decode = decoder._decode
 
@@ -43,24 +43,24 @@ def test_one_batch_gives_what_three_gave(decoder: Decoder, monkeypatch: pytest.M
 def test_the_decoders_own_rows_are_left_alone(decoder: Decoder) -> None:
     decoder.prefill([(1, 2, 3), audio(decoder)])
     want = decoder.logits()
-    assert TokenRows(decoder).of((8, 9)) is not None
+    assert TokenRows(decoder.new_context, decoder.n_embd).of((8, 9)) is not None
     np.testing.assert_array_equal(decoder.logits(), want)
 
 
 def test_only_the_last_few_are_kept(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = TokenRows(decoder)
-    for token in range(MOST_KEPT + 1):
+    rows = TokenRows(decoder.new_context, decoder.n_embd)
+    for token in range(MAX_KEPT + 1):
         rows.of((token,))
     looked_up: list[object] = []
     monkeypatch.setattr(rows, "_look_up", looked_up.append)
-    assert rows.of((MOST_KEPT,)) is not None
+    assert rows.of((MAX_KEPT,)) is not None
     assert looked_up == []
     assert rows.of((0,)) is None
     assert looked_up == [(0,)]
 
 
 def test_no_tokens_and_too_many_are_not_looked_up(decoder: Decoder) -> None:
-    rows = TokenRows(decoder)
+    rows = TokenRows(decoder.new_context, decoder.n_embd)
     assert rows.of(()) is None
     assert rows.of((1,) * 257) is None
     decoder.prefill([(1, 2), audio(decoder), (1,) * 257])  # which then go as they are

@@ -1,0 +1,140 @@
+"""How ONNX Runtime and llama.cpp are to run: what callers may choose, and what becomes of what they leave open."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from dasheng_edge.runtime.bundle.bundle import DecoderFacts, KvType
+from dasheng_edge.runtime.machine.devices import Device, checked_device, checked_threads, usable_cores
+
+WeightLayout: TypeAlias = Literal["mapped", "repacked"]
+
+FLOAT_TYPES = ("F32", "F16", "BF16")  # llama.cpp computes with these as they are in the file
+# Types whose weights llama.cpp copies into layouts of its own on x86-64; it has none for others there. On Zen with
+# AVX-512 (0.6B, 300 rows / one token, tok/s): Q4_0 502 / 55 with and 248 / 45 without, IQ4_NL the same; Q4_K_M 452 / 54
+# and 597 / 46, Q2_K alike: a caption of ten seconds is done earlier with, one of a minute without. `tune` measures it.
+REPACKED_X86 = ("Q4_0", "IQ4_NL", "Q4_K_M", "Q4_K_S", "Q2_K")
+_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How the engines run. None is automatic: `resolve` fills it in.
+
+    Raises:
+        DeviceError: there is no such device, or a number of threads is below one or above what the machine has.
+    """
+
+    device: Device = "cpu"
+    encoder_threads: int | None = None  # of the front end and the projector too
+    prefill_threads: int | None = None
+    decode_threads: int | None = None
+    kv_type: KvType | None = None  # how keys and values are kept
+    # `mapped` leaves the decoder's weights in the pages of their file: a 7B opens in a second instead of ten, and a
+    # caption of 40 tokens takes a tenth longer. `repacked` copies them into layouts in which llama.cpp is faster.
+    weights: WeightLayout | None = None
+    huge_pages: bool | None = None  # whether the decoder's weights are read into pages of 2 MB
+    cache: Path | Literal["off"] | None = None  # folder for the keys and values of prompts; None: the user's cache
+
+    def __post_init__(self) -> None:
+        checked_device(self.device)
+        for threads in (self.encoder_threads, self.prefill_threads, self.decode_threads):
+            if threads is not None:
+                checked_threads(threads)
+
+    def changed(
+        self, *, device: Device | None = None, threads: int | None = None, weights: WeightLayout | None = None
+    ) -> EngineOptions:
+        """The same with another device, so many threads for each part, or another layout; None changes nothing."""
+        options = self if device is None else replace(self, device=device)
+        if threads is not None:
+            options = replace(options, encoder_threads=threads, prefill_threads=threads, decode_threads=threads)
+        return options if weights is None else replace(options, weights=weights)
+
+    @property
+    def may_be_tuned(self) -> bool:
+        """Whether the choice of `dasheng-edge tune` counts: on the CPU, unless a number of threads is given."""
+        threads = (self.encoder_threads, self.prefill_threads, self.decode_threads)
+        return self.device == "cpu" and all(count is None for count in threads)
+
+
+@dataclass(frozen=True)
+class EngineSettings(EngineOptions):
+    """Engine options of which none is left open but the cache. The defaults suit tests: one thread, weights mapped."""
+
+    encoder_threads: int = 1
+    prefill_threads: int = 1
+    decode_threads: int = 1
+    kv_type: KvType = "f16"
+    weights: WeightLayout = "mapped"
+    huge_pages: bool = False
+
+
+@dataclass(frozen=True)
+class Host:
+    """What the defaults depend on."""
+
+    cores: int  # physical cores that this process may use
+    x86: bool
+    huge_pages: bool  # whether the system gives huge pages to programs that ask, and to no others
+
+    @classmethod
+    def here(cls) -> Host:
+        """This machine."""
+        return cls(usable_cores(), platform.machine().lower() in ("x86_64", "amd64"), huge_pages_on_request())
+
+
+def resolve(
+    options: EngineOptions, decoder: DecoderFacts | None, host: Host, tuned: EngineSettings | None = None
+) -> EngineSettings:
+    """What the engines run with: what is given, else what was tuned, else the default for this decoder and host."""
+    if isinstance(options, EngineSettings):
+        return options
+    tuned = tuned if options.may_be_tuned else None
+    default = tuned or _defaults(decoder, host)
+    weights, huge_pages = options.weights or default.weights, options.huge_pages
+    if huge_pages is None:
+        repacked = weights == "repacked"
+        huge_pages = default.huge_pages if options.weights is None else repacked and host.huge_pages
+    return EngineSettings(
+        device=options.device,
+        encoder_threads=options.encoder_threads or default.encoder_threads,
+        prefill_threads=options.prefill_threads or default.prefill_threads,
+        decode_threads=options.decode_threads or default.decode_threads,
+        kv_type=options.kv_type or default.kv_type,
+        weights=weights,
+        huge_pages=huge_pages,
+        cache=options.cache,
+    )
+
+
+def resolve_here(options: EngineOptions, decoder: DecoderFacts | None = None) -> EngineSettings:
+    """As `resolve`, on this machine, whatever was tuned."""
+    return resolve(options, decoder, Host.here())
+
+
+def _defaults(decoder: DecoderFacts | None, host: Host) -> EngineSettings:
+    """One thread for each core. Weights are repacked where llama.cpp has a layout for their type."""
+    repacked = False
+    if decoder is not None:
+        repacked = decoder.precision in REPACKED_X86 if host.x86 else decoder.precision not in FLOAT_TYPES
+    return EngineSettings(
+        encoder_threads=host.cores,
+        prefill_threads=host.cores,
+        decode_threads=host.cores,
+        kv_type=decoder.kv_type if decoder else "f16",
+        weights="repacked" if repacked else "mapped",
+        huge_pages=repacked and host.huge_pages,
+    )
+
+
+def huge_pages_on_request() -> bool:
+    """Whether this system gives huge pages to programs that ask, and to no others."""
+    try:
+        return sys.platform == "linux" and "[madvise]" in _HUGE_PAGES.read_text("ascii")
+    except OSError:
+        return False
