@@ -42,7 +42,7 @@ from dasheng_edge.quant.compare.record import (
     TaskScore,
 )
 from dasheng_edge.quant.compare.text_scores import Patterns, check_events, read_events, score_texts
-from dasheng_edge.quant.report.report import write_report
+from dasheng_edge.quant.report.report import recommendation, write_report
 from dasheng_edge.runtime.audio.clips import ClipSet, find_clips
 from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.errors import DashengEdgeError, OutputWriteError
@@ -83,7 +83,8 @@ def compare(options: CompareOptions, progress: Progress | None = None) -> Report
         OutputWriteError: the folder cannot be written, or a file in it cannot be used.
     """
     try:
-        report = _Run(options, progress or NoProgress()).report()
+        run = _Run(options, progress or NoProgress())
+        report = run.report()
     except DashengEdgeError:
         raise
     except OSError as error:  # of the files that measurements are kept in
@@ -93,7 +94,7 @@ def compare(options: CompareOptions, progress: Progress | None = None) -> Report
             f"measured is kept: {'free some space' if full else 'see to it that the file can be read and written'} and "
             "give the same command again"
         ) from error
-    write_report(report, options.out)
+    write_report(report, options.out, run.clips.clips)
     return report
 
 
@@ -288,7 +289,7 @@ class _Run:
             noise_floor=noise,
             candidates=candidates,
             clips=texts,
-            recommendation=recommend(reference, candidates, noise),
+            recommendation=recommendation(recommend(reference, candidates, noise)),
             limits=(*limits(self.reference, len(texts)), *self._own_limits([reference, *candidates])),
         )  # fmt: skip
 

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from dasheng_edge.quant.report.quantities import score_title
-
 from .record import Candidate, Interval, Report
 
+Cost = Literal["size", "work"]  # in megabytes, in seconds of work per second of audio
 # The score that stands for the task where there are several: the broadest first.
 _MAIN_TASKS = (
     "event_f1", "word_error_rate", "character_error_rate", "fense", "cider_d", "rouge_l", "exact_match",
@@ -30,21 +29,15 @@ class Point:
 
 @dataclass(frozen=True)
 class Plane:
-    """What is drawn over what. Less is better along x: megabytes, or seconds of work per second of audio."""
+    """Quality over cost, of which less is better."""
 
-    kind: Literal["size", "work"]
-    x_title: str
-    y_title: str
+    cost: Cost
+    task: str | None  # None: mean KL, which is drawn on a logarithmic axis
     y_better: Literal["higher", "lower"]
-    logarithmic: bool  # y
     points: tuple[Point, ...]
     reference_x: float
     reference_y: float
     band: Interval | None  # what rounding alone does to y
-
-    @property
-    def title(self) -> str:
-        return f"{self.y_title} against {'size' if self.kind == 'size' else 'work'}"
 
     @property
     def front(self) -> tuple[Point, ...]:
@@ -71,36 +64,28 @@ def main_task(report: Report) -> str | None:
 
 def planes(report: Report) -> tuple[Plane, ...]:
     """KL over size and over work, and the main task score over both if there is one."""
-    made = [_plane(report, kind, None) for kind in ("size", "work")] if _with_kl(report) else []
-    if (task := main_task(report)) is not None:
-        made += [_plane(report, kind, task) for kind in ("size", "work")]
-    return tuple(made)
+    task = main_task(report)
+    kinds: list[str | None] = [None] if any(candidate.both for candidate in report.candidates) else []
+    kinds += [task] if task else []
+    costs: tuple[Cost, ...] = ("size", "work")
+    return tuple(_plane(report, cost, kind) for kind in kinds for cost in costs)
 
 
-def _with_kl(report: Report) -> bool:
-    return any(candidate.both is not None for candidate in report.candidates)
-
-
-def _plane(report: Report, kind: Literal["size", "work"], task: str | None) -> Plane:
+def _plane(report: Report, cost: Cost, task: str | None) -> Plane:
     base = report.reference
     score = base.task[task] if task else None
-    reference_y = score.value.value if score else 0.0  # KL from itself
     better = score.better if score else "lower"
-    measured = [
-        (number, candidate, y) for number, candidate in ordered(report) if (y := _quality(candidate, task)) is not None
-    ]
+    reference = (_x(base, cost), score.value.value if score else 0.0)  # KL from itself
+    measured = [(number, one, y) for number, one in ordered(report) if (y := _quality(one, task)) is not None]
     sign = -1.0 if better == "higher" else 1.0
-    places = [(_x(candidate, kind), sign * y.value) for _, candidate, y in measured]
-    rivals = [*places, (_x(base, kind), sign * reference_y)]
+    places = [(_x(one, cost), sign * y.value) for _, one, y in measured]
+    rivals = [*places, (reference[0], sign * reference[1])]
     choice = chosen(report)
     points = tuple(
-        Point(number, candidate.name, place[0], y, front=not _beaten(place, rivals), chosen=number == choice)
-        for (number, candidate, y), place in zip(measured, places, strict=True)
+        Point(number, one.name, place[0], y, front=not _beaten(place, rivals), chosen=number == choice)
+        for (number, one, y), place in zip(measured, places, strict=True)
     )
-    x_title = "size in MB" if kind == "size" else "seconds of work per second of audio"
-    y_title = score_title(task) if task else "mean KL in nats"
-    band = None if task else report.noise_floor.decoder.kl_mean
-    return Plane(kind, x_title, y_title, better, task is None, points, _x(base, kind), reference_y, band)
+    return Plane(cost, task, better, points, *reference, None if task else report.noise_floor.decoder.kl_mean)
 
 
 def _quality(candidate: Candidate, task: str | None) -> Interval | None:
@@ -109,8 +94,8 @@ def _quality(candidate: Candidate, task: str | None) -> Interval | None:
     return candidate.task[task].value if task in candidate.task else None
 
 
-def _x(candidate: Candidate, kind: Literal["size", "work"]) -> float:
-    return candidate.cost.total_bytes / 1e6 if kind == "size" else candidate.cost.real_time_factor
+def _x(candidate: Candidate, cost: Cost) -> float:
+    return candidate.cost.total_bytes / 1e6 if cost == "size" else candidate.cost.real_time_factor
 
 
 def _beaten(place: tuple[float, float], rivals: Sequence[tuple[float, float]]) -> bool:

@@ -9,11 +9,6 @@ from dasheng_edge.quant.compare.record import Interval
 
 NONE = "–"  # what was not measured, or does not exist
 _MINUS = "−"
-_TITLES = {
-    "fense": "FENSE", "cider_d_ptb": "CIDEr-D (PTB)", "spider_fl": "SPIDEr-FL",
-    "event_f1": "event F1", "word_error_rate": "word error rate", "character_error_rate": "character error rate",
-    "exact_match": "exact match", "rouge_l": "ROUGE-L", "cider_d": "CIDEr-D",
-}  # fmt: skip
 
 
 def figure(value: float, digits: int = 3, *, signed: bool = False) -> str:
@@ -95,9 +90,9 @@ def percent(interval: Interval) -> tuple[str, str]:
     return f"{value} %", between(low, high)
 
 
-def points(interval: Interval) -> tuple[str, str]:
+def points(interval: Interval, *, signed: bool = True) -> tuple[str, str]:
     """The change of a score and its interval, in points: hundredths."""
-    value, low, high = (fixed(100 * part, 1, signed=True) for part in (interval.value, interval.low, interval.high))
+    value, low, high = (fixed(100 * part, 1, signed=signed) for part in (interval.value, interval.low, interval.high))
     return value, between(low, high)
 
 
@@ -119,8 +114,3 @@ def seconds(value: float) -> str:
 def times(factor: float) -> str:
     """How many times as much, for sentences; infinity is no news."""
     return f"{figure(factor, 2)} times" if math.isfinite(factor) else "many times"
-
-
-def score_title(name: str) -> str:
-    """A task score's name as it is spoken of."""
-    return _TITLES.get(name, name.replace("_", " "))

@@ -2,31 +2,62 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
-from dasheng_edge.quant.compare.record import Report
+from dasheng_edge.quant.compare.recommend import Verdict
+from dasheng_edge.quant.compare.record import Recommendation, Rejected, Report
 from dasheng_edge.runtime.atomic_output import PartialOutput, not_a_file
+from dasheng_edge.runtime.audio.clips import Clip
 
-from .html import page
-from .markdown import document
+from .audio import embedded
+from .side_by_side import side_by_side
+from .templates import environment, html, markdown
 
 JSON, MARKDOWN, HTML = "report.json", "report.md", "report.html"
 
 
-def write_report(report: Report, folder: Path) -> tuple[Path, Path, Path]:
+def recommendation(verdict: Verdict) -> Recommendation:
+    """A verdict in words."""
+    words: Any = environment().get_template("reasons.jinja").module
+    taken = verdict.choice.taken if verdict.choice else None
+    rejected = tuple(
+        Rejected(name=one.candidate.name, why=words.why_not(one, verdict))
+        for one in verdict.judged
+        if one.candidate is not taken
+    )
+    return Recommendation(choice=taken.name if taken else None, reason=words.reason(verdict), rejected=rejected)
+
+
+def document(report: Report) -> str:
+    """`report.md`: the report as GitHub renders it."""
+    return environment(markdown).get_template("report.md.jinja").render(report=report)
+
+
+def page(report: Report, clips: Sequence[Clip] = ()) -> str:
+    """`report.html`: the report in one file that asks for nothing else and runs no script."""
+    order = {one.clip.clip: place for place, one in enumerate(side_by_side(report))}
+    shown = sorted((clip for clip in clips if clip.id in order), key=lambda clip: order[clip.id])
+    return environment(html).get_template("report.html.jinja").render(report=report, sounds=embedded(shown))
+
+
+def write_report(report: Report, folder: Path, clips: Sequence[Clip] = ()) -> tuple[Path, Path, Path]:
     """Write the three files, replacing those of an earlier comparison; returns their paths in that order.
 
-    They are renamed only when all three are written, so that an interruption leaves the old ones.
+    They are renamed only when all three are written, so that an interruption leaves the old ones. Of `clips`, those
+    that are short can be heard in the page.
 
     Raises:
+        AudioError: a clip cannot be read any more.
         OutputExistsError: a folder has the name of one.
         OutputWriteError: the disk is full, or the place is not writable or written to by somebody else.
     """
     contents = {
         JSON: report.model_dump_json(indent=2) + "\n",
         MARKDOWN: document(report),
-        HTML: page(report),
+        HTML: page(report, clips),
     }
     with ExitStack() as stack:
         outputs = []

@@ -7,9 +7,6 @@ from dataclasses import dataclass
 from dasheng_edge.quant.compare.pareto import ordered
 from dasheng_edge.quant.compare.record import ClipTexts, Report
 
-OPEN_CLIPS = 12  # that a page shows at once; the others are there to be opened
-OPEN_TEXTS = 5  # of one clip, likewise
-
 
 @dataclass(frozen=True)
 class Saying:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from dasheng_edge.quant.compare.pareto import chosen, ordered
 from dasheng_edge.quant.compare.record import Candidate, DecoderScores, EncoderScores, Quantiles, Report, TaskScore
 
 from .quantities import (
     NONE,
+    between,
     clips,
     decibels,
     figure,
@@ -20,16 +21,15 @@ from .quantities import (
     percent,
     perplexity,
     points,
-    score_title,
     seconds,
     spans,
 )
+from .wording import capital, score_title
 
 Role = Literal["reference", "chosen", ""]
 
 
-@dataclass(frozen=True)
-class Cell:
+class Cell(NamedTuple):
     """A value and, with less weight, its interval."""
 
     text: str
@@ -53,95 +53,96 @@ class Table:
     words: int = 2
 
 
-def _row(number: int, candidate: Candidate, cells: Sequence[Cell], choice: int | None) -> Row:
-    """Number 0 is the reference."""
-    role: Role = "reference" if number == 0 else "chosen" if number == choice else ""
-    return Row((Cell(str(number) if number else "ref"), Cell(candidate.name), *cells), role)
+Value = str | tuple[str, str] | None  # None was not measured
+Columns = Mapping[str, Callable[[Candidate], Value]]  # by their heads
 
 
-def _models(report: Report) -> tuple[tuple[int, Candidate], ...]:
-    return ((0, report.reference), *ordered(report))
+def _cell(value: Value) -> Cell:
+    return Cell(NONE) if value is None else Cell(value) if isinstance(value, str) else Cell(*value)
+
+
+def _table(report: Report, columns: Columns, *, words: int = 2, models: Sequence[tuple[int, Candidate]] = ()) -> Table:
+    """A row for each model, number 0 being the reference; all of them unless some are given."""
+    choice, rows = chosen(report), []
+    for number, one in models or ((0, report.reference), *ordered(report)):
+        role: Role = "reference" if number == 0 else "chosen" if number == choice else ""
+        cells = [_cell(value(one)) for value in columns.values()]
+        rows.append(Row((Cell(str(number) if number else "ref"), Cell(one.name), *cells), role))
+    return Table(("#", "Candidate", *columns), tuple(rows), words)
 
 
 def recipes(report: Report) -> Table:
     """What each model is made of, and what it weighs."""
-    head = (
-        "#",
-        "Candidate",
-        "Encoder",
-        "Decoder",
-        "KV cache",
-        "Importance matrix",
-        "Size, MB",
-        "Encoder, bits/weight",
-        "Decoder, bits/weight",
-    )
-    rows = []
-    for number, one in _models(report):
-        facts, cost = one.recipe, one.cost
-        bits = (fixed(cost.encoder_bits_per_weight, 2), fixed(cost.decoder_bits_per_weight, 2))
-        cells = (facts.encoder, facts.decoder, facts.kv_type, facts.imatrix or NONE, megabytes(cost.total_bytes), *bits)
-        rows.append(_row(number, one, [Cell(text) for text in cells], chosen(report)))
-    return Table(head, tuple(rows), words=6)
+    columns: Columns = {
+        "Encoder": lambda one: one.recipe.encoder,
+        "Decoder": lambda one: one.recipe.decoder,
+        "KV cache": lambda one: one.recipe.kv_type,
+        "Importance matrix": lambda one: one.recipe.imatrix or None,
+        "Size, MB": lambda one: megabytes(one.cost.total_bytes),
+        "Encoder, bits/weight": lambda one: fixed(one.cost.encoder_bits_per_weight, 2),
+        "Decoder, bits/weight": lambda one: fixed(one.cost.decoder_bits_per_weight, 2),
+    }
+    return _table(report, columns, words=6)
 
 
 def quality(report: Report) -> Table:
     """How near each candidate is to the reference."""
-    head = (
-        "#",
-        "Candidate",
-        "Mean KL, nats",
-        "Median KL",
-        "KL p90",
-        "KL p99",
-        "Same top-1",
-        "Perplexity",
-        "Same answer",
-        "First difference, token",
-        "Encoder SNR, dB",
-    )
-    # The reference has not been compared with itself, but its floor has: with the same answers, by another number of
-    # threads, it wavers as much.
-    own = Cell(*perplexity(report.noise_floor.decoder.perplexity))
-    rows = [_row(0, report.reference, [*[Cell(NONE)] * 5, own, *[Cell(NONE)] * 3], None)]
-    for number, one in ordered(report):
-        decoder = decoder_cells(one.both)
-        encoder = Cell(NONE if one.encoder is None else decibels(one.encoder.snr_db))
-        rows.append(_row(number, one, [*decoder, encoder], chosen(report)))
-    return Table(head, tuple(rows))
 
+    def scored(measure: Callable[[DecoderScores], Value]) -> Callable[[Candidate], Value]:
+        return lambda one: measure(one.both) if one.both else None
 
-def decoder_cells(scores: DecoderScores | None) -> list[Cell]:
-    """KL's mean, median, p90 and p99; same top-1, perplexity, same answer, first difference."""
-    if scores is None:
-        return [Cell(NONE)] * 8
-    return [
-        *(Cell(*nats(kl)) for kl in (scores.kl_mean, scores.kl_median, scores.kl_p90, scores.kl_p99)),
-        Cell(*percent(scores.same_top1)),
-        Cell(*perplexity(scores.perplexity)),
-        Cell(*percent(scores.identical)),
-        Cell(NONE if scores.first_divergence is None else figure(scores.first_divergence)),
-    ]
+    def wavering(one: Candidate) -> Value:
+        # The reference has not been compared with itself, but its floor has: with the same answers, by another number
+        # of threads, it wavers as much.
+        scores = report.noise_floor.decoder if one is report.reference else one.both
+        return perplexity(scores.perplexity) if scores else None
+
+    columns: Columns = {
+        "Mean KL, nats": scored(lambda scores: nats(scores.kl_mean)),
+        "Median KL": scored(lambda scores: nats(scores.kl_median)),
+        "KL p90": scored(lambda scores: nats(scores.kl_p90)),
+        "KL p99": scored(lambda scores: nats(scores.kl_p99)),
+        "Same top-1": scored(lambda scores: percent(scores.same_top1)),
+        "Perplexity": wavering,
+        "Same answer": scored(lambda scores: percent(scores.identical)),
+        "First difference, token": scored(
+            lambda scores: None if scores.first_divergence is None else figure(scores.first_divergence)
+        ),
+        "Encoder SNR, dB": lambda one: decibels(one.encoder.snr_db) if one.encoder else None,
+    }
+    return _table(report, columns)
 
 
 def tasks(report: Report) -> Table | None:
     """Task scores, with the change against the reference in points; None: there are none."""
-    models = _models(report)
     scores: dict[str, list[TaskScore]] = {}
-    for _, one in models:
+    for one in (report.reference, *report.candidates):
         for name, score in one.task.items():
             scores.setdefault(name, []).append(score)
     if not scores:
         return None
-    head = ["#", "Candidate"]
-    for name, found in scores.items():
-        title = score_title(name)
-        head += [f"{title[0].upper()}{title[1:]} ({found[0].better} is better, {_clips(found)})", "Change, points"]
-    rows = []
-    for number, one in models:
-        cells = [cell for name in scores for cell in _score_cells(one.task.get(name))]
-        rows.append(_row(number, one, cells, chosen(report)))
-    return Table(tuple(head), tuple(rows))
+    # Two columns for each score, of which the second has the same head for all.
+    heads = ["#", "Candidate"]
+    columns: dict[str, Callable[[Candidate], Value]] = {}
+    for name, every in scores.items():
+        heads += [f"{capital(score_title(name))} ({every[0].better} is better, {_clips(every)})", "Change, points"]
+        columns |= {name: _score(name), f"{name} change": _change(name)}
+    made = _table(report, columns)
+    return Table(tuple(heads), made.rows)
+
+
+def _score(name: str) -> Callable[[Candidate], Value]:
+    def value(one: Candidate) -> Value:
+        if (score := one.task.get(name)) is None:
+            return None
+        low, middle, high = (fixed(part, 3) for part in (score.value.low, score.value.value, score.value.high))
+        return middle, between(low, high)
+
+    return value
+
+
+def _change(name: str) -> Callable[[Candidate], Value]:
+    return lambda one: points(change) if (score := one.task.get(name)) and (change := score.change) else None
 
 
 def _clips(scores: Sequence[TaskScore]) -> str:
@@ -150,49 +151,24 @@ def _clips(scores: Sequence[TaskScore]) -> str:
     return clips(most) if least == most else f"{least}–{clips(most)}"
 
 
-def _score_cells(score: TaskScore | None) -> tuple[Cell, Cell]:
-    if score is None:
-        return Cell(NONE), Cell(NONE)
-    value = score.value
-    ends = f"[{fixed(value.low, 3)}, {fixed(value.high, 3)}]"
-    return Cell(fixed(value.value, 3), ends), Cell(NONE) if score.change is None else Cell(*points(score.change))
-
-
 def costs(report: Report) -> Table:
     """What each model takes."""
-    head = (
-        "#",
-        "Candidate",
-        "Size, MB",
-        "Peak memory, MB",
-        "Load, ms",
-        "Encoder, ms",
-        "First token, ms",
-        "Prefill, tok/s",
-        "Decode, tok/s",
-        "Work per s of audio, s",
-        "Energy per clip, J",
-    )
-    rows = []
-    for number, one in _models(report):
-        cost = one.cost
-        cells = [
-            Cell(megabytes(cost.total_bytes)),
-            Cell(NONE if cost.peak_rss_bytes is None else megabytes(cost.peak_rss_bytes)),
-            Cell(figure(cost.load_ms)),
-            _quantiles(cost.encoder_ms),
-            _quantiles(cost.first_token_ms),
-            Cell(figure(cost.prefill_tokens_per_s)),
-            Cell(figure(cost.decode_tokens_per_s)),
-            Cell(figure(cost.real_time_factor)),
-            Cell(NONE if cost.energy_j is None else figure(cost.energy_j)),
-        ]
-        rows.append(_row(number, one, cells, chosen(report)))
-    return Table(head, tuple(rows))
 
+    def quantiles(times: Quantiles) -> Value:
+        return figure(times.p50), f"p90 {figure(times.p90)}"
 
-def _quantiles(times: Quantiles) -> Cell:
-    return Cell(figure(times.p50), f"p90 {figure(times.p90)}")
+    columns: Columns = {
+        "Size, MB": lambda one: megabytes(one.cost.total_bytes),
+        "Peak memory, MB": lambda one: None if one.cost.peak_rss_bytes is None else megabytes(one.cost.peak_rss_bytes),
+        "Load, ms": lambda one: figure(one.cost.load_ms),
+        "Encoder, ms": lambda one: quantiles(one.cost.encoder_ms),
+        "First token, ms": lambda one: quantiles(one.cost.first_token_ms),
+        "Prefill, tok/s": lambda one: figure(one.cost.prefill_tokens_per_s),
+        "Decode, tok/s": lambda one: figure(one.cost.decode_tokens_per_s),
+        "Work per s of audio, s": lambda one: figure(one.cost.real_time_factor),
+        "Energy per clip, J": lambda one: None if one.cost.energy_j is None else figure(one.cost.energy_j),
+    }
+    return _table(report, columns)
 
 
 def crossed(report: Report) -> tuple[tuple[int, Candidate], ...]:
@@ -202,15 +178,17 @@ def crossed(report: Report) -> tuple[tuple[int, Candidate], ...]:
 
 def crossings(report: Report) -> Table | None:
     """Mean KL by the quantized encoder alone, by the decoder alone, by both; None: there is nothing to tell apart."""
-    rows = []
-    for number, one in crossed(report):
-        assert one.encoder_only
-        assert one.decoder_only
-        assert one.both
-        parts = (one.encoder_only, one.decoder_only, one.both)
-        rows.append(_row(number, one, [Cell(*nats(part.kl_mean)) for part in parts], chosen(report)))
-    head = ("#", "Candidate", "Encoder alone", "Decoder alone", "Both")
-    return Table(head, tuple(rows)) if rows else None
+
+    def mean(scores: DecoderScores | None) -> Value:
+        return nats(scores.kl_mean) if scores else None
+
+    columns: Columns = {
+        "Encoder alone": lambda one: mean(one.encoder_only),
+        "Decoder alone": lambda one: mean(one.decoder_only),
+        "Both": lambda one: mean(one.both),
+    }
+    models = crossed(report)
+    return _table(report, columns, models=models) if models else None
 
 
 @dataclass(frozen=True)
@@ -224,47 +202,47 @@ class EncoderGroup:
 
 def encoders(report: Report) -> tuple[EncoderGroup, ...]:
     """Encoders that differ from the reference's, each once; candidates with other scores have another one."""
-    groups: list[EncoderGroup] = []
+    groups: list[tuple[str, EncoderScores, list[int]]] = []
     for number, one in ordered(report):
         if one.encoder is None:
             continue
-        for index, group in enumerate(groups):
-            if (group.name, group.scores) == (one.recipe.encoder, one.encoder):
-                groups[index] = EncoderGroup(group.name, (*group.numbers, number), group.scores)
-                break
+        same = [numbers for name, scores, numbers in groups if (name, scores) == (one.recipe.encoder, one.encoder)]
+        if same:
+            same[0].append(number)
         else:
-            groups.append(EncoderGroup(one.recipe.encoder, (number,), one.encoder))
-    return tuple(groups)
+            groups.append((one.recipe.encoder, one.encoder, [number]))
+    return tuple(EncoderGroup(name, tuple(numbers), scores) for name, scores, numbers in groups)
+
+
+def inexact(report: Report) -> tuple[EncoderGroup, ...]:
+    """Those of them that have an SNR to draw."""
+    return tuple(group for group in encoders(report) if any(part.snr_db is not None for part in group.scores.by_length))
 
 
 def lengths(report: Report) -> Table | None:
     """SNR of each encoder by length of the clip; None: there is none."""
-    rounding = EncoderGroup("rounding alone", (), report.noise_floor.encoder)
     groups = encoders(report)
     if not groups:
         return None
     every = sorted({part.seconds for group in groups for part in group.scores.by_length})
     rows = []
-    for group in (*groups, rounding):
+    for group in (*groups, EncoderGroup("rounding alone", (), report.noise_floor.encoder)):
         by_length = {part.seconds: decibels(part.snr_db) for part in group.scores.by_length}
-        worst = Cell(fixed(group.scores.cosine_worst, 4))
-        numbers = spans(group.numbers) or NONE
-        cells = [Cell(decibels(group.scores.snr_db)), *(Cell(by_length.get(length, NONE)) for length in every), worst]
-        rows.append(Row((Cell(numbers), Cell(group.name), *cells)))
-    head = ("#", "Encoder", "All clips", *(f"{seconds(length)}" for length in every), "Worst cosine")
-    return Table(head, tuple(rows))
+        snrs = [decibels(group.scores.snr_db), *(by_length.get(length, NONE) for length in every)]
+        values = (spans(group.numbers) or NONE, group.name, *snrs, fixed(group.scores.cosine_worst, 4))
+        rows.append(Row(tuple(map(Cell, values))))
+    return Table(("#", "Encoder", "All clips", *map(seconds, every), "Worst cosine"), tuple(rows))
 
 
 def noise(report: Report) -> Table:
     """What the reference differs by from itself with another number of threads."""
-    floor = report.noise_floor
-    head = ("Mean KL, nats", "KL p99", "Same top-1", "Same answer", "Encoder SNR, dB", "Worst cosine")
-    cells = (
-        Cell(*nats(floor.decoder.kl_mean)),
-        Cell(*nats(floor.decoder.kl_p99)),
-        Cell(*percent(floor.decoder.same_top1)),
-        Cell(*percent(floor.decoder.identical)),
-        Cell(decibels(floor.encoder.snr_db)),
-        Cell(fixed(floor.encoder.cosine_worst, 6)),
-    )
-    return Table(head, (Row(cells),), words=0)
+    decoder, encoder = report.noise_floor.decoder, report.noise_floor.encoder
+    columns: dict[str, Value] = {
+        "Mean KL, nats": nats(decoder.kl_mean),
+        "KL p99": nats(decoder.kl_p99),
+        "Same top-1": percent(decoder.same_top1),
+        "Same answer": percent(decoder.identical),
+        "Encoder SNR, dB": decibels(encoder.snr_db),
+        "Worst cosine": fixed(encoder.cosine_worst, 6),
+    }
+    return Table(tuple(columns), (Row(tuple(map(_cell, columns.values()))),), words=0)

@@ -23,6 +23,15 @@ class Piece:
     kind: Kind
     text: str
 
+    @property
+    def words(self) -> str:
+        return self.text.lstrip()
+
+    @property
+    def space(self) -> str:
+        """What stands before the words, which no mark should cover."""
+        return self.text[: len(self.text) - len(self.words)]
+
 
 def difference(reference: str, text: str) -> tuple[Piece, ...]:
     """How a text departs from the reference's.

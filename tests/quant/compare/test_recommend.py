@@ -1,115 +1,73 @@
-"""The recommendation: what it takes, and that its reasons hold."""
+"""The recommendation's facts: what the rule takes, and at which step it drops the others."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import pytest
 
-from dasheng_edge.quant.compare.recommend import PROOF_CLIPS, recommend, rule
-from dasheng_edge.quant.compare.record import Candidate, Interval, Recommendation, TaskScore
+from dasheng_edge.quant.compare.recommend import ENCODER_SNR_DB, KL_LIMIT, Verdict, kl_limit, recommend, worst_length
+from dasheng_edge.quant.compare.record import Candidate, Interval, TaskScore
 from tests.fixtures import fake_report
 
 
-def made(
-    name: str, megabytes: float, work: float, kl: Interval, task: Mapping[str, TaskScore] | None = None
-) -> Candidate:
+def made(name: str, megabytes: float, work: float, kl: float, task: dict[str, TaskScore] | None = None) -> Candidate:
     one = fake_report.candidate("int8+Q6_K")
     assert one.both is not None
     cost = one.cost.model_copy(update={"total_bytes": round(megabytes * 1e6), "real_time_factor": work})
-    both = one.both.model_copy(update={"kl_mean": kl})
-    return one.model_copy(update={"name": name, "cost": cost, "both": both, "task": dict(task or {})})
+    both = one.both.model_copy(update={"kl_mean": fake_report.interval(kl, 0.02)})
+    return one.model_copy(update={"name": name, "cost": cost, "both": both, "task": task or {}})
 
 
-def near(value: float) -> Interval:
-    return fake_report.interval(value, 0.02)
-
-
-def changed(low: float, value: float, high: float, clips: int = 120) -> dict[str, TaskScore]:
-    return {
-        "event_f1": TaskScore(
-            value=near(0.9), change=Interval(value=value, low=low, high=high), clips=clips, better="higher"
-        )
-    }
-
-
-def found(*candidates: Candidate) -> Recommendation:
+def judged(*candidates: Candidate) -> Verdict:
     return recommend(fake_report.reference(), candidates, fake_report.noise_floor())
 
 
-def why(*candidates: Candidate) -> dict[str, str]:
-    return {one.name: one.why for one in found(*candidates).rejected}
+def test_each_other_candidate_drops_out_at_a_step() -> None:
+    taken, equal = made("taken", 100, 0.1, 0.01), made("equal", 100, 0.1, 0.01)
+    larger, slower, farther = made("b", 103, 0.01, 0.001), made("c", 101, 0.2, 0.001), made("d", 101, 0.1, 0.02)
+    choice = judged(larger, slower, taken, farther, equal).choice
+    assert choice is not None
+    assert choice.taken is taken
+    assert [choice.step(one) for one in (larger, slower, farther, equal)] == ["size", "speed", "kl", "order"]
 
 
-def test_a_larger_candidate_is_measured_against_the_smallest_and_not_the_choice() -> None:
-    """The second is within 2 % of the first, the third within 2 % of the second only."""
-    three = made("a", 100, 0.3, near(0.02)), made("b", 101.9, 0.2, near(0.01)), made("c", 103.5, 0.06, near(0.001))
-    assert found(*three).choice == "b"
-    assert why(*three)["c"] == (
-        "Good enough, but 3.5 % larger than a; nearer to the reference (mean KL 0.00100, 0.0100 for b)."
+def test_a_candidate_fails_each_point_of_the_rule_for_itself() -> None:
+    score = TaskScore(
+        value=fake_report.interval(0.9), change=Interval(value=-0.02, low=-0.03, high=-0.01), clips=120, better="higher"
     )
+    noisy = made("noisy", 100, 0.1, 0.01).model_copy(update={"encoder": fake_report.encoder_scores(ENCODER_SNR_DB + 1)})
+    verdict = judged(
+        made("good", 100, 0.1, 0.01), made("worse", 100, 0.1, 0.01, {"event_f1": score}),
+        made("far", 100, 0.1, KL_LIMIT), noisy, made("large", 2000, 0.1, 0.01),
+    )  # fmt: skip
+    faults = {one.candidate.name: (len(one.losses), one.far, one.noisy, one.large) for one in verdict.judged}
+    assert faults == {
+        "good": (0, False, False, False),
+        "worse": (1, False, False, False),
+        "far": (0, True, False, False),
+        "noisy": (0, False, True, False),  # good over all clips, not at 60 s
+        "large": (0, False, False, True),
+    }
+    assert verdict.good == 1
 
 
-def test_a_slower_candidate_is_measured_against_the_fastest_and_not_the_choice() -> None:
-    three = made("a", 100, 0.100, near(0.02)), made("b", 100, 0.104, near(0.01)), made("c", 100, 0.108, near(0.001))
-    reasons = why(*three)
-    assert found(*three).choice == "b"
-    assert reasons["c"].startswith("As small and good enough, but slower than a: 0.108 s")
-    assert reasons["a"] == "As small and as fast as b, but its mean KL is 0.0200, not 0.0100."
+def test_the_nearest_of_those_that_fail_has_the_fewest_faults() -> None:
+    verdict = judged(made("far and large", 2000, 0.1, 0.1), made("far", 100, 0.1, 0.3), made("nearer", 100, 0.1, 0.2))
+    assert verdict.choice is None
+    assert verdict.nearest is not None
+    assert verdict.nearest.candidate.name == "nearer"
+    assert judged().nearest is None
 
 
-def test_the_first_of_equals_is_taken_and_the_other_told_so() -> None:
-    two = made("a", 100, 0.1, near(0.01)), made("b", 100, 0.1, near(0.01))
-    assert found(*two).choice == "a"
-    assert why(*two) == {"b": "As small, as fast and as near to the reference as a, which stands before it."}
+@pytest.mark.parametrize("floor", [0.001, 0.5])
+def test_nobody_is_asked_to_be_nearer_than_the_reference_is_to_itself(floor: float) -> None:
+    noise = fake_report.noise_floor().model_copy(update={"decoder": fake_report.decoder_scores(floor)})
+    assert kl_limit(noise) == max(KL_LIMIT, noise.decoder.kl_mean.high)
 
 
-def test_intervals_that_overlap_are_no_proof_that_none_is_nearer() -> None:
-    choice = made("a", 100, 0.1, Interval(value=0.0035, low=0.0024, high=0.0048))
-    lower = made("b", 200, 0.1, Interval(value=0.0017, low=0.0011, high=0.0024))
-    higher = made("c", 200, 0.1, Interval(value=0.0036, low=0.0023, high=0.0050))
-    reasons = why(choice, lower, higher)
-    assert reasons["b"].endswith("its mean KL is lower (0.00170, not 0.00350), but the two intervals overlap.")
-    assert reasons["c"].endswith("its mean KL is no lower (0.00360, not 0.00350).")
-    assert "measurabl" not in " ".join(reasons.values())
-
-
-@pytest.mark.parametrize(
-    ("own", "overlap"),
-    [
-        (changed(-0.004, 0.0, 0.004), True),
-        (changed(0.006, 0.008, 0.010), False),  # better than the choice
-        (changed(-0.009, -0.008, -0.0061), False),  # worse
-        ({}, False),
-    ],
-)
-def test_of_task_scores_it_says_what_the_intervals_of_changes_show(own: dict[str, TaskScore], overlap: bool) -> None:
-    choice = made("a", 100, 0.1, near(0.01), changed(-0.006, -0.001, 0.004))
-    reason = why(choice, made("b", 200, 0.1, near(0.001), own))["b"]
-    assert reason.startswith("Good enough, but 100 % larger than a; nearer to the reference (mean KL 0.00100, not ")
-    assert ("the intervals of their changes overlap" in reason) is overlap
-
-
-@pytest.mark.parametrize(("clips", "good"), [(1, True), (PROOF_CLIPS - 1, True), (PROOF_CLIPS, False)])
-def test_few_clips_prove_no_loss(clips: int, good: bool) -> None:
-    """The interval of one clip has no width, and so never reaches zero."""
-    one = made("a", 100, 0.1, near(0.01), changed(-0.03, -0.03, -0.03, clips))
-    result = found(one)
-    assert (result.choice == "a") is good
-    if good:
-        count = "1 clip" if clips == 1 else f"{clips} clips"
-        assert f"which {count} cannot tell from none" in result.reason
-
-
-def test_a_large_loss_on_few_clips_is_too_much_but_not_certain() -> None:
-    one = made("a", 100, 0.1, near(0.01), changed(-0.2, -0.2, -0.2, clips=1))
-    assert "too much to pass although 1 clip cannot rule out chance" in why(one)["a"]
-
-
-def test_a_loss_on_enough_clips_is_told_as_certain() -> None:
-    one = made("a", 100, 0.1, near(0.01), changed(-0.009, -0.008, -0.007))
-    assert "changes by −0.8 points [−0.9, −0.7]." in found(one).reason
-
-
-def test_the_rule_tells_how_many_clips_prove_a_loss() -> None:
-    assert f"{PROOF_CLIPS} clips or more" in rule(fake_report.noise_floor())[0]
+def test_an_encoder_is_judged_at_its_worst_length() -> None:
+    one = made("a", 100, 0.1, 0.01)
+    worst = worst_length(one)
+    assert one.encoder is not None
+    assert worst is not None
+    assert worst == (one.encoder.by_length[-1].snr_db, 60.0)
+    assert worst_length(fake_report.reference()) is None

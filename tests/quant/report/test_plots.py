@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import pytest
 
-from dasheng_edge.quant.compare.pareto import Plane, Point
+from dasheng_edge.quant.compare.pareto import Plane, Point, planes
 from dasheng_edge.quant.compare.record import EncoderScores, LengthScores
-from dasheng_edge.quant.report.plots import SERIES, TEXT, WIDTH, Plot, length_plot, pareto_plot
-from dasheng_edge.quant.report.tables import EncoderGroup
+from dasheng_edge.quant.report.plots import SERIES, TEXT, WIDTH, crossing_plot, length_plot, pareto_plot
+from dasheng_edge.quant.report.tables import EncoderGroup, crossed
 from tests.fixtures import fake_report
 
 
@@ -25,8 +25,8 @@ class Text:
     said: str
 
 
-def texts(plot: Plot) -> list[Text]:
-    found = re.findall(r'<text[^>]*text-anchor: (\w+)[^>]* x="([-\d.]+)" y="([-\d.]+)"[^>]*>([^<]*)</text>', plot.svg)
+def texts(plot: str) -> list[Text]:
+    found = re.findall(r'<text[^>]*text-anchor: (\w+)[^>]* x="([-\d.]+)" y="([-\d.]+)"[^>]*>([^<]*)</text>', plot)
     return [Text(anchor, float(x), float(y), said) for anchor, x, y, said in found]
 
 
@@ -37,13 +37,11 @@ def plane(low: float, high: float, kl: float = 0.004) -> Plane:
         )
         for index in range(10)
     )
-    return Plane(
-        "work", "seconds of work per second of audio", "mean KL in nats", "lower", True, points, low, 0.0, None
-    )
+    return Plane("work", None, "lower", points, low, 0.0, None)
 
 
 def drawn(of: Plane) -> list[Text]:
-    return texts(pareto_plot(of, "f", {point.number: point.name for point in of.points}, "a plot"))
+    return texts(pareto_plot(of, "f"))
 
 
 def groups(count: int) -> list[EncoderGroup]:
@@ -81,7 +79,7 @@ def test_small_numbers_are_written_as_in_the_tables() -> None:
 
 
 def test_every_encoder_is_named_at_its_line() -> None:
-    plot = length_plot(groups(9), 15.0, "l", "a plot")
+    plot = length_plot(groups(9), "l")
     names = [text for text in texts(plot) if text.said.startswith("enc") and text.anchor == "start" and text.x > 200]
     assert sorted(text.said for text in names) == [f"enc{index}" for index in range(9)]
     assert all(two - one >= TEXT for one, two in pairwise(sorted(text.y for text in names)))
@@ -89,15 +87,13 @@ def test_every_encoder_is_named_at_its_line() -> None:
 
 
 def test_many_names_make_the_plot_higher() -> None:
-    heights = [
-        float(re.findall(r'viewBox="0 0 \d+ ([\d.]+)"', length_plot(groups(n), 15.0, "l", "").svg)[0]) for n in (3, 30)
-    ]
+    heights = [float(re.findall(r'viewBox="0 0 \d+ ([\d.]+)"', length_plot(groups(n), "l"))[0]) for n in (3, 30)]
     assert heights[0] == 260
     assert heights[1] >= 30 * TEXT
 
 
 def test_lines_of_one_colour_differ_in_style() -> None:
-    svg = length_plot(groups(2 * SERIES), 15.0, "l", "a plot").svg
+    svg = length_plot(groups(2 * SERIES), "l")
     lines = re.findall(
         r'<path[^>]*style="(fill: none;[^"]*stroke: var\(--series-\d\)[^"]*stroke-width: 1.5[^"]*)"', svg
     )
@@ -109,13 +105,13 @@ def test_encoders_of_one_name_are_told_apart_by_their_candidates() -> None:
         EncoderGroup("mixed", (3, 4, 5), fake_report.encoder_scores(20)),
         EncoderGroup("mixed", (8,), fake_report.encoder_scores(25)),
     ]
-    said = {text.said for text in texts(length_plot(two, 15.0, "l", "a plot"))}
+    said = {text.said for text in texts(length_plot(two, "l"))}
     assert {"mixed (3–5)", "mixed (8)"} <= said
 
 
 def test_a_long_or_hostile_name_keeps_to_its_place() -> None:
     scores = fake_report.encoder_scores(20)
-    svg = length_plot([EncoderGroup("<script>\x1b" + "long" * 20, (1,), scores)], 15.0, "l", "a plot").svg
+    svg = length_plot([EncoderGroup("<script>\x1b" + "long" * 20, (1,), scores)], "l")
     assert "<script" not in svg
     assert "\x1b" not in svg
     assert "…</text>" in svg
@@ -124,5 +120,31 @@ def test_a_long_or_hostile_name_keeps_to_its_place() -> None:
 def test_a_single_length_is_a_plot() -> None:
     one = LengthScores(seconds=10.0, snr_db=20.0, cosine_mean=0.99, cosine_worst=0.98)
     scores = EncoderScores(snr_db=20.0, cosine_mean=0.99, cosine_worst=0.98, by_length=(one,))
-    said = {text.said for text in texts(length_plot([EncoderGroup("int8", (1,), scores)], 15.0, "l", "a plot"))}
+    said = {text.said for text in texts(length_plot([EncoderGroup("int8", (1,), scores)], "l"))}
     assert {"10", "int8"} <= said
+
+
+def test_every_plot_says_which_way_is_better() -> None:
+    report = fake_report.report()
+    drawn = [pareto_plot(one, "f") for one in planes(report)]
+    drawn += [crossing_plot(crossed(report), "c"), length_plot(groups(3), "l")]
+    for svg in drawn:
+        said = " ".join(re.findall(r"<text[^>]*>([^<]*)</text>", svg))
+        assert re.search(r"\((lower|higher) is better\)", said)
+    assert ["higher" in svg for svg in drawn] == [one.y_better == "higher" for one in planes(report)] + [False, True]
+    assert all("(less is better)" in svg for svg in drawn[:-2])
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_words_of_a_plot_stay_within_it_and_apart(index: int) -> None:
+    """By the mean width of a letter."""
+    boxes = []
+    for text in texts(pareto_plot(planes(fake_report.report())[index], "f")):
+        width = 0.55 * (TEXT - 1) * len(text.said)
+        left = text.x - {"start": 0, "middle": 0.5, "end": 1}[text.anchor] * width
+        boxes.append((left, text.y - 0.5 * TEXT, left + width, text.y))
+    assert len(boxes) > 20
+    assert min(box[0] for box in boxes) >= 0
+    assert max(box[2] for box in boxes) <= WIDTH
+    for one, two in combinations(boxes, 2):
+        assert one[2] <= two[0] or two[2] <= one[0] or one[3] <= two[1] or two[3] <= one[1]

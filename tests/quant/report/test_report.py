@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,14 +13,14 @@ import pytest
 from dasheng_edge.quant.compare.recommend import recommend
 from dasheng_edge.quant.compare.record import Report
 from dasheng_edge.quant.report import report as report_module
-from dasheng_edge.quant.report.report import write_report
+from dasheng_edge.quant.report.report import document, page, recommendation, write_report
 from tests.fixtures import fake_report
 
 REPORTS: dict[str, Callable[[], Report]] = {
     "full": fake_report.report, "bare": fake_report.bare_report,
     "one": lambda: fake_report.report(fake_report.NAMES[:1], 3),
 }  # fmt: skip
-MOST_BYTES = 600_000
+MAX_BYTES = 600_000
 
 
 @pytest.fixture(params=REPORTS)
@@ -62,7 +63,7 @@ def test_the_page_needs_nothing_else(report: Report, tmp_path: Path) -> None:
     assert all(address.startswith("#") for address in tags.addresses)
     assert not re.search(r"url\(\s*['\"]?(?!#)", page)
     assert '<meta name="viewport"' in page
-    assert len(page.encode()) < MOST_BYTES
+    assert len(page.encode()) < MAX_BYTES
 
 
 def test_what_models_say_is_text(tmp_path: Path) -> None:
@@ -86,7 +87,7 @@ def test_a_failed_write_leaves_the_old_report(tmp_path: Path, monkeypatch: pytes
     write_report(fake_report.report(), tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
-    def fail(_: Report) -> str:
+    def fail(*_: object) -> str:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(report_module, "page", fail)
@@ -96,7 +97,7 @@ def test_a_failed_write_leaves_the_old_report(tmp_path: Path, monkeypatch: pytes
 
 
 def test_the_recommendation_is_the_smallest_that_is_good_enough(report: Report) -> None:
-    found = recommend(report.reference, report.candidates, report.noise_floor)
+    found = recommendation(recommend(report.reference, report.candidates, report.noise_floor))
     named = {one.name for one in found.rejected}
     assert len(found.rejected) == len(named)
     assert named | {found.choice} - {None} == {one.name for one in report.candidates}
@@ -110,7 +111,7 @@ def test_nothing_is_recommended_where_all_lose_too_much() -> None:
     names = ("int8+Q2_K-imatrix", "int8+IQ2_XXS-imatrix")
     report = fake_report.report(fake_report.NAMES, 5)
     bad = [one for one in report.candidates if one.name in names]
-    found = recommend(report.reference, bad, report.noise_floor)
+    found = recommendation(recommend(report.reference, bad, report.noise_floor))
     assert found.choice is None
     assert found.reason
     assert {one.name for one in found.rejected} == set(names)
@@ -130,3 +131,47 @@ def test_numbers_of_candidates_break_between_ranges_and_not_within(tmp_path: Pat
     assert re.search(r'<td class="number"><span>\d+–\d+</span>, <span>', page)
     assert re.search(r"td\.number \{[^}]*white-space: normal", page)
     assert re.search(r"td\.number span \{[^}]*white-space: nowrap", page)
+
+
+# Whole figures, with sign, thousands and exponent, as they are read.
+FIGURES = re.compile(r"(?<![\w.])[−+-]?\d[\d,]*(?:\.\d+)?(?:e[−-]?\d+)?")
+
+
+def figures(text: str) -> set[str]:
+    text = re.sub(r"<head>.*?</head>|<svg.*?</svg>", " ", text, flags=re.DOTALL)
+    text = unescape(re.sub(r"<[^>]+>", " ", text)).replace("\\", "")
+    return {found.rstrip(",") for found in FIGURES.findall(text)}
+
+
+def test_both_documents_hold_all_figures_that_they_held_before_they_were_templates() -> None:
+    """`report_figures.txt` was read off the documents that Python strings made of the same record."""
+    known = (Path(fake_report.__file__).parent / "report_figures.txt").read_text("utf-8").split()
+    assert len(known) > 800
+    report = fake_report.report()
+    for text in (page(report), document(report)):
+        assert set(known) - figures(text) == set()
+
+
+def test_commands_are_marked_as_code() -> None:
+    report = fake_report.report(fake_report.NAMES[:1], 1)
+    html = page(report)
+    assert "`" not in html
+    assert "<code>dasheng-edge compare</code>" in html
+    assert "`dasheng-edge compare`" in document(report)
+
+
+def test_terms_are_explained_once(report: Report) -> None:
+    html, text = page(report), document(report)
+    assert html.count('id="glossary"') == html.count('href="#glossary"') == 1
+    assert text.count("\n## Glossary\n") == 1
+    for term in ("KL divergence", "Importance matrix", "Noise floor", "Interval"):
+        assert html.count(f"<dt>{term}</dt>") == text.count(f"- **{term}**: ") == 1
+
+
+def test_a_wide_table_tells_that_it_can_be_scrolled(report: Report) -> None:
+    html = page(report)
+    tables = re.findall(
+        r'<p class="hint (\w+)"[^>]*>[^<]+</p>\n<div class="scroll"[^>]*><table>\n<thead>(.*?)</thead>', html
+    )
+    assert len(tables) == html.count("<table>")
+    assert all((kind == "wide") == (head.count("<th ") > 9) for kind, head in tables)

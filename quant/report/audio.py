@@ -1,0 +1,42 @@
+"""What the models heard, for a page that asks for nothing else: short clips as FLAC in the page itself."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable
+
+import av
+import numpy as np
+
+from dasheng_edge.runtime.audio.clips import Clip
+
+MAX_CLIP_S = 30.0
+MAX_BYTES = 2_000_000  # of a page: some ten clips of 10 s
+RATE_HZ = 16_000  # what the models hear
+
+
+def embedded(clips: Iterable[Clip]) -> dict[str, str]:
+    """Addresses that hold the audio of clips, by their ids, for as many of the first ones as a page may carry."""
+    addresses, left = {}, MAX_BYTES
+    for clip in clips:
+        samples = clip.read(RATE_HZ)
+        if len(samples) > MAX_CLIP_S * RATE_HZ:
+            continue
+        address = f"data:audio/flac;base64,{base64.b64encode(_flac(samples)).decode('ascii')}"
+        if (left := left - len(address)) < 0:
+            break
+        addresses[clip.id] = address
+    return addresses
+
+
+def _flac(samples: np.ndarray) -> bytes:
+    """A file of 16 bits, mono; samples float32 [samples] between -1 and 1."""
+    whole = np.clip(np.rint(samples * 32767), -32768, 32767).astype(np.int16)
+    file = io.BytesIO()
+    with av.open(file, "w", format="flac") as container:
+        stream = container.add_stream("flac", rate=RATE_HZ, layout="mono")
+        frame = av.AudioFrame.from_ndarray(whole[None], format="s16", layout="mono")
+        frame.sample_rate = RATE_HZ
+        container.mux([*stream.encode(frame), *stream.encode(None)])
+    return file.getvalue()
