@@ -55,7 +55,7 @@ from dasheng_edge.export.checkpoint.checkpoint import Checkpoint
 from dasheng_edge.export.checkpoint.sizes import EMBEDDING, HEAD, DecoderSpec
 from dasheng_edge.export.checkpoint.tensor_files import row_blocks, tensors_in
 from dasheng_edge.export.reference.dasheng import EncoderSpec
-from dasheng_edge.runtime.audio.front_end import FrontEndSpec
+from dasheng_edge.runtime.bundle.front_end_spec import FrontEndSpec
 
 TOLERANCE = 1e-6
 BLOCK_BYTES = 500  # so that every tensor is merged in several blocks

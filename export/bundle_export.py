@@ -37,14 +37,8 @@ from dasheng_edge.export.reference.golden import GoldenRequest, golden_mel_error
 from dasheng_edge.export.variants.detection import assumptions
 from dasheng_edge.quant.decoder.llama_quantize import quantize
 from dasheng_edge.quant.decoder.types import DECODER_TOLERANCES, token_margin
-from dasheng_edge.runtime.bundle.bundle import (
-    DECODER,
-    ENCODER,
-    FRONT_END,
-    GOLDEN,
-    MODEL_CARD,
-    PROJECTOR,
-    Bundle,
+from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER, FRONT_END, GOLDEN, MODEL_CARD, PROJECTOR, Bundle
+from dasheng_edge.runtime.bundle.manifest import (
     DecoderFacts,
     EncoderFacts,
     Manifest,
@@ -285,18 +279,18 @@ class _Export:
         path = writer.path(GOLDEN)
         self._begin(GOLDEN, golden_tokens(self.merged) if text else 1, "passes")
         request = GoldenRequest(text.prompt, text.vocabulary.stop_ids) if text else None
-        vectors = write_golden(path, self.merged, request, self.progress.advance)
+        clips = write_golden(path, self.merged, request, self.progress.advance)
         gc.collect()
-        clips, size = len(vectors["names"]), path.stat().st_size
+        size, texts = path.stat().st_size, [clip.text for clip in clips if clip.text]
         if text is None:
-            error = golden_mel_error(writer.path(FRONT_END), self.merged.checkpoint.front_end, vectors)
-            self._end(GOLDEN, error, LOG_MEL_DB, size, unit="dB", note=f"log-mel of {clips} clips in the runtime")
+            error = golden_mel_error(writer.path(FRONT_END), self.merged.checkpoint.front_end, clips)
+            self._end(GOLDEN, error, LOG_MEL_DB, size, unit="dB", note=f"log-mel of {len(clips)} clips in the runtime")
             return
-        scale = max(float(vectors[f"logits_{i}"].std()) for i in range(clips))
+        scale = max(float(text.logits.std()) for text in texts)
         self.token_margin = token_margin(scale, self.options.decoder)
-        error = golden_logits_error(writer.path(DECODER), vectors)
+        error = golden_logits_error(writer.path(DECODER), texts)
         self._end(
-            GOLDEN, error, self.limits.logits, size, note=f"first logits of {DECODER} in llama.cpp, {clips} clips"
+            GOLDEN, error, self.limits.logits, size, note=f"first logits of {DECODER} in llama.cpp, {len(clips)} clips"
         )
 
     def _begin(self, step: str, total: int, unit: str) -> None:

@@ -11,17 +11,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from dasheng_edge.runtime.bundle.bundle import (
-    DECODER,
-    ENCODER,
-    FRONT_END,
-    GOLDEN,
-    PROJECTOR,
-    REQUIRED,
-    DecoderFacts,
-    Manifest,
-    PromptFacts,
-)
+from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER, FRONT_END, GOLDEN, PROJECTOR, REQUIRED
+from dasheng_edge.runtime.bundle.manifest import DecoderFacts, Manifest, PromptFacts
 
 if TYPE_CHECKING:
     from dasheng_edge.runtime.progress import StepReport

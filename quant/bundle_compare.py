@@ -117,7 +117,7 @@ class _Run:
         # On a machine with a single processor that is 1, too, and `limits` says so.
         self.other_threads = 1 if self.threads > 1 else min(2, os.cpu_count() or 1)
         self.reference = Bundle.open(options.reference)
-        _, facts = self.reference.text_facts()
+        facts = self.reference.prompt_facts
         self.limit = options.max_new_tokens or facts.max_new_tokens
         self.clips: ClipSet = find_clips(options.clips)
         self.clips_sha256 = self.clips.sha256()
@@ -248,7 +248,7 @@ class _Run:
         cells: dict[tuple[str, str], list[Answer]],
         answers: ReferenceAnswers,
     ) -> tuple[ClipTexts, ...]:
-        _, facts = own.bundle.text_facts()
+        facts = own.bundle.prompt_facts
         rate = self.reference.manifest.front_end.sample_rate_hz
         found = []
         for index, clip in enumerate(self.clips.clips):
@@ -328,7 +328,7 @@ def _scores(answers: Sequence[Answer]) -> DecoderScores:
 
 def limits(reference: Bundle, clips: int) -> tuple[str, ...]:
     """What the figures of a comparison cannot say."""
-    decoder, _ = reference.text_facts()
+    decoder = reference.decoder_facts
     intervals = (
         f"Intervals cover the chance of drawing these {clips} clips from clips like them. They say nothing about other "
         "sounds, languages or prompts."

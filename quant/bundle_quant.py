@@ -27,21 +27,9 @@ from dasheng_edge.quant.encoder.precisions import EncoderPrecision
 from dasheng_edge.quant.encoder.quantize import EncoderOptions, EncoderReport, quantize_encoder, trials
 from dasheng_edge.runtime.audio.audio_parts import AudioParts
 from dasheng_edge.runtime.audio.clips import ClipSet, find_clips
-from dasheng_edge.runtime.bundle.bundle import (
-    DECODER,
-    ENCODER,
-    FRONT_END,
-    GOLDEN,
-    MANIFEST,
-    MODEL_CARD,
-    Bundle,
-    ImatrixFacts,
-    KvType,
-    Manifest,
-    QuantizationFacts,
-    Tolerances,
-    sha256_of,
-)
+from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER, FRONT_END, GOLDEN, MODEL_CARD, Bundle, sha256_of
+from dasheng_edge.runtime.bundle.golden import read_golden
+from dasheng_edge.runtime.bundle.manifest import MANIFEST, ImatrixFacts, KvType, Manifest, QuantizationFacts, Tolerances
 from dasheng_edge.runtime.bundle.writer import BundleWriter
 from dasheng_edge.runtime.deviation import relative_rms_of
 from dasheng_edge.runtime.engine_options import EngineOptions
@@ -49,7 +37,7 @@ from dasheng_edge.runtime.errors import OutputExistsError, QuantizeError
 from dasheng_edge.runtime.machine.devices import checked_threads
 from dasheng_edge.runtime.parts import Parts
 from dasheng_edge.runtime.progress import NoProgress, Progress, StepReport, Steps
-from dasheng_edge.runtime.verify import read_golden, verify_bundle
+from dasheng_edge.runtime.verify import verify_bundle
 
 from .calibration import Calibration, calibrate_on, golden_features
 from .recipes import Recipe
@@ -173,7 +161,7 @@ def _plan(options: QuantizeOptions, source: Bundle) -> _Plan:
     if not 0 <= encoder.min_snr_db <= MAX_SNR_DB:  # written so that NaN is refused
         raise QuantizeError(f"--min-snr is {encoder.min_snr_db:g}, expected 0 to {MAX_SNR_DB:g} dB")
     if stored is None and (options.decoder or options.kv_type):
-        source.text_facts()  # raises
+        _ = source.decoder_facts  # raises
     decoder = kv_type = None
     measures = False
     if stored is not None:
@@ -250,7 +238,7 @@ def _decoder(
 
 def _measured_importance(plan: _Plan, calibration: Calibration, steps: Steps) -> Imatrix:
     """Of the source's decoder, on the clips."""
-    limit = plan.source.text_facts()[1].max_new_tokens
+    limit = plan.source.prompt_facts.max_new_tokens
     step = steps.begin("importance", len(calibration.features), "clips")
     parts = Parts.open(plan.source, plan.engine)
     try:

@@ -11,9 +11,9 @@ import numpy as np
 from dasheng_edge.runtime.audio.audio_parts import AudioParts
 from dasheng_edge.runtime.audio.clips import ClipSet, calibration_warnings
 from dasheng_edge.runtime.audio.front_end import Features
-from dasheng_edge.runtime.bundle.bundle import CalibrationFacts
+from dasheng_edge.runtime.bundle.golden import GoldenClip
+from dasheng_edge.runtime.bundle.manifest import CalibrationFacts
 from dasheng_edge.runtime.progress import Advance
-from dasheng_edge.runtime.verify import GoldenClip
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from dasheng_edge.quant.decoder.quantize import DecoderOptions, check_decoder
 from dasheng_edge.quant.decoder.types import COPIED_TYPES, NEED_IMATRIX, DecoderType
 from dasheng_edge.quant.encoder.precisions import EncoderPrecision
 from dasheng_edge.runtime.audio.clips import ClipSet, find_clips, printable
-from dasheng_edge.runtime.bundle.bundle import MANIFEST, Bundle, KvType, PromptFacts, sha256_of
+from dasheng_edge.runtime.bundle.bundle import Bundle, sha256_of
+from dasheng_edge.runtime.bundle.manifest import MANIFEST, KvType, PromptFacts
 from dasheng_edge.runtime.errors import ClipsError
 from dasheng_edge.runtime.progress import NoProgress, Progress
 
@@ -191,7 +192,7 @@ def check_same_model(reference: Bundle, candidate: Bundle) -> None:
     shapes: list[tuple[object, ...]] = []
     asked: list[PromptFacts] = []
     for bundle in (reference, candidate):
-        decoder, facts = bundle.text_facts()
+        decoder, facts = bundle.decoder_facts, bundle.prompt_facts
         encoder = bundle.manifest.encoder
         shapes.append((encoder.embed_dim, encoder.depth, decoder.arch, decoder.hidden_size, decoder.vocab_size))
         asked.append(facts)
@@ -211,7 +212,7 @@ def check_same_model(reference: Bundle, candidate: Bundle) -> None:
 
 def recipe_facts(bundle: Bundle) -> RecipeFacts:
     """What a bundle's manifest says it is made of."""
-    decoder, _ = bundle.text_facts()
+    decoder = bundle.decoder_facts
     quantization = bundle.manifest.quantization
     imatrix = quantization.imatrix if quantization else None
     return RecipeFacts(

@@ -10,7 +10,7 @@ import typer
 
 from dasheng_edge.quant.decoder.types import NEED_IMATRIX, DecoderType
 from dasheng_edge.quant.encoder.precisions import EncoderPrecision
-from dasheng_edge.runtime.bundle.bundle import KvType
+from dasheng_edge.runtime.bundle.manifest import KvType
 from dasheng_edge.runtime.cli.options import (
     BundleArgument,
     JsonOption,

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from dasheng_edge.quant.decoder.types import DecoderType
 from dasheng_edge.quant.encoder.precisions import EncoderPrecision
-from dasheng_edge.runtime.bundle.bundle import KvType
+from dasheng_edge.runtime.bundle.manifest import KvType
 
 RecipeName = Literal["reference", "balanced", "small", "tiny"]
 

@@ -11,7 +11,7 @@ from dasheng_edge.quant.decoder.types import (
     DecoderType,
 )
 from dasheng_edge.quant.encoder.quantize import EncoderOptions
-from dasheng_edge.runtime.bundle.bundle import KvType, Manifest, Tolerances
+from dasheng_edge.runtime.bundle.manifest import KvType, Manifest, Tolerances
 from dasheng_edge.runtime.deviation import relative_rms_of
 from dasheng_edge.runtime.verify import VerifyReport
 

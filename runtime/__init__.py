@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dasheng_edge.runtime.bundle.bundle import Bundle as Bundle
-    from dasheng_edge.runtime.bundle.bundle import Manifest as Manifest
+    from dasheng_edge.runtime.bundle.manifest import Manifest as Manifest
 
     from .caption import Caption as Caption
     from .captioner import Captioner as Captioner
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # Resolved on first use, so that `dasheng-edge --help` loads neither ONNX Runtime nor llama.cpp.
 _HOMES = {
     "Bundle": "bundle.bundle",
-    "Manifest": "bundle.bundle",
+    "Manifest": "bundle.manifest",
     "Caption": "caption",
     "Captioner": "captioner",
     "DashengEdgeError": "errors",

@@ -11,7 +11,8 @@ from time import perf_counter
 from types import TracebackType
 
 from dasheng_edge.runtime.audio.read import AudioSource
-from dasheng_edge.runtime.bundle.bundle import Bundle, Sampling
+from dasheng_edge.runtime.bundle.bundle import Bundle
+from dasheng_edge.runtime.bundle.manifest import Sampling
 from dasheng_edge.runtime.machine.devices import Device
 from dasheng_edge.runtime.text.batch_decoder import MAX_SEQUENCES
 from dasheng_edge.runtime.text.prefix_cache import PrefixCache, cache_folder, prefix_model
@@ -132,7 +133,7 @@ class Captioner:
             CaptionerBusyError: the captioner is closed, or another caption is under way.
             DecoderError, DeviceError: llama.cpp or ONNX Runtime failed.
         """
-        _, facts = self.bundle.text_facts()
+        facts = self.bundle.prompt_facts
         limit = self._limit(max_new_tokens)
         stream = CaptionStream(self._run(Request(audio, prompt, system, limit, sampling or facts.sampling, live)))
         self._streams.add(stream)
@@ -155,7 +156,7 @@ class Captioner:
         """
         if not 1 <= batch <= MAX_SEQUENCES:
             raise PromptError(f"batch is {batch}; expected 1 to {MAX_SEQUENCES}")
-        _, facts = self.bundle.text_facts()
+        facts = self.bundle.prompt_facts
         limit = self._limit(max_new_tokens)
         requests = [Request(audio, prompt, system, limit, sampling or facts.sampling) for audio in clips]
         with self._busy():
@@ -163,7 +164,7 @@ class Captioner:
             return [caption for group in groups for caption in caption_together(self._stitch, group)]
 
     def _limit(self, max_new_tokens: int | None) -> int:
-        limit = self.bundle.text_facts()[1].max_new_tokens if max_new_tokens is None else max_new_tokens
+        limit = self.bundle.prompt_facts.max_new_tokens if max_new_tokens is None else max_new_tokens
         if limit < 1:
             raise PromptError(f"max_new_tokens is {limit}; expected at least 1")
         return limit

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from dasheng_edge.runtime.audio.audio_parts import AudioParts
 from dasheng_edge.runtime.audio.read import AudioSource, Waveform, read_audio
-from dasheng_edge.runtime.bundle.bundle import ENCODER, MANIFEST, Bundle
+from dasheng_edge.runtime.bundle.bundle import ENCODER, Bundle
+from dasheng_edge.runtime.bundle.manifest import MANIFEST
 from dasheng_edge.runtime.machine.devices import Device
 
 from .engine_options import EngineOptions

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from dasheng_edge.runtime.bundle.bundle import DecoderFacts, KvType
+from dasheng_edge.runtime.bundle.manifest import DecoderFacts, KvType
 from dasheng_edge.runtime.machine.devices import Device, checked_device, checked_threads, usable_cores
 
 WeightLayout: TypeAlias = Literal["mapped", "repacked"]

@@ -27,7 +27,7 @@ class TextParts:
 
         Raises `BundleKindError` where the bundle has none, and what `Decoder.open` and `PromptBuilder` raise.
         """
-        stored, facts = bundle.text_facts()
+        stored, facts = bundle.decoder_facts, bundle.prompt_facts
         decoder = Decoder.open(bundle.path(DECODER), resolve_here(options, stored))
         try:
             return cls(decoder, PromptBuilder(decoder.chat_template, facts, decoder))
@@ -48,7 +48,7 @@ class Parts(TextParts):
 
         Raises what `TextParts.open` and `AudioInputParts.open` raise.
         """
-        settings = resolve_here(options, bundle.text_facts()[0])
+        settings = resolve_here(options, bundle.decoder_facts)
         with ThreadPoolExecutor(1) as pool:  # the engines load side by side
             opening = pool.submit(AudioInputParts.open, bundle, settings)
             try:

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dasheng_edge.runtime.audio.read import AudioSource, ReadAudio, Waveform, describe_audio, read_audio
-from dasheng_edge.runtime.bundle.bundle import Bundle, Sampling
+from dasheng_edge.runtime.bundle.bundle import Bundle
+from dasheng_edge.runtime.bundle.manifest import Sampling
 from dasheng_edge.runtime.text.decoder import Embeddings
 from dasheng_edge.runtime.text.prompt import Segment, Text
 
@@ -115,7 +116,7 @@ class Stitch:
 
     def __init__(self, bundle: Bundle, parts: Parts) -> None:
         self.bundle, self.parts = bundle, parts
-        decoder, _ = bundle.text_facts()
+        decoder = bundle.decoder_facts
         self.context_length = min(decoder.context_length, parts.decoder.context_length)
         self._rate_hz = bundle.manifest.front_end.sample_rate_hz
 
@@ -181,7 +182,7 @@ class Stitch:
             watch.deviation_db = running.deviation_db
 
     def _warnings(self, meter: Meter, deviation_db: float) -> tuple[str, ...]:
-        seconds, comfortable_s = meter.samples / self._rate_hz, self.bundle.text_facts()[1].comfortable_s
+        seconds, comfortable_s = meter.samples / self._rate_hz, self.bundle.prompt_facts.comfortable_s
         warnings = []
         if seconds > comfortable_s:
             length = f"the audio is {seconds:.0f} s long"

@@ -12,7 +12,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
-from dasheng_edge.runtime.bundle.bundle import MANIFEST, UNREADABLE, Bundle, KvType, sha256_of
+from dasheng_edge.runtime.bundle.bundle import Bundle, sha256_of
+from dasheng_edge.runtime.bundle.manifest import MANIFEST, UNREADABLE, KvType
 from dasheng_edge.runtime.machine.devices import usable_hardware_threads
 from dasheng_edge.runtime.machine.doctor import examine
 from dasheng_edge.runtime.text.prefix_cache import FOLDER_VARIABLE, cache_folder

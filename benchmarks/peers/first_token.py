@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 
 from dasheng_edge.runtime import Captioner
-from dasheng_edge.runtime.bundle.bundle import Sampling
+from dasheng_edge.runtime.bundle.manifest import Sampling
 from dasheng_edge.runtime.engine_options import EngineOptions
 
 

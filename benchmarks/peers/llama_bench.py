@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.peers.llama_cpp_tools import VERSION, pinned_version
 from benchmarks.records.record import REPOSITORY, BenchmarkError
-from dasheng_edge.runtime.bundle.bundle import KvType
+from dasheng_edge.runtime.bundle.manifest import KvType
 from dasheng_edge.runtime.text.llama import build_info
 
 TOOLS = REPOSITORY / "build" / "llama.cpp"

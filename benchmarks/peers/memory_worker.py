@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from benchmarks.peers.hearing import hear
 from dasheng_edge.runtime import Bundle, Captioner
 from dasheng_edge.runtime.audio.audio_parts import AudioInputParts
-from dasheng_edge.runtime.bundle.bundle import Sampling
+from dasheng_edge.runtime.bundle.manifest import Sampling
 from dasheng_edge.runtime.engine_options import EngineOptions
 
 BLOCK_SAMPLES = 1 << 14  # about as much as a decoder of audio files hands on at a time

@@ -107,7 +107,7 @@ class Variants:
 
 def measure(bundle: Bundle, bench: LlamaBench, given: argparse.Namespace) -> dict[str, Any]:
     """Tokens per second of each turn."""
-    path, (facts, _) = bundle.path(DECODER), bundle.text_facts()
+    path, facts = bundle.path(DECODER), bundle.decoder_facts
     decoder = TextParts.open(bundle, EngineOptions().changed(threads=given.threads)).decoder
     settings, repacked = decoder.settings, decoder.settings.weights == "repacked"
     try:

@@ -141,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = options.parse_args(arguments)
 
     def measured(bundle: Bundle) -> dict[str, Any]:
-        bundle.text_facts()  # refuses a bundle without a decoder
+        _ = bundle.decoder_facts  # refuses a bundle without a decoder
         return measure(bundle, given.tokens, given.lengths, given.threads, given.rounds)
 
     return run(BENCHMARK, given, measured)

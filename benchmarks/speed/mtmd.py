@@ -43,7 +43,7 @@ Turn = tuple[str, int]
 
 def measure(bundle: Bundle, work: Path, threads: int, rounds: int) -> dict[str, Any]:
     """Seconds and rows of each clip."""
-    decoder, _ = bundle.path(DECODER), bundle.text_facts()
+    decoder, _ = bundle.path(DECODER), bundle.decoder_facts
     width = _width(decoder)
     with ExitStack() as stack:
         encoders: dict[str, Callable[[Path], Message]] = {OURS: _ours(bundle, threads)}

@@ -190,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = options.parse_args(arguments)
 
     def measured(bundle: Bundle) -> dict[str, Any]:
-        decoder, _ = bundle.text_facts()
+        decoder = bundle.decoder_facts
         with tempfile.TemporaryDirectory() as work:
             clip = Path(work) / "clip.npy"
             task = Task(given.checkpoint, bundle, given.dtypes, clip, given.tokens, given.threads)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from benchmarks.records.record import BenchmarkError
 from dasheng_edge.runtime import Captioner
-from dasheng_edge.runtime.bundle.bundle import Sampling
+from dasheng_edge.runtime.bundle.manifest import Sampling
 
 RATE_HZ = 16_000
 TRIES = 24

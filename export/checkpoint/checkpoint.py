@@ -19,8 +19,8 @@ from torch import Tensor
 
 from dasheng_edge.export.reference.dasheng import EncoderSpec
 from dasheng_edge.export.variants.detection import Layout, find_layout
-from dasheng_edge.runtime.audio.front_end import FrontEndSpec
-from dasheng_edge.runtime.bundle.bundle import Variant
+from dasheng_edge.runtime.bundle.front_end_spec import FrontEndSpec
+from dasheng_edge.runtime.bundle.manifest import Variant
 from dasheng_edge.runtime.errors import CheckpointVariantError
 
 from .config import PullRecord, TextConfig, checked, read_json

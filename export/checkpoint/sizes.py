@@ -8,7 +8,7 @@ from typing import Any
 
 from dasheng_edge.export.reference.dasheng import EncoderSpec
 from dasheng_edge.export.variants.detection import Arch, Layout
-from dasheng_edge.runtime.audio.front_end import AcousticSpec, FrontEndSpec
+from dasheng_edge.runtime.bundle.front_end_spec import AcousticSpec, FrontEndSpec
 from dasheng_edge.runtime.errors import CheckpointFileError, CheckpointVariantError
 
 from .config import AcousticConfig, EncoderConfig, Rope, TextConfig, checked

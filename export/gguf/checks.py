@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from dasheng_edge.export.graphs.residency import few_mapped_pages
-from dasheng_edge.export.reference.decoder import AUDIO_MARK
 from dasheng_edge.quant.decoder.gguf_file import tensor_bytes
 from dasheng_edge.quant.decoder.types import WORST_MATRIX, DecoderTolerance
-from dasheng_edge.runtime.bundle.bundle import DECODER, PromptFacts
+from dasheng_edge.runtime.bundle.bundle import DECODER
+from dasheng_edge.runtime.bundle.golden import AUDIO_MARK, GoldenText
+from dasheng_edge.runtime.bundle.manifest import PromptFacts
 from dasheng_edge.runtime.deviation import logits_relative_rms
 from dasheng_edge.runtime.engine_options import EngineOptions, resolve_here
 from dasheng_edge.runtime.errors import ExportError, PromptError
@@ -70,13 +70,13 @@ def _shown(decoder: Decoder, prompt: Sequence[int]) -> str:
     return f"{text!r} {list(prompt)}"
 
 
-def golden_logits_error(decoder_path: Path, vectors: Mapping[str, npt.NDArray[Any]]) -> float:
+def golden_logits_error(decoder_path: Path, texts: Sequence[GoldenText]) -> float:
     """Largest error of the first logits between llama.cpp and the reference."""
     errors = []
     with _opened(decoder_path) as decoder:
-        for i in range(len(vectors["names"])):
-            decoder.prefill(golden_segments(vectors[f"prompt_{i}"].tolist(), vectors[f"embeddings_{i}"]))
-            errors.append(logits_relative_rms(decoder.logits(), vectors[f"logits_{i}"]))
+        for text in texts:
+            decoder.prefill(golden_segments(text))
+            errors.append(logits_relative_rms(decoder.logits(), text.logits))
     return float(np.max(errors))
 
 
@@ -94,9 +94,8 @@ def _opened(decoder_path: Path) -> Generator[Decoder]:
             decoder.close()
 
 
-def golden_segments(
-    prompt: Sequence[int], audio: npt.NDArray[np.float32]
-) -> list[tuple[int, ...] | npt.NDArray[np.float32]]:
+def golden_segments(text: GoldenText) -> list[tuple[int, ...] | npt.NDArray[np.float32]]:
     """A golden prompt as what `Decoder.prefill` takes."""
-    place = list(prompt).index(AUDIO_MARK)
-    return [tuple(prompt[:place]), audio, tuple(prompt[place + 1 :])]
+    prompt = text.prompt.tolist()
+    place = prompt.index(AUDIO_MARK)
+    return [tuple(prompt[:place]), text.embeddings, tuple(prompt[place + 1 :])]

@@ -24,7 +24,7 @@ from dasheng_edge.export.checkpoint.tensor_files import row_blocks
 from dasheng_edge.quant.decoder.gguf_file import gguf_tensors, sampled_rows
 from dasheng_edge.quant.decoder.llama_quantize import FILE_TYPES
 from dasheng_edge.quant.decoder.types import PlainType
-from dasheng_edge.runtime.bundle.bundle import Sampling
+from dasheng_edge.runtime.bundle.manifest import Sampling
 from dasheng_edge.runtime.deviation import Deviation
 from dasheng_edge.runtime.errors import ExportError
 from dasheng_edge.runtime.progress import Advance, no_advance

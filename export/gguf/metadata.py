@@ -17,7 +17,7 @@ from yaml import YAMLError
 from dasheng_edge.export.adapter.merge import MergedTensors
 from dasheng_edge.export.checkpoint.checkpoint import Checkpoint
 from dasheng_edge.export.checkpoint.unsupported import EXPORTABLE
-from dasheng_edge.runtime.bundle.bundle import Sampling
+from dasheng_edge.runtime.bundle.manifest import Sampling
 
 from .tokenizer import Vocabulary
 

@@ -32,8 +32,8 @@ from dasheng_edge.export.reference.encoder import (
     meta_projector,
     stream_chunks,
 )
-from dasheng_edge.runtime.audio.front_end import FrontEndSpec
 from dasheng_edge.runtime.bundle.bundle import EXTERNAL_BYTES, PAGE_BYTES, weights_file
+from dasheng_edge.runtime.bundle.front_end_spec import FrontEndSpec
 from dasheng_edge.runtime.deviation import relative_rms
 from dasheng_edge.runtime.errors import ExportError
 

@@ -18,7 +18,7 @@ from onnx import numpy_helper
 from torch import Tensor
 
 from dasheng_edge.export.reference.dasheng import AcousticMel, LogMel, mel_filterbank
-from dasheng_edge.runtime.audio.front_end import AcousticSpec, FrontEndSpec
+from dasheng_edge.runtime.bundle.front_end_spec import AcousticSpec, FrontEndSpec
 from dasheng_edge.runtime.deviation import max_difference
 
 from .check import GraphReport, graph_session

@@ -12,8 +12,8 @@ import jinja2
 
 from dasheng_edge.export.checkpoint.checkpoint import Checkpoint
 from dasheng_edge.export.options import PromptOverrides
-from dasheng_edge.export.reference.decoder import AUDIO_MARK
-from dasheng_edge.runtime.bundle.bundle import PromptFacts, Sampling
+from dasheng_edge.runtime.bundle.golden import AUDIO_MARK
+from dasheng_edge.runtime.bundle.manifest import PromptFacts, Sampling
 from dasheng_edge.runtime.errors import CheckpointFileError, CheckpointVariantError, ExportError
 from dasheng_edge.runtime.text.prompt import CONTENT_FORMS, chat_messages, template_names
 

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from dasheng_edge.export.checkpoint.config import checked, read_json
-from dasheng_edge.runtime.bundle.bundle import Sampling
+from dasheng_edge.runtime.bundle.manifest import Sampling
 
 GENERATION = "generation_config.json"
 # An answer's length is reserved in the context before it begins, and files that state 32768 mean "no limit". This is

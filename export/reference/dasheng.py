@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dasheng_edge.runtime.audio.front_end import AcousticSpec, FrontEndSpec
+from dasheng_edge.runtime.bundle.front_end_spec import AcousticSpec, FrontEndSpec
 
 
 @dataclass(frozen=True)

@@ -18,20 +18,10 @@ from torch import Tensor
 from dasheng_edge.export.adapter.merge import MergedTensors
 from dasheng_edge.export.checkpoint.sizes import EMBEDDING, HEAD, DecoderSpec
 from dasheng_edge.export.checkpoint.tensor_files import row_blocks
+from dasheng_edge.runtime.bundle.golden import AUDIO_MARK, GoldenText
 from dasheng_edge.runtime.progress import Advance, no_advance
 
 NORM = "decoder.model.norm.weight"
-AUDIO_MARK = -1  # stands for all audio rows in a golden prompt
-
-
-@dataclass(frozen=True)
-class GoldenText:
-    """What the decoder made of one clip."""
-
-    prompt: list[int]  # token ids, AUDIO_MARK where the audio rows go
-    logits: npt.NDArray[np.float32]  # [vocab], after the prompt
-    tokens: list[int]  # greedy, the stop token included
-    margins: list[float]  # best logit minus second best, for each token
 
 
 @dataclass
@@ -147,7 +137,7 @@ def greedy_texts(
                 _take(text, logits)
                 text.rows = decoder.embed(text.tokens[-1:])
         advance(1)
-    return [_golden(prompt, text) for text in texts]
+    return [_golden(prompt, rows, text) for rows, text in zip(audio, texts, strict=True)]
 
 
 def _take(text: Decoding, logits: Tensor) -> None:
@@ -159,9 +149,10 @@ def _take(text: Decoding, logits: Tensor) -> None:
     text.margins.append(best - second)
 
 
-def _golden(prompt: Sequence[int], text: Decoding) -> GoldenText:
+def _golden(prompt: Sequence[int], audio: Tensor, text: Decoding) -> GoldenText:
     assert text.first is not None
-    return GoldenText(list(prompt), text.first, text.tokens, text.margins)
+    tokens, margins = np.array(text.tokens, np.int32), np.array(text.margins, np.float32)
+    return GoldenText(audio.numpy(), np.array(prompt, np.int32), text.first, tokens, margins)
 
 
 def _spec(merged: MergedTensors) -> DecoderSpec:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from dasheng_edge.export.adapter.merge import MergedTensors
-from dasheng_edge.runtime.audio.front_end import Features, FrontEndSpec
+from dasheng_edge.runtime.audio.front_end import Features
+from dasheng_edge.runtime.bundle.front_end_spec import FrontEndSpec
 
 from .dasheng import AcousticMel, AudioProjector, Block, Chunk, DashengEncoder, LogMel, build_encoder, chunks_of_clip
 

@@ -7,17 +7,18 @@ come from transformers' tokenizer and chat template. The clips are synthesised.
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from dasheng_edge.export.adapter.merge import MergedTensors
-from dasheng_edge.runtime.audio.front_end import FrontEnd, FrontEndSpec
+from dasheng_edge.runtime.audio.front_end import FrontEnd
+from dasheng_edge.runtime.bundle.front_end_spec import FrontEndSpec
+from dasheng_edge.runtime.bundle.golden import GoldenClip, save_golden
 from dasheng_edge.runtime.deviation import max_difference
 from dasheng_edge.runtime.errors import ExportError
 from dasheng_edge.runtime.progress import Advance, no_advance
@@ -74,26 +75,16 @@ def padded(waveform: npt.NDArray[np.int16], spec: FrontEndSpec) -> npt.NDArray[n
 
 
 @torch.inference_mode()
-def golden_audio(merged: MergedTensors) -> dict[str, npt.NDArray[Any]]:
-    """Waveforms, spectrograms [mels, frames] and patches [patches, dim] of all clips.
-
-    With a decoder also the audio embeddings [n, llm_dim].
-    """
-    spec, clips = merged.checkpoint.front_end, golden_clips(merged.checkpoint.front_end)
-    vectors: dict[str, npt.NDArray[Any]] = {"names": np.array(list(clips))}
+def golden_audio(merged: MergedTensors) -> list[GoldenClip]:
+    """All clips, without what a decoder makes of them: spectrograms [mels, frames], patches [patches, dim]."""
+    spec = merged.checkpoint.front_end
+    clips = golden_clips(spec)
     features = [reference_features(spec, padded(waveform, spec)) for waveform in clips.values()]
     patches = stream_patches(merged, features)
-    for i, waveform in enumerate(clips.values()):
-        vectors[f"waveform_{i}"], vectors[f"log_mel_{i}"] = waveform, features[i].log_mel
-        acoustic = features[i].acoustic
-        if acoustic is not None:
-            vectors[f"acoustic_mel_{i}"] = acoustic
-        vectors[f"patches_{i}"] = patches[i]
-    if merged.checkpoint.decoder:
-        projector = load_projector(merged)
-        for i, rows in enumerate(patches):
-            vectors[f"embeddings_{i}"] = projector(torch.from_numpy(rows)[None])[0].numpy()
-    return vectors
+    return [
+        GoldenClip(name, waveform, seen.log_mel, rows, seen.acoustic)
+        for (name, waveform), seen, rows in zip(clips.items(), features, patches, strict=True)
+    ]
 
 
 def golden_tokens(merged: MergedTensors) -> int:
@@ -107,7 +98,7 @@ def write_golden(
     merged: MergedTensors,
     text: GoldenRequest | None,
     advance: Advance = no_advance,
-) -> Mapping[str, npt.NDArray[Any]]:
+) -> list[GoldenClip]:
     """Write `golden.npz` and return what is in it; `text` is None where there is no decoder.
 
     `advance` is told of each pass through the decoder, `golden_tokens` in all.
@@ -115,36 +106,40 @@ def write_golden(
     Raises:
         ExportError: the reference itself yields NaN.
     """
-    vectors = golden_audio(merged)
+    clips = golden_audio(merged)
     gc.collect()
     if text is not None:
-        audio = [torch.from_numpy(vectors[f"embeddings_{i}"]) for i in range(len(vectors["names"]))]
-        count = golden_tokens(merged)
-        for i, answer in enumerate(greedy_texts(merged, text.prompt, audio, text.stop_ids, count, advance)):
-            vectors[f"prompt_{i}"] = np.array(answer.prompt, np.int32)
-            vectors[f"logits_{i}"] = answer.logits
-            vectors[f"tokens_{i}"] = np.array(answer.tokens, np.int32)
-            vectors[f"margins_{i}"] = np.array(answer.margins, np.float32)
-    for name, value in vectors.items():
-        if value.dtype == np.float32 and not np.isfinite(value).all():
-            cause = f"a weight of {merged.checkpoint.name} is not finite; download the checkpoint again"
-            if adapters := " and ".join(adapter.name for adapter in merged.adapters):
-                cause = (
-                    f"a weight of {merged.checkpoint.name} is not finite, or not any more with {adapters} merged in (a "
-                    "value too large for float32, or a row of length zero that DoRA is to stretch); export without "
-                    "it to see which, then download the checkpoint again or take an earlier step of the training"
-                )
-            raise ExportError(f"the reference yields NaN or infinity in {name}, so {cause}")
-    with path.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **vectors)
-    return vectors
+        audio = _embeddings(merged, clips)
+        answers = greedy_texts(merged, text.prompt, audio, text.stop_ids, golden_tokens(merged), advance)
+        clips = [replace(clip, text=answer) for clip, answer in zip(clips, answers, strict=True)]
+    for index, clip in enumerate(clips):
+        for name, value in (vars(clip) | (vars(clip.text) if clip.text else {})).items():
+            if isinstance(value, np.ndarray) and value.dtype == np.float32 and not np.isfinite(value).all():
+                raise ExportError(f"the reference yields NaN or infinity in {name}_{index}, so {_cause(merged)}")
+    save_golden(path, clips)
+    return clips
 
 
-def golden_mel_error(path: Path, spec: FrontEndSpec, vectors: Mapping[str, npt.NDArray[Any]]) -> float:
+@torch.inference_mode()
+def _embeddings(merged: MergedTensors, clips: Sequence[GoldenClip]) -> list[torch.Tensor]:
+    """Audio embeddings [n, llm_dim] of each clip."""
+    projector = load_projector(merged)
+    return [projector(torch.from_numpy(clip.patches)[None])[0] for clip in clips]
+
+
+def _cause(merged: MergedTensors) -> str:
+    name = merged.checkpoint.name
+    if adapters := " and ".join(adapter.name for adapter in merged.adapters):
+        return (
+            f"a weight of {name} is not finite, or not any more with {adapters} merged in (a value too large for "
+            "float32, or a row of length zero that DoRA is to stretch); export without it to see which, then download "
+            "the checkpoint again or take an earlier step of the training"
+        )
+    return f"a weight of {name} is not finite; download the checkpoint again"
+
+
+def golden_mel_error(path: Path, spec: FrontEndSpec, clips: Sequence[GoldenClip]) -> float:
     """Largest difference in dB between the log-mels of the golden clips and what the runtime's front end gives."""
     front_end = FrontEnd(path, spec)
-    errors = []
-    for i in range(len(vectors["names"])):
-        got = front_end.features([padded(vectors[f"waveform_{i}"], spec)]).log_mel
-        errors.append(max_difference(got, vectors[f"log_mel_{i}"]))
-    return float(np.max(errors))
+    got = [front_end.features([padded(clip.waveform, spec)]).log_mel for clip in clips]
+    return float(np.max([max_difference(one, clip.log_mel) for one, clip in zip(got, clips, strict=True)]))

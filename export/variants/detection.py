@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from dasheng_edge.export.checkpoint.tensor_files import Source
-from dasheng_edge.runtime.bundle.bundle import Variant
+from dasheng_edge.runtime.bundle.manifest import Variant
 from dasheng_edge.runtime.errors import CheckpointVariantError
 
 if TYPE_CHECKING:

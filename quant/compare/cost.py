@@ -77,7 +77,7 @@ def measured_clips(clips: Sequence[Clip]) -> list[Clip]:
 
 def _cost(bundle: Bundle, found: Measurement, others_share: float | None) -> Cost:
     manifest = bundle.manifest
-    decoder, _ = bundle.text_facts()
+    decoder = bundle.decoder_facts
 
     def stored(*names: str) -> int:
         return sum(

@@ -68,7 +68,7 @@ def encoder_id(bundle: Bundle, threads: int) -> str:
 
 def decoder_id(bundle: Bundle, threads: int) -> str:
     """Names a decoder by what its file holds, how it keeps keys and values, what it is asked, and what computes it."""
-    stored, facts = bundle.text_facts()
+    stored, facts = bundle.decoder_facts, bundle.prompt_facts
     asked = facts.model_dump_json(exclude=_NOT_ASKED)
     return key_of(bundle.manifest.files[DECODER].sha256, stored.kv_type, asked, str(threads))
 
@@ -96,7 +96,7 @@ def samples_of(bundle: Bundle, clips: Sequence[Clip], max_new_tokens: int) -> li
     Raises:
         AudioError: one cannot be read, or leaves the decoder no room for an answer; the message names the clip.
     """
-    spec, (stored, _) = bundle.manifest.front_end, bundle.text_facts()
+    spec, stored = bundle.manifest.front_end, bundle.decoder_facts
     found = []
     for clip in clips:
         samples = sum(len(block) for block in clip.blocks(spec.sample_rate_hz))

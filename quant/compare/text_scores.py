@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dasheng_edge.runtime.audio.clips import Clip
-from dasheng_edge.runtime.bundle.bundle import UNREADABLE
+from dasheng_edge.runtime.bundle.manifest import UNREADABLE
 from dasheng_edge.runtime.errors import ClipsError
 
 from .bootstrap import change_interval, draws_of, ratio_interval

@@ -87,7 +87,7 @@ def check_decoder(source: Bundle, options: DecoderOptions, *, measured: bool = F
         QuantizeError: it is quantized already, an option would go nowhere, or the type needs an importance matrix that
             is not there or is of another model.
     """
-    stored, kind = source.text_facts()[0].precision, options.kind
+    stored, kind = source.decoder_facts.precision, options.kind
     ranks = get_args(DecoderType)
     if stored not in COPIED_TYPES and (kind != stored or options.tensor_types):
         raise QuantizeError(
@@ -146,7 +146,7 @@ def quantize_decoder(
     Raises what `check_decoder` and `quantizer.quantize` raise.
     """
     check_decoder(source, options)
-    stored, path = source.text_facts()[0].precision, source.path(DECODER)
+    stored, path = source.decoder_facts.precision, source.path(DECODER)
     if options.kind == stored and not options.tensor_types:
         shutil.copyfile(path, target)
     else:

@@ -13,8 +13,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from dasheng_edge.runtime.audio.encoder import Encoder, Projector
-from dasheng_edge.runtime.audio.front_end import Features, FrontEndSpec
+from dasheng_edge.runtime.audio.front_end import Features
 from dasheng_edge.runtime.bundle.bundle import CUDA_GRAPHS, ENCODER, PROJECTOR, Bundle
+from dasheng_edge.runtime.bundle.front_end_spec import FrontEndSpec
 from dasheng_edge.runtime.deviation import Deviation
 from dasheng_edge.runtime.errors import QuantizeError
 from dasheng_edge.runtime.progress import Advance, no_advance

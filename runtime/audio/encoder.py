@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dasheng_edge.runtime.bundle.front_end_spec import FrontEndSpec
 from dasheng_edge.runtime.machine.devices import Device, check_graph, onnx_session, run_graph
 
-from .front_end import Features, FrontEndSpec
+from .front_end import Features
 
 
 class Encoder:

@@ -1,26 +1,20 @@
 """The bundle: a folder that holds one exported model, and the only module that knows its file names.
 
 `Bundle.open` refuses, before anything is loaded, a bundle whose manifest or files are not what they should be.
-`bundle_writer` writes one.
+`writer` writes one.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from dasheng_edge.runtime.errors import BundleFileError, BundleKindError
 
-from dasheng_edge.runtime.audio.front_end import FrontEndSpec
-from dasheng_edge.runtime.errors import BundleFileError, BundleKindError, BundleManifestError, BundleNotFoundError
-from dasheng_edge.runtime.names import bundle_hint
+from .manifest import MANIFEST, DecoderFacts, Manifest, PromptFacts, Variant, read_manifest
 
-SCHEMA_VERSION = 3  # the newest that this version reads
-MANIFEST = "manifest.json"
 FRONT_END = "front_end.onnx"
 ENCODER = "encoder.onnx"
 PROJECTOR = "projector.onnx"
@@ -33,180 +27,10 @@ CUDA_GRAPHS: Mapping[str, str] = {ENCODER: "encoder.cuda.onnx", PROJECTOR: "proj
 EXTERNAL_BYTES = 500_000_000
 PAGE_BYTES = 4096  # where a large weight begins is a multiple of this, so that it can be mapped
 MODEL_CARD = "README.md"  # beside the files that the manifest lists: people may edit it
-# What a model consists of, told by its tensors: MiDashengLM with the Dasheng encoder (7B, micro) or with
-# DashengTokenizer's two branches (0.6B), or a Dasheng encoder alone.
-Variant: TypeAlias = Literal["midashenglm", "midashenglm-tokenizer", "dasheng"]
-KvType: TypeAlias = Literal["f16", "q8_0", "q4_0"]  # how llama.cpp keeps keys and values, by its names
 _ALL_FILES = (FRONT_END, ENCODER, PROJECTOR, DECODER, GOLDEN)
 REQUIRED: Mapping[Variant, tuple[str, ...]] = {
     "midashenglm": _ALL_FILES, "midashenglm-tokenizer": _ALL_FILES, "dasheng": (FRONT_END, ENCODER, GOLDEN),
 }  # fmt: skip
-UNREADABLE = (OSError, ValueError, RecursionError)  # what a file that is no JSON raises; the last: nested too deeply
-
-
-def plain_name(name: str) -> str:
-    if name != Path(name).name or name in ("", ".", "..", MANIFEST) or "\\" in name or ":" in name:
-        raise ValueError(f"{name!r} is not a plain file name inside the bundle")
-    return name
-
-
-class _Model(BaseModel):
-    # JSON has no infinity and no NaN, but Python's reader takes them.
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class FileFacts(_Model):
-    """Size and content of one file."""
-
-    bytes: Annotated[int, Field(ge=0)]
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-
-
-class EncoderFacts(_Model):
-    """The audio encoder and the precision its graph computes in."""
-
-    embed_dim: int
-    depth: int
-    num_heads: int
-    parameters: int
-    precision: str  # "fp32", or one of quant.recipes.EncoderPrecision; the projector's too
-
-
-class DecoderFacts(_Model):
-    """The text decoder; `precision` is llama.cpp's name of the file type."""
-
-    arch: Literal["qwen2", "qwen3"]
-    hidden_size: int
-    layers: int
-    vocab_size: int  # rows of the embedding table
-    context_length: int  # positions the decoder was made for
-    parameters: int
-    precision: str  # "F32", "F16", "Q4_K_M" ...
-    kv_type: KvType = "f16"  # what the runtime asks llama.cpp for; an F32 decoder has F32 in any case
-
-
-class Sampling(_Model):
-    """Sampling defaults; temperature 0 is greedy decoding."""
-
-    temperature: Annotated[float, Field(ge=0)] = 0.0
-    top_k: Annotated[int, Field(ge=0)] = 0  # 0: all tokens
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
-    repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
-    seed: Annotated[int, Field(ge=0)] = 0
-
-
-class PromptFacts(_Model):
-    """What the prompt is made of when the caller does not say otherwise. The chat template is in the GGUF."""
-
-    system: str | None = None  # None: no system turn but one that the template writes by itself
-    prompt: str
-    audio_first: bool = True  # order of audio and text in the user turn
-    audio_token: str = "<|AUDIO|>"
-    audio_bos_token: str = "<|audio_bos|>"
-    audio_eos_token: str = "<|audio_eos|>"
-    max_new_tokens: Annotated[int, Field(gt=0)] = 128
-    sampling: Sampling = Sampling()
-    comfortable_s: Annotated[float, Field(gt=0)] = 210.0  # beyond this, output was seen to degrade
-    special_tokens: dict[str, str | list[str]] | None = None  # that the template asks for; None: see the GGUF
-    notes: tuple[str, ...] = ()  # where these come from, for readers
-
-
-class Tolerances(_Model):
-    """Largest error that `verify` accepts at each seam, given the precision of the parts.
-
-    Relative errors are RMS(got - want) / RMS(want). `token_margin` is in logits: a greedy token may differ
-    from the golden one only where the reference itself preferred it by less than this.
-    """
-
-    log_mel_db: Annotated[float, Field(ge=0)]
-    acoustic_nepers: Annotated[float, Field(ge=0)] | None = None  # of models with an acoustic branch
-    patches_relative: Annotated[float, Field(ge=0)]
-    # Of models with a decoder:
-    embeddings_relative: Annotated[float, Field(ge=0)] | None = None
-    logits_relative: Annotated[float, Field(ge=0)] | None = None
-    token_margin: Annotated[float, Field(ge=0)] | None = None
-
-
-class Provenance(_Model):
-    """Where the bundle comes from."""
-
-    tool: str  # "dasheng-edge 0.1.0"
-    checkpoint: str  # folder name or hub id, never an absolute path
-    revision: str | None = None  # commit on the hub
-    checkpoint_sha256: str  # over the tensors' files
-    adapters: tuple[str, ...] = ()  # "name sha256" or "owner/name@revision sha256", in the order they were merged
-    versions: dict[str, str] = {}  # of the libraries that made it
-
-
-class ImatrixFacts(_Model):
-    """The importance matrix that a decoder was quantized with."""
-
-    name: str  # of the file, or "audio" where it was measured on the way
-    sha256: str
-    datasets: tuple[str, ...] = ()  # as the file names them
-
-
-class CalibrationFacts(_Model):
-    """The clips that a quantization was measured on."""
-
-    name: str  # of the manifest of clips or the folder, never a path
-    clips: int
-    audio_s: float
-    sha256: str  # over the samples of all clips
-
-
-class QuantizationFacts(_Model):
-    """How a bundle was made smaller."""
-
-    recipe: str | None = None  # one of quant.recipes, if one was named
-    source_sha256: str  # of the manifest that it was made from
-    imatrix: ImatrixFacts | None = None
-    calibration: CalibrationFacts | None = None
-    tensor_types: dict[str, str] = {}  # pattern of a decoder tensor's name -> its type, where it was overridden
-    encoder_matrices: dict[str, str] = {}  # matrix -> precision, of a mixed encoder
-    smoothed: dict[str, float] = {}  # matrix -> exponent of its smoothing scales
-    embeddings_snr_db: float | None = None  # against the source, on the calibration clips; the bundle's own without
-
-
-class Manifest(_Model):
-    """`manifest.json`: everything that the runtime must know and that no file says itself."""
-
-    schema_version: Literal[1, 2, 3] = 3
-    name: str
-    variant: Variant
-    front_end: FrontEndSpec
-    encoder: EncoderFacts
-    # None where there is no decoder ("dasheng"); bundles of schema 1 do not count the projector's either
-    projector_parameters: int | None = None
-    decoder: DecoderFacts | None = None
-    prompt: PromptFacts | None = None
-    tolerances: Tolerances
-    provenance: Provenance
-    quantization: QuantizationFacts | None = None  # None: as it was exported
-    files: dict[Annotated[str, AfterValidator(plain_name)], FileFacts]
-
-    @model_validator(mode="after")
-    def _check_parts(self) -> Manifest:
-        limits, decodes = self.tolerances, DECODER in REQUIRED[self.variant]
-        facts: dict[str, object] = {
-            "decoder": self.decoder, "prompt": self.prompt,
-            "tolerances.embeddings_relative": limits.embeddings_relative,
-            "tolerances.logits_relative": limits.logits_relative, "tolerances.token_margin": limits.token_margin,
-        }  # fmt: skip
-        if not decodes:
-            facts["projector_parameters"] = self.projector_parameters
-        if wrong := [key for key, value in facts.items() if (value is not None) != decodes]:
-            what = "lacks" if decodes else "has no decoder, but states"
-            raise ValueError(f"variant {self.variant!r} {what} {', '.join(wrong)}")
-        if (self.front_end.acoustic is None) != (limits.acoustic_nepers is None):
-            raise ValueError("front_end.acoustic and tolerances.acoustic_nepers go together, expected both or neither")
-        return self
-
-    @property
-    def total_bytes(self) -> int:
-        """Bytes of all files that the manifest lists."""
-        return sum(facts.bytes for facts in self.files.values())
 
 
 def weights_file(graph: Path) -> Path:
@@ -221,46 +45,6 @@ def sha256_of(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """Read and check `manifest.json` of a bundle; touches no other file.
-
-    Raises:
-        BundleNotFoundError: there is no folder, or no manifest in it.
-        BundleManifestError: the manifest is not JSON, is of a newer schema, or has wrong or unknown keys.
-    """
-    path = folder / MANIFEST
-    if not folder.is_dir():
-        what = "this is a file" if folder.exists() else "nothing of this name exists"
-        hint = "" if folder.exists() else f". {bundle_hint(folder)}".rstrip(". ")
-        raise BundleNotFoundError(
-            f"cannot open bundle {folder}: {what}; expected a folder made by `dasheng-edge export`{hint}"
-        )
-    if not path.is_file():
-        raise BundleNotFoundError(
-            f"cannot open bundle {folder}: no {MANIFEST} in it, so this is not a bundle or its export did not "
-            "finish; make one with `dasheng-edge export CHECKPOINT --out BUNDLE`"
-        )
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except UNREADABLE as error:
-        raise BundleManifestError(f"cannot read {path}: {error}; export the bundle again") from error
-    version = raw.get("schema_version") if isinstance(raw, dict) else None
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise BundleManifestError(
-            f"{path} has schema version {version}, this dasheng-edge reads up to {SCHEMA_VERSION}; "
-            "install a newer dasheng-edge"
-        )
-    try:
-        return Manifest.model_validate(raw)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the top level"
-        raise BundleManifestError(
-            f"{path} is not a valid manifest: {where}: {first['msg']} ({error.error_count()} problems in all); "
-            "export the bundle again"
-        ) from error
 
 
 @dataclass(frozen=True)
@@ -281,19 +65,33 @@ class Bundle:
         bundle.verify_files(check_sha256=check_sha256)
         return bundle
 
-    def text_facts(self) -> tuple[DecoderFacts, PromptFacts]:
-        """What the manifest says about the decoder and the prompt.
+    @property
+    def decoder_facts(self) -> DecoderFacts:
+        """What the manifest says about the decoder.
 
         Raises:
-            BundleKindError: the bundle has neither.
+            BundleKindError: the bundle has none.
         """
-        decoder, prompt = self.manifest.decoder, self.manifest.prompt
-        if decoder is None or prompt is None:
-            raise BundleKindError(
-                f"{self.folder} cannot answer in words: this bundle holds a Dasheng encoder only; use "
-                "`dasheng-edge embed`, or export a MiDashengLM checkpoint"
-            )
-        return decoder, prompt
+        if self.manifest.decoder is None:
+            raise self._encoder_only()
+        return self.manifest.decoder
+
+    @property
+    def prompt_facts(self) -> PromptFacts:
+        """What the manifest says about the prompt.
+
+        Raises:
+            BundleKindError: the bundle has no decoder, and so no prompt.
+        """
+        if self.manifest.prompt is None:
+            raise self._encoder_only()
+        return self.manifest.prompt
+
+    def _encoder_only(self) -> BundleKindError:
+        return BundleKindError(
+            f"{self.folder} cannot answer in words: this bundle holds a Dasheng encoder only; use "
+            "`dasheng-edge embed`, or export a MiDashengLM checkpoint"
+        )
 
     def path(self, name: str) -> Path:
         """Path of a file of the bundle, e.g. `bundle.path(ENCODER)`."""

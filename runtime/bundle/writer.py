@@ -9,7 +9,8 @@ from types import TracebackType
 
 from dasheng_edge.runtime.atomic_output import PartialOutput
 
-from .bundle import MANIFEST, MODEL_CARD, UNREADABLE, Bundle, FileFacts, Manifest, plain_name, sha256_of
+from .bundle import MODEL_CARD, Bundle, sha256_of
+from .manifest import MANIFEST, UNREADABLE, FileFacts, Manifest, plain_name
 
 _WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES)
 

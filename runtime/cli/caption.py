@@ -29,7 +29,7 @@ from .options import (
 if TYPE_CHECKING:
     from dasheng_edge.runtime.audio.read import AudioSource
     from dasheng_edge.runtime.audio.windows import Span
-    from dasheng_edge.runtime.bundle.bundle import Sampling
+    from dasheng_edge.runtime.bundle.manifest import Sampling
     from dasheng_edge.runtime.caption import Caption, CaptionStream
     from dasheng_edge.runtime.captioner import Captioner
 
@@ -184,7 +184,7 @@ def _spans(captioner: Captioner, source: AudioSource, name: str, windows: tuple[
     if windows is not None:
         yield from spans(source, rate_hz, window_s=windows[0], hop_s=windows[1])
         return
-    comfortable_s = captioner.bundle.text_facts()[1].comfortable_s
+    comfortable_s = captioner.bundle.prompt_facts.comfortable_s
     for place, span in enumerate(spans(source, rate_hz, whole_s=comfortable_s, window_s=WINDOW_S, hop_s=HOP_S)):
         if not place and not span.whole:
             why = f"{name} is longer than {comfortable_s:g} s, beyond which this model's answers get worse"
@@ -197,11 +197,11 @@ def _sampling(captioner: Captioner, options: dict[str, float | None]) -> Samplin
     """The bundle's sampling with the options that were given."""
     from pydantic import ValidationError
 
-    from dasheng_edge.runtime.bundle.bundle import Sampling
+    from dasheng_edge.runtime.bundle.manifest import Sampling
 
     given = {name: value for name, value in options.items() if value is not None}
     try:
-        _, facts = captioner.bundle.text_facts()
+        facts = captioner.bundle.prompt_facts
         return Sampling.model_validate(facts.sampling.model_dump() | given)
     except ValidationError as error:
         first = error.errors()[0]

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from pydantic import BaseModel
 
-from dasheng_edge.runtime.bundle.bundle import Bundle, Manifest
+from dasheng_edge.runtime.bundle.bundle import Bundle
+from dasheng_edge.runtime.bundle.manifest import Manifest
 
 from .options import BundleArgument, JsonOption, print_json, print_table
 

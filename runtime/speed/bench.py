@@ -199,7 +199,7 @@ def _against(found: Against, report: BenchReport) -> AgainstReport:
 
 
 def _precision(bundle: Bundle, kv_type: str) -> str:
-    decoder, _ = bundle.text_facts()
+    decoder = bundle.decoder_facts
     return f"encoder {bundle.manifest.encoder.precision}, decoder {decoder.precision}, keys and values {kv_type}"
 
 

@@ -81,7 +81,7 @@ def compare(work: SameWork, checkpoint: Path) -> Against:
 
 
 def _request(work: SameWork, checkpoint: Path, clips: Path, dtype: str) -> dict[str, Any]:
-    encoder, (decoder, _) = work.bundle.manifest.encoder, work.bundle.text_facts()
+    encoder, decoder = work.bundle.manifest.encoder, work.bundle.decoder_facts
     return {
         "checkpoint": str(checkpoint),
         "sizes": {

@@ -17,7 +17,8 @@ from typing import Generic, Literal, TypeAlias, TypeVar, get_args
 import numpy as np
 
 from dasheng_edge.runtime.audio.audio_parts import AudioInputParts, AudioParts
-from dasheng_edge.runtime.bundle.bundle import Bundle, KvType
+from dasheng_edge.runtime.bundle.bundle import Bundle
+from dasheng_edge.runtime.bundle.manifest import KvType
 from dasheng_edge.runtime.engine_options import (
     FLOAT_TYPES,
     EngineOptions,

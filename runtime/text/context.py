@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dasheng_edge.runtime.bundle.bundle import KvType
+from dasheng_edge.runtime.bundle.manifest import KvType
 from dasheng_edge.runtime.engine_options import EngineSettings
 from dasheng_edge.runtime.errors import DecoderError
 

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from dasheng_edge.runtime.bundle.bundle import Sampling
+from dasheng_edge.runtime.bundle.manifest import Sampling
 from dasheng_edge.runtime.engine_options import EngineSettings
 from dasheng_edge.runtime.errors import DecoderError
 

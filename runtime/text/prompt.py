@@ -22,7 +22,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from dasheng_edge.runtime.bundle.bundle import PromptFacts
+from dasheng_edge.runtime.bundle.manifest import PromptFacts
 from dasheng_edge.runtime.errors import PromptError
 
 

@@ -29,10 +29,9 @@ from dasheng_edge.runtime.bundle.bundle import (
     MODEL_CARD,
     PROJECTOR,
     Bundle,
-    Sampling,
-    Variant,
     sha256_of,
 )
+from dasheng_edge.runtime.bundle.manifest import Sampling, Variant
 from dasheng_edge.runtime.deviation import logits_relative_rms
 from dasheng_edge.runtime.errors import (
     AdapterError,
@@ -221,7 +220,7 @@ def test_a_head_that_an_adapter_sets_free_is_counted(tmp_path: Path, quick: None
     checkpoint = write_tiny_checkpoint(tmp_path / "tiny", variant=variant)
     folder = write_free_head(tmp_path / "head", variant)
     report = export_bundle(ExportOptions(checkpoint, tmp_path / "bundle", (folder,)))
-    facts, _ = report.bundle.text_facts()
+    facts = report.bundle.decoder_facts
 
     tensors = GGUFReader(tmp_path / "bundle" / DECODER).tensors
     assert "output.weight" in [tensor.name for tensor in tensors]
@@ -311,7 +310,7 @@ def test_an_existing_bundle_is_replaced_only_on_request(
         export_bundle(ExportOptions(tiny_checkpoint, bundle_copy))
     report = export_bundle(ExportOptions(tiny_checkpoint, bundle_copy, overwrite=True))
 
-    assert report.bundle.text_facts()[0].precision == "F16"
+    assert report.bundle.decoder_facts.precision == "F16"
     assert (bundle_copy / ENCODER).read_bytes() == b"graph"
 
 

@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from dasheng_edge.export.model_card import model_card
-from dasheng_edge.runtime.audio.front_end import AcousticSpec, FrontEndSpec
-from dasheng_edge.runtime.bundle.bundle import (
-    REQUIRED,
+from dasheng_edge.runtime.bundle.bundle import REQUIRED
+from dasheng_edge.runtime.bundle.front_end_spec import AcousticSpec, FrontEndSpec
+from dasheng_edge.runtime.bundle.manifest import (
     DecoderFacts,
     EncoderFacts,
     Manifest,

@@ -26,13 +26,15 @@ from dasheng_edge.export.gguf.checks import golden_segments
 from dasheng_edge.export.gguf.decoder import COPIED, write_gguf
 from dasheng_edge.export.gguf.tokenizer import read_vocabulary
 from dasheng_edge.export.reference.dasheng import LogMel, mel_filterbank
-from dasheng_edge.export.reference.decoder import AUDIO_MARK, greedy_texts
+from dasheng_edge.export.reference.decoder import greedy_texts
 from dasheng_edge.export.reference.encoder import load_encoder, load_projector
 from dasheng_edge.quant.decoder.llama_quantize import quantize
 from dasheng_edge.quant.decoder.types import DECODER_TOLERANCES, DecoderType, PlainType
 from dasheng_edge.runtime.audio.encoder import Encoder, Projector
-from dasheng_edge.runtime.audio.front_end import Features, FrontEndSpec
+from dasheng_edge.runtime.audio.front_end import Features
 from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER, FRONT_END, PROJECTOR
+from dasheng_edge.runtime.bundle.front_end_spec import FrontEndSpec
+from dasheng_edge.runtime.bundle.golden import AUDIO_MARK
 from dasheng_edge.runtime.deviation import relative_rms
 from dasheng_edge.runtime.engine_options import EngineSettings
 from dasheng_edge.runtime.text.decoder import Decoder
@@ -171,7 +173,7 @@ def test_decoder_equals_transformers(kind: PlainType, audio_rows: int, decoders:
     (want,) = greedy_texts(merged, prompt, [torch.from_numpy(audio)], frozenset(), 16)
     decoder = decoders(kind)
     try:
-        decoder.prefill(golden_segments(prompt, audio), reserve=16)
+        decoder.prefill(golden_segments(want), reserve=16)
         error = relative_rms(decoder.logits(), want.logits)
         tokens = list(decoder.generate(16))
     finally:
@@ -180,7 +182,7 @@ def test_decoder_equals_transformers(kind: PlainType, audio_rows: int, decoders:
     assert error <= LOGITS[kind] <= DECODER_TOLERANCES[kind].logits
     if kind == "F32":
         ends = next((i for i, token in enumerate(want.tokens) if token in (381, 383)), 15)
-        assert tokens == want.tokens[: ends + 1]
+        assert tokens == want.tokens[: ends + 1].tolist()
 
 
 def test_every_file_type_has_a_tolerance() -> None:

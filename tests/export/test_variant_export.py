@@ -11,7 +11,8 @@ import pytest
 from dasheng_edge.export.bundle_export import ExportReport, export_bundle
 from dasheng_edge.export.options import ExportOptions, PromptOverrides
 from dasheng_edge.quant.decoder.types import PlainType
-from dasheng_edge.runtime.bundle.bundle import ENCODER, FRONT_END, GOLDEN, MODEL_CARD, Bundle, Variant
+from dasheng_edge.runtime.bundle.bundle import ENCODER, FRONT_END, GOLDEN, MODEL_CARD, Bundle
+from dasheng_edge.runtime.bundle.manifest import Variant
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.embedder import Embedder
 from dasheng_edge.runtime.errors import BundleKindError, OutputWriteError
@@ -79,7 +80,7 @@ def test_an_encoder_alone(original: bool, tmp_path: Path) -> None:
 def test_prompt_defaults_can_be_chosen(tiny_checkpoint: Path, tmp_path: Path) -> None:
     overrides = PromptOverrides(prompt="Which bird?", system="Be brief.", audio_first=False)
     report = export_bundle(ExportOptions(tiny_checkpoint, tmp_path / "bundle", overrides=overrides))
-    _, facts = report.bundle.text_facts()
+    facts = report.bundle.prompt_facts
 
     assert (facts.prompt, facts.system, facts.audio_first) == ("Which bird?", "Be brief.", False)
     assert verify_bundle(Bundle.open(report.bundle.folder)).ok

@@ -19,7 +19,8 @@ from dasheng_edge.quant.decoder.quantize import DecoderOptions, parse_tensor_typ
 from dasheng_edge.quant.encoder.graphs import load_graph, save_graph
 from dasheng_edge.quant.encoder.quantize import EncoderOptions
 from dasheng_edge.quant.recipes import RECIPES, Recipe
-from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER, MODEL_CARD, Bundle, FileFacts, sha256_of
+from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER, MODEL_CARD, Bundle, sha256_of
+from dasheng_edge.runtime.bundle.manifest import FileFacts
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.cli.app import build_app
 from dasheng_edge.runtime.engine_options import EngineOptions, EngineSettings

@@ -12,9 +12,9 @@ from dasheng_edge.quant.calibration import calibrate_on, golden_features
 from dasheng_edge.runtime.audio.audio_parts import AudioParts
 from dasheng_edge.runtime.audio.clips import Clip, ClipSet
 from dasheng_edge.runtime.bundle.bundle import Bundle
+from dasheng_edge.runtime.bundle.golden import read_golden
 from dasheng_edge.runtime.engine_options import EngineSettings
 from dasheng_edge.runtime.errors import AudioError
-from dasheng_edge.runtime.verify import read_golden
 from tests.runtime.audio.test_clips import write_wave
 
 

@@ -16,7 +16,8 @@ from dasheng_edge.quant.bundle_quant import QuantizeOptions
 from dasheng_edge.quant.candidates import Spec, Workshop, check_same_model, parse_spec, parse_specs
 from dasheng_edge.quant.compare import measurements as measuring
 from dasheng_edge.quant.recipes import RECIPES, Recipe
-from dasheng_edge.runtime.bundle.bundle import MANIFEST, Bundle
+from dasheng_edge.runtime.bundle.bundle import Bundle
+from dasheng_edge.runtime.bundle.manifest import MANIFEST
 from dasheng_edge.runtime.errors import ClipsError
 from tests.runtime.audio.test_clips import write_wave
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dasheng_edge.runtime.bundle.bundle import Sampling
+from dasheng_edge.runtime.bundle.manifest import Sampling
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.errors import AudioNotFoundError, CaptionerBusyError, DecoderError, PromptError
 from dasheng_edge.runtime.text.batch_decoder import MAX_SEQUENCES, BatchDecoder

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dasheng_edge.runtime.bundle.bundle import Bundle, Sampling
+from dasheng_edge.runtime.bundle.bundle import Bundle
+from dasheng_edge.runtime.bundle.manifest import Sampling
 from dasheng_edge.runtime.caption import Timings
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.errors import (
@@ -67,7 +68,7 @@ def test_different_audio_gives_different_captions(captioner: Captioner) -> None:
 
 def test_prompt_and_system_change_the_caption(captioner: Captioner, clip: Path) -> None:
     default = captioner.caption(clip)
-    assert captioner.caption(clip, captioner.bundle.text_facts()[1].prompt).tokens == default.tokens
+    assert captioner.caption(clip, captioner.bundle.prompt_facts.prompt).tokens == default.tokens
     other = captioner.caption(clip, "Which labels describe the sound?")
     system = captioner.caption(clip, system="You are brief.")
     assert len({default.tokens, other.tokens, system.tokens}) == 3
@@ -282,7 +283,7 @@ def test_a_prompt_that_leaves_no_room(captioner: Captioner) -> None:
 
 def test_long_audio_comes_with_a_warning(captioner: Captioner, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = captioner.bundle.manifest
-    prompt = captioner.bundle.text_facts()[1].model_copy(update={"comfortable_s": 1.0})
+    prompt = captioner.bundle.prompt_facts.model_copy(update={"comfortable_s": 1.0})
     bundle = dataclasses.replace(captioner.bundle, manifest=manifest.model_copy(update={"prompt": prompt}))
     monkeypatch.setattr(captioner._stitch, "bundle", bundle)
     assert captioner.caption(tone(1), max_new_tokens=1).warnings == ()

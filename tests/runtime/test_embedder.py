@@ -17,6 +17,7 @@ from dasheng_edge.runtime.audio.audio_parts import AudioParts
 from dasheng_edge.runtime.audio.encoder import Encoder
 from dasheng_edge.runtime.audio.front_end import Features, FrontEnd
 from dasheng_edge.runtime.bundle.bundle import GOLDEN, Bundle
+from dasheng_edge.runtime.bundle.golden import read_golden
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.deviation import relative_rms
 from dasheng_edge.runtime.engine_options import EngineSettings
@@ -29,7 +30,6 @@ from dasheng_edge.runtime.errors import (
     CaptionerBusyError,
     DeviceError,
 )
-from dasheng_edge.runtime.verify import read_golden
 from tests.fixtures.audio_files import Format, sine, write_audio
 from tests.fixtures.bundle_kinds import write_encoder_bundle
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from dasheng_edge.runtime import engine_options
-from dasheng_edge.runtime.bundle.bundle import Bundle, DecoderFacts
+from dasheng_edge.runtime.bundle.bundle import Bundle
+from dasheng_edge.runtime.bundle.manifest import DecoderFacts
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.engine_options import EngineOptions, EngineSettings, Host, huge_pages_on_request, resolve
 from dasheng_edge.runtime.errors import DeviceError
@@ -27,7 +28,7 @@ def cores(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def decoder(tiny_bundle: Path) -> DecoderFacts:
-    facts, _ = Bundle.open(tiny_bundle, check_sha256=False).text_facts()
+    facts = Bundle.open(tiny_bundle, check_sha256=False).decoder_facts
     return facts.model_copy(update={"precision": "Q4_K_M", "kv_type": "q4_0"})
 
 

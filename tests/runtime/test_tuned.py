@@ -13,7 +13,8 @@ import pytest
 
 from dasheng_edge.runtime import tuned as tuned_module
 from dasheng_edge.runtime.audio.audio_parts import AudioParts
-from dasheng_edge.runtime.bundle.bundle import MANIFEST, Bundle
+from dasheng_edge.runtime.bundle.bundle import Bundle
+from dasheng_edge.runtime.bundle.manifest import MANIFEST
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.embedder import Embedder
 from dasheng_edge.runtime.engine_options import EngineOptions, EngineSettings

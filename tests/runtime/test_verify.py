@@ -12,19 +12,14 @@ from numpy.typing import NDArray
 
 from dasheng_edge.runtime.audio.encoder import Encoder, Projector
 from dasheng_edge.runtime.audio.front_end import FrontEnd
-from dasheng_edge.runtime.bundle.bundle import GOLDEN, MANIFEST, Bundle, FileFacts, sha256_of
+from dasheng_edge.runtime.bundle.bundle import GOLDEN, Bundle, sha256_of
+from dasheng_edge.runtime.bundle.golden import GoldenText, read_golden
+from dasheng_edge.runtime.bundle.manifest import MANIFEST, FileFacts
 from dasheng_edge.runtime.engine_options import EngineSettings
 from dasheng_edge.runtime.errors import BundleFileError, DecoderError, DeviceError, PromptError
 from dasheng_edge.runtime.text.decoder import Decoder
 from dasheng_edge.runtime.text.prompt import PromptBuilder
-from dasheng_edge.runtime.verify import (
-    GoldenText,
-    Seam,
-    VerifyReport,
-    read_golden,
-    token_margin,
-    verify_bundle,
-)
+from dasheng_edge.runtime.verify import Seam, VerifyReport, token_margin, verify_bundle
 from tests.fixtures.bundle_kinds import write_encoder_bundle, write_two_branch_bundle
 
 SEAMS = ["log-mel", "patches", "embeddings", "prompt", "first logits", "greedy tokens"]

@@ -15,7 +15,7 @@ from transformers import Qwen2TokenizerFast
 from benchmarks.micro.scenes.synthesise import KINDS
 from benchmarks.micro.training.features import Clip, Features
 from benchmarks.micro.training.tokenizer import AUDIO, IM_END, prompt_ids, token_id
-from dasheng_edge.runtime.audio.front_end import FrontEndSpec
+from dasheng_edge.runtime.bundle.front_end_spec import FrontEndSpec
 
 CAPTION_PROMPT = "Write an audio caption describing the sound"
 LABELS_PROMPT = "Which labels describe the sound?"

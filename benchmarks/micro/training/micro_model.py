@@ -18,7 +18,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2TokenizerFast
 from benchmarks.micro.training.tokenizer import AUDIO, END_OF_TEXT, IM_END, save_tokenizer, token_id
 from dasheng_edge.export.reference.dasheng import Attention, AudioProjector, Block, DashengEncoder, EncoderSpec
 from dasheng_edge.runtime.atomic_output import replacing
-from dasheng_edge.runtime.audio.front_end import FrontEndSpec
+from dasheng_edge.runtime.bundle.front_end_spec import FrontEndSpec
 
 ENCODER = EncoderSpec(embed_dim=256, depth=6, num_heads=4)
 EMBEDDING_ROWS = 768  # at least the tokenizer's ids; rows behind its last id are never used

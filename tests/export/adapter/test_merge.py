@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from dasheng_edge.export.adapter.merge import check_finite, measured_merge_error, open_adapters
 from dasheng_edge.export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from dasheng_edge.export.reference.golden import write_golden
-from dasheng_edge.runtime.bundle.bundle import Variant, sha256_of
+from dasheng_edge.runtime.bundle.bundle import sha256_of
+from dasheng_edge.runtime.bundle.manifest import Variant
 from dasheng_edge.runtime.errors import AdapterError, ExportError
 from tests.fixtures.adapter_files import Tensors, change_config, change_tensors, write_free_head
 from tests.fixtures.tiny_checkpoint import write_tiny_adapter, write_tiny_checkpoint

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from dasheng_edge.export.checkpoint.checkpoint import open_checkpoint
 from dasheng_edge.export.reference.dasheng import AcousticMel, LogMel
-from dasheng_edge.runtime.bundle.bundle import Variant
+from dasheng_edge.runtime.bundle.manifest import Variant
 from dasheng_edge.runtime.errors import CheckpointError, CheckpointFileError, CheckpointVariantError
 from tests.fixtures.tiny_checkpoint import write_tiny_checkpoint
 

@@ -17,7 +17,8 @@ from dasheng_edge.export.checkpoint.checkpoint import open_checkpoint
 from dasheng_edge.export.gguf.decoder import write_gguf
 from dasheng_edge.export.gguf.tokenizer import read_vocabulary
 from dasheng_edge.quant.decoder.gguf_file import gguf_tensors
-from dasheng_edge.runtime.bundle.bundle import DECODER, Variant
+from dasheng_edge.runtime.bundle.bundle import DECODER
+from dasheng_edge.runtime.bundle.manifest import Variant
 from dasheng_edge.runtime.deviation import relative_rms
 from dasheng_edge.runtime.engine_options import EngineSettings
 from dasheng_edge.runtime.text.context import BATCH

@@ -15,7 +15,7 @@ from dasheng_edge.export.gguf.decoder import write_gguf
 from dasheng_edge.export.gguf.metadata import model_card, other_bases
 from dasheng_edge.export.gguf.tokenizer import read_vocabulary
 from dasheng_edge.quant.decoder.llama_quantize import FILE_TYPES, quantize
-from dasheng_edge.runtime.bundle.bundle import Sampling, Variant
+from dasheng_edge.runtime.bundle.manifest import Sampling, Variant
 from tests.fixtures.adapter_files import change_config, state, write_free_head
 from tests.fixtures.tiny_checkpoint import CHAT_TEMPLATE, ROWS, write_tiny_adapter, write_tiny_checkpoint
 

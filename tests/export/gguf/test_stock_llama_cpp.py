@@ -25,7 +25,7 @@ from dasheng_edge.export.gguf.tokenizer import read_vocabulary
 from dasheng_edge.quant.decoder.gguf_file import gguf_tensors
 from dasheng_edge.quant.decoder.llama_quantize import quantize
 from dasheng_edge.quant.decoder.types import PlainType
-from dasheng_edge.runtime.bundle.bundle import Sampling, Variant
+from dasheng_edge.runtime.bundle.manifest import Sampling, Variant
 from dasheng_edge.runtime.engine_options import EngineSettings
 from dasheng_edge.runtime.text.decoder import Decoder
 from tests.fixtures.tiny_checkpoint import write_tiny_checkpoint

@@ -19,7 +19,8 @@ from dasheng_edge.export.graphs import encoder as encoder_onnx
 from dasheng_edge.export.graphs.check import graph_bytes, graph_session
 from dasheng_edge.export.graphs.encoder import export_encoder, export_projector
 from dasheng_edge.export.reference.encoder import stream_chunks
-from dasheng_edge.runtime.bundle.bundle import ENCODER, FRONT_END, PROJECTOR, Variant, weights_file
+from dasheng_edge.runtime.bundle.bundle import ENCODER, FRONT_END, PROJECTOR, weights_file
+from dasheng_edge.runtime.bundle.manifest import Variant
 from dasheng_edge.runtime.errors import ExportError
 from tests.fixtures.tiny_checkpoint import write_tiny_checkpoint
 from tests.fixtures.watched_tensors import WatchedTensors

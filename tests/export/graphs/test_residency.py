@@ -10,14 +10,14 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from dasheng_edge.export.gguf.checks import golden_logits_error
 from dasheng_edge.export.graphs import residency
 from dasheng_edge.export.graphs.residency import SMALL_BYTES, few_mapped_pages, mapped_ranges
 from dasheng_edge.quant.decoder.gguf_file import tensor_bytes
-from dasheng_edge.runtime.bundle.bundle import DECODER, GOLDEN
+from dasheng_edge.runtime.bundle.bundle import DECODER, Bundle
+from dasheng_edge.runtime.bundle.golden import read_golden
 
 MIB = 1 << 20
 PAGE = mmap.PAGESIZE
@@ -115,9 +115,8 @@ def test_a_decoder_computes_the_same_while_its_pages_come_and_go(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoder = tiny_bundle / DECODER
-    with np.load(tiny_bundle / GOLDEN, allow_pickle=False) as file:
-        vectors = dict(file)
-    want = golden_logits_error(decoder, vectors)
+    texts = [clip.text for clip in read_golden(Bundle.open(tiny_bundle)) if clip.text]
+    want = golden_logits_error(decoder, texts)
     first, last = tensor_bytes(decoder)
     handed_back: list[tuple[int, int]] = []
 
@@ -130,7 +129,7 @@ def test_a_decoder_computes_the_same_while_its_pages_come_and_go(
     monkeypatch.setattr(residency, "INTERVAL_S", 1e-4)
     monkeypatch.setattr(residency, "mapped_ranges", noted)
 
-    assert golden_logits_error(decoder, vectors) == want
+    assert golden_logits_error(decoder, texts) == want
     assert handed_back
     assert all(size <= last - first for _, size in handed_back)
     assert 0 < first < last <= decoder.stat().st_size

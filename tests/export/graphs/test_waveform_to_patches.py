@@ -14,7 +14,8 @@ from dasheng_edge.export.graphs.front_end import export_front_end
 from dasheng_edge.export.reference.encoder import reference_features, stream_patches
 from dasheng_edge.runtime.audio.encoder import Encoder
 from dasheng_edge.runtime.audio.front_end import FrontEnd
-from dasheng_edge.runtime.bundle.bundle import ENCODER, FRONT_END, Variant
+from dasheng_edge.runtime.bundle.bundle import ENCODER, FRONT_END
+from dasheng_edge.runtime.bundle.manifest import Variant
 from dasheng_edge.runtime.deviation import relative_rms
 from tests.fixtures.tiny_checkpoint import write_tiny_checkpoint
 

@@ -25,8 +25,8 @@ from dasheng_edge.export.prompt.facts import (
     golden_prompt,
     prompt_facts,
 )
-from dasheng_edge.export.reference.decoder import AUDIO_MARK
-from dasheng_edge.runtime.bundle.bundle import PromptFacts
+from dasheng_edge.runtime.bundle.golden import AUDIO_MARK
+from dasheng_edge.runtime.bundle.manifest import PromptFacts
 from dasheng_edge.runtime.errors import CheckpointFileError, CheckpointVariantError, ExportError
 from dasheng_edge.runtime.text.prompt import PromptBuilder, Text
 from tests.fixtures.chat_templates import BARE, MACRO, NUMBERED, TEMPLATES, TEXT_ONLY, HuggingFace

@@ -10,7 +10,7 @@ import pytest
 
 from dasheng_edge.export.prompt.facts import PROMPT_DEFAULTS
 from dasheng_edge.export.prompt.generation_config import LONGEST, GenerationConfig, read_generation_config
-from dasheng_edge.runtime.bundle.bundle import Sampling
+from dasheng_edge.runtime.bundle.manifest import Sampling
 from dasheng_edge.runtime.errors import CheckpointFileError
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dasheng_edge.runtime.bundle.bundle import PromptFacts
+from dasheng_edge.runtime.bundle.manifest import PromptFacts
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.text.prompt import (
     Audio,

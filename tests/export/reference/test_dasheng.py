@@ -14,7 +14,7 @@ from dasheng_edge.export.reference.dasheng import (
     LogMel,
     mel_filterbank,
 )
-from dasheng_edge.runtime.audio.front_end import FrontEndSpec
+from dasheng_edge.runtime.bundle.front_end_spec import FrontEndSpec
 
 SPEC = FrontEndSpec()
 

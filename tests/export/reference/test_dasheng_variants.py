@@ -13,7 +13,8 @@ from dasheng_edge.export.adapter.merge import MergedTensors
 from dasheng_edge.export.checkpoint.checkpoint import open_checkpoint
 from dasheng_edge.export.reference.dasheng import AcousticMel, DashengTokenizerEncoder, mel_filterbank
 from dasheng_edge.export.reference.encoder import load_encoder, reference_features
-from dasheng_edge.runtime.audio.front_end import AcousticSpec, Features
+from dasheng_edge.runtime.audio.front_end import Features
+from dasheng_edge.runtime.bundle.front_end_spec import AcousticSpec
 from dasheng_edge.runtime.deviation import relative_rms
 from tests.fixtures.tiny_checkpoint import write_tiny_checkpoint
 

@@ -16,7 +16,7 @@ from dasheng_edge.export.reference.encoder import (
     stream_chunks,
     stream_patches,
 )
-from dasheng_edge.runtime.bundle.bundle import Variant
+from dasheng_edge.runtime.bundle.manifest import Variant
 from tests.fixtures.tiny_checkpoint import write_tiny_checkpoint
 from tests.fixtures.watched_tensors import WatchedTensors
 

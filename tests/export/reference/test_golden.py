@@ -15,10 +15,11 @@ from dasheng_edge.export.adapter.merge import MergedTensors
 from dasheng_edge.export.bundle_export import PATCHES
 from dasheng_edge.export.checkpoint.checkpoint import open_checkpoint
 from dasheng_edge.export.gguf.tokenizer import read_vocabulary
-from dasheng_edge.export.reference.decoder import AUDIO_MARK
 from dasheng_edge.export.reference.golden import GoldenRequest, golden_clips, padded, write_golden
-from dasheng_edge.runtime.audio.front_end import FrontEndSpec
-from dasheng_edge.runtime.bundle.bundle import ENCODER, GOLDEN, PromptFacts
+from dasheng_edge.runtime.bundle.bundle import ENCODER, GOLDEN
+from dasheng_edge.runtime.bundle.front_end_spec import FrontEndSpec
+from dasheng_edge.runtime.bundle.golden import AUDIO_MARK
+from dasheng_edge.runtime.bundle.manifest import PromptFacts
 from dasheng_edge.runtime.deviation import relative_rms
 from dasheng_edge.runtime.errors import ExportError
 from tests.fixtures.tiny_checkpoint import ROWS

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dasheng_edge.runtime.bundle.bundle import DECODER, KvType
+from dasheng_edge.runtime.bundle.bundle import DECODER
+from dasheng_edge.runtime.bundle.manifest import KvType
 from dasheng_edge.runtime.engine_options import EngineSettings
 from dasheng_edge.runtime.errors import DecoderError
 from dasheng_edge.runtime.text.decoder import SCORED_ROWS, Decoder

@@ -18,9 +18,9 @@ from dasheng_edge.quant.encoder.smoothing import EXPONENTS, fold, smoothable, sm
 from dasheng_edge.runtime.audio.audio_parts import AudioParts
 from dasheng_edge.runtime.audio.front_end import Features
 from dasheng_edge.runtime.bundle.bundle import ENCODER, PROJECTOR, Bundle
+from dasheng_edge.runtime.bundle.golden import read_golden
 from dasheng_edge.runtime.deviation import Deviation
 from dasheng_edge.runtime.engine_options import EngineSettings
-from dasheng_edge.runtime.verify import read_golden
 from tests.fixtures.outliers import add_outliers
 
 BLOCKS = 2  # of the tiny model

@@ -17,9 +17,9 @@ from dasheng_edge.quant.encoder.stages import MOST_AUDIO_S, Chain
 from dasheng_edge.runtime.audio.audio_parts import AudioParts
 from dasheng_edge.runtime.audio.front_end import Features
 from dasheng_edge.runtime.bundle.bundle import ENCODER, PROJECTOR, Bundle
+from dasheng_edge.runtime.bundle.golden import read_golden
 from dasheng_edge.runtime.deviation import Deviation
 from dasheng_edge.runtime.engine_options import EngineSettings
-from dasheng_edge.runtime.verify import read_golden
 from tests.fixtures.bundle_kinds import write_encoder_bundle, write_two_branch_bundle
 
 

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from dasheng_edge.runtime.audio import encoder as encoder_module
 from dasheng_edge.runtime.audio.encoder import Encoder, Projector
-from dasheng_edge.runtime.audio.front_end import AcousticSpec, Features, FrontEndSpec
+from dasheng_edge.runtime.audio.front_end import Features
 from dasheng_edge.runtime.bundle.bundle import ENCODER, FRONT_END, PROJECTOR
+from dasheng_edge.runtime.bundle.front_end_spec import AcousticSpec, FrontEndSpec
 from dasheng_edge.runtime.errors import BundleFileError
 
 SPEC = FrontEndSpec()

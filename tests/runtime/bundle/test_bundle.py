@@ -10,17 +10,11 @@ from typing import Any
 
 import pytest
 
-from dasheng_edge.runtime.audio.front_end import FrontEndSpec
-from dasheng_edge.runtime.bundle.bundle import (
-    DECODER,
-    ENCODER,
-    FRONT_END,
-    GOLDEN,
+from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER, FRONT_END, GOLDEN, MODEL_CARD, REQUIRED, Bundle
+from dasheng_edge.runtime.bundle.front_end_spec import FrontEndSpec
+from dasheng_edge.runtime.bundle.manifest import (
     MANIFEST,
-    MODEL_CARD,
-    REQUIRED,
     SCHEMA_VERSION,
-    Bundle,
     DecoderFacts,
     EncoderFacts,
     Manifest,
@@ -144,14 +138,15 @@ def test_an_encoder_only_bundle(tmp_path: Path) -> None:
     bundle = Bundle.open(write_toy(tmp_path / "encoder", manifest=ENCODER_ONLY).folder)
     assert set(bundle.manifest.files) == {FRONT_END, ENCODER, GOLDEN}
     with pytest.raises(BundleKindError, match="this bundle holds a Dasheng encoder only; use `dasheng-edge embed`"):
-        bundle.text_facts()
+        _ = bundle.decoder_facts
     edit(bundle.folder, lambda manifest: manifest["files"].pop(GOLDEN))
     with pytest.raises(BundleFileError, match=f"does not list {GOLDEN}"):
         Bundle.open(bundle.folder)
 
 
 def test_a_bundle_with_a_decoder_tells_its_facts(toy: Path) -> None:
-    assert Bundle.open(toy).text_facts() == (EMPTY.decoder, EMPTY.prompt)
+    assert Bundle.open(toy).decoder_facts == EMPTY.decoder
+    assert Bundle.open(toy).prompt_facts == EMPTY.prompt
 
 
 def test_a_model_card_may_be_edited(toy: Path, tmp_path: Path) -> None:

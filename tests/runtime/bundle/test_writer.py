@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from dasheng_edge.runtime.bundle.bundle import ENCODER, MANIFEST, Bundle
+from dasheng_edge.runtime.bundle.bundle import ENCODER, Bundle
+from dasheng_edge.runtime.bundle.manifest import MANIFEST
 from dasheng_edge.runtime.bundle.writer import BundleWriter
 from dasheng_edge.runtime.errors import BundleNotFoundError, OutputExistsError, OutputWriteError
 

@@ -19,7 +19,8 @@ from typer.models import CommandInfo
 from typer.testing import CliRunner, Result
 
 from dasheng_edge.runtime import request as stitch
-from dasheng_edge.runtime.bundle.bundle import GOLDEN, MANIFEST, Bundle, FileFacts, sha256_of
+from dasheng_edge.runtime.bundle.bundle import GOLDEN, Bundle, sha256_of
+from dasheng_edge.runtime.bundle.manifest import MANIFEST, FileFacts
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.cli import app as cli
 from dasheng_edge.runtime.cli import options as cli_parts

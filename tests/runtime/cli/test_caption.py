@@ -54,9 +54,8 @@ def comfortable(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def short(kind: type[Captioner], /, *args: object, **options: object) -> Captioner:
         captioner: Captioner = opened(kind, *args, **options)
-        facts = captioner.bundle.text_facts()
-        changed = facts[1].model_copy(update={"comfortable_s": 2.0})
-        monkeypatch.setattr(type(captioner.bundle), "text_facts", lambda _: (facts[0], changed))
+        changed = captioner.bundle.prompt_facts.model_copy(update={"comfortable_s": 2.0})
+        monkeypatch.setattr(type(captioner.bundle), "prompt_facts", changed)
         return captioner
 
     monkeypatch.setattr(Captioner, "open", classmethod(short))

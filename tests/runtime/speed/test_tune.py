@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from dasheng_edge.runtime.bundle.bundle import MANIFEST, Bundle, KvType
+from dasheng_edge.runtime.bundle.bundle import Bundle
+from dasheng_edge.runtime.bundle.manifest import MANIFEST, KvType
 from dasheng_edge.runtime.cli.app import build_app
 from dasheng_edge.runtime.engine_options import EngineSettings, Host
 from dasheng_edge.runtime.errors import BundleError, DecoderError, OutputWriteError

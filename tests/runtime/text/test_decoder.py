@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dasheng_edge.runtime.bundle.bundle import DECODER, Sampling
+from dasheng_edge.runtime.bundle.bundle import DECODER
+from dasheng_edge.runtime.bundle.manifest import Sampling
 from dasheng_edge.runtime.engine_options import EngineSettings
 from dasheng_edge.runtime.errors import DecoderError, DeviceError, MissingExtraError
 from dasheng_edge.runtime.text import decoder as decoder_module

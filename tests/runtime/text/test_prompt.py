@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dasheng_edge.runtime.bundle.bundle import PromptFacts
+from dasheng_edge.runtime.bundle.manifest import PromptFacts
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.errors import PromptError
 from dasheng_edge.runtime.text.prompt import (

@@ -1,0 +1,112 @@
+"""The counting law: how many frames, patches and audio tokens a clip of so many samples gives.
+
+Every other part must agree with it: the encoder cuts chunks by it, the prompt reserves audio tokens by it and the
+exporter sizes its graphs by it. Pure arithmetic: what computes frames is `runtime.audio.front_end`.
+
+    samples --STFT, centred--> frames = 1 + samples // 160 --> patches = frames // 4 --> tokens = patches // 5
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+
+
+class AcousticSpec(BaseModel):
+    """The second spectrogram of a DashengTokenizer encoder: magnitudes on the HTK mel scale, natural logarithm.
+
+    Equals torchaudio's MelSpectrogram with power 1, then log(max(mel, log_floor)); hop and centring are those of
+    the first, so both have the same number of frames. Nothing in it depends on the rest of the clip.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    n_mels: PositiveInt
+    n_fft: PositiveInt = 1024
+    win_length: PositiveInt = 1024
+    f_min_hz: NonNegativeFloat = 0.0
+    f_max_hz: PositiveFloat = 8000.0
+    log_floor: PositiveFloat = 1e-7  # magnitude; its natural logarithm is -16.1
+
+
+class FrontEndSpec(BaseModel):
+    """How a clip becomes a log-mel spectrogram and how that is cut into patches and tokens.
+
+    The defaults are those of MiDashengLM-7B; they equal torchaudio's MelSpectrogram (HTK mel scale, no
+    normalisation, power 2, centred with reflect padding) followed by AmplitudeToDB (top_db per clip).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    sample_rate_hz: Literal[16000] = 16000
+    n_fft: PositiveInt = 512
+    win_length: PositiveInt = 512
+    hop_length: PositiveInt = 160
+    n_mels: PositiveInt = 64
+    f_min_hz: NonNegativeFloat = 0.0
+    f_max_hz: PositiveFloat = 8000.0
+    log_floor: PositiveFloat = 1e-10  # power; 10 * log10 of it is -100 dB
+    top_db: PositiveFloat = 120.0  # nothing lies further below the clip's loudest bin
+    patch_frames: PositiveInt = 4  # width (= stride) of the patch convolution on time: 40 ms
+    chunk_frames: PositiveInt = 1008  # the encoder's window: 10.08 s
+    tokens_patches: PositiveInt = 5  # patches that the projector joins into one audio token: 200 ms
+    min_samples: PositiveInt = 3200  # a shorter clip is padded with silence to this, which yields one token
+    acoustic: AcousticSpec | None = None  # of an encoder with an acoustic branch
+    # Plain Dasheng fills the last chunk of a clip of several up to full length, behind the batch norm, with zeros
+    # that are attended to like patches; MiDashengLM runs it short, and masks.
+    pads_last_chunk: bool = False
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> FrontEndSpec:
+        if self.n_fft < self.win_length:
+            raise ValueError(f"n_fft is {self.n_fft}, expected at least win_length, {self.win_length}")
+        if self.chunk_frames % self.patch_frames:
+            raise ValueError(f"chunk_frames is {self.chunk_frames}, expected a multiple of patch_frames")
+        if not self.tokens_of(self.min_samples):
+            raise ValueError(f"min_samples is {self.min_samples}, which yields no audio token; expected more")
+        return self
+
+    @property
+    def chunk_patches(self) -> int:
+        """Patches of a full chunk (252)."""
+        return self.chunk_frames // self.patch_frames
+
+    @property
+    def samples_per_token(self) -> int:
+        """Samples that one audio token advances by (3200, 0.2 s)."""
+        return self.hop_length * self.patch_frames * self.tokens_patches
+
+    def frames_of(self, samples: int) -> int:
+        """Log-mel frames of a clip: 1 + floor(samples / hop), since the STFT is centred."""
+        return 1 + samples // self.hop_length
+
+    def patches_of(self, samples: int) -> int:
+        """Patches of a clip; up to 3 trailing frames are dropped by the patch convolution."""
+        return self.frames_of(samples) // self.patch_frames
+
+    def valid_patches_of(self, samples: int) -> int:
+        """Patches that may be attended to: floor(samples / (hop * patch_frames)).
+
+        One less than `patches_of` exactly when floor(samples / hop) mod 4 = 3; the last patch is then a
+        query but not a key. The published model computes it so, hence so do we.
+        """
+        return samples // (self.hop_length * self.patch_frames)
+
+    def tokens_of(self, samples: int) -> int:
+        """Audio tokens of a clip; 0 for fewer than 3040 samples, which is why short clips are padded."""
+        return self.patches_of(samples) // self.tokens_patches
+
+    def padded_samples_of(self, samples: int) -> int:
+        """Length of a clip after padding to the shortest that yields a token."""
+        return max(samples, self.min_samples)
+
+    def samples_for_tokens(self, tokens: int) -> int:
+        """The longest clip, in samples, that yields at most this many audio tokens (see `tokens_of`)."""
+        frames = (tokens + 1) * self.tokens_patches * self.patch_frames - 1
+        return frames * self.hop_length - 1
+
+    def chunks_of(self, patches: int) -> list[tuple[int, int]]:
+        """Half-open patch ranges of the chunks, e.g. 255 -> [(0, 252), (252, 255)]."""
+        size = self.chunk_patches
+        return [(start, min(start + size, patches)) for start in range(0, patches, size)]

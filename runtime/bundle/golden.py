@@ -1,0 +1,115 @@
+"""`golden.npz`: what the fp32 reference makes of a few clips, to compare with on any machine.
+
+It holds `names`, and for clip i: `waveform_i` int16 [n] (the samples are v / 32768), `log_mel_i`
+float32 [n_mels, frames] and `patches_i` float32 [patches, audio_dim]; where the encoder has an acoustic branch,
+`acoustic_mel_i` float32 [n_acoustic, frames]; where there is a decoder, `embeddings_i` float32 [tokens, llm_dim],
+`prompt_i` int32 (token ids of the default prompt, one -1 where the audio goes), `logits_i` float32 [vocab]
+(after the prompt), `tokens_i` int32 (what greedy decoding gives) and `margins_i` float32 (by how much the
+reference preferred each of them to the next best, in logits).
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dasheng_edge.runtime.errors import BundleFileError
+
+from .bundle import GOLDEN, Bundle
+
+Array = NDArray[np.float32]
+AUDIO_MARK = -1  # in `prompt_i`
+# What numpy and zipfile raise for files that are damaged or something else (Attribute- and TypeError: one .npy).
+_DAMAGE = (
+    OSError, EOFError, KeyError, ValueError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+# Fields of a clip -> (dtype, dimensions)
+_AUDIO_FIELDS = {"waveform": (np.int16, 1), "log_mel": (np.float32, 2), "patches": (np.float32, 2)}
+_ACOUSTIC_FIELDS = {"acoustic_mel": (np.float32, 2)}
+_TEXT_FIELDS = {
+    "embeddings": (np.float32, 2),
+    "prompt": (np.int32, 1),
+    "logits": (np.float32, 1),
+    "tokens": (np.int32, 1),
+    "margins": (np.float32, 1),
+}
+
+
+@dataclass(frozen=True)
+class GoldenText:
+    """What the reference's decoder made of one clip; see the module's docstring."""
+
+    embeddings: Array
+    prompt: NDArray[np.int32]
+    logits: Array
+    tokens: NDArray[np.int32]
+    margins: Array
+
+
+@dataclass(frozen=True)
+class GoldenClip:
+    """The reference's values for one clip; see the module's docstring."""
+
+    name: str
+    waveform: NDArray[np.int16]
+    log_mel: Array
+    patches: Array
+    acoustic_mel: Array | None = None
+    text: GoldenText | None = None
+
+
+def read_golden(bundle: Bundle) -> tuple[GoldenClip, ...]:
+    """Read all golden clips, with the fields that a bundle of its kind has.
+
+    Raises:
+        BundleFileError: the file is not a golden file, lacks a field, is damaged or holds no clip.
+    """
+    path, manifest = bundle.path(GOLDEN), bundle.manifest
+    acoustic = _ACOUSTIC_FIELDS if manifest.front_end.acoustic else {}
+    text = _TEXT_FIELDS if manifest.decoder else {}
+    fields = {**_AUDIO_FIELDS, **acoustic, **text}
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            names = [str(name) for name in arrays["names"]]
+            clips = [{field: arrays[f"{field}_{index}"] for field in fields} for index in range(len(names))]
+    except _DAMAGE as error:
+        raise BundleFileError(f"{path} is not a readable golden file ({error}); export the bundle again") from error
+    if not clips:
+        raise BundleFileError(f"{path} holds no clip, so nothing can be verified; export again")
+    for name, clip in zip(names, clips, strict=True):
+        for field, (dtype, ndim) in fields.items():
+            got = clip[field]
+            if got.dtype != dtype or got.ndim != ndim or not got.size:
+                raise BundleFileError(
+                    f"{path}: {field} of clip {name!r} is {got.dtype} of shape {got.shape}, expected "
+                    f"{np.dtype(dtype)} with {ndim} dimensions and not empty; export the bundle again"
+                )
+    return tuple(
+        GoldenClip(
+            name,
+            **{field: clip[field] for field in (*_AUDIO_FIELDS, *acoustic)},
+            text=GoldenText(**{field: clip[field] for field in text}) if text else None,
+        )
+        for name, clip in zip(names, clips, strict=True)
+    )
+
+
+def save_golden(path: Path, clips: Sequence[GoldenClip]) -> None:
+    """Write what `read_golden` reads."""
+    vectors: dict[str, NDArray[Any]] = {"names": np.array([clip.name for clip in clips])}
+    for index, clip in enumerate(clips):
+        audio = {name: getattr(clip, name) for name in ("waveform", "log_mel", "acoustic_mel", "patches")}
+        vectors |= {f"{name}_{index}": values for name, values in audio.items() if values is not None}
+    texts = [(index, clip.text) for index, clip in enumerate(clips) if clip.text]
+    vectors |= {f"embeddings_{index}": text.embeddings for index, text in texts}
+    for index, text in texts:
+        vectors |= {f"{name}_{index}": getattr(text, name) for name in ("prompt", "logits", "tokens", "margins")}
+    with path.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **vectors)
