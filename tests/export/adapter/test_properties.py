@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from random import Random
@@ -18,16 +17,16 @@ Record = Callable[[str, object], None]
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    from benchmarks.lora import Bench
+def cases(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    from tests.fixtures.peft_merges import Cases
 
-    return Bench(tmp_path_factory.mktemp("lora"))
+    return Cases(tmp_path_factory.mktemp("lora"))
 
 
-def check(bench: Any, examples: int, record: Record) -> None:
+def check(cases: Any, examples: int, record: Record) -> None:
     """Draw so many cases, hold each against peft, and record how many there were and how far off the worst was."""
-    from benchmarks.lora import TOLERANCE
-    from benchmarks.lora_cases import random_case
+    from tests.fixtures.lora_cases import random_case
+    from tests.fixtures.peft_merges import TOLERANCE
 
     seen: list[float] = []
 
@@ -35,7 +34,7 @@ def check(bench: Any, examples: int, record: Record) -> None:
     @given(st.randoms(use_true_random=False))
     def equals_peft(random: Random) -> None:
         case = random_case(random)
-        seen.append(bench.worst_difference(case))
+        seen.append(cases.worst_difference(case))
         assert seen[-1] <= TOLERANCE, case
 
     equals_peft()
@@ -44,28 +43,28 @@ def check(bench: Any, examples: int, record: Record) -> None:
     assert len(seen) >= examples
 
 
-def test_merging_equals_pefts_merge(bench: Any, record_property: Record) -> None:
-    check(bench, 60, record_property)
+def test_merging_equals_pefts_merge(cases: Any, record_property: Record) -> None:
+    check(cases, 60, record_property)
 
 
 @pytest.mark.slow
-def test_merging_equals_pefts_merge_for_many_configurations(bench: Any, record_property: Record) -> None:
-    check(bench, 500, record_property)
+def test_merging_equals_pefts_merge_for_many_configurations(cases: Any, record_property: Record) -> None:
+    check(cases, 500, record_property)
 
 
-def test_a_case_that_differs_is_seen(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_case_that_differs_is_seen(cases: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The comparison can fail: with other values, and with other tensors."""
-    from benchmarks.lora_cases import random_case
     from dasheng_edge.export.adapter.merge import MergedTensors
+    from tests.fixtures.lora_cases import random_case
 
     case = random_case(Random(3))
     right = MergedTensors.rows
     monkeypatch.setattr(MergedTensors, "rows", lambda self, *block: right(self, *block) * (1 + 3e-6))
-    assert 1e-6 < bench.worst_difference(case) < 1e-5
+    assert 1e-6 < cases.worst_difference(case) < 1e-5
     monkeypatch.setattr(MergedTensors, "rows", lambda self, *block: not_a_number(right(self, *block), block[0]))
-    assert math.isinf(bench.worst_difference(case))
+    assert math.isinf(cases.worst_difference(case))
     monkeypatch.setattr(MergedTensors, "names", lambda _self, _prefix: ["decoder.model.norm.weight"])
-    assert math.isinf(bench.worst_difference(case))
+    assert math.isinf(cases.worst_difference(case))
 
 
 def not_a_number(rows: torch.Tensor, name: str) -> torch.Tensor:
@@ -74,13 +73,13 @@ def not_a_number(rows: torch.Tensor, name: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("value", [0.0, 0.25])
-def test_a_tensor_of_zeros_is_compared_too(bench: Any, monkeypatch: pytest.MonkeyPatch, value: float) -> None:
-    from benchmarks.lora import difference
-    from benchmarks.lora_cases import random_case
+def test_a_tensor_of_zeros_is_compared_too(cases: Any, monkeypatch: pytest.MonkeyPatch, value: float) -> None:
     from dasheng_edge.export.adapter.merge import MergedTensors
+    from tests.fixtures.lora_cases import random_case
+    from tests.fixtures.peft_merges import difference
 
     case, name = random_case(Random(3)), "decoder.model.norm.weight"
-    model, merged, right = bench.model(case), MergedTensors(bench.checkpoint(case)), MergedTensors.rows
+    model, merged, right = cases.model(case), MergedTensors(cases.checkpoint(case)), MergedTensors.rows
     model.get_parameter(name).data.zero_()
     monkeypatch.setattr(
         MergedTensors, "rows", lambda self, *of: right(self, *of).fill_(value) if of[0] == name else right(self, *of)
@@ -88,27 +87,8 @@ def test_a_tensor_of_zeros_is_compared_too(bench: Any, monkeypatch: pytest.Monke
     assert difference(merged, model, case.layout) == value
 
 
-def test_a_tally_does_not_pass_over_nan() -> None:
-    from benchmarks.lora import Tally
-
-    tally = Tally()
-    for difference in (1e-9, math.nan, 1e-8):
-        tally.add(difference)
-    assert (tally.cases, tally.worst) == (3, math.inf)
-
-
-def test_the_benchmark_ends_with_a_record(capsys: pytest.CaptureFixture[str]) -> None:
-    from benchmarks import lora
-
-    assert lora.main(["-n", "3", "--seed", "5"]) == 0
-    table, _, record = capsys.readouterr().out.rstrip().rpartition("\n")
-    assert "worst difference" in table
-    assert json.loads(record)["configurations"] == 3
-    assert json.loads(record)["worst_difference"] <= lora.TOLERANCE
-
-
 def test_cases_are_the_same_for_a_seed() -> None:
-    from benchmarks.lora_cases import random_case
+    from tests.fixtures.lora_cases import random_case
 
     assert random_case(Random(7)) == random_case(Random(7))
     features = {feature for seed in range(200) for feature in random_case(Random(seed)).features()}
@@ -120,12 +100,12 @@ def test_cases_are_the_same_for_a_seed() -> None:
 @pytest.mark.filterwarnings("ignore")  # peft's
 @pytest.mark.parametrize("use_dora", [False, True])
 @pytest.mark.parametrize("saved", [None, "audio_encoder.norm", "audio_encoder.patch_embed"])
-def test_the_acoustic_branch_is_merged_under_its_stored_names(bench: Any, saved: str | None, *, use_dora: bool) -> None:
-    from benchmarks.lora import TOLERANCE
-    from benchmarks.lora_cases import Case, RandomAdapter
+def test_the_acoustic_branch_is_merged_under_its_stored_names(cases: Any, saved: str | None, *, use_dora: bool) -> None:
+    from tests.fixtures.lora_cases import Case, RandomAdapter
+    from tests.fixtures.peft_merges import TOLERANCE
 
     acoustic = "audio_encoder.patch_embed"
     targets = ["qkv", "audio_encoder.model.patch_embed.proj" if saved == acoustic else acoustic]
     arguments = {"target_modules": targets, "use_dora": use_dora, "modules_to_save": saved and [saved]}
     case = Case("two branches", tied=True, adapters=(RandomAdapter(arguments, torch.float32, "auto", 1),))
-    assert bench.worst_difference(case) <= TOLERANCE
+    assert cases.worst_difference(case) <= TOLERANCE

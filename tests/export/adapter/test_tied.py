@@ -17,27 +17,27 @@ E, H = "embed_tokens", "lm_head"
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    from benchmarks.lora import Bench
+def cases(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    from tests.fixtures.peft_merges import Cases
 
-    return Bench(tmp_path_factory.mktemp("tied"))
+    return Cases(tmp_path_factory.mktemp("tied"))
 
 
 def tied_case(*adapters: dict[str, Any]) -> Any:
     """A case of a tied checkpoint; whether peft stores the vocabulary is left to it."""
-    from benchmarks.lora_cases import Case, RandomAdapter
+    from tests.fixtures.lora_cases import Case, RandomAdapter
 
     many = (RandomAdapter(arguments, torch.float32, "auto", seed) for seed, arguments in enumerate(adapters))
     return Case("published", tied=True, adapters=tuple(many))
 
 
-def opened(bench: Any, case: Any, folder: Path) -> Any:
+def opened(cases: Any, case: Any, folder: Path) -> Any:
     """Our merge of a case."""
-    from benchmarks.lora import write_adapter
     from dasheng_edge.export.adapter.merge import open_adapters
+    from tests.fixtures.peft_merges import write_adapter
 
-    folders = [write_adapter(folder / str(i), adapter, bench.model(case)) for i, adapter in enumerate(case.adapters)]
-    return open_adapters(folders, bench.checkpoint(case))
+    folders = [write_adapter(folder / str(i), adapter, cases.model(case)) for i, adapter in enumerate(case.adapters)]
+    return open_adapters(folders, cases.checkpoint(case))
 
 
 def lora(*targets: str, **more: Any) -> dict[str, Any]:
@@ -70,12 +70,12 @@ TYING = {"ensure_weight_tying": True}
     ],
 )
 def test_a_tied_head_becomes_what_peft_makes_of_it(
-    bench: Any, tmp_path: Path, adapters: tuple[dict[str, Any], ...], *, stays: bool
+    cases: Any, tmp_path: Path, adapters: tuple[dict[str, Any], ...], *, stays: bool
 ) -> None:
     case = tied_case(*adapters)
-    assert bench.worst_difference(case) <= 1e-6
+    assert cases.worst_difference(case) <= 1e-6
 
-    merged = opened(bench, case, tmp_path)
+    merged = opened(cases, case, tmp_path)
     assert merged.tied is stays
     assert ("decoder.lm_head.weight" in merged.names("decoder.")) is not stays
     if not stays:
@@ -86,16 +86,16 @@ def test_a_tied_head_becomes_what_peft_makes_of_it(
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("target", [E, H])
-def test_pefts_double_merge_is_refused(bench: Any, tmp_path: Path, target: str) -> None:
+def test_pefts_double_merge_is_refused(cases: Any, tmp_path: Path, target: str) -> None:
     with pytest.raises(AdapterError, match=re.escape("ensure_weight_tying with LoRA on the embedding")):
-        opened(bench, tied_case(lora(target, **TYING)), tmp_path)
+        opened(cases, tied_case(lora(target, **TYING)), tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_magnitudes_of_an_embedding_are_measured_too(bench: Any, tmp_path: Path) -> None:
+def test_magnitudes_of_an_embedding_are_measured_too(cases: Any, tmp_path: Path) -> None:
     from dasheng_edge.export.adapter.merge import check_finite, measured_merge_error
 
-    merged = opened(bench, tied_case(lora(E, use_dora=True), lora("qkv", "patch_embed.proj", use_dora=True)), tmp_path)
+    merged = opened(cases, tied_case(lora(E, use_dora=True), lora("qkv", "patch_embed.proj", use_dora=True)), tmp_path)
     assert len(merged.adapted()) == 1 + 1 + 2 + 1  # embedding, projector, two blocks, the patch convolution
     assert 0 < measured_merge_error(merged) < 1e-6
     for adapter in merged.adapters:
@@ -103,19 +103,19 @@ def test_magnitudes_of_an_embedding_are_measured_too(bench: Any, tmp_path: Path)
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_magnitude_that_is_not_finite_is_refused(bench: Any, tmp_path: Path) -> None:
+def test_a_magnitude_that_is_not_finite_is_refused(cases: Any, tmp_path: Path) -> None:
     from dasheng_edge.export.adapter.merge import check_finite, open_adapter
 
     case = tied_case(lora("qkv", use_dora=True, bias="lora_only"))
     name = "audio_encoder.blocks.1.attn.qkv"
-    opened(bench, case, tmp_path)
+    opened(cases, case, tmp_path)
     for stored, said in (
         (f"base_model.model.{name}.lora_magnitude_vector", f"{name}.weight (lora_magnitude_vector)"),
         (f"base_model.model.{name}.base_layer.bias", f"{name}.bias"),
     ):
         change_tensors(tmp_path / "0", partial(fill, stored, torch.inf))
         with pytest.raises(AdapterError, match=re.escape(f"NaN or infinity in {said}")):
-            check_finite(open_adapter(tmp_path / "0", bench.checkpoint(case)))
+            check_finite(open_adapter(tmp_path / "0", cases.checkpoint(case)))
         change_tensors(tmp_path / "0", partial(fill, stored, 1.0))
 
 
