@@ -78,8 +78,8 @@ def _rounded(value: float, digits: int) -> float:
     return float(f"{value:.{(min(digits, 2) if abs(value) < 1e-4 else digits) - 1}e}")
 
 
-def perplexity(interval: Interval) -> tuple[str, str]:
-    """A perplexity and its interval; near 1, three decimals are what tells models apart."""
+def decimals(interval: Interval) -> tuple[str, str]:
+    """A score and its interval; of perplexities near 1, three decimals are what tells models apart."""
     value, low, high = (fixed(part, 3) for part in (interval.value, interval.low, interval.high))
     return value, between(low, high)
 

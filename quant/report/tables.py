@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple
 
 from dasheng_edge.quant.compare.pareto import chosen, ordered
@@ -11,15 +12,14 @@ from dasheng_edge.quant.compare.record import Candidate, DecoderScores, EncoderS
 
 from .quantities import (
     NONE,
-    between,
     clips,
     decibels,
+    decimals,
     figure,
     fixed,
     megabytes,
     nats,
     percent,
-    perplexity,
     points,
     seconds,
     spans,
@@ -95,7 +95,7 @@ def quality(report: Report) -> Table:
         # The reference has not been compared with itself, but its floor has: with the same answers, by another number
         # of threads, it wavers as much.
         scores = report.noise_floor.decoder if one is report.reference else one.both
-        return perplexity(scores.perplexity) if scores else None
+        return decimals(scores.perplexity) if scores else None
 
     columns: Columns = {
         "Mean KL, nats": scored(lambda scores: nats(scores.kl_mean)),
@@ -121,28 +121,20 @@ def tasks(report: Report) -> Table | None:
             scores.setdefault(name, []).append(score)
     if not scores:
         return None
-    # Two columns for each score, of which the second has the same head for all.
-    heads = ["#", "Candidate"]
     columns: dict[str, Callable[[Candidate], Value]] = {}
     for name, every in scores.items():
-        heads += [f"{capital(score_title(name))} ({every[0].better} is better, {_clips(every)})", "Change, points"]
-        columns |= {name: _score(name), f"{name} change": _change(name)}
-    made = _table(report, columns)
-    return Table(tuple(heads), made.rows)
+        title = score_title(name)
+        columns[f"{capital(title)} ({every[0].better} is better, {_clips(every)})"] = partial(_score, name)
+        columns[f"Change of {title}, points"] = partial(_change, name)
+    return _table(report, columns)
 
 
-def _score(name: str) -> Callable[[Candidate], Value]:
-    def value(one: Candidate) -> Value:
-        if (score := one.task.get(name)) is None:
-            return None
-        low, middle, high = (fixed(part, 3) for part in (score.value.low, score.value.value, score.value.high))
-        return middle, between(low, high)
-
-    return value
+def _score(name: str, one: Candidate) -> Value:
+    return decimals(score.value) if (score := one.task.get(name)) else None
 
 
-def _change(name: str) -> Callable[[Candidate], Value]:
-    return lambda one: points(change) if (score := one.task.get(name)) and (change := score.change) else None
+def _change(name: str, one: Candidate) -> Value:
+    return points(score.change) if (score := one.task.get(name)) and score.change else None
 
 
 def _clips(scores: Sequence[TaskScore]) -> str:
@@ -200,11 +192,14 @@ class EncoderGroup:
     scores: EncoderScores
 
 
-def encoders(report: Report) -> tuple[EncoderGroup, ...]:
-    """Encoders that differ from the reference's, each once; candidates with other scores have another one."""
+def encoders(report: Report, *, exact: bool = True) -> tuple[EncoderGroup, ...]:
+    """Encoders of candidates, each once; candidates with other scores have another one.
+
+    Without `exact`, those that differ from the reference's.
+    """
     groups: list[tuple[str, EncoderScores, list[int]]] = []
     for number, one in ordered(report):
-        if one.encoder is None:
+        if one.encoder is None or not (exact or any(part.snr_db is not None for part in one.encoder.by_length)):
             continue
         same = [numbers for name, scores, numbers in groups if (name, scores) == (one.recipe.encoder, one.encoder)]
         if same:
@@ -212,11 +207,6 @@ def encoders(report: Report) -> tuple[EncoderGroup, ...]:
         else:
             groups.append((one.recipe.encoder, one.encoder, [number]))
     return tuple(EncoderGroup(name, tuple(numbers), scores) for name, scores, numbers in groups)
-
-
-def inexact(report: Report) -> tuple[EncoderGroup, ...]:
-    """Those of them that have an SNR to draw."""
-    return tuple(group for group in encoders(report) if any(part.snr_db is not None for part in group.scores.by_length))
 
 
 def lengths(report: Report) -> Table | None:

@@ -7,8 +7,7 @@ from datetime import datetime
 
 from dasheng_edge.quant.compare.bootstrap import COVERED, FEW_CLIPS
 from dasheng_edge.quant.compare.pareto import Plane, Point
-from dasheng_edge.quant.compare.recommend import ENCODER_SNR_DB, PROOF_CLIPS, SAME_SIZE, SAME_SPEED, kl_limit
-from dasheng_edge.quant.compare.record import NoiseFloor, Report
+from dasheng_edge.quant.compare.record import Report
 
 from .quantities import clips, figure
 
@@ -78,28 +77,6 @@ def when(report: Report) -> str:
         return datetime.fromisoformat(report.created.replace("Z", "+00:00")).strftime("%Y-%m-%d %H:%M UTC")
     except ValueError:
         return report.created
-
-
-def rule(noise_floor: NoiseFloor) -> tuple[str, ...]:
-    """The rule of `compare.recommend` in sentences."""
-    return (
-        (
-            "No task score is worse than the reference's by more than a point (0.01; 1 % of a score above 1) if the "
-            f"interval of the change excludes zero and {PROOF_CLIPS} clips or more were scored, nor by more than five "
-            "points if the clips cannot tell."
-        ),
-        (
-            f"Mean KL is at most {kl_limit(noise_floor):.2g} nats at the upper end of its interval. For "
-            "orientation: on text, Llama-3-8B loses 0.0014 by Q8_0, 0.0055 by Q6_K, 0.0108 by Q5_K_M and 0.0313 by "
-            "Q4_K_M (llama.cpp's figures)."
-        ),
-        f"The encoder keeps an SNR of {ENCODER_SNR_DB:g} dB at the length of clips where it is worst.",
-        "It is smaller than the reference.",
-        (
-            f"Of those that pass, the smallest is recommended; within {100 * SAME_SIZE:g} % of its size the fastest, "
-            f"and within {100 * SAME_SPEED:g} % of that speed the one with the lowest mean KL."
-        ),
-    )
 
 
 def limits(report: Report) -> tuple[str, ...]:

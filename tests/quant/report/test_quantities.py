@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dasheng_edge.quant.compare.record import Interval
-from dasheng_edge.quant.report.quantities import clips, nats, perplexity, spans, tick
+from dasheng_edge.quant.report.quantities import clips, decimals, nats, spans, tick
 
 SIZES = st.floats(min_value=1e-9, max_value=1e4)
 
@@ -19,7 +19,7 @@ def number(text: str) -> float:
 @given(ends=st.lists(SIZES, min_size=3, max_size=3).map(sorted))
 def test_a_value_stands_within_its_interval(ends: list[float]) -> None:
     interval = Interval(low=ends[0], value=ends[1], high=ends[2])
-    for shown in (nats(interval), perplexity(interval)):
+    for shown in (nats(interval), decimals(interval)):
         low, high = shown[1][1:-1].split(", ")
         assert number(low) <= number(shown[0]) <= number(high)
 
@@ -30,7 +30,7 @@ def test_a_narrow_interval_has_as_many_digits_as_its_value() -> None:
 
 
 def test_perplexities_near_1_are_told_apart() -> None:
-    assert perplexity(Interval(value=1.0832, low=1.0755, high=1.0913)) == ("1.083", "[1.075, 1.091]")
+    assert decimals(Interval(value=1.0832, low=1.0755, high=1.0913)) == ("1.083", "[1.075, 1.091]")
 
 
 @pytest.mark.parametrize(

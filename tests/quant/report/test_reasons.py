@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import pytest
 
 from dasheng_edge.quant.compare.recommend import PROOF_CLIPS, recommend
 from dasheng_edge.quant.compare.record import Candidate, Interval, Recommendation, TaskScore
-from dasheng_edge.quant.report.report import recommendation
-from dasheng_edge.quant.report.wording import rule
+from dasheng_edge.quant.report.report import document, recommendation
 from tests.fixtures import fake_report
 
 
@@ -114,7 +114,8 @@ def test_a_loss_on_enough_clips_is_told_as_certain() -> None:
 
 
 def test_the_rule_tells_how_many_clips_prove_a_loss() -> None:
-    assert f"{PROOF_CLIPS} clips or more" in rule(fake_report.noise_floor())[0]
+    text = document(fake_report.report(fake_report.NAMES[:1], 1))
+    assert re.search(rf"\n1\. No task score .* and {PROOF_CLIPS} clips or more were scored", text)
 
 
 def test_what_is_refused_is_told_with_all_its_faults() -> None:

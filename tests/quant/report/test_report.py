@@ -74,9 +74,8 @@ def test_what_models_say_is_text(tmp_path: Path) -> None:
     assert "<script" not in paths[1].read_text("utf-8")
 
 
-def test_numbers_on_the_page_are_those_of_the_record(tmp_path: Path) -> None:
-    report = fake_report.report()
-    page = write_report(report, tmp_path)[2].read_text("utf-8")
+def test_numbers_on_the_page_are_those_of_the_record() -> None:
+    report, page = fake_report.report(), fake_report.full_page()
     for one in report.candidates:
         assert one.both is not None
         assert f"{one.both.kl_mean.value:.3g}" in page or one.both.kl_mean.value < 1e-4
@@ -117,8 +116,8 @@ def test_nothing_is_recommended_where_all_lose_too_much() -> None:
     assert {one.name for one in found.rejected} == set(names)
 
 
-def test_ticks_can_be_told_apart(tmp_path: Path) -> None:
-    page = write_report(fake_report.report(), tmp_path)[2].read_text("utf-8")
+def test_ticks_can_be_told_apart() -> None:
+    page = fake_report.full_page()
     plots = re.findall(r'<svg class="plot".*?</svg>', page, re.DOTALL)
     assert plots
     ticks = [re.findall(r"<text[^>]*>([-\d.e−]+)</text>", plot) for plot in plots]
@@ -126,8 +125,8 @@ def test_ticks_can_be_told_apart(tmp_path: Path) -> None:
     assert not any(one.count("0.0") > 1 or one.count("1.0") > 1 for one in ticks)
 
 
-def test_numbers_of_candidates_break_between_ranges_and_not_within(tmp_path: Path) -> None:
-    page = write_report(fake_report.report(), tmp_path)[2].read_text("utf-8")
+def test_numbers_of_candidates_break_between_ranges_and_not_within() -> None:
+    page = fake_report.full_page()
     assert re.search(r'<td class="number"><span>\d+–\d+</span>, <span>', page)
     assert re.search(r"td\.number \{[^}]*white-space: normal", page)
     assert re.search(r"td\.number span \{[^}]*white-space: nowrap", page)
@@ -147,8 +146,7 @@ def test_both_documents_hold_all_figures_that_they_held_before_they_were_templat
     """`report_figures.txt` was read off the documents that Python strings made of the same record."""
     known = (Path(fake_report.__file__).parent / "report_figures.txt").read_text("utf-8").split()
     assert len(known) > 800
-    report = fake_report.report()
-    for text in (page(report), document(report)):
+    for text in (fake_report.full_page(), fake_report.full_document()):
         assert set(known) - figures(text) == set()
 
 

@@ -39,7 +39,7 @@ def test_marks_are_explained_where_they_are_drawn() -> None:
     note = front_note(drawn)
     assert all(word in note for word in ("Dotted lines", "bars are 95 % intervals", "diamond", "band"))
     assert "triangle" not in note
-    assert note in page(fake_report.report()).replace("&#x27;", "'")
+    assert note in fake_report.full_page().replace("&#x27;", "'")
 
 
 def test_marks_that_are_not_drawn_are_not_explained() -> None:
@@ -59,7 +59,7 @@ def test_a_plot_says_which_way_is_better() -> None:
     captions = {y_title(plane): plot_caption(plane) for plane in planes(fake_report.report())}
     assert captions["mean KL in nats"].startswith("Lower is better.")
     assert captions["event F1"].startswith("Higher is better.")
-    html, markdown = page(fake_report.report()), document(fake_report.report()).replace("\\", "")
+    html, markdown = fake_report.full_page(), fake_report.full_document().replace("\\", "")
     assert "Higher is better. Front: " in html
     assert "event F1 against size (higher is better): " in markdown
 
@@ -126,7 +126,7 @@ def test_enough_clips_need_no_word() -> None:
 
 
 def test_overlapping_intervals_are_told_to_prove_nothing() -> None:
-    for text in (page(fake_report.report()), document(fake_report.report()).replace("\\", "")):
+    for text in (fake_report.full_page(), fake_report.full_document().replace("\\", "")):
         assert "may differ for certain although their intervals overlap" in text
 
 
