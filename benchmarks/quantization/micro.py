@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from dasheng_edge.quant.bundle_compare import CompareOptions, compare
 from dasheng_edge.quant.compare.record import Report
 from dasheng_edge.quant.decoder.imatrix_file import write_imatrix
 from dasheng_edge.quant.decoder.importance import text_importance
-from dasheng_edge.quant.report.report import HTML, JSON, MARKDOWN
+from dasheng_edge.quant.report.report import write_report
 from dasheng_edge.runtime.bundle.bundle import DECODER
 from dasheng_edge.runtime.engine_options import EngineOptions, resolve_here
 from dasheng_edge.runtime.progress import StepBars
@@ -123,8 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report = run(given.work)
     if given.save:
         RESULTS.mkdir(parents=True, exist_ok=True)
-        for name in (JSON, MARKDOWN, HTML):
-            shutil.copyfile(given.work / "report" / name, RESULTS / name)
+        write_report(report, RESULTS)  # without the clips' audio, which would be 2 MB
     print(json.dumps(summary(report)))
     return 0
 
