@@ -7,9 +7,15 @@ LLAMA_WHEEL ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-# Quiet twice: errors only, since pip warns about much that nobody here can change.
-INSTALL := $(PIP) install -qq -c constraints.txt
+# Of what pip says: errors, since it warns about much that nobody here can change, and a line where it takes long.
+INSTALL = { $(PIP) install --progress-bar off -c constraints.txt $(1) 2>&1 || echo failed; } | awk '\
+  /^ *Downloading .*\([0-9][0-9]+.* MB\)/ { print "set-up:   downloading " $$2 " " $$3 " " $$4; fflush() } \
+  /^ *Building wheel/ { print "set-up:   building " $$4; fflush() } \
+  /^Installing collected packages/ { print "set-up:   writing " NF - 3 " packages to $(VENV)"; fflush() } \
+  /^failed$$/ { failed = 1 } END { exit failed } \
+  /^ *(ERROR|error):/ { errors = 1 } errors && !/^(failed$$|WARNING)/'
 MICRO := benchmarks/micro
+, := ,
 CODE := export runtime quant benchmarks tests
 PACKAGES := export runtime quant
 
@@ -37,7 +43,7 @@ $(STAMP_VENV):
 # First and alone: whichever build of the pinned version pip finds (CPU or CUDA) is then what the rest is resolved against.
 $(STAMP_TORCH): $(STAMP_VENV) constraints.txt
 	@echo "set-up: torch (0.2 GB as a CPU build, 3 GB with CUDA, which is what PyPI has for Linux)"
-	@$(INSTALL) torch
+	@$(call INSTALL,torch)
 	@touch $@
 
 # The order of the questions: given, installed, offered as a wheel by an index or --find-links, compiled here before.
@@ -61,12 +67,12 @@ $(STAMP_LLAMA): $(STAMP_TORCH) constraints.txt
 	  echo "        and llama.cpp is fastest when it is built for the CPU it runs on. pip keeps the result in its cache."; \
 	  echo "        To use a prebuilt wheel instead: make $(or $(MAKECMDGOALS),demo) LLAMA_WHEEL=path/to.whl, or put its folder in PIP_FIND_LINKS."; \
 	fi; \
-	$(INSTALL) $(if $(LLAMA_WHEEL),"$(LLAMA_WHEEL)",llama-cpp-python)
+	$(call INSTALL,$(if $(LLAMA_WHEEL),"$(LLAMA_WHEEL)",llama-cpp-python))
 	@touch $@
 
 $(STAMP_READY): $(STAMP_LLAMA) pyproject.toml constraints.txt
-	@echo "set-up: the other dependencies and dasheng-edge itself"
-	@$(INSTALL) --editable '.[cpu,export,quant]' --group dev
+	@echo "set-up: the other dependencies and dasheng-edge itself, one to two minutes"
+	@$(call INSTALL,--editable '.[cpu$(,)export$(,)quant]' --group dev)
 	@touch $@
 
 .PHONY: setup
@@ -191,6 +197,25 @@ bench-export-full: $(STAMP_READY)  ## the same with the 7B (half an hour, 50 GB 
 .PHONY: bench-quantization
 bench-quantization: $(STAMP_READY) build/micro  ## compare quantizations of the small model (ten minutes), to benchmarks/results
 	@$(BIN)/python -m benchmarks.quantization.micro --save
+
+# ---- what is given to others -------------------------------------------------------------------------------------
+
+RELEASE := build/release
+
+$(RELEASE)/bin/twine: constraints.txt pyproject.toml | $(STAMP_VENV)
+	@echo "release: build and twine, in $(RELEASE)"
+	@$(PYTHON) -m venv $(RELEASE)
+	@$(RELEASE)/bin/python -m pip --disable-pip-version-check install -qq -c constraints.txt build twine
+	@touch $@
+
+# Out of the sdist, since setuptools leaves its files beside the sources and takes stale ones from there.
+.PHONY: wheel dist
+wheel: $(RELEASE)/bin/twine  ## build dist/*.whl, which installs anywhere: pip install 'dist/NAME.whl[cpu]'
+	@rm -rf dist
+	@$(RELEASE)/bin/python -m build --outdir dist . >$(RELEASE)/log 2>&1 || { cat $(RELEASE)/log; exit 1; }
+	@ls dist/*.whl
+dist: wheel  ## the same, with the sdist, and check their metadata as an index would
+	@$(RELEASE)/bin/twine check --strict dist/*
 
 .PHONY: clean distclean
 clean:  ## remove what was built, but not .venv

@@ -13,6 +13,7 @@ import zipfile
 from pathlib import Path, PurePosixPath
 
 import pytest
+from packaging.metadata import Metadata
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -148,6 +149,10 @@ def test_wheel_holds_the_three_packages_and_nothing_else(wheel: Path) -> None:
         metadata = [name for name in names if ".dist-info/" in name]
         entry_points = next(name for name in metadata if name.endswith("entry_points.txt"))
         assert "dasheng-edge = dasheng_edge.runtime.cli.app:main" in archive.read(entry_points).decode()
+        core = next(name for name in metadata if name.endswith("/METADATA"))
+        facts = Metadata.from_email(archive.read(core), validate=True)
+        assert (facts.name, facts.description_content_type) == ("dasheng-edge", "text/markdown")
+        assert facts.description
     assert any(name.endswith("licenses/LICENSE") for name in metadata)
     sources = [path for name in PACKAGES for path in (REPOSITORY / name).rglob("*.py")]
     typed = [REPOSITORY / name / "py.typed" for name in (*PACKAGES, "runtime/package")]

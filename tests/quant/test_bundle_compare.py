@@ -174,7 +174,7 @@ def test_candidates_are_parsed() -> None:
     for text in ("nothing", "int8", "int8/Q4_K_M/f16/x", "int8/Q4_K_M+imatrixes"):
         with pytest.raises(ClipsError, match=r"is no candidate; expected the folder of a bundle"):
             parse_spec(text)
-    with pytest.raises(ClipsError, match=r"'Q4' is not one of F32, BF16"):
+    with pytest.raises(ClipsError, match=r"'Q4' is not known; did you mean Q4_"):
         parse_spec("int8/Q4")
 
 
