@@ -18,6 +18,7 @@ from dasheng_edge.runtime.audio.clips import ClipSet, find_clips, printable
 from dasheng_edge.runtime.bundle.bundle import Bundle, sha256_of
 from dasheng_edge.runtime.bundle.manifest import MANIFEST, KvType, PromptFacts
 from dasheng_edge.runtime.errors import ClipsError
+from dasheng_edge.runtime.names import did_you_mean, known_name
 from dasheng_edge.runtime.progress import NoProgress, Progress
 
 from .bundle_quant import QuantizeOptions, quantize_bundle, quantize_options
@@ -68,12 +69,12 @@ def parse_spec(text: str) -> Spec:
     """
     if (Path(text) / MANIFEST).is_file():
         return Spec(printable(Path(text).resolve().name), Path(text))
-    if text in RECIPES:
-        return Spec(text, None, RECIPES[text])
+    if (recipe_name := known_name(text, tuple(RECIPES))) is not None:
+        return Spec(recipe_name, None, RECIPES[recipe_name])
     precisions, mark, file = text.partition(MARK)
     parts = precisions.split("/")
     known: tuple[tuple[str, ...], ...] = (get_args(EncoderPrecision), get_args(DecoderType), get_args(KvType))
-    found = [next((one for one in names if one.lower() == part.lower()), None) for part, names in zip(parts, known)]  # noqa: B905
+    found = [known_name(part, names) for part, names in zip(parts, known)]  # noqa: B905
     if not 2 <= len(parts) <= 3 or found[0] is None or (file and not file.startswith("=")):
         raise ClipsError(
             f"{text!r} is no candidate; expected the folder of a bundle, one of {', '.join(RECIPES)}, or "
@@ -82,7 +83,7 @@ def parse_spec(text: str) -> Spec:
         )
     for part, one, names in zip(parts, found, known):  # noqa: B905  # the third part may be missing
         if one is None:
-            raise ClipsError(f"candidate {text!r}: {part!r} is not one of {', '.join(names)}")
+            raise ClipsError(f"candidate {text!r}: {part!r} is not known; {did_you_mean(part, names)}")
     if file == "=":
         raise ClipsError(
             f"candidate {text!r}: there is no file behind '{MARK}='; name an importance matrix, or leave the '=' out "

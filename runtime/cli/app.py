@@ -12,8 +12,7 @@ from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import pairwise
-from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -111,10 +110,10 @@ def main() -> None:
     except KeyboardInterrupt:  # while modules are imported, before `_Group` watches
         typer.echo("interrupted", err=True)
         sys.exit(130)
-    except OSError as error:  # none of ours: a full or broken stdout, or a file that nobody guards
-        place = "stdout" if _is_broken(sys.stdout) else error.filename or "a file"
+    except OSError as error:  # none of ours: stdout is full or broken, or a file that nobody guards
+        place = f"use {error.filename}" if error.filename else "write results"
         with suppress(OSError):  # stderr may be as full
-            typer.echo(f"error: cannot use {place}: {error.strerror or error}", err=True)
+            typer.echo(f"error: cannot {place}: {error.strerror or error}", err=True)
         sys.exit(1)
 
 
@@ -129,17 +128,6 @@ def _check_streams() -> None:
     if sys.stdout is None:
         typer.echo("error: stdout is closed, so results have nowhere to go; send it to a file", err=True)
         sys.exit(1)
-
-
-def _is_broken(stream: TextIO) -> bool:
-    """Whether a stream cannot be written; what is left in it is dropped then, or Python would fail on it at the end."""
-    try:
-        stream.flush()
-    except OSError:
-        with Path(os.devnull).open("wb") as nowhere:
-            os.dup2(nowhere.fileno(), stream.fileno())
-        return True
-    return False
 
 
 def _stop(number: int, _: object) -> None:
