@@ -1,4 +1,4 @@
-"""`dasheng-edge export` and `pull`: parse, run, print what each step cost and what came."""
+"""`dasheng-edge export` and `pull`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`dasheng-edge quantize` and `compare`: parse, run, print what each part lost and which bundle to take."""
+"""`dasheng-edge quantize` and `compare`."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def quantize(
 
 
 def _check_usage(chosen: Recipe, tensor_types: tuple[str, ...], *, measured: bool) -> None:
-    """Whether the options say enough, and nothing that goes nowhere."""
+    """Refuse options that say too little, or that would have no effect."""
     if chosen.encoder is None and chosen.decoder is None and chosen.kv_type is None:
         raise typer.BadParameter("name what to quantize: --recipe, or any of --encoder, --decoder and --kv")
     if tensor_types and chosen.decoder is None:
@@ -183,7 +183,7 @@ def compare(
     with StepBars() as progress:
         report: Report = module.compare(options, progress)
     if as_json:
-        print_json(report.model_dump(mode="json"))
+        print_json(report)
         return
     for candidate in report.candidates:
         if candidate.both is not None:

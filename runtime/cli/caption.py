@@ -100,15 +100,15 @@ def caption(
     }  # fmt: skip
     engine = engine_options(device, threads, mapped=len(audio) < MIN_REPACKING_CLIPS and windows is None)
     with Captioner.open(bundle, options=engine, check_sha256=check_sha256) as captioner:
-        asked = _Asked(captioner, prompt, system, max_new_tokens, _sampling(captioner, options), live)
+        question = _Question(captioner, prompt, system, max_new_tokens, _sampling(captioner, options), live)
         clips = _clips(captioner, audio, windows, live=live)
-        good = _Output(stream=stream, as_json=as_json, alone=len(audio) == 1).show_all(clips, asked, batch)
+        good = _Output(stream=stream, as_json=as_json, alone=len(audio) == 1).show_all(clips, question, batch)
     if not good:
         raise typer.Exit(1)
 
 
 def _windows(window: float | None, hop: float | None, *, live: bool) -> tuple[float, float] | None:
-    """Window and hop in seconds, where they were asked for."""
+    """Window and hop in seconds, if they were given."""
     from dasheng_edge.runtime.audio.windows import check_windows
 
     if window is None:
@@ -126,8 +126,8 @@ def _windows(window: float | None, hop: float | None, *, live: bool) -> tuple[fl
 
 
 @dataclasses.dataclass(frozen=True)
-class _Asked:
-    """What is asked about every clip."""
+class _Question:
+    """What every clip is asked."""
 
     captioner: Captioner
     prompt: str | None
@@ -136,13 +136,13 @@ class _Asked:
     sampling: Sampling
     live: bool
 
-    def alone(self, audio: AudioSource) -> CaptionStream:
+    def stream(self, audio: AudioSource) -> CaptionStream:
         return self.captioner.stream(
             audio, self.prompt, system=self.system, max_new_tokens=self.max_new_tokens, sampling=self.sampling,
             live=self.live,
         )  # fmt: skip
 
-    def together(self, clips: Sequence[AudioSource]) -> Sequence[Caption]:
+    def batch(self, clips: Sequence[AudioSource]) -> Sequence[Caption]:
         return self.captioner.caption_batch(
             clips, self.prompt, system=self.system, max_new_tokens=self.max_new_tokens, sampling=self.sampling,
             batch=len(clips),
@@ -151,9 +151,9 @@ class _Asked:
 
 @dataclasses.dataclass(frozen=True)
 class _Clip:
-    """A file or a window of it, or why there is none."""
+    """A file or a window of it; `error` says why it cannot be read."""
 
-    file: int  # which of those that were named
+    file: int  # its place among those that were named
     name: str
     audio: AudioSource
     span: Span | None = None
@@ -163,7 +163,7 @@ class _Clip:
 def _clips(
     captioner: Captioner, names: Iterable[str], windows: tuple[float, float] | None, *, live: bool
 ) -> Iterator[_Clip]:
-    """What to caption of the files."""
+    """The files as clips: whole, in windows, or as they come."""
     for file, name in enumerate(names):
         source = sys.stdin.buffer if name == "-" else name
         if live:
@@ -177,7 +177,7 @@ def _clips(
 
 
 def _spans(captioner: Captioner, source: AudioSource, name: str, windows: tuple[float, float] | None) -> Iterator[Span]:
-    """The whole clip where the model answers well about all of it, or windows."""
+    """The whole clip if the model answers well about all of it, else windows."""
     from dasheng_edge.runtime.audio.windows import HOP_S, WINDOW_S, spans
 
     rate_hz = captioner.bundle.manifest.front_end.sample_rate_hz
@@ -216,38 +216,38 @@ class _Output:
     as_json: bool
     alone: bool
 
-    def show_all(self, clips: Iterator[_Clip], asked: _Asked, batch: int) -> bool:
-        """Print what is said about clips, `batch` of them decoded together; whether all went well.
+    def show_all(self, clips: Iterator[_Clip], question: _Question, batch: int) -> bool:
+        """Print captions of clips, `batch` of them decoded together; returns whether all went well.
 
-        A file ends with its first window that fails.
+        A window that fails ends its file.
         """
         failed: set[int] = set()
         going = (clip for clip in clips if clip.file not in failed)
         while group := list(islice(going, batch)):
-            captions = iter(self._together([clip.audio for clip in group if clip.error is None], asked))
+            captions = iter(self._batch([clip.audio for clip in group if clip.error is None], question))
             for clip in group:
-                said = next(captions, None) if clip.error is None else None
-                if said is not None:
-                    self.print(said, clip)
-                elif clip.file not in failed and not self.show(asked, clip):
+                result = next(captions, None) if clip.error is None else None
+                if result is not None:
+                    self.print(result, clip)
+                elif clip.file not in failed and not self.show(question, clip):
                     failed.add(clip.file)
         return not failed
 
     @staticmethod
-    def _together(clips: Sequence[AudioSource], asked: _Asked) -> Sequence[Caption]:
-        """Their captions; nothing where there is but one clip, or where they cannot be decoded together."""
+    def _batch(clips: Sequence[AudioSource], question: _Question) -> Sequence[Caption]:
+        """Captions of clips decoded together; none for a clip alone, or if they do not fit together."""
         try:
-            return asked.together(clips) if len(clips) > 1 else ()
+            return question.batch(clips) if len(clips) > 1 else ()
         except (AudioError, DecoderError, DeviceError) as error:
-            say(f"note: {len(clips)} clips cannot be decoded together: {error}; now one by one")
+            say(f"note: {len(clips)} clips cannot be decoded together ({error}); they are decoded one by one")
             return ()
 
-    def show(self, asked: _Asked, clip: _Clip) -> bool:
-        """Print what is said about a clip; False, and why, if that fails."""
+    def show(self, question: _Question, clip: _Clip) -> bool:
+        """Print the caption of a clip, or why there is none; returns whether there is one."""
         try:
             if clip.error is not None:
                 raise clip.error
-            run = asked.alone(clip.audio)
+            run = question.stream(clip.audio)
             if self.stream:
                 _print_pieces(run, self._label(clip))
             self.print(run.finish(), clip)
@@ -275,14 +275,14 @@ class _Output:
         return label if window is None else label + f"[{_clock(window.start_s)}-{_clock(window.end_s)}] "
 
     def fail(self, name: str, error: Exception) -> None:
-        """Print why a clip has no caption."""
+        """Print why a file has no caption."""
         if self.as_json:
             print_json({"audio": name, "error": str(error), "error_type": type(error).__name__})
         say(f"error: {error}")
 
 
 def _window(clip: _Clip) -> Span | None:
-    """The part of a file that a clip is; None where it is the whole."""
+    """The part of a file that a clip is; None if it is the whole."""
     return None if clip.span is None or clip.span.whole else clip.span
 
 

@@ -18,7 +18,7 @@ def info(bundle: BundleArgument, as_json: JsonOption = False) -> None:
     """Show what a bundle is: model, precision, sizes, where it comes from."""
     manifest = Bundle.open(bundle, check_sha256=False).manifest
     if as_json:
-        print_json(manifest.model_dump(mode="json"))
+        print_json(manifest)
         return
     from rich.table import Table
     from rich.text import Text  # in a plain string, Rich would read [x] as markup

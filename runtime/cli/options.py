@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
+from pydantic import BaseModel
 
 from dasheng_edge.runtime.errors import MissingExtraError
 from dasheng_edge.runtime.machine.devices import Device, DeviceChoice, checked_device, choose_device
@@ -81,7 +82,7 @@ def engine_options(device: Device, threads: int | None, *, mapped: bool = False)
 
 
 def check_stdin(audio: Sequence[str]) -> None:
-    """Whether stdin can be read where it is named."""
+    """Refuse stdin that cannot be read."""
     if "-" in audio and sys.stdin is None:
         raise typer.BadParameter("stdin (-) is closed; pipe audio into the command or name a file")
     if list(audio).count("-") > 1:
@@ -107,7 +108,7 @@ def say(line: str) -> None:
 
 def print_json(value: object) -> None:
     """Print one object on one line, which is what `--json` promises."""
-    typer.echo(json.dumps(value, ensure_ascii=False))
+    typer.echo(value.model_dump_json() if isinstance(value, BaseModel) else json.dumps(value, ensure_ascii=False))
 
 
 def print_table(table: object) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import typer
 from typer.models import CommandInfo
 from typer.testing import CliRunner, Result
 
@@ -269,6 +272,75 @@ def test_help_pages_say_what_the_docstrings_say(command: CommandInfo, monkeypatc
         assert not line or not following or len(f"{line} {following.split()[0]}") > 70 - 2
 
 
+OPTION_NAME = re.compile(r"^ +(?:-h, )?(--[a-z0-9-]+)", re.MULTILINE)
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+@pytest.mark.parametrize("command", cli.build_app().registered_commands, ids=lambda each: each.callback.__name__)
+def test_help_fits_the_terminal_and_cuts_no_name(command: CommandInfo, columns: int) -> None:
+    assert command.callback is not None
+    name = command.callback.__name__
+    shown, same = (
+        CliRunner().invoke(cli.build_app(), [name, option], terminal_width=columns).stdout
+        for option in ("-h", "--help")
+    )
+    assert shown == same
+    assert max(map(len, shown.splitlines())) <= columns
+    click_command = typer.main.get_command(cli.build_app())
+    options = {
+        option
+        for param in click_command.commands[name].params  # type: ignore[attr-defined]  # a group has commands
+        for option in param.opts
+        if option.startswith("--")
+    }
+    assert set(OPTION_NAME.findall(shown.partition("Options:")[2])) == options | {"--help"}
+    assert "bool" not in shown  # a switch takes no value, so it has no type
+
+
+def test_the_list_of_commands_is_not_cut() -> None:
+    shown = run("-h").stdout
+    assert "..." not in shown.replace("[ARGS]...", "")
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("value", ["true", "False", "on"])
+def test_a_value_behind_a_switch_is_refused(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, value: str
+) -> None:
+    result = run("caption", tiny_bundle, "--json", value)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert f"--json takes no value; leave {value!r} out" in result.stderr
+    assert "--json takes no value" in run("info", tiny_bundle, "--json", value).stderr
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / value).touch()  # but it may be a file
+    assert "is empty" in caption(tiny_bundle, "--json", value).stderr
+
+
+def test_a_mistyped_command_and_its_neighbour() -> None:
+    assert "'caption'" in run("captoin").stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [("dasheng-edge ca", {"caption"}), ("dasheng-edge quantize b --decoder Q4", {"Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0"})],
+)
+def test_shells_are_told_how_to_go_on(words: str, offered: set[str]) -> None:
+    environment = {
+        **os.environ, "_DASHENG_EDGE_COMPLETE": "complete_bash", "COMP_WORDS": words,
+        "COMP_CWORD": str(words.count(" ")),
+    }  # fmt: skip
+    command = [sys.executable, "-c", "from dasheng_edge.runtime.cli.app import main; main()"]
+    done = subprocess.run(command, env=environment, capture_output=True, check=False, text=True)
+    assert set(done.stdout.split()) == offered
+
+
+@pytest.mark.parametrize("arguments", [("info",), ("verify", "--threads", "1"), ("doctor",)])
+def test_json_is_one_object_on_one_line(tiny_bundle: Path, arguments: tuple[str, ...]) -> None:
+    result = run(*arguments, *([] if arguments == ("doctor",) else [tiny_bundle]), "--json")
+    assert (result.exit_code, result.stdout.count("\n")) == (0, 1)
+    assert isinstance(json.loads(result.stdout), dict)
+
+
 def test_info_has_a_line_for_each_note(bundle_copy: Path) -> None:
     manifest = json.loads((bundle_copy / MANIFEST).read_text())
     manifest["prompt"] |= {"notes": ["system turn: none, as told", "sampling: greedy"], "special_tokens": {}}
@@ -358,6 +430,35 @@ def test_the_program_itself(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith(b"error: cannot open bundle ")
     assert done.stderr.count(b"\n") == 1
+
+
+def program(*arguments: str | Path, redirect: str) -> subprocess.CompletedProcess[str]:
+    """The program in a shell, its standard streams redirected."""
+    command = shlex.join([sys.executable, "-m", "dasheng_edge", *map(str, arguments)])
+    return subprocess.run(["sh", "-c", f"{command} {redirect}"], capture_output=True, check=False, text=True)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has it")
+@pytest.mark.parametrize("arguments", [("--help",), ("--version",), ("caption", "-h"), ("info",), ("info", "--json")])
+def test_a_full_disk_costs_one_line(tiny_bundle: Path, arguments: tuple[str, ...]) -> None:
+    command = [*arguments, *([str(tiny_bundle)] if arguments[0] == "info" else [])]
+    done = program(*command, redirect="> /dev/full")
+    assert done.returncode == 1
+    assert done.stderr == "error: cannot write results: No space left on device\n"
+    assert program(*command, redirect="> /dev/full 2>&1").returncode == 1
+
+
+def test_closed_streams(tiny_bundle: Path) -> None:
+    done = program("info", tiny_bundle, redirect=">&-")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "stdout is closed" in done.stderr
+    assert program("info", tiny_bundle, redirect="2>&- <&-").returncode == 0
+    assert program("info", tiny_bundle.parent / "none", redirect="2>&-").returncode == 1
+
+
+def test_a_reader_that_has_enough_ends_it_quietly(tiny_bundle: Path) -> None:
+    done = program("info", tiny_bundle, redirect="| true")
+    assert (done.stdout, done.stderr) == ("", "")
 
 
 def test_a_closed_pipe_is_quiet() -> None:

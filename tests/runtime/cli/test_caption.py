@@ -208,7 +208,7 @@ def test_clips_that_do_not_go_together_are_captioned_one_by_one(
     monkeypatch.setattr(Captioner, "caption_batch", refuse)
     done = caption(tiny_bundle, clip, clip, "--batch", 2)
     assert done.exit_code == 0
-    assert done.stderr == "note: 2 clips cannot be decoded together: no room; now one by one\n"
+    assert done.stderr == "note: 2 clips cannot be decoded together (no room); they are decoded one by one\n"
     assert len(done.stdout.splitlines()) == 2
 
 

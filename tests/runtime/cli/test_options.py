@@ -1,0 +1,58 @@
+"""What the commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from dasheng_edge.runtime.cli.options import load, name_option
+from dasheng_edge.runtime.errors import MissingExtraError
+from dasheng_edge.runtime.machine.installation import install_line
+
+TYPES = ("F16", "Q8_0", "Q4_K_M", "Q4_K_S", "Q5_K_M", "Q4_0", "Q6_K", "Q2_K", "IQ4_XS")
+
+
+def run(*arguments: str) -> Result:
+    app = typer.Typer()
+
+    @app.command()
+    def show(kind: Annotated[str | None, name_option(TYPES, "TYPE", "Kind")] = None) -> None:
+        typer.echo(kind)
+
+    return CliRunner().invoke(app, arguments)
+
+
+@pytest.mark.parametrize("name", ["Q4_K_M", "q4_k_m"])
+def test_a_name_in_any_case(name: str) -> None:
+    assert run("--kind", name).stdout == "Q4_K_M\n"
+    assert run().stdout == "\n"
+
+
+def test_a_name_that_is_not_known() -> None:
+    result = run("--kind", "q4km")
+    assert result.exit_code == 2
+    assert "did you mean Q4_K_M" in " ".join(result.stderr.split())
+
+
+def test_the_help_lists_the_names() -> None:
+    assert all(name in run("--help").stdout for name in TYPES)
+
+
+def test_a_missing_library_costs_one_line_with_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(_: str) -> None:
+        raise ModuleNotFoundError(name="torch")
+
+    monkeypatch.setattr("dasheng_edge.runtime.cli.options.import_module", absent)
+    with pytest.raises(MissingExtraError) as error:
+        load("dasheng_edge.export.bundle_export", "export", "export", "cpu")
+    line = install_line("export", "cpu")
+    assert str(error.value) == f"export needs torch, which is not installed; run {line}"
+
+
+def test_a_broken_import_of_ours_is_no_missing_library() -> None:
+    with pytest.raises(ModuleNotFoundError) as error:
+        load("dasheng_edge.nothing", "export", "export")
+    assert not isinstance(error.value, MissingExtraError)
