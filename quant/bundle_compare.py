@@ -47,7 +47,7 @@ from dasheng_edge.runtime.audio.clips import ClipSet, find_clips
 from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.errors import DashengEdgeError, OutputWriteError
 from dasheng_edge.runtime.machine.devices import checked_threads
-from dasheng_edge.runtime.machine.doctor import examine
+from dasheng_edge.runtime.machine.identity import identify, installed
 from dasheng_edge.runtime.progress import NoProgress, Progress
 
 from .candidates import Spec, Workshop, check_same_model, parse_specs, recipe_facts
@@ -268,17 +268,14 @@ class _Run:
     def _assemble(
         self, reference: Candidate, candidates: tuple[Candidate, ...], noise: NoiseFloor, texts: tuple[ClipTexts, ...]
     ) -> Report:
-        machine, calibration = examine(), self.workshop.clips
+        machine, calibration = identify(), self.workshop.clips
         return Report(
             tool=f"dasheng-edge {version('dasheng-edge')}",
             created=dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
             model=self.reference.manifest.name,
             machine={
                 "cpu": machine.cpu, "cores": str(machine.usable_cores), "features": " ".join(machine.cpu_flags),
-                "python": machine.python, **{
-                    name: found for name in ("onnxruntime", "onnxruntime-gpu", "llama-cpp-python")
-                    if (found := machine.versions.get(name))
-                },
+                "python": machine.python, **installed(),
             },
             settings=Settings(
                 clips=len(texts), clips_sha256=self.clips_sha256, audio_s=sum(clip.seconds for clip in texts),

@@ -14,8 +14,9 @@ from dasheng_edge.runtime.audio.read import AudioSource
 from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.bundle.manifest import Sampling
 from dasheng_edge.runtime.machine.devices import Device
+from dasheng_edge.runtime.machine.user_cache import cache_folder
 from dasheng_edge.runtime.text.batch_decoder import MAX_SEQUENCES
-from dasheng_edge.runtime.text.prefix_cache import PrefixCache, cache_folder, prefix_model
+from dasheng_edge.runtime.text.prefix_cache import PrefixCache, prefix_model
 
 from .batch import DEFAULT_BATCH, caption_together
 from .caption import Caption, CaptionStream

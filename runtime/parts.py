@@ -1,4 +1,4 @@
-"""The opened sessions of a bundle that captions."""
+"""The opened sessions of a bundle that captions, and the device that all of them can run on."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from dasheng_edge.runtime.audio.audio_parts import AudioInputParts
+from dasheng_edge.runtime.audio.onnx_session import release_freed_memory, why_not_cuda
 from dasheng_edge.runtime.bundle.bundle import DECODER, Bundle
-from dasheng_edge.runtime.machine.devices import release_freed_memory
+from dasheng_edge.runtime.machine.devices import Device
 from dasheng_edge.runtime.text.decoder import Decoder
+from dasheng_edge.runtime.text.llama import why_no_gpu
 from dasheng_edge.runtime.text.prompt import PromptBuilder
 
 from .engine_options import EngineOptions, resolve_here
@@ -63,3 +65,13 @@ class Parts(TextParts):
             raise
         release_freed_memory()
         return cls(text.decoder, text.prompts, audio)
+
+
+def choose_device() -> tuple[Device, str]:
+    """The device for "auto", and why: cuda where both engines have a GPU that works, else cpu.
+
+    What fails later on the device that was chosen is an error like on one that was asked for. Raises nothing.
+    """
+    if why_not := why_not_cuda() or why_no_gpu():
+        return "cpu", why_not
+    return "cuda", "ONNX Runtime computes on the GPU, and llama.cpp can offload to it"

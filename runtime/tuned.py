@@ -15,14 +15,12 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 from dasheng_edge.runtime.bundle.bundle import Bundle, sha256_of
 from dasheng_edge.runtime.bundle.manifest import MANIFEST, UNREADABLE, KvType
 from dasheng_edge.runtime.machine.devices import usable_hardware_threads
-from dasheng_edge.runtime.machine.doctor import examine
-from dasheng_edge.runtime.text.prefix_cache import FOLDER_VARIABLE, cache_folder
+from dasheng_edge.runtime.machine.identity import identify, installed
+from dasheng_edge.runtime.machine.user_cache import FOLDER_VARIABLE, cache_folder
 
 from .atomic_output import PartialOutput, not_a_file
 from .engine_options import EngineOptions, EngineSettings, Host, resolve
 from .errors import DeviceError, OutputWriteError
-
-ENGINES = ("onnxruntime", "onnxruntime-gpu", "llama-cpp-python")
 
 
 class _Model(BaseModel):
@@ -89,13 +87,13 @@ class TunedFile(TunedChoice):
 
 def this_machine() -> Machine:
     """Takes 20 ms, and raises nothing."""
-    found = examine()
+    found = identify()
     return Machine(
         cpu=found.cpu,
         cpu_flags=found.cpu_flags,
         cores=found.usable_cores,
         hardware_threads=usable_hardware_threads(),
-        engines={name: version for name in ENGINES if (version := found.versions.get(name))},
+        engines=installed(),
     )
 
 

@@ -38,8 +38,6 @@ KNOWN_CIRCLES: frozenset[Arrow] = frozenset({
     ("dasheng_edge.export.variants.detection", "dasheng_edge.export.checkpoint.tensor_files"),
     ("dasheng_edge.quant.compare.pareto", "dasheng_edge.quant.report.quantities"),
     ("dasheng_edge.quant.compare.recommend", "dasheng_edge.quant.report.quantities"),
-    ("dasheng_edge.runtime.machine.devices", "dasheng_edge.runtime.text.llama"),
-    ("dasheng_edge.runtime.machine.doctor", "dasheng_edge.runtime.text.llama"),
 })  # fmt: skip
 
 

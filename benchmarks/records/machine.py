@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dasheng_edge.runtime.machine.doctor import examine
+from dasheng_edge.runtime.machine.identity import identify, installed
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RESULTS = (":(exclude)benchmarks/results", ":(exclude)benchmarks/RESULTS.md")
@@ -25,7 +25,7 @@ LIBRARIES = (
 
 def card() -> dict[str, Any]:
     """CPU, cores, memory, system, versions and commit; `dirty` where files differ from the commit."""
-    found = examine()
+    found = identify()
     commit, dirty = git_state(REPOSITORY)
     return {
         "cpu": found.cpu,
@@ -34,7 +34,7 @@ def card() -> dict[str, Any]:
         "memory_gib": round(found.memory_gib, 1) if found.memory_gib is not None else None,
         "os": f"{platform.system()} {platform.machine()} {' '.join(platform.libc_ver())}".strip(),
         "python": found.python,
-        "versions": {name: found.versions[name] for name in LIBRARIES if found.versions.get(name)},
+        "versions": installed(LIBRARIES),
         "commit": commit,
         "dirty": dirty,
     }

@@ -35,10 +35,10 @@ from dasheng_edge.quant.encoder.quantize import EncoderOptions, quantize_encoder
 from dasheng_edge.runtime.audio.audio_parts import AudioParts
 from dasheng_edge.runtime.audio.encoder import Encoder, chunk_feeds
 from dasheng_edge.runtime.audio.front_end import Features
+from dasheng_edge.runtime.audio.onnx_session import load_onnxruntime, onnx_session, spinning
 from dasheng_edge.runtime.bundle.bundle import ENCODER, Bundle
 from dasheng_edge.runtime.deviation import Deviation
 from dasheng_edge.runtime.engine_options import EngineOptions
-from dasheng_edge.runtime.machine.devices import load_onnxruntime, onnx_session, spinning
 
 CHUNK = "10"  # the clip that all variants have, which fills one chunk
 CLIPS_S = {"2": 2.0, "5": 5.0, CHUNK: 10.08, "30": 30.0}

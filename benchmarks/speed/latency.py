@@ -31,7 +31,7 @@ from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER, FRONT_END, PROJ
 from dasheng_edge.runtime.caption import Caption
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.engine_options import EngineOptions
-from dasheng_edge.runtime.text.prefix_cache import FOLDER_VARIABLE
+from dasheng_edge.runtime.machine.user_cache import FOLDER_VARIABLE
 from dasheng_edge.runtime.text.prompt import Text
 
 CLIPS_S = (2, 5, 10, 30)

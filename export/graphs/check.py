@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from dasheng_edge.runtime.audio.onnx_session import load_onnxruntime
 from dasheng_edge.runtime.bundle.bundle import weights_file
-from dasheng_edge.runtime.machine.devices import load_onnxruntime
 
 from .residency import few_mapped_pages
 

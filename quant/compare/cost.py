@@ -20,7 +20,7 @@ from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.child import Child, ChildError, serve
 from dasheng_edge.runtime.errors import QuantizeError
 from dasheng_edge.runtime.machine.meters import EnergyMeter, cpu_use, peak_rss_bytes
-from dasheng_edge.runtime.text.prefix_cache import FOLDER_VARIABLE
+from dasheng_edge.runtime.machine.user_cache import FOLDER_VARIABLE
 
 from .record import Cost, Quantiles
 

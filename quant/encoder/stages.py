@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from dasheng_edge.runtime.audio.encoder import chunk_feeds
 from dasheng_edge.runtime.audio.front_end import Features
+from dasheng_edge.runtime.audio.onnx_session import load_onnxruntime
 from dasheng_edge.runtime.bundle.bundle import ENCODER, PROJECTOR, Bundle
 from dasheng_edge.runtime.bundle.front_end_spec import FrontEndSpec
 from dasheng_edge.runtime.deviation import Deviation
-from dasheng_edge.runtime.machine.devices import load_onnxruntime
 
 from .graphs import load_graph, matrix_nodes
 

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dasheng_edge.runtime.audio.onnx_session import check_graph, onnx_session, run_graph
 from dasheng_edge.runtime.bundle.front_end_spec import FrontEndSpec
-from dasheng_edge.runtime.machine.devices import Device, check_graph, onnx_session, run_graph
+from dasheng_edge.runtime.machine.devices import Device
 
 from .front_end import Features
 

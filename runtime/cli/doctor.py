@@ -1,16 +1,26 @@
-"""`dasheng-edge doctor`."""
+"""`dasheng-edge doctor`: what this machine has, and what is missing or wrong; works with any dependency absent."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from typing import TypeVar
 
 import typer
 
+from dasheng_edge.runtime.errors import MissingExtraError
+from dasheng_edge.runtime.machine.identity import ENGINES, Identity, identify, version_of
+from dasheng_edge.runtime.machine.installation import DISTRIBUTION, install_line
+
 from .options import JsonOption, print_json, print_table
 
-if TYPE_CHECKING:
-    from dasheng_edge.runtime.machine.doctor import DoctorReport
+OWN_ENVIRONMENT = "metrics"  # an extra that is installed apart from the others
+_T = TypeVar("_T")
+# "torch>=2.9; extra == 'export'", as the metadata of a distribution has it.
+_NAME, _EXTRA = re.compile(r"[A-Za-z0-9._-]+"), re.compile(r"extra\s*==\s*[\"']([a-z]+)[\"']")
 
 
 def doctor(as_json: JsonOption = False) -> None:
@@ -18,8 +28,6 @@ def doctor(as_json: JsonOption = False) -> None:
 
     The exit code is 1 if captioning will not work.
     """
-    from dasheng_edge.runtime.machine.doctor import examine
-
     report = examine()
     if as_json:
         print_json(dataclasses.asdict(report))
@@ -50,3 +58,101 @@ def _print_doctor(report: DoctorReport) -> None:
     }.items():
         table.add_row(key, Text(value), end_section=True)
     print_table(table)
+
+
+def dependencies() -> dict[str, frozenset[str]]:
+    """Distributions that ours asked for when it was installed -> the extras that bring each; none: the base."""
+    found: dict[str, frozenset[str]] = {}
+    for line in _requirements():
+        name, extras = _NAME.match(line), frozenset(_EXTRA.findall(line))
+        if name and OWN_ENVIRONMENT not in extras:
+            base = not extras or found.get(name[0]) == frozenset()
+            found[name[0]] = frozenset() if base else found.get(name[0], frozenset()) | extras
+    return found
+
+
+def _requirements() -> list[str]:
+    try:
+        return metadata.requires(DISTRIBUTION) or []
+    except metadata.PackageNotFoundError:  # run from its sources
+        return []
+
+
+@dataclass(frozen=True)
+class DoctorReport(Identity):
+    """The state of the installation; `problems` hold the fix; without any, captioning and embedding will work."""
+
+    versions: dict[str, str | None]  # None: not installed
+    onnx_providers: tuple[str, ...]
+    llama_system: str
+    llama_gpu_offload: bool
+    missing_extras: dict[str, str]  # extra -> the pip line that installs it
+    problems: tuple[str, ...]
+
+
+def examine() -> DoctorReport:
+    """Look at everything; raises nothing."""
+    extras_of = dependencies()
+    versions = {name: version_of(name) for name in dict.fromkeys((DISTRIBUTION, *extras_of, *ENGINES))}
+    problems = [_missing(name) for name, extras in extras_of.items() if not extras and versions[name] is None]
+    problems += _runtime_problems(versions)
+    providers, problem = _guarded(_onnx_providers, versions["onnxruntime"] or versions["onnxruntime-gpu"])
+    problems += problem
+    llama, problem = _guarded(_llama_build, versions["llama-cpp-python"])
+    problems += problem
+    system, offload = llama or ("", False)
+    return DoctorReport(
+        **vars(identify()),
+        versions=versions,
+        onnx_providers=providers or (),
+        llama_system=system,
+        llama_gpu_offload=offload,
+        missing_extras=_missing_extras(extras_of, versions),
+        problems=tuple(problems),
+    )
+
+
+def _missing(name: str) -> str:
+    return f"{name} is not installed; run {install_line()}"
+
+
+def _runtime_problems(versions: dict[str, str | None]) -> list[str]:
+    """Exactly one of the two distributions of ONNX Runtime must be there."""
+    cpu, gpu = versions["onnxruntime"], versions["onnxruntime-gpu"]
+    if cpu and gpu:
+        fix = f"pip uninstall -y onnxruntime onnxruntime-gpu, then {install_line('cpu')} (or gpu for cpu)"
+        return [f"onnxruntime and onnxruntime-gpu are both installed and overwrite each other; run {fix}"]
+    if not cpu and not gpu:
+        return [f"ONNX Runtime is not installed; run {install_line('cpu')} (or gpu for cpu, never both)"]
+    return []
+
+
+def _missing_extras(extras_of: dict[str, frozenset[str]], versions: dict[str, str | None]) -> dict[str, str]:
+    has_runtime = versions["onnxruntime"] or versions["onnxruntime-gpu"]
+    lines = {} if has_runtime else {"cpu": install_line("cpu")}
+    for extra in ("export", "quant"):
+        if any(extra in extras and versions[name] is None for name, extras in extras_of.items()):
+            lines[extra] = install_line(extra, "cpu")
+    return lines
+
+
+def _onnx_providers() -> tuple[str, ...]:
+    from dasheng_edge.runtime.audio.onnx_session import load_onnxruntime
+
+    return tuple(load_onnxruntime().get_available_providers())
+
+
+def _llama_build() -> tuple[str, bool]:
+    from dasheng_edge.runtime.text.llama import build_info
+
+    return build_info()
+
+
+def _guarded(look: Callable[[], _T], installed: str | None) -> tuple[_T | None, list[str]]:
+    """What `look` finds; a library that is installed but does not load is a problem."""
+    if installed is None:
+        return None, []
+    try:
+        return look(), []
+    except (MissingExtraError, ImportError, OSError, RuntimeError, AttributeError) as error:
+        return None, [f"an installed library does not load: {error}; reinstall it"]

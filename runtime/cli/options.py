@@ -14,9 +14,10 @@ import typer
 from pydantic import BaseModel
 
 from dasheng_edge.runtime.errors import MissingExtraError
-from dasheng_edge.runtime.machine.devices import Device, DeviceChoice, checked_device, choose_device
+from dasheng_edge.runtime.machine.devices import Device, DeviceChoice, checked_device
 from dasheng_edge.runtime.machine.installation import install_line
 from dasheng_edge.runtime.names import did_you_mean, known_name
+from dasheng_edge.runtime.parts import choose_device
 
 if TYPE_CHECKING:
     from dasheng_edge.runtime.engine_options import EngineOptions

@@ -1,1 +1,1 @@
-"""What this machine has and can do: devices, memory, time, energy. Imports only what stands beside the rooms."""
+"""What this machine is and has: processor, devices, memory, time, energy, the user's cache. Knows no engine."""

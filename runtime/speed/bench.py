@@ -18,9 +18,9 @@ from dasheng_edge.runtime.caption import Caption
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.engine_options import EngineOptions
 from dasheng_edge.runtime.machine.devices import Device
-from dasheng_edge.runtime.machine.doctor import examine
+from dasheng_edge.runtime.machine.identity import identify, installed
 from dasheng_edge.runtime.machine.meters import EnergyMeter, peak_rss_bytes
-from dasheng_edge.runtime.tuned import ENGINES, tuned_for
+from dasheng_edge.runtime.tuned import tuned_for
 
 from .transformers_peer import Against, SameWork, check_transformers, compare, joined
 
@@ -228,8 +228,8 @@ def synthetic_clip() -> bytes:
 
 def machine_line() -> str:
     """What the numbers were measured on, in one line; no host name."""
-    found = examine()
+    found = identify()
     memory = "" if found.memory_gib is None else f", {found.memory_gib:.1f} GiB"
-    engines = [f"{name} {version}" for name in ENGINES if (version := found.versions.get(name))]
+    engines = [f"{name} {version}" for name, version in installed().items()]
     cores = f"{found.usable_cores} usable core{'s' if found.usable_cores > 1 else ''}"
     return f"{found.cpu}, {cores}{memory}, {platform.system()} {platform.machine()}, {', '.join(engines)}"

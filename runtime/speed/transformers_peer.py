@@ -15,7 +15,7 @@ from dasheng_edge.runtime.audio.read import Waveform
 from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.child import Child, ChildError
 from dasheng_edge.runtime.errors import CheckpointError, MissingExtraError
-from dasheng_edge.runtime.machine.doctor import examine
+from dasheng_edge.runtime.machine.identity import identify
 from dasheng_edge.runtime.machine.installation import install_line
 from dasheng_edge.runtime.text.prompt import Segment, Text
 
@@ -65,7 +65,7 @@ def compare(work: SameWork, checkpoint: Path) -> Against:
         CheckpointError: the checkpoint cannot be opened or is not the bundle's, or the process failed; the message has
             its words.
     """
-    dtype = "bfloat16" if _BFLOAT16_FLAGS & set(examine().cpu_flags) else "float32"
+    dtype = "bfloat16" if _BFLOAT16_FLAGS & set(identify().cpu_flags) else "float32"
     with tempfile.TemporaryDirectory() as folder:
         clips = Path(folder) / "clips.npz"
         with clips.open("wb") as file:

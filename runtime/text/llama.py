@@ -68,6 +68,15 @@ def build_info() -> tuple[str, bool]:
     return llama.llama_print_system_info().decode().strip(), bool(llama.llama_supports_gpu_offload())
 
 
+def why_no_gpu() -> str:
+    """What keeps llama.cpp from a GPU; "" if nothing does. It looks for the device itself, not just for its code."""
+    try:
+        offload = build_info()[1]
+    except MissingExtraError as error:
+        return str(error)
+    return "" if offload else "this llama.cpp finds no GPU or is built without support for it"
+
+
 def pointer(array: NDArray[Any], kind: Any) -> Any:
     """A C pointer to an array's values."""
     return array.ctypes.data_as(ctypes.POINTER(kind))

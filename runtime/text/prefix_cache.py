@@ -7,7 +7,6 @@ of another model or cannot be written is passed over, and the prompt is computed
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import OrderedDict
 from contextlib import suppress
 from importlib.metadata import version
@@ -20,24 +19,11 @@ from dasheng_edge.runtime.engine_options import EngineSettings
 from .llama import llama_cpp_library
 from .model import Tokens
 
-FOLDER_VARIABLE = "DASHENG_EDGE_CACHE"  # a folder; "off" keeps nothing on disk
 MIN_TOKENS = 4  # fewer are computed as fast as they are read
 MAX_IN_MEMORY = 8
 MAX_BYTES_ON_DISK = 256_000_000  # 100 prompts of 20 tokens; the ones that were not used for longest go first
 _MAGIC = b"dasheng-edge prefix 1\n"
 _DIGEST_BYTES = 32
-
-
-def cache_folder() -> Path | None:
-    """Where this user's caches are: $DASHENG_EDGE_CACHE, or dasheng-edge in $XDG_CACHE_HOME or ~/.cache; None: off."""
-    named = os.environ.get(FOLDER_VARIABLE)
-    if named:
-        return None if named.lower() == "off" else Path(named)
-    base = os.environ.get("XDG_CACHE_HOME")
-    try:
-        return Path(base) / "dasheng-edge" if base else Path.home() / ".cache" / "dasheng-edge"
-    except RuntimeError:  # no home
-        return None
 
 
 def prefix_model(bundle: Bundle, settings: EngineSettings) -> str:

@@ -30,10 +30,10 @@ from benchmarks.synthetic.noise import GREEDY, RATE_HZ, noise, talkative_noise, 
 from benchmarks.synthetic.whisper import LARGE, WhisperShape, whisper_tensors, write_whisper
 from dasheng_edge.quant.encoder.quantize import EncoderOptions, quantize_encoder
 from dasheng_edge.runtime import Bundle, Captioner
+from dasheng_edge.runtime.audio.onnx_session import onnx_session
 from dasheng_edge.runtime.audio.read import read_audio
 from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER
 from dasheng_edge.runtime.engine_options import EngineSettings
-from dasheng_edge.runtime.machine.devices import onnx_session
 from dasheng_edge.runtime.text.decoder import Decoder
 
 Run = Callable[..., dict[str, Any]]

@@ -21,7 +21,7 @@ from dasheng_edge.quant.encoder.block_weights import (
     pack,
 )
 from dasheng_edge.quant.encoder.precisions import BLOCK_SIZE, Bits
-from dasheng_edge.runtime.machine.devices import load_onnxruntime
+from dasheng_edge.runtime.audio.onnx_session import load_onnxruntime
 
 MATRICES = hnp.arrays(
     np.float32,

@@ -21,9 +21,9 @@ from dasheng_edge.quant.encoder.graphs import (
     save_graph,
 )
 from dasheng_edge.quant.encoder.precisions import MatrixPrecision
+from dasheng_edge.runtime.audio.onnx_session import load_onnxruntime
 from dasheng_edge.runtime.bundle.bundle import ENCODER, EXTERNAL_BYTES, PAGE_BYTES, PROJECTOR
 from dasheng_edge.runtime.errors import QuantizeError
-from dasheng_edge.runtime.machine.devices import load_onnxruntime
 
 INPUTS, OUTPUTS = 96, 40
 PRECISIONS: tuple[MatrixPrecision, ...] = get_args(MatrixPrecision)

@@ -19,12 +19,12 @@ from dasheng_edge.quant.encoder.precisions import PRECISIONS, EncoderPrecision, 
 from dasheng_edge.quant.encoder.quantize import EncoderOptions, clip_outputs, quantize_encoder
 from dasheng_edge.runtime.audio.audio_parts import AudioParts
 from dasheng_edge.runtime.audio.front_end import Features
+from dasheng_edge.runtime.audio.onnx_session import load_onnxruntime
 from dasheng_edge.runtime.bundle.bundle import ENCODER, PROJECTOR, Bundle
 from dasheng_edge.runtime.bundle.golden import read_golden
 from dasheng_edge.runtime.deviation import Deviation
 from dasheng_edge.runtime.engine_options import EngineSettings
 from dasheng_edge.runtime.errors import QuantizeError
-from dasheng_edge.runtime.machine.devices import load_onnxruntime
 from tests.fixtures.bundle_kinds import write_encoder_bundle
 
 MATRICES = 2 * 4 + 2  # of the tiny model: two blocks and the projector

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from dasheng_edge.runtime.audio.front_end import FrontEnd
+from dasheng_edge.runtime.audio.onnx_session import onnx_session
 from dasheng_edge.runtime.bundle.bundle import FRONT_END, PROJECTOR
 from dasheng_edge.runtime.bundle.front_end_spec import AcousticSpec, FrontEndSpec
 from dasheng_edge.runtime.errors import BundleFileError, DeviceError
-from dasheng_edge.runtime.machine.devices import onnx_session
 from tests.fixtures.places import TWO_SPECTRA_GRAPH
 
 TWO_SPECTRA = FrontEndSpec(acoustic=AcousticSpec(n_mels=20))  # of TWO_SPECTRA_GRAPH

@@ -27,8 +27,8 @@ from dasheng_edge.runtime.bundle.manifest import MANIFEST, FileFacts
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.cli import app as cli
 from dasheng_edge.runtime.cli import options as cli_parts
+from dasheng_edge.runtime.cli.doctor import examine
 from dasheng_edge.runtime.errors import DecoderError, DeviceError, MissingExtraError
-from dasheng_edge.runtime.machine.doctor import examine
 from dasheng_edge.runtime.text.decoder import Decoder
 from dasheng_edge.runtime.verify import Seam, VerifyReport
 from tests.fixtures.audio_files import Format, sine, write_audio
@@ -242,7 +242,7 @@ def test_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
     import dataclasses
 
     ill = dataclasses.replace(examine(), problems=("run this",), memory_gib=None)
-    monkeypatch.setattr("dasheng_edge.runtime.machine.doctor.examine", lambda: ill)
+    monkeypatch.setattr("dasheng_edge.runtime.cli.doctor.examine", lambda: ill)
     result = run("doctor")
     assert result.exit_code == 1
     assert "run this" in result.stdout

@@ -14,7 +14,7 @@ from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.engine_options import EngineSettings
 from dasheng_edge.runtime.text import prefix_cache
 from dasheng_edge.runtime.text.decoder import Decoder
-from dasheng_edge.runtime.text.prefix_cache import MAX_IN_MEMORY, PrefixCache, cache_folder
+from dasheng_edge.runtime.text.prefix_cache import MAX_IN_MEMORY, PrefixCache
 
 LEAD = (1, 2, 3, 4, 5, 6, 7)
 
@@ -139,19 +139,6 @@ def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
     cache.drop(LEAD[1:])
     assert cache.load(LEAD) == b"state"
     assert PrefixCache(tmp_path, "a").load(LEAD) is None
-
-
-def test_where_it_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("DASHENG_EDGE_CACHE", "off")
-    assert cache_folder() is None
-    monkeypatch.setenv("DASHENG_EDGE_CACHE", str(tmp_path))
-    assert cache_folder() == tmp_path
-    monkeypatch.delenv("DASHENG_EDGE_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / "dasheng-edge"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / ".cache" / "dasheng-edge"
 
 
 def test_captions_are_the_same_and_the_second_process_starts_behind_the_prompt(

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from importlib import metadata
-from pathlib import Path
 
 import pytest
 
+from dasheng_edge.runtime.audio import onnx_session
+from dasheng_edge.runtime.cli.doctor import dependencies, examine
 from dasheng_edge.runtime.errors import MissingExtraError
-from dasheng_edge.runtime.machine import devices, doctor
-from dasheng_edge.runtime.machine.doctor import DEPENDENCIES, examine
 from dasheng_edge.runtime.machine.installation import install_line
 from dasheng_edge.runtime.text import llama
 
@@ -26,8 +24,9 @@ def installed(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     monkeypatch.setattr(metadata, "version", version)
 
 
-BASE = tuple(name for name, extra in DEPENDENCIES.items() if not extra)
-EXPORT = tuple(name for name, extra in DEPENDENCIES.items() if extra == "export")
+BASE = tuple(name for name, extras in dependencies().items() if not extras)
+EXPORT = tuple(name for name, extras in dependencies().items() if "export" in extras)
+QUANT = tuple(name for name, extras in dependencies().items() if "quant" in extras)
 
 
 def test_this_machine() -> None:
@@ -41,7 +40,7 @@ def test_this_machine() -> None:
 
 
 def test_both_distributions_of_onnx_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
-    installed(monkeypatch, *BASE, "onnxruntime", "onnxruntime-gpu", *EXPORT)
+    installed(monkeypatch, *BASE, "onnxruntime", "onnxruntime-gpu", *EXPORT, *QUANT)
     report = examine()
     (problem,) = report.problems
     assert "pip uninstall -y onnxruntime onnxruntime-gpu" in problem
@@ -53,7 +52,7 @@ def test_no_onnx_runtime_and_no_exporter(monkeypatch: pytest.MonkeyPatch) -> Non
     report = examine()
     assert any(install_line("cpu") in problem for problem in report.problems)
     assert report.onnx_providers == ()
-    assert set(report.missing_extras) == {"cpu", "export"}
+    assert set(report.missing_extras) == {"cpu", "export", "quant"}
 
 
 def test_nothing_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,35 +77,36 @@ def test_libraries_that_do_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_onnx_runtime_whose_files_were_overwritten(monkeypatch: pytest.MonkeyPatch) -> None:
     # What stays of it after onnxruntime-gpu was uninstalled: an empty package.
-    monkeypatch.setattr(devices, "import_module", lambda _: importlib.import_module("types"))
+    monkeypatch.setattr(onnx_session, "import_module", lambda _: importlib.import_module("types"))
     (problem,) = examine().problems
     assert "its files are incomplete" in problem
 
 
-@pytest.mark.parametrize(
-    ("text", "cpu"),
-    [
-        ("model name\t: Some Xeon\nflags\t\t: fpu avx2 avx512_vnni sse\n", ("Some Xeon", ("avx2", "avx512_vnni"))),
-        ("Features\t: fp asimd asimddp\nModel\t: Raspberry Pi 5\n", ("Raspberry Pi 5", ("asimd", "asimddp"))),
-    ],
-)
-def test_cpu_features(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, cpu: tuple[str, tuple[str, ...]]
-) -> None:
-    path = tmp_path / "cpuinfo"
-    path.write_text(text)
-    monkeypatch.setattr(doctor, "_CPUINFO", path)
-    report = examine()
-    assert (report.cpu, report.cpu_flags) == cpu
+def test_the_table_is_what_the_distribution_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = [
+        "numpy>=1.26", "onnx>=1.18; extra == 'export'", 'onnx>=1.18; extra == "quant"', "numpy>=2; extra == 'quant'",
+        "torch>=2.9; python_version >= '3.11' and extra == 'export'", "aac-metrics>=0.6; extra == 'metrics'",
+    ]  # fmt: skip
+    monkeypatch.setattr(metadata, "requires", lambda _: asked)
+    assert dependencies() == {"numpy": set(), "onnx": {"export", "quant"}, "torch": {"export"}}
 
 
-def test_systems_without_these_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(doctor, "_CPUINFO", tmp_path / "none")
+def test_this_distribution_is_read() -> None:
+    table = dependencies()
+    assert {name: table[name] for name in ("numpy", "onnxruntime", "torch", "onnx", "matplotlib")} == {
+        "numpy": set(), "onnxruntime": {"cpu"}, "torch": {"export"}, "onnx": {"export", "quant"},
+        "matplotlib": {"quant"},
+    }  # fmt: skip
 
-    def no_sysconf(_: str) -> int:
-        raise ValueError("unrecognized configuration name")
 
-    monkeypatch.setattr(os, "sysconf", no_sysconf)
-    report = examine()
-    assert report.cpu_flags == ()
-    assert report.memory_gib is None
+def test_only_quant_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(monkeypatch, *BASE, "onnxruntime", *EXPORT)
+    assert set(examine().missing_extras) == {"quant"}
+
+
+def test_sources_that_are_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def requires(name: str) -> list[str]:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "requires", requires)
+    assert "CPUExecutionProvider" in examine().onnx_providers

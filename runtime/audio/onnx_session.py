@@ -1,0 +1,168 @@
+"""ONNX Runtime: loaded without its telemetry, a graph opened on exactly the device that was asked for, and run."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from dasheng_edge.runtime.errors import BundleFileError, DeviceError, MissingExtraError
+from dasheng_edge.runtime.machine.devices import Device
+from dasheng_edge.runtime.machine.installation import install_line
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnxruntime
+    from numpy.typing import NDArray
+
+PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+EXTRAS: dict[Device, str] = {"cpu": "cpu", "cuda": "gpu"}  # of the package, which bring that provider
+# An ONNX graph of one node, y = x + x, both float32 [1], at opset 13: what a provider is tried with.
+_TRIAL_GRAPH = bytes.fromhex(
+    "08083a350a0e0a01780a017812017922034164641201675a0f0a0178120a0a08080112040a020801620f0a0179120a0a08080112040a02080142040a00100d"
+)
+
+
+def load_onnxruntime() -> ModuleType:
+    """ONNX Runtime with its telemetry off: since 1.32 its Linux builds send usage data unless told not to.
+
+    Raises:
+        ImportError: it is not installed, or in parts.
+    """
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when the library starts
+    module = import_module("onnxruntime")
+    if not hasattr(module, "InferenceSession"):
+        raise ImportError("its files are incomplete, as after another package with the same files was uninstalled")
+    module.disable_telemetry_events()  # where the caller had imported it before
+    return module
+
+
+def why_not_cuda() -> str:
+    """What keeps ONNX Runtime from the GPU, found by computing there; "" if nothing does."""
+    provider = PROVIDERS["cuda"]
+    try:
+        onnxruntime = load_onnxruntime()
+    except ImportError as error:
+        return f"ONNX Runtime is not installed ({error})"
+    if provider not in onnxruntime.get_available_providers():
+        return f"this ONNX Runtime is built without {provider}, which comes with 'dasheng-edge[{EXTRAS['cuda']}]'"
+    import numpy as np
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # a machine without a GPU is no error here
+    try:
+        session = onnxruntime.InferenceSession(_TRIAL_GRAPH, options, providers=[provider], enable_fallback=0)
+        if session.get_providers()[0] != provider:
+            return f"{provider} does not start; `dasheng-edge doctor` and the driver's tools may tell why"
+        session.run(None, {"x": np.ones(1, np.float32)})
+    except Exception as error:  # noqa: BLE001  # ONNX Runtime's exceptions share no other base
+        return f"{provider} fails: {' '.join(str(error).split())[:200]}"
+    return ""
+
+
+def spinning(version: str) -> dict[str, str]:
+    """How long threads of this ONNX Runtime wait for each other in a loop before they sleep, as session options.
+
+    Not at all once a run has ended: they would take the cores from llama.cpp's. Within a run, 10 microseconds: on two
+    quiet cores the int8 encoders of 0.6B and 7B are 5 to 10 and 4 % faster so, and 10 and 15 % slower where another
+    program keeps a core; with ONNX Runtime's default, 28 % slower. Before 1.26 it loops for milliseconds or not at all.
+    """
+    release = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    if release < (1, 26):
+        return {"session.intra_op.allow_spinning": "0"}
+    return {
+        "session.intra_op.allow_spinning": "1",
+        "session.intra_op.spin_duration_us": "10",
+        "session.force_spinning_stop": "1",
+    }
+
+
+def onnx_session(path: Path, device: Device, threads: int) -> onnxruntime.InferenceSession:
+    """Open a graph on exactly the device that was asked for.
+
+    Raises:
+        MissingExtraError: ONNX Runtime is not installed.
+        DeviceError: it has no provider for the device, or the provider does not start.
+        BundleFileError: the graph cannot be loaded.
+    """
+    try:
+        onnxruntime = load_onnxruntime()
+    except ImportError as error:
+        raise MissingExtraError(
+            f"ONNX Runtime is not installed ({error}); run {install_line(EXTRAS[device])}"
+        ) from error
+    provider = PROVIDERS[device]
+    if provider not in (available := onnxruntime.get_available_providers()):
+        raise DeviceError(
+            f"device {device!r} needs ONNX Runtime's {provider}, this one has {', '.join(available)}; "
+            f"choose another device, or run in a fresh environment: {install_line(EXTRAS[device])}"
+        )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # errors only; they are raised as well
+    for key, value in spinning(onnxruntime.__version__).items():
+        options.add_session_config_entry(key, value)
+    # Lengths vary, and an arena would keep the largest request's memory for good.
+    options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = False
+    try:
+        # ONNX Runtime's own fallback would go on with the CPU, and say so on stdout, when the provider fails later.
+        session = onnxruntime.InferenceSession(str(path), options, providers=[provider], enable_fallback=0)
+    except Exception as error:  # ONNX Runtime's exceptions share no other base
+        if device != "cpu" and isinstance(error, (ValueError, RuntimeError)):  # of the provider; a graph's are others
+            raise DeviceError(
+                f"ONNX Runtime cannot start {provider}: {error}; check the driver and the CUDA libraries with "
+                "`dasheng-edge doctor`, or choose another device"
+            ) from error
+        raise BundleFileError(f"ONNX Runtime cannot load {path}: {error}; export the bundle again") from error
+    if (got := session.get_providers()[0]) != provider:
+        raise DeviceError(
+            f"ONNX Runtime did not start {provider} and would have run on {got}; check the driver and the CUDA "
+            "libraries with `dasheng-edge doctor`, or choose another device"
+        )
+    return session
+
+
+def run_graph(session: onnxruntime.InferenceSession, feed: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
+    """The output of a graph that has one.
+
+    Raises:
+        DeviceError: ONNX Runtime failed, for lack of memory mostly.
+    """
+    try:
+        (output,) = session.run(None, feed)
+    except Exception as error:  # ONNX Runtime's exceptions share no other base
+        shapes = ", ".join(f"{name} {value.shape}" for name, value in feed.items())
+        raise DeviceError(
+            f"ONNX Runtime failed on {session.get_providers()[0]} with {shapes}: {error}; free memory, or choose "
+            "another device"
+        ) from error
+    result: NDArray[np.float32] = output
+    return result
+
+
+def check_graph(
+    session: onnxruntime.InferenceSession, path: Path, inputs: tuple[str, ...], outputs: tuple[str, ...]
+) -> None:
+    """Refuse a graph whose inputs or outputs are not the ones that the runtime feeds and reads.
+
+    Raises:
+        BundleFileError: they differ.
+    """
+    got_inputs = tuple(value.name for value in session.get_inputs())
+    got_outputs = tuple(value.name for value in session.get_outputs())
+    if (got_inputs, got_outputs) != (inputs, outputs):
+        raise BundleFileError(
+            f"{path} maps {got_inputs} to {got_outputs}, expected {inputs} to {outputs}; export the bundle again"
+        )
+
+
+def release_freed_memory() -> None:
+    """Give memory that was freed back to the system; glibc keeps, of graphs that were read, as much as they have."""
+    with suppress(OSError, AttributeError, TypeError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)

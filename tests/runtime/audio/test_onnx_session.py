@@ -1,0 +1,100 @@
+"""A graph runs on the device that was asked for, or there is an error."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from dasheng_edge.runtime.audio import onnx_session as module
+from dasheng_edge.runtime.audio.onnx_session import onnx_session, run_graph, spinning
+from dasheng_edge.runtime.bundle.bundle import FRONT_END
+from dasheng_edge.runtime.errors import BundleFileError, DeviceError, MissingExtraError
+
+
+@pytest.mark.parametrize(
+    ("version", "waits"), [("1.23.2", None), ("1.25.9", None), ("1.26.0", "10"), ("1.32.1", "10"), ("2.0.0rc1", "10")]
+)
+def test_threads_wait_in_a_loop_only_where_that_has_an_end(version: str, waits: str | None) -> None:
+    found = spinning(version)
+    assert found.get("session.intra_op.spin_duration_us") == waits
+    assert found["session.intra_op.allow_spinning"] == ("0" if waits is None else "1")
+
+
+def test_onnx_runtime_sends_no_telemetry(monkeypatch: pytest.MonkeyPatch) -> None:
+    called = []
+    fake = SimpleNamespace(
+        InferenceSession=None, disable_telemetry_events=lambda: called.append(os.environ["ORT_DISABLE_TELEMETRY"])
+    )
+    monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "0")
+    monkeypatch.setitem(sys.modules, "onnxruntime", fake)
+    assert id(module.load_onnxruntime()) == id(fake)
+    assert called == ["1"]
+
+
+def test_onnx_runtime_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MissingExtraError, match=r"pip install .*\[cpu\]"):
+        onnx_session(tmp_path, "cpu", 1)
+    with pytest.raises(MissingExtraError, match=r"pip install .*\[gpu\]"):
+        onnx_session(tmp_path, "cuda", 1)
+
+
+def test_a_provider_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(DeviceError, match="needs ONNX Runtime's CUDAExecutionProvider, this one has CPU"):
+        onnx_session(tmp_path, "cuda", 1)
+
+
+def test_a_provider_that_does_not_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import onnxruntime
+
+    fallen_back = SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: fallen_back)
+    with pytest.raises(DeviceError, match="would have run on CPUExecutionProvider"):
+        onnx_session(tmp_path, "cuda", 1)
+
+
+def test_a_graph_that_fails_to_run(tiny_bundle: Path) -> None:
+    session = onnx_session(tiny_bundle / FRONT_END, "cpu", 1)
+    with pytest.raises(DeviceError, match=r"failed on CPUExecutionProvider with waveform \(3,\): .*; free memory"):
+        run_graph(session, {"waveform": np.zeros(3, np.float32)})
+
+
+@pytest.mark.parametrize("content", [b"", b"not a graph", b"\0" * 99])
+def test_graphs_that_do_not_load(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / FRONT_END
+    path.write_bytes(content)
+    with pytest.raises(BundleFileError, match="ONNX Runtime cannot load"):
+        onnx_session(path, "cpu", 1)
+
+
+def test_a_provider_that_fails_is_not_replaced_by_another(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import onnxruntime
+
+    asked: dict[str, object] = {}
+
+    def session(*_: object, **options: object) -> None:
+        asked.update(options)
+        raise RuntimeError("CUDA failure 100: no CUDA-capable device is detected")
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    with pytest.raises(DeviceError, match=r"cannot start CUDAExecutionProvider: CUDA failure 100.*driver"):
+        onnx_session(tmp_path, "cuda", 1)
+    assert asked == {"providers": ["CUDAExecutionProvider"], "enable_fallback": 0}
+
+
+def test_the_graph_that_a_provider_is_tried_with_computes() -> None:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(module._TRIAL_GRAPH, providers=["CPUExecutionProvider"])
+    (doubled,) = session.run(None, {"x": np.ones(1, np.float32)})
+    assert doubled.tolist() == [2.0]

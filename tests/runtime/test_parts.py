@@ -1,0 +1,71 @@
+"""The device for "auto" is one that all parts can use."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+
+import pytest
+
+from dasheng_edge.runtime.errors import MissingExtraError
+from dasheng_edge.runtime.parts import choose_device
+
+
+class FakeSession:
+    """Computes on a device that there is or is not."""
+
+    def __init__(self, *_: object, providers: list[str], started: str = "", fails: str = "", **__: object) -> None:
+        self.started, self.fails = started or providers[0], fails
+
+    def get_providers(self) -> list[str]:
+        return [self.started]
+
+    def run(self, _: object, feed: dict[str, object]) -> list[object]:
+        if self.fails:
+            raise RuntimeError(self.fails)
+        return [feed["x"]]
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A machine on which both engines have a GPU that works."""
+    import onnxruntime
+
+    from dasheng_edge.runtime.text import llama
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", FakeSession)
+    monkeypatch.setattr(llama, "build_info", lambda: ("CUDA", True))
+    return monkeypatch
+
+
+def test_auto_is_cuda_where_both_engines_have_it(gpu: pytest.MonkeyPatch) -> None:
+    device, why = choose_device()
+    assert device == "cuda"
+    assert "llama.cpp can offload" in why
+
+
+def test_auto_is_cpu_where_onnx_runtime_has_no_gpu(gpu: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    gpu.setattr(onnxruntime, "InferenceSession", partial(FakeSession, started="CPUExecutionProvider"))
+    assert choose_device()[0] == "cpu"
+    assert "CUDAExecutionProvider does not start" in choose_device()[1]
+    gpu.setattr(onnxruntime, "InferenceSession", partial(FakeSession, fails="CUDA failure 2:\n out of memory"))
+    assert choose_device() == ("cpu", "CUDAExecutionProvider fails: CUDA failure 2: out of memory")
+    gpu.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    assert "is built without CUDAExecutionProvider" in choose_device()[1]
+    gpu.setitem(sys.modules, "onnxruntime", None)
+    assert "ONNX Runtime is not installed" in choose_device()[1]
+
+
+def test_auto_is_cpu_where_llama_cpp_has_no_gpu(gpu: pytest.MonkeyPatch) -> None:
+    from dasheng_edge.runtime.text import llama
+
+    def missing() -> tuple[str, bool]:
+        raise MissingExtraError("llama-cpp-python cannot be loaded")
+
+    gpu.setattr(llama, "build_info", lambda: ("CPU", False))
+    assert choose_device() == ("cpu", "this llama.cpp finds no GPU or is built without support for it")
+    gpu.setattr(llama, "build_info", missing)
+    assert choose_device() == ("cpu", "llama-cpp-python cannot be loaded")
