@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
+import json
+import os
+import sys
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,6 +23,9 @@ from .options import (
     check_stdin,
     engine_options,
 )
+
+if TYPE_CHECKING:
+    from dasheng_edge.runtime.jobs.embed_files import EmbeddedFile
 
 
 def embed(
@@ -44,24 +50,31 @@ def embed(
     check_stdin(audio)
     _check_out(out, audio)
     from dasheng_edge.runtime.embedder import Embedder
-    from dasheng_edge.runtime.jobs.embed_files import embed_files, say
+    from dasheng_edge.runtime.jobs.embed_files import embed_files
     from dasheng_edge.runtime.jobs.embeddings_file import EmbeddingsWriter
 
     writer = EmbeddingsWriter(out, overwrite=overwrite)
-    # In this order: where the bundle cannot be opened, nothing is written.
+    results: list[EmbeddedFile] = []
+    # In this order: if the bundle cannot be opened, nothing is written.
     options = engine_options(device, threads)
     with Embedder.open(bundle, options=options, check_sha256=check_sha256) as embedder, writer:
-        done = embed_files(embedder, writer, audio, as_json=as_json)
         dim = embedder.dim
-    if done.files and not as_json:
-        size = f"{done.frames:,} frames of {dim} numbers from {done.audio_s:,.1f} s of audio"
-        say(f"{out}: {done.files} of {len(audio)} files, {size}")
-    if done.failed:
+        with _progress(len(audio), shown=not as_json) as advance:
+            for result in embed_files(embedder, writer, audio):
+                results.append(result)
+                _print_result(result, dim, as_json=as_json)
+                advance()
+    done = [result for result in results if result.error is None]
+    if done and not as_json:
+        frames, audio_s = sum(result.frames for result in done), sum(result.audio_s for result in done)
+        size = f"{frames:,} frames of {dim} numbers from {audio_s:,.1f} s of audio"
+        _print(f"{out}: {len(done)} of {len(audio)} files, {size}")
+    if len(done) < len(audio):
         raise typer.Exit(1)
 
 
 def _check_out(out: Path, audio: Sequence[str]) -> None:
-    """Whether the name of the output says what it will be, and is no input."""
+    """Refuse a name that says something else than the output will be, or that is an input's."""
     if str(out) == "-":
         raise typer.BadParameter("an npz file cannot be written to stdout (-); name a file", param_hint="--out")
     for name in audio:
@@ -70,3 +83,43 @@ def _check_out(out: Path, audio: Sequence[str]) -> None:
                 raise typer.BadParameter(f"{out} is one of the audio files; name another", param_hint="--out")
     if out.suffix.lower() != ".npz" and not out.is_dir():
         raise typer.BadParameter(f"{out} will be an npz file; name it {out}.npz", param_hint="--out")
+
+
+def _print_result(result: EmbeddedFile, dim: int, *, as_json: bool) -> None:
+    """A line for an audio file: with --json on stdout, and its error on stderr."""
+    fields: dict[str, object] = {"audio": result.name}
+    if result.error is None:
+        fields |= {"index": result.index, "audio_s": result.audio_s, "frames": result.frames, "dim": dim}
+    else:
+        fields |= {"error": str(result.error), "error_type": type(result.error).__name__}
+    if as_json:
+        _print(json.dumps(fields, ensure_ascii=False))
+    if result.error is not None:
+        _print(f"error: {result.error}", err=True)
+
+
+def _print(text: str, *, err: bool = False) -> None:
+    """Print a line. That nobody reads on (`| head`) is no reason to lose the npz file: it goes nowhere then."""
+    try:
+        typer.echo(text, err=err)
+    except BrokenPipeError:
+        stream = sys.stderr if err else sys.stdout
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), stream.fileno())  # also for what Python flushes when it ends
+
+
+@contextmanager
+def _progress(files: int, *, shown: bool) -> Generator[Callable[[], object]]:
+    """A bar on stderr if that is a terminal and there is more than one file."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    # Rich would print to the bar's console, stderr, what goes to stdout.
+    bars = Progress(
+        *Progress.get_default_columns(), console=console, transient=True, redirect_stdout=False,
+        disable=not (shown and console.is_terminal and files > 1),
+    )  # fmt: skip
+    with bars:
+        task = bars.add_task("embed", total=files)
+        yield lambda: bars.advance(task)

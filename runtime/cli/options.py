@@ -20,6 +20,8 @@ from dasheng_edge.runtime.names import did_you_mean, known_name
 from dasheng_edge.runtime.parts import choose_device
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from dasheng_edge.runtime.engine_options import EngineOptions
 
 
@@ -112,10 +114,12 @@ def print_json(value: object) -> None:
     typer.echo(value.model_dump_json() if isinstance(value, BaseModel) else json.dumps(value, ensure_ascii=False))
 
 
-def print_table(table: object) -> None:
-    """Print what Rich draws to stdout."""
+def print_table(table: Table) -> None:
+    """Print a table to stdout; what is wider than the terminal goes on in the next line."""
     from rich.console import Console
 
+    for column in table.columns:
+        column.overflow = "fold"
     console = Console()
     # Piped, Rich assumes 80 columns and would break long values.
     Console(width=None if console.is_terminal else 120).print(table)
