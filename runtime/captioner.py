@@ -1,4 +1,4 @@
-"""The stitch: audio -> front end -> encoder -> projector -> decoder -> `Caption`."""
+"""Captions clips: opens a bundle, and lets one request after another through its parts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import weakref
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from time import perf_counter
 from types import TracebackType
 
 from dasheng_edge.runtime.audio.read import AudioSource
@@ -15,16 +14,19 @@ from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.bundle.manifest import Sampling
 from dasheng_edge.runtime.machine.devices import Device
 from dasheng_edge.runtime.machine.user_cache import cache_folder
-from dasheng_edge.runtime.text.batch_decoder import MAX_SEQUENCES
+from dasheng_edge.runtime.text.batch_decoder import MAX_SEQUENCES, BatchDecoder
 from dasheng_edge.runtime.text.prefix_cache import PrefixCache, prefix_model
 
-from .batch import DEFAULT_BATCH, caption_together
 from .caption import Caption, CaptionStream
 from .engine_options import EngineOptions
 from .errors import CaptionerBusyError, PromptError
 from .parts import Parts
-from .request import Request, Stitch, Stopwatch, text_tokens, timed_tokens
+from .request import Request, RunningRequest
 from .tuned import settings_for
+
+# Eight clips of 10 s with 40 tokens each, 0.6B Q4_K_M on two cores: 5.9 s one by one, 5.5 s in twos, 4.7 s in fours and
+# 4.0 s in one batch of eight, which writes 1.9 times as many tokens a second. Each takes keys and values of its own.
+DEFAULT_BATCH = 8
 
 
 class Captioner:
@@ -37,7 +39,6 @@ class Captioner:
     def __init__(self, bundle: Bundle, parts: Parts) -> None:
         self.bundle = bundle
         self.parts = parts
-        self._stitch = Stitch(bundle, parts)
         self._lock = threading.Lock()
         self._streams: weakref.WeakSet[CaptionStream] = weakref.WeakSet()
         self._closed = False
@@ -162,7 +163,7 @@ class Captioner:
         requests = [Request(audio, prompt, system, limit, sampling or facts.sampling) for audio in clips]
         with self._busy():
             groups = [requests[start : start + batch] for start in range(0, len(requests), batch)]
-            return [caption for group in groups for caption in caption_together(self._stitch, group)]
+            return [caption for group in groups for caption in self._together(group)]
 
     def _limit(self, max_new_tokens: int | None) -> int:
         limit = self.bundle.prompt_facts.max_new_tokens if max_new_tokens is None else max_new_tokens
@@ -172,7 +173,10 @@ class Captioner:
 
     def _run(self, request: Request) -> Generator[str, None, Caption]:
         with self._busy():
-            return (yield from self._caption(request))
+            running = RunningRequest(self.bundle, self.parts, request)
+            running.prefill()
+            yield from running.generate()
+            return running.caption()
 
     @contextmanager
     def _busy(self) -> Generator[None]:
@@ -189,21 +193,12 @@ class Captioner:
         finally:
             self._lock.release()
 
-    def _caption(self, request: Request) -> Generator[str, None, Caption]:
-        parts, watch = self.parts, Stopwatch(request.read_ms)
-        segments = parts.prompts.build(request.prompt, system=request.system)
-        watch.lap("prompt")
-        meter = self._stitch.meter(request, segments)
-        audio_tokens = self._stitch.prefill(request, segments, meter, watch)
-        before_ms, waited_ms = watch.total_ms(), 1000.0 * (perf_counter() - meter.ended)
-        tokens: list[int] = []
-        spent_ms: list[float] = []
-        pieces: list[str] = []
-        generated = parts.decoder.generate(request.max_new_tokens, request.sampling)
-        for piece in parts.decoder.text_pieces(timed_tokens(generated, tokens, spent_ms)):
-            if piece:
-                pieces.append(piece)
-                yield piece
-        timings = watch.timings(meter.spent_ms, before_ms, waited_ms, spent_ms)
-        counts = text_tokens(segments), audio_tokens
-        return self._stitch.result("".join(pieces), tokens, counts, meter, timings, watch.deviation_db)
+    def _together(self, requests: Sequence[Request]) -> list[Caption]:
+        """Captions of requests that agree in everything but the audio, whose answers are decoded in one batch."""
+        running, prompts = [], []
+        for request in requests:
+            running.append(RunningRequest(self.bundle, self.parts, request))
+            prompts.append(running[-1].rows())
+        decoder = BatchDecoder(self.parts.decoder)
+        answers = decoder.answers(prompts, requests[0].max_new_tokens, requests[0].sampling)
+        return [one.answered(answer) for one, answer in zip(running, answers, strict=True)]

@@ -12,7 +12,7 @@ from dasheng_edge.runtime.audio.audio_parts import AudioParts
 from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.bundle.golden import AUDIO_MARK, GoldenClip, GoldenText, read_golden
 from dasheng_edge.runtime.bundle.manifest import Tolerances
-from dasheng_edge.runtime.text.prompt import Audio, Segment
+from dasheng_edge.runtime.text.prompt import Prompt
 
 from .deviation import logits_relative_rms, max_difference, relative_rms
 from .engine_options import EngineOptions
@@ -105,13 +105,13 @@ def _text_seams(parts: Parts, name: str, patches: Array, text: GoldenText, limit
         return
     yield Seam(name, "embeddings", relative_rms(embeddings, text.embeddings), embeddings_limit, "relative")
     try:
-        segments = parts.prompts.build()
+        prompt = parts.prompts.build()
     except PromptError as failure:
         yield _failed(name, "prompt", 0.0, "tokens", failure)
         return
-    yield Seam(name, "prompt", 0.0 if _ids(segments) == text.prompt.tolist() else float("inf"), 0.0, "tokens")
+    yield Seam(name, "prompt", 0.0 if prompt.ids(AUDIO_MARK) == text.prompt.tolist() else float("inf"), 0.0, "tokens")
     try:
-        logits, tokens = _decode(parts, segments, embeddings, len(text.tokens))
+        logits, tokens = _decode(parts, prompt, embeddings, len(text.tokens))
     except DecoderError as failure:  # NaN on the way, mostly
         yield _failed(name, "first logits", logits_limit, "relative", failure)
         return
@@ -129,18 +129,10 @@ def _stated(limit: float | None) -> float:
     return limit
 
 
-def _decode(parts: Parts, segments: tuple[Segment, ...], embeddings: Array, count: int) -> tuple[Array, list[int]]:
+def _decode(parts: Parts, prompt: Prompt, embeddings: Array, count: int) -> tuple[Array, list[int]]:
     """The first logits and `count` greedy tokens, fewer if generation ends by itself."""
-    rows = [embeddings if isinstance(segment, Audio) else segment.tokens for segment in segments]
-    parts.decoder.prefill(rows, reserve=count)
+    parts.decoder.prefill(prompt.rows(embeddings), reserve=count)
     return parts.decoder.logits(), list(parts.decoder.generate(count))
-
-
-def _ids(segments: tuple[Segment, ...]) -> list[int]:
-    ids: list[int] = []
-    for segment in segments:
-        ids += [AUDIO_MARK] if isinstance(segment, Audio) else segment.tokens
-    return ids
 
 
 def token_margin(tokens: list[int], text: GoldenText) -> float:

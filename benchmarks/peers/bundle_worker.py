@@ -20,14 +20,12 @@ from benchmarks.peers.workers import Message
 from benchmarks.synthetic.noise import GREEDY, RATE_HZ, talkative_noise
 from dasheng_edge.runtime import Captioner
 from dasheng_edge.runtime.child import serve
-from dasheng_edge.runtime.text.prompt import Text
 
 
 def answer(captioner: Captioner, request: Message) -> Message:
     """The default prompt as runs of token ids with None for the audio, a clip, or what a caption took in seconds."""
     if "segments" in request:
-        segments = captioner.parts.prompts.build(None)
-        return {"segments": [list(part.tokens) if isinstance(part, Text) else None for part in segments]}
+        return {"segments": captioner.parts.prompts.build(None).rows(None)}
     if "talkative" in request:
         np.save(request["save"], talkative_noise(captioner, request["talkative"], request["tokens"]))
         return {}

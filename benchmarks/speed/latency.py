@@ -32,7 +32,6 @@ from dasheng_edge.runtime.caption import Caption
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.engine_options import EngineOptions
 from dasheng_edge.runtime.machine.user_cache import FOLDER_VARIABLE
-from dasheng_edge.runtime.text.prompt import Text
 
 CLIPS_S = (2, 5, 10, 30)
 START_CLIP_S = 10  # of a process's start; within one chunk
@@ -79,7 +78,7 @@ def measure_clips(captioner: Captioner, tokens: int, rounds: int) -> dict[str, A
 def _pair(captioner: Captioner, clip: Path, tokens: int) -> Callable[[], tuple[Turn, Turn]]:
     """A first clip and a second one, with the same prompt."""
     decoder, parts = captioner.parts.decoder, captioner.parts.prompts.build(None)
-    prefix = parts[0].tokens if isinstance(parts[0], Text) else ()
+    prefix, _ = parts.around_audio()
     other = (prefix[0] + 1) % decoder.n_vocab if prefix else 0
 
     def run() -> tuple[Turn, Turn]:
@@ -138,13 +137,12 @@ def measure_start(bundle: Bundle, captioner: Captioner, threads: int, rounds: in
 
 def write_task(path: Path, bundle: Bundle, captioner: Captioner, clip: Path, threads: int) -> Path:
     """What `benchmarks.peers.bare` is to do."""
-    parts = captioner.parts.prompts.build(None)
     task = {
         "graphs": [str(bundle.path(name).resolve()) for name in (FRONT_END, ENCODER, PROJECTOR)],
         "decoder": str(bundle.path(DECODER).resolve()),
         "clip": str(clip),
         "threads": threads,
-        "prompt": [list(part.tokens) if isinstance(part, Text) else None for part in parts],
+        "prompt": captioner.parts.prompts.build(None).rows(None),
     }
     path.write_text(json.dumps(task), "utf-8")
     return path

@@ -26,9 +26,8 @@ from benchmarks.records.turns import summed_up, take_turns, timed, times
 from benchmarks.synthetic.noise import GREEDY, RATE_HZ, talkative_noise
 from dasheng_edge.runtime import Bundle, Captioner
 from dasheng_edge.runtime.audio.audio_parts import AudioInputParts
-from dasheng_edge.runtime.batch import DEFAULT_BATCH
+from dasheng_edge.runtime.captioner import DEFAULT_BATCH
 from dasheng_edge.runtime.engine_options import EngineOptions
-from dasheng_edge.runtime.text.prompt import Text
 
 CLIPS, CLIP_S, TOKENS = 8, 10, 40
 BATCHES = (2, 4, 8)
@@ -69,8 +68,7 @@ class Ahead:
 
     def _say(self, embeddings: NDArray[np.float32]) -> None:
         parts = self.captioner.parts
-        rows = [part.tokens if isinstance(part, Text) else embeddings for part in parts.prompts.build(None)]
-        parts.decoder.prefill(rows, reserve=self.tokens)
+        parts.decoder.prefill(parts.prompts.build(None).rows(embeddings), reserve=self.tokens)
         if len(list(parts.decoder.generate(self.tokens, GREEDY))) != self.tokens:
             raise BenchmarkError(f"the text ends before {self.tokens} tokens; ask for fewer with --tokens")
 

@@ -19,7 +19,7 @@ from dasheng_edge.runtime.deviation import logits_relative_rms
 from dasheng_edge.runtime.engine_options import EngineOptions, resolve_here
 from dasheng_edge.runtime.errors import ExportError, PromptError
 from dasheng_edge.runtime.text.decoder import Decoder
-from dasheng_edge.runtime.text.prompt import Audio, PromptBuilder
+from dasheng_edge.runtime.text.prompt import PromptBuilder
 
 from .decoder import DecoderReport
 
@@ -50,9 +50,7 @@ def check_prompt(decoder_path: Path, name: str, facts: PromptFacts, wanted: Sequ
     """
     with _opened(decoder_path) as decoder:
         try:
-            got: list[int] = []
-            for segment in PromptBuilder(decoder.chat_template, facts, decoder).build():
-                got += [AUDIO_MARK] if isinstance(segment, Audio) else segment.tokens
+            got = PromptBuilder(decoder.chat_template, facts, decoder).build().ids(AUDIO_MARK)
             difference = "" if got == list(wanted) else f"{_shown(decoder, got)} instead of {_shown(decoder, wanted)}"
         except PromptError as error:
             difference = f"fails ({error}) instead of giving {_shown(decoder, wanted)}"

@@ -28,7 +28,6 @@ from dasheng_edge.runtime.engine_options import EngineOptions
 from dasheng_edge.runtime.errors import AudioTooLongError, DecoderError, PromptError
 from dasheng_edge.runtime.parts import TextParts
 from dasheng_edge.runtime.progress import Advance
-from dasheng_edge.runtime.text.prompt import Audio, PromptBuilder
 
 from .metrics import ClipDecoding, SeamSums, TokenMetrics, first_divergence, token_metrics
 from .record import EncoderScores, LengthScores
@@ -219,7 +218,7 @@ class Answering:
                 text = self._opened()
                 decoder = text.decoder
                 with _about(clip):
-                    segments = _segments(text.prompts, clip, embeddings(f"clip-{index}"))
+                    segments = text.prompts.build(clip.prompt).rows(embeddings(f"clip-{index}"))
                     decoder.prefill(segments, reserve=self._limit)
                     answer = tuple(decoder.generate(self._limit))
                     scored = decoder.score(segments, answer)
@@ -253,7 +252,7 @@ class Answering:
         text = self._opened()
         decoder = text.decoder
         with _about(clip):
-            segments = _segments(text.prompts, clip, embeddings)
+            segments = text.prompts.build(clip.prompt).rows(embeddings)
             got = token_metrics(logits, decoder.score(segments, wanted), wanted)
             decoder.prefill(segments, reserve=self._limit)
             tokens = tuple(decoder.generate(self._limit))
@@ -270,10 +269,6 @@ def _about(clip: Clip) -> Generator[None]:
         yield
     except (DecoderError, PromptError) as error:
         raise type(error)(f"clip {clip.id}: {error}") from error
-
-
-def _segments(prompts: PromptBuilder, clip: Clip, embeddings: Array) -> list[tuple[int, ...] | Array]:
-    return [embeddings if isinstance(segment, Audio) else segment.tokens for segment in prompts.build(clip.prompt)]
 
 
 def encoder_scores(clips: int, reference: Callable[[str], Array], got: Callable[[str], Array]) -> EncoderScores:

@@ -23,7 +23,6 @@ from dasheng_edge.runtime.parts import Parts
 from dasheng_edge.runtime.progress import Advance, no_advance
 from dasheng_edge.runtime.text.decoder import Decoder, Embeddings
 from dasheng_edge.runtime.text.llama import Watch
-from dasheng_edge.runtime.text.prompt import Audio
 
 from .gguf_file import gguf_tensors
 from .imatrix_file import Entry, Imatrix
@@ -70,9 +69,7 @@ def audio_importance(
     """
     decoder, squares = parts.decoder, _Squares()
     for embeddings, prompt in clips:
-        segments = [
-            embeddings if isinstance(segment, Audio) else segment.tokens for segment in parts.prompts.build(prompt)
-        ]
+        segments = parts.prompts.build(prompt).rows(embeddings)
         decoder.prefill(segments, reserve=max_new_tokens)
         answer = tuple(decoder.generate(max_new_tokens))
         decoder.watch(Watch(squares.wants, squares.see))

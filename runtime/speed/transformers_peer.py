@@ -17,7 +17,7 @@ from dasheng_edge.runtime.child import Child, ChildError
 from dasheng_edge.runtime.errors import CheckpointError, MissingExtraError
 from dasheng_edge.runtime.machine.identity import identify
 from dasheng_edge.runtime.machine.installation import install_line
-from dasheng_edge.runtime.text.prompt import Segment, Text
+from dasheng_edge.runtime.text.prompt import Prompt
 
 MODULE = "dasheng_edge.export.reference.bench"  # started by name: the runtime must not import upwards
 # Instructions without which bfloat16 is slower than float32.
@@ -30,7 +30,7 @@ class SameWork:
 
     bundle: Bundle
     waveforms: tuple[Waveform, ...]
-    prompt: tuple[Segment, ...]
+    prompt: Prompt
     new_tokens: tuple[int, ...]  # of each clip
     rounds: int
     threads: int
@@ -89,7 +89,7 @@ def _request(work: SameWork, checkpoint: Path, clips: Path, dtype: str) -> dict[
             "layers": decoder.layers, "vocab_size": decoder.vocab_size,
         },
         "clips": str(clips),
-        "prompt": [segment.tokens if isinstance(segment, Text) else None for segment in work.prompt],
+        "prompt": work.prompt.rows(None),
         "new_tokens": work.new_tokens,
         "rounds": work.rounds,
         "threads": work.threads,

@@ -30,7 +30,6 @@ from dasheng_edge.runtime.engine_options import (
 from dasheng_edge.runtime.errors import BundleError, DecoderError
 from dasheng_edge.runtime.machine.devices import usable_hardware_threads
 from dasheng_edge.runtime.parts import TextParts
-from dasheng_edge.runtime.text.prompt import Text
 from dasheng_edge.runtime.tuned import store_tuned, tuned_path
 
 Part: TypeAlias = Literal["encoder", "prefill", "decode", "weights", "keys and values", "bundle"]
@@ -357,7 +356,7 @@ def answer_ms(bundle: Bundle, settings: EngineSettings) -> tuple[float, float]:
     try:
         tokens = spec.tokens_of(round(CLIP_S * spec.sample_rate_hz))
         audio = np.random.default_rng(0).normal(0, 0.02, (tokens, decoder.n_embd)).astype(np.float32)
-        rows = [segment.tokens if isinstance(segment, Text) else audio for segment in text.prompts.build(None)]
+        rows = text.prompts.build(None).rows(audio)
         prefill_ms = typical_ms(lambda: decoder.prefill(rows))
         # One row behind tokens that are in the cache is what a generated token costs, and never ends an answer.
         before = tuple(index % decoder.n_vocab for index in range(min(CONTEXT_ROWS, decoder.context_length - 1)))

@@ -14,7 +14,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, TypeVar
 
 import jinja2
 from jinja2 import meta, nodes
@@ -64,6 +64,33 @@ class Audio:
 
 
 Segment: TypeAlias = Text | Audio
+_Rows = TypeVar("_Rows")
+
+
+class Prompt(tuple[Segment, ...]):
+    """The segments of one request, in the order in which the decoder is given them."""
+
+    __slots__ = ()
+
+    @property
+    def text_tokens(self) -> int:
+        """How many tokens are text."""
+        return sum(len(segment.tokens) for segment in self if isinstance(segment, Text))
+
+    def rows(self, *clips: _Rows) -> list[tuple[int, ...] | _Rows]:
+        """Text tokens, with what is given for each clip in its place: its embeddings, for the decoder."""
+        return [segment.tokens if isinstance(segment, Text) else clips[segment.clip] for segment in self]
+
+    def ids(self, audio: int) -> list[int]:
+        """All token ids, with one `audio` in place of each clip."""
+        return [token for segment in self for token in (segment.tokens if isinstance(segment, Text) else (audio,))]
+
+    def around_audio(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Text tokens before and behind the only clip."""
+        place = self.index(Audio(0))
+        before, after = Prompt(self[:place]), Prompt(self[place + 1 :])
+        return tuple(before.ids(0)), tuple(after.ids(0))
+
 
 # Two code points for private use around a number, to which no template or tokenizer gives a meaning. Python's repr
 # escapes them: a template that prints a whole list of parts loses them, and is found out by that.
@@ -169,8 +196,8 @@ class PromptBuilder:
         names = sorted({*control, *tokenizer.added_tokens}, key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, names)))
 
-    def build(self, prompt: str | None = None, *, system: str | None = None, clips: int = 1) -> tuple[Segment, ...]:
-        """Segments of one request; None means the bundle's default, and `system=""` no system turn but the template's.
+    def build(self, prompt: str | None = None, *, system: str | None = None, clips: int = 1) -> Prompt:
+        """One request's prompt; None means the bundle's default, and `system=""` no system turn but the template's.
 
         Raises:
             PromptError: the template fails, leaves a text out, or has not one place for each clip.
@@ -186,18 +213,18 @@ class PromptBuilder:
                 errors.append(error)
         raise errors[0]
 
-    def _built(self, texts: list[str], clips: int, form: tuple[bool, bool]) -> tuple[Segment, ...]:
+    def _built(self, texts: list[str], clips: int, form: tuple[bool, bool]) -> Prompt:
         rendered = self._render([_marked(index, text) for index, text in enumerate(texts)], clips, form)
         for index, (what, text) in enumerate(zip(("prompt", "system text"), texts, strict=False)):
             if text.strip() and _MARK.format(index) not in rendered:
                 raise PromptError(f"the bundle's chat template leaves the {what} out; it does not support one")
-        segments = tuple(segment for segment in self._segments(rendered, texts) if segment != Text(()))
-        if (places := sum(isinstance(segment, Audio) for segment in segments)) != clips:
+        prompt = Prompt(segment for segment in self._segments(rendered, texts) if segment != Text(()))
+        if (places := sum(isinstance(segment, Audio) for segment in prompt)) != clips:
             raise PromptError(
                 f"the bundle's chat template has {places} places for audio ({self._facts.audio_token}), "
                 f"expected {clips}; correct the template in the checkpoint and export again"
             )
-        return segments
+        return prompt
 
     def _render(self, marked: list[str], clips: int, form: tuple[bool, bool]) -> str:
         messages = chat_messages(marked[0], self._facts, form=form, system="".join(marked[1:]), clips=clips)

@@ -263,7 +263,7 @@ class Endless(io.BytesIO):
 def test_too_long_audio_is_refused_without_reading_it_all(
     captioner: Captioner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(captioner._stitch, "context_length", 100)
+    monkeypatch.setattr(captioner.parts.decoder, "context_length", 100)
     recorder = Endless()
     with pytest.raises(AudioTooLongError, match=r"longer than 10\.2 s, which is what the decoder's 100 positions"):
         captioner.caption(recorder, max_new_tokens=30)
@@ -285,7 +285,7 @@ def test_long_audio_comes_with_a_warning(captioner: Captioner, monkeypatch: pyte
     manifest = captioner.bundle.manifest
     prompt = captioner.bundle.prompt_facts.model_copy(update={"comfortable_s": 1.0})
     bundle = dataclasses.replace(captioner.bundle, manifest=manifest.model_copy(update={"prompt": prompt}))
-    monkeypatch.setattr(captioner._stitch, "bundle", bundle)
+    monkeypatch.setattr(captioner, "bundle", bundle)
     assert captioner.caption(tone(1), max_new_tokens=1).warnings == ()
     (warning,) = captioner.caption(tone(2), max_new_tokens=1).warnings
     assert "2 s long" in warning

@@ -15,9 +15,8 @@ from dasheng_edge.runtime.bundle.manifest import PromptFacts
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.text.prompt import (
     Audio,
+    Prompt,
     PromptBuilder,
-    Segment,
-    Text,
     compile_template,
     render_chat,
     template_names,
@@ -89,10 +88,10 @@ def built(tokenizer: Any, name: str, *, audio_first: bool) -> PromptBuilder:
     return PromptBuilder(TEMPLATES[name], facts, HuggingFace(tokenizer))
 
 
-def flat(segments: tuple[Segment, ...], audio: int) -> list[int]:
-    clips = [segment.clip for segment in segments if isinstance(segment, Audio)]
+def flat(prompt: Prompt, audio: int) -> list[int]:
+    clips = [segment.clip for segment in prompt if isinstance(segment, Audio)]
     assert clips == list(range(len(clips)))
-    return [token for segment in segments for token in (segment.tokens if isinstance(segment, Text) else (audio,))]
+    return prompt.ids(audio)
 
 
 @pytest.mark.parametrize("clips", range(4))

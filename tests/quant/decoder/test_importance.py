@@ -25,7 +25,6 @@ from dasheng_edge.runtime.errors import DecoderError, QuantizeError
 from dasheng_edge.runtime.parts import Parts
 from dasheng_edge.runtime.text.decoder import Decoder
 from dasheng_edge.runtime.text.llama import Watch
-from dasheng_edge.runtime.text.prompt import Audio
 from tests.fixtures.whole_decoder import whole_decoder
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -43,7 +42,7 @@ def test_equal_to_what_pytorch_multiplies(tiny_bundle: Path, tiny_checkpoint: Pa
     counted: list[int] = []
     found = audio_importance(parts, bundle.path(DECODER), [(embeddings, None)], 12, counted.append)
     assert counted == [1]
-    segments = [embeddings if isinstance(one, Audio) else one.tokens for one in parts.prompts.build()]
+    segments = parts.prompts.build().rows(embeddings)
     parts.decoder.prefill(segments, reserve=12)
     answer = list(parts.decoder.generate(12))
     parts.decoder.close()

@@ -89,7 +89,7 @@ def test_the_time_of_reading_goes_with_it(captioner: Captioner) -> None:
 
 
 def test_a_clip_that_is_too_long_is_called_by_its_name(captioner: Captioner, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(captioner._stitch, "context_length", 60)
+    monkeypatch.setattr(captioner.parts.decoder, "context_length", 60)
     (span,) = spans((np.zeros(160000, np.float32), 16000), 16000, whole_s=20)
     named = ReadAudio(span.audio.samples, 0.0, "long.wav")
     with pytest.raises(AudioError, match=r"long\.wav is longer than"):

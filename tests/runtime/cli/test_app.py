@@ -21,7 +21,6 @@ import typer
 from typer.models import CommandInfo
 from typer.testing import CliRunner, Result
 
-from dasheng_edge.runtime import request as stitch
 from dasheng_edge.runtime.bundle.bundle import GOLDEN, Bundle, sha256_of
 from dasheng_edge.runtime.bundle.manifest import MANIFEST, FileFacts
 from dasheng_edge.runtime.captioner import Captioner
@@ -29,6 +28,7 @@ from dasheng_edge.runtime.cli import app as cli
 from dasheng_edge.runtime.cli import options as cli_parts
 from dasheng_edge.runtime.cli.doctor import examine
 from dasheng_edge.runtime.errors import DecoderError, DeviceError, MissingExtraError
+from dasheng_edge.runtime.request import RunningRequest
 from dasheng_edge.runtime.text.decoder import Decoder
 from dasheng_edge.runtime.verify import Seam, VerifyReport
 from tests.fixtures.audio_files import Format, sine, write_audio
@@ -107,7 +107,7 @@ def test_options_reach_the_model(tiny_bundle: Path, clip: Path, captioner: Capti
 
 
 def test_warnings_go_to_stderr(tiny_bundle: Path, clip: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stitch.Stitch, "_warnings", lambda *_: ("it is long",))
+    monkeypatch.setattr(RunningRequest, "_warnings", lambda *_: ("it is long",))
     result = caption(tiny_bundle, clip)
     assert (result.exit_code, result.stdout) == (0, text + "\n")
     assert result.stderr == f"warning: {clip}: it is long\n"

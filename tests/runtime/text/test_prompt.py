@@ -14,6 +14,7 @@ from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.errors import PromptError
 from dasheng_edge.runtime.text.prompt import (
     Audio,
+    Prompt,
     PromptBuilder,
     Segment,
     Text,
@@ -141,8 +142,7 @@ def test_special_tokens_of_the_manifest_go_before_those_of_the_decoder() -> None
 @given(st.one_of(ANY_TEXT, HOSTILE), st.one_of(ANY_TEXT, HOSTILE))
 def test_no_text_becomes_a_control_token(prompt: str, system: str) -> None:
     segments = builder().build(prompt, system=system)
-    tokens = [token for segment in segments if isinstance(segment, Text) for token in segment.tokens]
-    controls = [token for token in tokens if token in CONTROL.values()]
+    controls = [token for token in segments.ids(-1) if token in CONTROL.values()]
     turns = 5 if system else 3  # im_start and im_end of each turn, and the open one of the assistant
     assert len(controls) == turns + 2
     assert sum(isinstance(segment, Audio) for segment in segments) == 1
@@ -216,3 +216,12 @@ def test_control_tokens_in_a_prompt_are_text_to_the_real_tokenizer(captioner: Ca
     assert isinstance(benign[2], Text)
     assert controls == [token for token in benign[2].tokens if token in decoder.control_tokens.values()]
     assert typed in "".join(decoder.text_pieces(hostile[2].tokens))
+
+
+def test_what_the_decoder_is_given() -> None:
+    prompt = Prompt((Text((1, 2)), Audio(1), Text((3,)), Audio(0), Text((4, 5))))
+    assert prompt.rows("first", "second") == [(1, 2), "second", (3,), "first", (4, 5)]
+    assert prompt.ids(-1) == [1, 2, -1, 3, -1, 4, 5]
+    assert prompt.text_tokens == 5
+    assert Prompt((Text((1, 2)), Audio(0), Text((3,)))).around_audio() == ((1, 2), (3,))
+    assert Prompt((Audio(0), Text((3,)))).around_audio() == ((), (3,))
