@@ -53,7 +53,9 @@ def ordered(report: Report) -> tuple[tuple[int, Candidate], ...]:
 
 def chosen(report: Report) -> int | None:
     """Number of the recommended candidate."""
-    return next((number for number, one in ordered(report) if one.name == report.recommendation.choice), None)
+    return next(
+        (number for number, candidate in ordered(report) if candidate.name == report.recommendation.choice), None
+    )
 
 
 def main_task(report: Report) -> str | None:
@@ -76,14 +78,16 @@ def _plane(report: Report, cost: Cost, task: str | None) -> Plane:
     score = base.task[task] if task else None
     better = score.better if score else "lower"
     reference = (_x(base, cost), score.value.value if score else 0.0)  # KL from itself
-    measured = [(number, one, y) for number, one in ordered(report) if (y := _quality(one, task)) is not None]
+    measured = [
+        (number, candidate, y) for number, candidate in ordered(report) if (y := _quality(candidate, task)) is not None
+    ]
     sign = -1.0 if better == "higher" else 1.0
-    places = [(_x(one, cost), sign * y.value) for _, one, y in measured]
+    places = [(_x(candidate, cost), sign * y.value) for _, candidate, y in measured]
     rivals = [*places, (reference[0], sign * reference[1])]
     choice = chosen(report)
     points = tuple(
-        Point(number, one.name, place[0], y, front=not _beaten(place, rivals), chosen=number == choice)
-        for (number, one, y), place in zip(measured, places, strict=True)
+        Point(number, candidate.name, place[0], y, front=not _beaten(place, rivals), chosen=number == choice)
+        for (number, candidate, y), place in zip(measured, places, strict=True)
     )
     return Plane(cost, task, better, points, *reference, None if task else report.noise_floor.decoder.kl_mean)
 

@@ -14,7 +14,7 @@ taken; those within `SAME_SPEED` of that count as equally fast, and of them the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -87,12 +87,12 @@ class Verdict:
 
     @property
     def good(self) -> int:
-        return sum(not one.faults for one in self.judged)
+        return sum(not judged.faults for judged in self.judged)
 
     @property
     def nearest(self) -> Judged | None:
         """Fails the fewest points of the rule; of equals the one with the lowest mean KL."""
-        return min(self.judged, default=None, key=lambda one: (one.faults, mean_kl(one.candidate)))
+        return min(self.judged, default=None, key=lambda judged: (judged.faults, mean_kl(judged.candidate)))
 
 
 def recommend(reference: Candidate, candidates: Sequence[Candidate], noise_floor: NoiseFloor) -> Verdict:
@@ -131,9 +131,9 @@ def mean_kl(candidate: Candidate) -> float:
     return float("inf") if candidate.both is None else candidate.both.kl_mean.value
 
 
-def changes_overlap(one: Candidate, two: Candidate) -> bool:
+def changes_overlap(candidate: Candidate, other: Candidate) -> bool:
     """Whether no task score's change against the reference tells two candidates apart."""
-    changes = [(one.task[name].change, two.task[name].change) for name in one.task.keys() & two.task]
+    changes = [(candidate.task[name].change, other.task[name].change) for name in candidate.task.keys() & other.task]
     pairs = [(first, second) for first, second in changes if first and second]
     return bool(pairs) and all(first.low <= second.high and second.low <= first.high for first, second in pairs)
 
@@ -143,7 +143,7 @@ def _judged(reference: Candidate, candidate: Candidate, limit: float) -> Judged:
     worst = worst_length(candidate)
     return Judged(
         candidate,
-        losses=tuple(sorted(losses, key=lambda one: -one.loss.value)),
+        losses=tuple(sorted(losses, key=lambda lost: -lost.loss.value)),
         far=candidate.both is None or candidate.both.kl_mean.high > limit,
         noisy=worst is not None and worst[0] < ENCODER_SNR_DB,
         large=candidate.cost.total_bytes >= reference.cost.total_bytes,
@@ -163,11 +163,17 @@ def _task_loss(reference: Candidate, candidate: Candidate, name: str) -> TaskLos
 def _choose(good: Sequence[Candidate]) -> Choice | None:
     if not good:
         return None
-    smallest = min(good, key=lambda one: one.cost.total_bytes)
-    small = [one for one in good if _equal(one.cost.total_bytes, smallest.cost.total_bytes, SAME_SIZE)]
-    fastest = min(small, key=lambda one: one.cost.real_time_factor)
-    fast = [one for one in small if _equal(one.cost.real_time_factor, fastest.cost.real_time_factor, SAME_SPEED)]
+    smallest, small = _cheapest(good, lambda candidate: candidate.cost.total_bytes, SAME_SIZE)
+    fastest, fast = _cheapest(small, lambda candidate: candidate.cost.real_time_factor, SAME_SPEED)
     return Choice(min(fast, key=mean_kl), smallest, fastest)  # the first of equals
+
+
+def _cheapest(
+    candidates: Sequence[Candidate], cost: Callable[[Candidate], float], share: float
+) -> tuple[Candidate, list[Candidate]]:
+    """The cheapest, and all that count as equally cheap."""
+    least = min(candidates, key=cost)
+    return least, [candidate for candidate in candidates if _equal(cost(candidate), cost(least), share)]
 
 
 def _equal(cost: float, least: float, share: float) -> bool:

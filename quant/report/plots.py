@@ -28,8 +28,7 @@ from dasheng_edge.quant.compare.record import Candidate
 from .plot_labels import Box, place, spread
 from .quantities import seconds, spans, tick
 from .tables import EncoderGroup
-from .text_difference import visible
-from .wording import plot_label, point_label, x_title, y_title
+from .wording import plot_label, point_label, visible, x_title, y_title
 
 WIDTH, TEXT = 340, 13  # CSS pixels; a phone is 360 of them wide
 _PT_PER_INCH = 72  # matplotlib's SVG has 72 units to the inch
@@ -117,7 +116,7 @@ def _ticks(axes: Axes, choices: Iterable[Sequence[float]], written: Callable[[fl
 
 def _steps(low: float, high: float) -> Iterator[list[float]]:
     """Round values for a logarithmic axis, the densest first; linear ones if it is too narrow for three of them."""
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1) if low > 0 else range(0)
     for mantissas in ((1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
         steps = [mantissa * 10.0**decade for decade in decades for mantissa in mantissas]
         steps = [step for step in steps if low <= step <= high]
@@ -136,11 +135,18 @@ def pareto_plot(plane: Plane, salt: str) -> Markup:
 
     def draw(axes: Axes) -> Titles:
         _frame(axes, 65, 10, 21, 51)
-        _scales(axes, plane)
-        _background(axes, plane)
+        # The scales come first: margins are shares of what they show.
+        if min(plane.reference_x, *(point.x for point in plane.points)) > 0:
+            axes.set_xscale("log")
+        if plane.task is None:
+            axes.set_yscale("log")
+        axes.margins(0.08, 0.06)
+        bottom = _bottom(plane)
+        _background(axes, plane, bottom)
         for point in plane.points:
-            _mark(axes, point, salt, _bottom(plane))
-        _number(axes, plane)
+            _mark(axes, point, salt, bottom)
+        _axes(axes, plane)
+        _number(axes, plane, bottom)
         return {f"{salt}p{point.number}": visible(point_label(plane, point)) for point in plane.points}
 
     return _drawn(300, salt, visible(plot_label(plane)), draw)
@@ -155,44 +161,24 @@ def _bottom(plane: Plane) -> float:
     return min(values, default=1e-3) / 2
 
 
-def _scales(axes: Axes, plane: Plane) -> None:
-    xs = [plane.reference_x, *(point.x for point in plane.points)]
-    if min(xs) > 0 and max(xs) / min(xs) > 1.02:
-        axes.set_xscale("log")
-        margin = (max(xs) / min(xs)) ** 0.09
-        axes.set_xlim(min(xs) / margin, max(xs) * margin)
-    else:
-        axes.set_xlim(min(xs) * 0.9 - 1e-3, max(xs) * 1.1 + 1e-3)
-    if plane.task is None:
-        axes.set_yscale("log")
-        bottom = _bottom(plane)
-        top = max([point.y.high for point in plane.points if point.y.high > 0], default=1.0)
-        axes.set_ylim(bottom / 1.5, max(top, bottom * 10) * 1.5)
-        axes.yaxis.set_major_locator(LogLocator(numticks=7))
-        axes.yaxis.set_minor_locator(NullLocator())
-    else:
-        values = [plane.reference_y, *(end for point in plane.points for end in (point.y.low, point.y.high))]
-        margin = 0.06 * (max(values) - min(values)) or 0.05
-        axes.set_ylim(min(values) - margin, max(values) + margin)
-        axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
-    _ticks(axes, _steps(*_positive(axes.get_xlim())), tick)
+def _axes(axes: Axes, plane: Plane) -> None:
+    _ticks(axes, _steps(*axes.get_xlim()), tick)
     axes.set_xlabel(f"{x_title(plane)} (less is better)")
     axes.set_title(f"{y_title(plane)} ({plane.y_better} is better)", x=-60 / (WIDTH - 75))
+    linear = MaxNLocator(6, steps=[1, 2, 2.5, 5, 10])
+    axes.yaxis.set_major_locator(LogLocator(numticks=7) if plane.task is None else linear)
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
 
 
-def _positive(limits: tuple[float, float]) -> tuple[float, float]:
-    return max(limits[0], 1e-9), max(limits[1], 2e-9)
-
-
-def _background(axes: Axes, plane: Plane) -> None:
+def _background(axes: Axes, plane: Plane, bottom: float) -> None:
     if plane.band is not None and plane.band.high > 0:
-        low = max(plane.band.low, axes.get_ylim()[0])
+        low = max(plane.band.low, bottom)
         axes.axhspan(low, max(plane.band.high, low * 1.08), color=_MARKS["band"], linewidth=0, zorder=0.5)
     axes.axvline(plane.reference_x, color=_MARKS["muted"], linewidth=1, linestyle=_DOTTED, zorder=1)
     if plane.task is not None:
         axes.axhline(plane.reference_y, color=_MARKS["muted"], linewidth=1, linestyle=_DOTTED, zorder=1)
-    front = [(point.x, max(point.y.value, _bottom(plane))) for point in plane.front]
+    front = [(point.x, max(point.y.value, bottom)) for point in plane.front]
     if len(front) > 1:
         axes.plot(*zip(*front, strict=True), color=_MARKS["accent"], linewidth=1.5, drawstyle="steps-post", zorder=2)
 
@@ -211,22 +197,21 @@ def _mark(axes: Axes, point: Point, salt: str, bottom: float) -> None:
     )  # fmt: skip
 
 
-def _number(axes: Axes, plane: Plane) -> None:
+def _number(axes: Axes, plane: Plane, bottom: float) -> None:
     """Numbers beside the points where nothing is in their way: first the choice, then the front, then the others."""
-    bottom, frame = _bottom(plane), axes.get_window_extent()
     order = sorted(plane.points, key=lambda point: (not point.chosen, not point.front, point.number))
+    points = {point.number: point for point in order}
     pixels = axes.transData.transform([(point.x, max(point.y.value, bottom)) for point in order]).tolist()
-    strong = {point.number: point.front for point in order}
-    dark = {point.number: point.front or point.chosen for point in order}
+    frame = axes.get_window_extent()
     inside = Box(frame.x0, frame.y0, WIDTH - 2.0, frame.y1 + 3)
-    places = [(point.number, (x, y)) for point, (x, y) in zip(order, pixels, strict=True)]
-    for spot in place(places, inside, TEXT - 1):
+    for spot in place([(number, (x, y)) for number, (x, y) in zip(points, pixels, strict=True)], inside, TEXT - 1):
+        front, dark = points[spot.number].front, points[spot.number].front or points[spot.number].chosen
         arrow = {"arrowstyle": "-", "color": _MARKS["muted"], "linewidth": 0.8, "shrinkA": 5, "shrinkB": 4}
         axes.annotate(
             str(spot.number), xy=spot.point, xytext=spot.box.centre, xycoords="figure pixels",
             textcoords="figure pixels", ha="center", va="center_baseline", fontsize=TEXT - 1,
-            fontweight="bold" if strong[spot.number] else "normal", zorder=5,
-            color=_MARKS["ink" if dark[spot.number] else "muted"], arrowprops=arrow if spot.far else None,
+            fontweight="bold" if front else "normal", color=_MARKS["ink" if dark else "muted"], zorder=5,
+            arrowprops=arrow if spot.far else None,
         )  # fmt: skip
 
 
@@ -236,8 +221,8 @@ def _number(axes: Axes, plane: Plane) -> None:
 def crossing_plot(candidates: Sequence[tuple[int, Candidate]], salt: str) -> Markup:
     """Mean KL of each candidate's encoder alone, decoder alone, and of both: a row for each."""
     rows = [
-        [scores.kl_mean.value for scores in (one.encoder_only, one.decoder_only, one.both) if scores]
-        for _, one in candidates
+        [scores.kl_mean.value for scores in (candidate.encoder_only, candidate.decoder_only, candidate.both) if scores]
+        for _, candidate in candidates
     ]
     every = [kl for row in rows for kl in row if kl > 0]
 
@@ -293,7 +278,11 @@ def length_plot(groups: Sequence[EncoderGroup], salt: str) -> Markup:
         axes.set_xlim(min(every) / 1.25, max(every) * 1.25)
         low, high = axes.get_ylim()
         axes.set_ylim(min(low, ENCODER_SNR_DB - 2), max(high, ENCODER_SNR_DB + 2))
-        _ticks(axes, (every[::step] for step in range(1, len(every) + 1)), lambda one: seconds(one).removesuffix(" s"))
+        _ticks(
+            axes,
+            (every[::step] for step in range(1, len(every) + 1)),
+            lambda length: seconds(length).removesuffix(" s"),
+        )
         axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.set_xlabel("length of the clip in seconds")
         axes.set_title("encoder SNR in dB (higher is better)", x=-0.15)

@@ -12,8 +12,8 @@ from dasheng_edge.quant.compare.record import Recommendation, Rejected, Report
 from dasheng_edge.runtime.atomic_output import PartialOutput, not_a_file
 from dasheng_edge.runtime.audio.clips import Clip
 
+from .answers import side_by_side
 from .audio import embedded
-from .side_by_side import side_by_side
 from .templates import environment, html, markdown
 
 JSON, MARKDOWN, HTML = "report.json", "report.md", "report.html"
@@ -24,9 +24,9 @@ def recommendation(verdict: Verdict) -> Recommendation:
     words: Any = environment().get_template("reasons.jinja").module
     taken = verdict.choice.taken if verdict.choice else None
     rejected = tuple(
-        Rejected(name=one.candidate.name, why=words.why_not(one, verdict))
-        for one in verdict.judged
-        if one.candidate is not taken
+        Rejected(name=judged.candidate.name, why=words.why_not(judged, verdict))
+        for judged in verdict.judged
+        if judged.candidate is not taken
     )
     return Recommendation(choice=taken.name if taken else None, reason=words.reason(verdict), rejected=rejected)
 
@@ -38,7 +38,7 @@ def document(report: Report) -> str:
 
 def page(report: Report, clips: Sequence[Clip] = ()) -> str:
     """`report.html`: the report in one file that asks for nothing else and runs no script."""
-    order = {one.clip.clip: place for place, one in enumerate(side_by_side(report))}
+    order = {answers.clip.clip: place for place, answers in enumerate(side_by_side(report))}
     shown = sorted((clip for clip in clips if clip.id in order), key=lambda clip: order[clip.id])
     return environment(html).get_template("report.html.jinja").render(report=report, sounds=embedded(shown))
 

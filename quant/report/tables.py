@@ -64,23 +64,23 @@ def _cell(value: Value) -> Cell:
 def _table(report: Report, columns: Columns, *, words: int = 2, models: Sequence[tuple[int, Candidate]] = ()) -> Table:
     """A row for each model, number 0 being the reference; all of them unless some are given."""
     choice, rows = chosen(report), []
-    for number, one in models or ((0, report.reference), *ordered(report)):
+    for number, model in models or ((0, report.reference), *ordered(report)):
         role: Role = "reference" if number == 0 else "chosen" if number == choice else ""
-        cells = [_cell(value(one)) for value in columns.values()]
-        rows.append(Row((Cell(str(number) if number else "ref"), Cell(one.name), *cells), role))
+        cells = [_cell(value(model)) for value in columns.values()]
+        rows.append(Row((Cell(str(number) if number else "ref"), Cell(model.name), *cells), role))
     return Table(("#", "Candidate", *columns), tuple(rows), words)
 
 
 def recipes(report: Report) -> Table:
     """What each model is made of, and what it weighs."""
     columns: Columns = {
-        "Encoder": lambda one: one.recipe.encoder,
-        "Decoder": lambda one: one.recipe.decoder,
-        "KV cache": lambda one: one.recipe.kv_type,
-        "Importance matrix": lambda one: one.recipe.imatrix or None,
-        "Size, MB": lambda one: megabytes(one.cost.total_bytes),
-        "Encoder, bits/weight": lambda one: fixed(one.cost.encoder_bits_per_weight, 2),
-        "Decoder, bits/weight": lambda one: fixed(one.cost.decoder_bits_per_weight, 2),
+        "Encoder": lambda model: model.recipe.encoder,
+        "Decoder": lambda model: model.recipe.decoder,
+        "KV cache": lambda model: model.recipe.kv_type,
+        "Importance matrix": lambda model: model.recipe.imatrix or None,
+        "Size, MB": lambda model: megabytes(model.cost.total_bytes),
+        "Encoder, bits/weight": lambda model: fixed(model.cost.encoder_bits_per_weight, 2),
+        "Decoder, bits/weight": lambda model: fixed(model.cost.decoder_bits_per_weight, 2),
     }
     return _table(report, columns, words=6)
 
@@ -89,12 +89,12 @@ def quality(report: Report) -> Table:
     """How near each candidate is to the reference."""
 
     def scored(measure: Callable[[DecoderScores], Value]) -> Callable[[Candidate], Value]:
-        return lambda one: measure(one.both) if one.both else None
+        return lambda model: measure(model.both) if model.both else None
 
-    def wavering(one: Candidate) -> Value:
+    def wavering(model: Candidate) -> Value:
         # The reference has not been compared with itself, but its floor has: with the same answers, by another number
         # of threads, it wavers as much.
-        scores = report.noise_floor.decoder if one is report.reference else one.both
+        scores = report.noise_floor.decoder if model is report.reference else model.both
         return decimals(scores.perplexity) if scores else None
 
     columns: Columns = {
@@ -108,7 +108,7 @@ def quality(report: Report) -> Table:
         "First difference, token": scored(
             lambda scores: None if scores.first_divergence is None else figure(scores.first_divergence)
         ),
-        "Encoder SNR, dB": lambda one: decibels(one.encoder.snr_db) if one.encoder else None,
+        "Encoder SNR, dB": lambda model: decibels(model.encoder.snr_db) if model.encoder else None,
     }
     return _table(report, columns)
 
@@ -116,8 +116,8 @@ def quality(report: Report) -> Table:
 def tasks(report: Report) -> Table | None:
     """Task scores, with the change against the reference in points; None: there are none."""
     scores: dict[str, list[TaskScore]] = {}
-    for one in (report.reference, *report.candidates):
-        for name, score in one.task.items():
+    for model in (report.reference, *report.candidates):
+        for name, score in model.task.items():
             scores.setdefault(name, []).append(score)
     if not scores:
         return None
@@ -129,12 +129,12 @@ def tasks(report: Report) -> Table | None:
     return _table(report, columns)
 
 
-def _score(name: str, one: Candidate) -> Value:
-    return decimals(score.value) if (score := one.task.get(name)) else None
+def _score(name: str, model: Candidate) -> Value:
+    return decimals(score.value) if (score := model.task.get(name)) else None
 
 
-def _change(name: str, one: Candidate) -> Value:
-    return points(score.change) if (score := one.task.get(name)) and score.change else None
+def _change(name: str, model: Candidate) -> Value:
+    return points(score.change) if (score := model.task.get(name)) and score.change else None
 
 
 def _clips(scores: Sequence[TaskScore]) -> str:
@@ -150,22 +150,26 @@ def costs(report: Report) -> Table:
         return figure(times.p50), f"p90 {figure(times.p90)}"
 
     columns: Columns = {
-        "Size, MB": lambda one: megabytes(one.cost.total_bytes),
-        "Peak memory, MB": lambda one: None if one.cost.peak_rss_bytes is None else megabytes(one.cost.peak_rss_bytes),
-        "Load, ms": lambda one: figure(one.cost.load_ms),
-        "Encoder, ms": lambda one: quantiles(one.cost.encoder_ms),
-        "First token, ms": lambda one: quantiles(one.cost.first_token_ms),
-        "Prefill, tok/s": lambda one: figure(one.cost.prefill_tokens_per_s),
-        "Decode, tok/s": lambda one: figure(one.cost.decode_tokens_per_s),
-        "Work per s of audio, s": lambda one: figure(one.cost.real_time_factor),
-        "Energy per clip, J": lambda one: None if one.cost.energy_j is None else figure(one.cost.energy_j),
+        "Size, MB": lambda model: megabytes(model.cost.total_bytes),
+        "Peak memory, MB": lambda model: (
+            None if model.cost.peak_rss_bytes is None else megabytes(model.cost.peak_rss_bytes)
+        ),
+        "Load, ms": lambda model: figure(model.cost.load_ms),
+        "Encoder, ms": lambda model: quantiles(model.cost.encoder_ms),
+        "First token, ms": lambda model: quantiles(model.cost.first_token_ms),
+        "Prefill, tok/s": lambda model: figure(model.cost.prefill_tokens_per_s),
+        "Decode, tok/s": lambda model: figure(model.cost.decode_tokens_per_s),
+        "Work per s of audio, s": lambda model: figure(model.cost.real_time_factor),
+        "Energy per clip, J": lambda model: None if model.cost.energy_j is None else figure(model.cost.energy_j),
     }
     return _table(report, columns)
 
 
 def crossed(report: Report) -> tuple[tuple[int, Candidate], ...]:
     """Candidates whose loss was taken apart: by the encoder alone, by the decoder alone."""
-    return tuple((number, one) for number, one in ordered(report) if one.both and one.encoder_only and one.decoder_only)
+    return tuple(
+        (number, model) for number, model in ordered(report) if model.both and model.encoder_only and model.decoder_only
+    )
 
 
 def crossings(report: Report) -> Table | None:
@@ -175,9 +179,9 @@ def crossings(report: Report) -> Table | None:
         return nats(scores.kl_mean) if scores else None
 
     columns: Columns = {
-        "Encoder alone": lambda one: mean(one.encoder_only),
-        "Decoder alone": lambda one: mean(one.decoder_only),
-        "Both": lambda one: mean(one.both),
+        "Encoder alone": lambda model: mean(model.encoder_only),
+        "Decoder alone": lambda model: mean(model.decoder_only),
+        "Both": lambda model: mean(model.both),
     }
     models = crossed(report)
     return _table(report, columns, models=models) if models else None
@@ -198,14 +202,14 @@ def encoders(report: Report, *, exact: bool = True) -> tuple[EncoderGroup, ...]:
     Without `exact`, those that differ from the reference's.
     """
     groups: list[tuple[str, EncoderScores, list[int]]] = []
-    for number, one in ordered(report):
-        if one.encoder is None or not (exact or any(part.snr_db is not None for part in one.encoder.by_length)):
+    for number, model in ordered(report):
+        if model.encoder is None or not (exact or any(part.snr_db is not None for part in model.encoder.by_length)):
             continue
-        same = [numbers for name, scores, numbers in groups if (name, scores) == (one.recipe.encoder, one.encoder)]
+        same = [numbers for name, scores, numbers in groups if (name, scores) == (model.recipe.encoder, model.encoder)]
         if same:
             same[0].append(number)
         else:
-            groups.append((one.recipe.encoder, one.encoder, [number]))
+            groups.append((model.recipe.encoder, model.encoder, [number]))
     return tuple(EncoderGroup(name, tuple(numbers), scores) for name, scores, numbers in groups)
 
 

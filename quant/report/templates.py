@@ -12,13 +12,13 @@ from markupsafe import Markup
 
 from dasheng_edge.quant.compare import pareto, recommend
 
-from . import audio, plots, quantities, side_by_side, tables, text_difference, wording
-from .text_difference import visible
+from . import answers, audio, plots, quantities, tables, wording
+from .wording import visible
 
 _FOLDER = Path(__file__).parent
 _MODULES = {
-    "pareto": pareto, "rule": recommend, "audio": audio, "plots": plots, "quantities": quantities,
-    "side_by_side": side_by_side, "tables": tables, "text_difference": text_difference, "wording": wording,
+    "pareto": pareto, "rule": recommend, "answers": answers, "audio": audio, "plots": plots, "quantities": quantities,
+    "tables": tables, "wording": wording,
 }  # fmt: skip
 # What means something to CommonMark or GitHub: a backslash before punctuation; code; a cell's end; marks of emphasis,
 # strike-through and formulas that touch a word, but not an underscore within one; the end of a link's text; the

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from datetime import datetime
 
@@ -15,7 +16,13 @@ _TITLES = {
     "fense": "FENSE", "cider_d_ptb": "CIDEr-D (PTB)", "spider_fl": "SPIDEr-FL", "event_f1": "event F1",
     "rouge_l": "ROUGE-L", "cider_d": "CIDEr-D",
 }  # fmt: skip
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 FRONT = "neither another candidate nor the reference is at least as good on both axes and better on one"
+
+
+def visible(text: str) -> str:
+    """A text whose control characters are shown as symbols, as no browser shows them; line breaks stay."""
+    return _CONTROL.sub(lambda found: chr(0x2400 + ord(found[0])) if found[0] != "\x7f" else "␡", text)
 
 
 def capital(text: str) -> str:
@@ -85,8 +92,8 @@ def limits(report: Report) -> tuple[str, ...]:
     If all clips are few, the record says so.
     """
     counts: dict[str, int] = {}
-    for one in (report.reference, *report.candidates):
-        for name, score in one.task.items():
+    for model in (report.reference, *report.candidates):
+        for name, score in model.task.items():
             counts[name] = min(score.clips, counts.get(name, score.clips))
     few = [f"{score_title(name)} ({clips(count)})" for name, count in counts.items() if count < FEW_CLIPS]
     if not few or report.settings.clips < FEW_CLIPS:
@@ -106,7 +113,7 @@ def calibration(report: Report) -> str:
     given = report.settings.calibration_clips
     if given is not None:
         return clips(given)
-    brought = sum(one.recipe.imatrix is not None for one in report.candidates)
+    brought = sum(model.recipe.imatrix is not None for model in report.candidates)
     if not brought:
         return "no clips were given to this run"
     have, matrices = ("has", "an importance matrix that was") if brought == 1 else ("have", "importance matrices")

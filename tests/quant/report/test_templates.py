@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from dasheng_edge.quant.report.templates import environment, html, markdown
-from dasheng_edge.quant.report.text_difference import visible
+from dasheng_edge.quant.report.wording import visible
 from tests.fixtures import fake_report
 
 GITHUB = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
