@@ -34,7 +34,6 @@ from dasheng_edge.export.graphs.encoder import export_encoder, export_projector
 from dasheng_edge.export.graphs.front_end import export_front_end
 from dasheng_edge.export.prompt.facts import golden_prompt, prompt_facts
 from dasheng_edge.export.reference.golden import GoldenRequest, golden_mel_error, golden_tokens, write_golden
-from dasheng_edge.export.variants.detection import assumptions
 from dasheng_edge.quant.decoder.llama_quantize import quantize
 from dasheng_edge.quant.decoder.types import DECODER_TOLERANCES, token_margin
 from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER, FRONT_END, GOLDEN, MODEL_CARD, PROJECTOR, Bundle
@@ -164,7 +163,7 @@ class _Export:
         # Before the work begins, since one may be missing.
         self.tool, self.versions = f"dasheng-edge {version('dasheng-edge')}", library_versions()
         self.limits = DECODER_TOLERANCES[options.decoder]
-        self.assumed = (*assumptions(merged.checkpoint), *other_bases(merged))
+        self.assumed = (*merged.checkpoint.assumptions, *other_bases(merged))
         self.steps: list[StepReport] = []
         self.token_margin = 0.0  # in logits, whose scale the golden step learns
         self._began = 0.0
@@ -213,7 +212,7 @@ class _Export:
         )  # fmt: skip
         return Manifest(
             name=checkpoint.name,
-            variant=checkpoint.variant,
+            variant=checkpoint.variant.name,
             front_end=checkpoint.front_end,
             encoder=EncoderFacts(
                 embed_dim=encoder.embed_dim, depth=encoder.depth, num_heads=encoder.num_heads,

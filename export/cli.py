@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
+from dasheng_edge.export.prompt.overrides import PromptOverrides
 from dasheng_edge.quant.decoder.types import PlainType
 from dasheng_edge.runtime.cli.options import JsonOption, OverwriteOption, load, name_option, print_json, say
 from dasheng_edge.runtime.progress import StepBars, typed_path
 
-from .options import EncoderPrecision, ExportOptions, PromptOverrides
+from .options import EncoderPrecision, ExportOptions
 
 if TYPE_CHECKING:
     from dasheng_edge.export.hub.pull import PullOptions, PullReport

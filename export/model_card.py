@@ -11,7 +11,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER, FRONT_END, GOLDEN, PROJECTOR, REQUIRED
+from dasheng_edge.export.variants.table import VARIANTS
+from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER, FRONT_END, GOLDEN, PROJECTOR, required_files
 from dasheng_edge.runtime.bundle.manifest import DecoderFacts, Manifest, PromptFacts
 
 if TYPE_CHECKING:
@@ -19,11 +20,6 @@ if TYPE_CHECKING:
 
 # What the header takes over from the checkpoint's own card, where that says it.
 INHERITED = ("license", "license_name", "license_link", "language")
-_KINDS = {
-    "midashenglm": "MiDashengLM: a Dasheng audio encoder, a projector and a {arch} text decoder",
-    "midashenglm-tokenizer": "MiDashengLM: a DashengTokenizer audio encoder, a projector and a {arch} text decoder",
-    "dasheng": "A Dasheng audio encoder",
-}
 _CONTENTS = {
     FRONT_END: "waveform at 16 kHz to log-mel spectrogram",
     ENCODER: "a chunk of the spectrogram to patches",
@@ -88,7 +84,7 @@ def model_card(
     is the YAML header of the checkpoint's own card, `base_model` the checkpoint's name on the hub.
     """
     decoder, prompt = manifest.decoder, manifest.prompt
-    kind = _KINDS[manifest.variant].format(arch=decoder.arch.capitalize() if decoder else "")
+    kind = VARIANTS[manifest.variant].title.format(arch=decoder.arch.capitalize() if decoder else "")
     use = "describes sounds and answers questions about them" if decoder else "turns audio into vectors, 25 per second"
     sections = {
         "Files": _files(manifest, sizes),
@@ -131,7 +127,7 @@ def _files(manifest: Manifest, sizes: Mapping[str, int]) -> str:
     precision = {FRONT_END: "fp32", ENCODER: manifest.encoder.precision, PROJECTOR: "fp32"}
     if manifest.decoder:
         precision[DECODER] = manifest.decoder.precision
-    order = [name for name in REQUIRED[manifest.variant] if name in sizes]
+    order = [name for name in required_files(manifest) if name in sizes]
     order += sorted(sizes.keys() - set(order))
     rows = [
         (f"`{n}`", _CONTENTS.get(n, _beside(n)), precision.get(n.removesuffix(".data"), ""), _bytes(sizes[n]))

@@ -32,10 +32,6 @@ Graph = Mapping[str, Collection[str]]
 
 # Imports that close a circle and are still to be cut. The list only shrinks: an entry that closes none is an error.
 KNOWN_CIRCLES: frozenset[Arrow] = frozenset({
-    ("dasheng_edge.export.checkpoint.checkpoint", "dasheng_edge.export.reference.dasheng"),
-    ("dasheng_edge.export.checkpoint.sizes", "dasheng_edge.export.reference.dasheng"),
-    ("dasheng_edge.export.variants.detection", "dasheng_edge.export.checkpoint.checkpoint"),
-    ("dasheng_edge.export.variants.detection", "dasheng_edge.export.checkpoint.tensor_files"),
     ("dasheng_edge.quant.compare.pareto", "dasheng_edge.quant.report.quantities"),
     ("dasheng_edge.quant.compare.recommend", "dasheng_edge.quant.report.quantities"),
 })  # fmt: skip

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from dasheng_edge.export.adapter.merge import MergedTensors
 from dasheng_edge.export.checkpoint.checkpoint import open_checkpoint
-from dasheng_edge.export.reference.dasheng import DashengEncoder
 from dasheng_edge.export.reference.decoder import decoder_config, decoder_modules
 from dasheng_edge.export.reference.encoder import load_encoder, load_projector, reference_features
+from dasheng_edge.export.variants.modules import ChunkedEncoder
 from dasheng_edge.runtime.audio.front_end import Features
 
 DECODER_PREFIX = "decoder."
@@ -29,7 +29,7 @@ def open_merged(checkpoint: Path) -> MergedTensors:
     return MergedTensors(open_checkpoint(checkpoint))
 
 
-def torch_encoder(merged: MergedTensors, dtype: torch.dtype) -> DashengEncoder:
+def torch_encoder(merged: MergedTensors, dtype: torch.dtype) -> ChunkedEncoder:
     """The reference encoder in a dtype."""
     encoder = load_encoder(merged)
     encoder.to(dtype)
@@ -37,7 +37,7 @@ def torch_encoder(merged: MergedTensors, dtype: torch.dtype) -> DashengEncoder:
 
 
 @torch.inference_mode()
-def torch_patches(encoder: DashengEncoder, features: Features) -> Tensor:
+def torch_patches(encoder: ChunkedEncoder, features: Features) -> Tensor:
     """Spectrograms of a clip -> [1, patches, embed_dim] in the encoder's dtype."""
     dtype = encoder.norm.weight.dtype
     acoustic = None if features.acoustic is None else torch.from_numpy(features.acoustic)[None].to(dtype)

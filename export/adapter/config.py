@@ -11,11 +11,44 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from dasheng_edge.export.checkpoint.checkpoint import Origin, read_origin
-from dasheng_edge.export.checkpoint.config import LoraFacts, checked
+from pydantic import AfterValidator, Field
+
+from dasheng_edge.export.files.json_files import StatedFields, checked
+from dasheng_edge.export.files.pull_record import Origin, read_origin
 from dasheng_edge.runtime.errors import AdapterError, CheckpointFileError
+
+_Rank = Annotated[int, Field(gt=0, lt=1 << 31)]
+
+
+def _fits_float32(value: float) -> float:
+    if abs(value) > 3e38:
+        raise ValueError("expected what float32 can hold, at most 3e+38")
+    return value
+
+
+_Float32 = Annotated[float, AfterValidator(_fits_float32)]
+
+
+class LoraFacts(StatedFields):
+    """`adapter_config.json`, the fields that decide the merge, and the base; the defaults are peft's."""
+
+    base_model_name_or_path: Any = None  # a name on the hub or a path, if it is a text
+    r: _Rank = 8
+    lora_alpha: _Float32 = 8
+    use_rslora: bool = False
+    use_dora: bool = False
+    rank_pattern: dict[str, _Rank] | None = None
+    alpha_pattern: dict[str, _Float32] | None = None
+    target_modules: str | list[str]
+    exclude_modules: str | list[str] | None = None
+    layers_to_transform: int | list[int] | None = None
+    layers_pattern: str | list[str] | None = None
+    modules_to_save: list[str] | None = None
+    bias: Literal["none", "all", "lora_only"] = "none"
+    ensure_weight_tying: bool = False
+
 
 CONFIG = "adapter_config.json"
 BESIDE = "vit.safetensors"  # ms-swift, "lora_llm": LoRA for the language model, all of the encoder

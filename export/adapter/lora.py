@@ -14,7 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from dasheng_edge.export.checkpoint.tensor_files import Source, row_blocks
+from dasheng_edge.export.files.tensor_files import Source, row_blocks
 
 NORM_BYTES = 32 << 20  # of an embedding at a time, when the lengths of its columns are taken
 

@@ -18,9 +18,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from dasheng_edge.export.checkpoint.checkpoint import Checkpoint, Origin
+from dasheng_edge.export.checkpoint.checkpoint import Checkpoint
 from dasheng_edge.export.checkpoint.sizes import EMBEDDING, HEAD
-from dasheng_edge.export.checkpoint.tensor_files import Source, equal_tensors, row_blocks, tensors_in
+from dasheng_edge.export.files.pull_record import Origin
+from dasheng_edge.export.files.tensor_files import Source, equal_tensors, row_blocks, tensors_in
 from dasheng_edge.runtime.bundle.bundle import sha256_of
 from dasheng_edge.runtime.deviation import relative_rms
 from dasheng_edge.runtime.errors import AdapterError

@@ -1,8 +1,8 @@
 """A checkpoint of the family, opened: a Hugging Face folder or a Dasheng torch file, checked and read one by one.
 
-What it is, is told by its tensors (`variants`); the sizes are read from the tensors and compared with
-`config.json`; what tensors cannot tell (heads, rotary base, STFT sizes) comes from there (`model_sizes`). Nothing
-is loaded until a tensor is asked for, but for a head that is stored although it is said to be the embedding.
+What it is, is told by its tensors (`layout`). Its sizes are read from the tensors and compared with `config.json`;
+what tensors cannot tell (heads, rotary base, STFT sizes) comes from there (`sizes`). Nothing is loaded until a tensor
+is asked for, except a head that is stored although it is said to be the embedding.
 """
 
 from __future__ import annotations
@@ -17,29 +17,36 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dasheng_edge.export.reference.dasheng import EncoderSpec
-from dasheng_edge.export.variants.detection import Layout, find_layout
+from dasheng_edge.export.files.json_files import checked, read_json
+from dasheng_edge.export.files.pull_record import Origin, read_origin
+from dasheng_edge.export.files.tensor_files import INDEX, WEIGHTS, Source, equal_tensors, read_header, read_shards
+from dasheng_edge.export.files.torch_file import SUFFIXES, read_torch_file
+from dasheng_edge.export.variants.modules import EncoderSpec
+from dasheng_edge.export.variants.stated import FIX, Stated
+from dasheng_edge.export.variants.table import VARIANTS
+from dasheng_edge.export.variants.variant import Assumption, DecoderSpec, Layout, Renames, Variant
 from dasheng_edge.runtime.bundle.front_end_spec import FrontEndSpec
-from dasheng_edge.runtime.bundle.manifest import Variant
 from dasheng_edge.runtime.errors import CheckpointVariantError
 
-from .config import PullRecord, TextConfig, checked, read_json
-from .sizes import EMBEDDING, FIX, HEAD, DecoderSpec, Stated, decoder_sizes, encoder_sizes, expected_shapes
-from .tensor_files import INDEX, WEIGHTS, Source, equal_tensors, read_header, read_shards
-from .torch_file import SUFFIXES, read_torch_file
+from .layout import find_layout
+from .sizes import EMBEDDING, HEAD, TextConfig, decoder_sizes, encoder_sizes, expected_shapes
 from .unsupported import not_a_checkpoint, not_a_folder, refuse_other_models, refuse_quantized
 
-PULL_RECORD = ".dasheng-edge.json"  # what `dasheng-edge pull` leaves in the folder
 # Names of folders that say nothing about the model in them; the last is a commit, as in the hub's cache.
 _GENERIC = re.compile(r"(final|merged|model|output|outputs|checkpoint|checkpoint-\d+|snapshots|[0-9a-f]{40}|\.*)")
 
 
-@dataclass(frozen=True)
-class Origin:
-    """Where a checkpoint was downloaded from."""
-
-    repo: str  # "owner/name"
-    revision: str  # a commit
+ASSUMPTIONS = (
+    *(assumption for variant in VARIANTS.values() for assumption in variant.assumptions),
+    Assumption(
+        "heads by size", "the encoder has as many attention heads as the published one of its size",
+        "the encoder's attention", "the configuration does not say it, and tensors cannot",
+    ),
+    Assumption(
+        "tied by absence", "the head is the embedding",
+        "the decoder's head", "no head is stored, and config.json does not say tie_word_embeddings",
+    ),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,12 +60,17 @@ class Checkpoint:
     decoder: DecoderSpec | None
     sources: Mapping[str, Source]  # by canonical name
     files: tuple[Path, ...]  # that hold tensors
-    variant: Variant = "midashenglm"
-    renames: tuple[tuple[str, str], ...] = ()  # (stored module, canonical module), the most special first
+    variant: Variant = VARIANTS["midashenglm"]
+    renames: Renames = ()
     name: str = ""  # for people; never a path
     origin: Origin | None = None
     ignored: tuple[str, ...] = ()  # tensors that inference does not need, by stored name
-    assumed: tuple[str, ...] = ()  # keys of `variants.ASSUMPTIONS`
+    assumed: tuple[str, ...] = ()  # keys of ASSUMPTIONS
+
+    @property
+    def assumptions(self) -> tuple[str, ...]:
+        """What is taken for granted in exporting it, a sentence each; mostly nothing."""
+        return tuple(str(entry) for entry in ASSUMPTIONS if entry.key in self.assumed)
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows [start, stop) of a tensor, float32."""
@@ -101,7 +113,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     stated = Stated(str(path), stored.stated_by, config, mel, str(extractor))
     encoder, front_end, assumed = encoder_sizes(stated, layout)
     sources, decoder = dict(layout.sources), None
-    if layout.variant != "dasheng":
+    if layout.variant.decodes:
         tied, by_absence = _tied(stated, sources)
         if tied:
             sources.pop(HEAD, None)
@@ -112,7 +124,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         folder, config, encoder, front_end, decoder, sources,
         files=tuple(sorted({source.file for source in stored.tensors.values()})),
         variant=layout.variant, renames=layout.renames, name=_name(path, config, origin), origin=origin,
-        ignored=tuple(layout.ignored), assumed=(*layout.assumed, *assumed),
+        ignored=tuple(layout.ignored),
+        assumed=(*(entry.key for entry in layout.variant.assumptions if entry.always), *assumed),
     )  # fmt: skip
 
 
@@ -170,26 +183,14 @@ def _check_shapes(
         raise CheckpointVariantError(
             f"{where}: {len(missing)} tensors are missing ({', '.join(missing[:5]) or 'none'}) and "
             f"{len(unexpected)} are unexpected ({', '.join(unexpected[:20]) or 'none'}); expected exactly those of "
-            f"variant {layout.variant!r}" + (f" with a decoder of architecture {layout.arch}" if layout.arch else "")
+            f"variant {layout.variant.name!r}"
+            + (f" with a decoder of architecture {layout.arch}" if layout.arch else "")
         )
     for name, shape in expected.items():
         if sources[name].shape != shape:
             stored = sources[name].name
             known_as = f"{name} (stored as {stored})" if stored != name else name
             raise CheckpointVariantError(f"{where}: {known_as} has shape {sources[name].shape}, expected {shape}")
-
-
-def read_origin(folder: Path) -> Origin | None:
-    """Where a checkpoint or an adapter was pulled from, if it was.
-
-    Raises:
-        CheckpointFileError: the record of that is broken.
-    """
-    path = folder / PULL_RECORD
-    if not path.is_file():
-        return None
-    record = checked(PullRecord, str(path), read_json(path), "remove it, or pull again what is beside it")
-    return Origin(record.repo, record.revision)
 
 
 def _name(path: Path, config: Mapping[str, Any], origin: Origin | None) -> str:

@@ -7,18 +7,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from dasheng_edge.export.files.tensor_files import INDEX, WEIGHTS, Source
+from dasheng_edge.export.files.torch_file import SUFFIXES
+from dasheng_edge.export.variants.table import EXPORTABLE
 from dasheng_edge.runtime.errors import CheckpointNotFoundError, CheckpointVariantError
 from dasheng_edge.runtime.names import address_hint
 
-from .tensor_files import INDEX, WEIGHTS, Source
-from .torch_file import SUFFIXES
-
-# Published checkpoints that hold plain float weights, hence can be exported.
-EXPORTABLE = (
-    "mispeech/midashenglm-7b-1021-bf16", "mispeech/midashenglm-7b-1021-fp32",
-    "mispeech/midashenglm-7b-bf16", "mispeech/midashenglm-7b-0804-fp32", "mispeech/midashenglm-0.6b-fp32",
-    "mispeech/dasheng-base", "mispeech/dasheng-0.6B", "mispeech/dasheng-1.2B",
-)  # fmt: skip
 READABLE_DTYPES = ("F32", "F16", "BF16")
 _PLAIN_DTYPES = ("F64", "C64", "C128", "I64", "BOOL")  # are not read either, but nobody packs weights into them
 _QUANTIZED_NAME = re.compile(

@@ -16,7 +16,7 @@ from yaml import YAMLError
 
 from dasheng_edge.export.adapter.merge import MergedTensors
 from dasheng_edge.export.checkpoint.checkpoint import Checkpoint
-from dasheng_edge.export.checkpoint.unsupported import EXPORTABLE
+from dasheng_edge.export.variants.table import EXPORTABLE
 from dasheng_edge.runtime.bundle.manifest import Sampling
 
 from .tokenizer import Vocabulary

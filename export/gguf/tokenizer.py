@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
 from gguf import TokenType
+from pydantic import Field, NonNegativeInt
 
-from dasheng_edge.export.checkpoint.config import AddedToken, BpeModel, TokenizerFile, checked, read_json
+from dasheng_edge.export.files.json_files import StatedFields, checked, read_json
 from dasheng_edge.export.prompt.chat_template import read_audio_tokens, read_chat_template
 from dasheng_edge.runtime.errors import CheckpointFileError, CheckpointVariantError
 
@@ -35,6 +37,49 @@ ENDS_BY_TEXT = frozenset({
 })  # fmt: skip
 # It takes these for control tokens, too, and warns where a file says otherwise, as Qwen3's tokenizer.json does.
 CONTROL_BY_TEXT = ENDS_BY_TEXT | {"<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>"}
+
+
+class Step(StatedFields):
+    """How one pre-tokenizer cuts text."""
+
+    type: str = ""
+    pattern: dict[str, str] = Field(default={})
+
+
+class PreTokenizer(Step):
+    """One step, or a sequence of them."""
+
+    pretokenizers: tuple[Step, ...] | None = Field(default=None, strict=False)
+
+
+class Normalizer(StatedFields):
+    """How text is normalised."""
+
+    type: str
+
+
+class AddedToken(StatedFields):
+    """A token beside the vocabulary."""
+
+    id: NonNegativeInt
+    content: str
+    special: bool = False
+
+
+class TokenizerFile(StatedFields):
+    """`tokenizer.json`; `model` is read as `BpeModel` once it is known to be one."""
+
+    model: dict[str, Any]
+    pre_tokenizer: PreTokenizer | None = None
+    normalizer: Normalizer | None = None
+    added_tokens: list[AddedToken] = Field(default=[])
+
+
+class BpeModel(StatedFields):
+    """Tokens by text, and merges, as "a b" or as ["a", "b"]."""
+
+    vocab: dict[str, NonNegativeInt]
+    merges: list[str | Annotated[list[str], Field(min_length=2, max_length=2)]]
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ import logging
 import warnings
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import Parameter, Signature
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,6 @@ import torch
 from torch import Tensor, nn
 
 from dasheng_edge.export.adapter.merge import MergedTensors
-from dasheng_edge.export.reference.dasheng import AudioProjector, Chunk, DashengEncoder
 from dasheng_edge.export.reference.encoder import (
     ENCODER_PREFIX,
     PROJECTOR_PREFIX,
@@ -32,8 +32,9 @@ from dasheng_edge.export.reference.encoder import (
     meta_projector,
     stream_chunks,
 )
+from dasheng_edge.export.variants.modules import AudioProjector, ChunkedEncoder
+from dasheng_edge.export.variants.variant import Feed
 from dasheng_edge.runtime.bundle.bundle import EXTERNAL_BYTES, PAGE_BYTES, weights_file
-from dasheng_edge.runtime.bundle.front_end_spec import FrontEndSpec
 from dasheng_edge.runtime.deviation import relative_rms
 from dasheng_edge.runtime.errors import ExportError
 
@@ -43,7 +44,6 @@ from .check import GraphReport, graph_bytes, graph_session
 OPSET = 23  # the first with Attention
 
 Array: TypeAlias = npt.NDArray[np.float32]
-Feed: TypeAlias = Mapping[str, npt.NDArray[np.float32] | npt.NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class _Seam:
     """What a graph takes and gives: example inputs by name, their dynamic axes, and the output."""
 
     inputs: Mapping[str, Tensor]
-    dynamic: Mapping[str, Mapping[int, object]]
+    dynamic: Mapping[str, object]
     output: str
     output_axis: str
 
@@ -59,37 +59,16 @@ class _Seam:
 class _OneChunk(nn.Module):
     """An encoder of one chunk; the exporter names a graph's inputs by the signature of `forward`."""
 
-    def __init__(self, encoder: DashengEncoder) -> None:
+    def __init__(self, encoder: ChunkedEncoder, inputs: Sequence[str]) -> None:
         super().__init__()
         self.audio_encoder = encoder
 
+        def forward(*values: Tensor) -> Tensor:
+            return encoder.forward_chunk(dict(zip(inputs, values, strict=True)))
 
-class MaskedChunk(_OneChunk):
-    """MiDashengLM's."""
-
-    def forward(self, log_mel: Tensor, valid_patches: Tensor) -> Tensor:
-        """float32 [1, n_mels, frames], int64 [1] -> float32 [1, frames // 4, dim]."""
-        return self.audio_encoder.forward_chunk(Chunk(log_mel, valid_patches))
-
-
-class TwoBranchChunk(_OneChunk):
-    """DashengTokenizer's."""
-
-    def forward(self, log_mel: Tensor, acoustic_mel: Tensor, valid_patches: Tensor, kept_patches: Tensor) -> Tensor:
-        """Two spectrograms [1, mels, frames], int64 [1] each -> float32 [1, frames // 4, dim]."""
-        chunk = Chunk(log_mel, valid_patches, acoustic=acoustic_mel, kept=kept_patches)
-        return self.audio_encoder.forward_chunk(chunk)
-
-
-class PaddedChunk(_OneChunk):
-    """Plain Dasheng's."""
-
-    def forward(self, log_mel: Tensor, padded_patches: Tensor) -> Tensor:
-        """float32 [1, n_mels, frames], int64 [1] -> float32 [1, frames // 4, dim]."""
-        padded = cast("int", padded_patches[0].item())  # a symbol, while it is traced
-        torch._check(padded >= 1)  # noqa: SLF001  # how torch.export is told the range of a size
-        torch._check(padded <= self.audio_encoder.front_end.chunk_patches)  # noqa: SLF001
-        return self.audio_encoder.forward_chunk(Chunk(log_mel, padded=padded))
+        parameters = [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in inputs]
+        forward.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+        self.forward = forward
 
 
 class ExactProjector(nn.Module):
@@ -115,11 +94,13 @@ def export_encoder(path: Path, merged: MergedTensors) -> GraphReport:
     Raises:
         ExportError: the exporter did not emit one `Attention` per block.
     """
-    encoder, spec = meta_encoder(merged), merged.checkpoint.front_end
+    encoder, spec, variant = meta_encoder(merged), merged.checkpoint.front_end, merged.checkpoint.variant
     frames = torch.export.Dim("frames", min=spec.patch_frames, max=spec.chunk_frames)
-    inputs = {name: torch.from_numpy(value) for name, value in _chunk_cases(spec)[-1].items()}
-    dynamic: dict[str, dict[int, object]] = {name: {2: frames} if x.ndim == 3 else {} for name, x in inputs.items()}
-    model = _trace(_chunk_module(encoder), _Seam(inputs, dynamic, "patches", "patches"))
+    cases = variant.examples(spec)
+    chunks = [{name: torch.from_numpy(case[name]) for name in variant.inputs} for case in cases]
+    dynamic = {name: {2: frames} if value.ndim == 3 else {} for name, value in chunks[-1].items()}
+    module = _OneChunk(encoder, variant.inputs)
+    model = _trace(module, _Seam(chunks[-1], dynamic, "patches", "patches"))
     fused = sum(node.op_type == "Attention" for node in model.graph)
     if fused != encoder.spec.depth:
         raise ExportError(
@@ -128,8 +109,7 @@ def export_encoder(path: Path, merged: MergedTensors) -> GraphReport:
         )
     join_heads(model, encoder.spec.num_heads)
     _save(model, path, merged, ENCODER_PREFIX)
-    cases = _chunk_cases(spec)
-    wanted = [patches.numpy() for patches in stream_chunks(merged, [_chunk(case) for case in cases])]
+    wanted = [patches.numpy() for patches in stream_chunks(merged, chunks)]
     return _compare(path, cases, wanted)
 
 
@@ -146,53 +126,6 @@ def export_projector(path: Path, merged: MergedTensors) -> GraphReport:
     projector = load_projector(merged)
     wanted = [projector(torch.from_numpy(case["patches"])).numpy() for case in cases]
     return _compare(path, cases, wanted)
-
-
-def _chunk_module(encoder: DashengEncoder) -> nn.Module:
-    if encoder.front_end.acoustic:
-        return TwoBranchChunk(encoder)
-    return PaddedChunk(encoder) if encoder.front_end.pads_last_chunk else MaskedChunk(encoder)
-
-
-def _chunk_cases(spec: FrontEndSpec) -> list[Feed]:
-    """Chunks that catch mistakes, by the graph's inputs; the last one is also what the exporter traces.
-
-    One patch, ragged ends, a last patch that is no key, no key at all; all padding of plain Dasheng.
-    """
-    full = spec.chunk_patches
-    generator = np.random.default_rng(0)
-
-    def mel(bands: int, frames: int, mean: float, deviation: float) -> Array:
-        return generator.normal(mean, deviation, (1, bands, frames)).clip(-100, 40).astype(np.float32)
-
-    if spec.pads_last_chunk:
-        sizes = [(4, 1), (4, full), (7, 1), (7, full), (20, 5), (402, 100), (403, full), (1008, full), (504, 200)]
-        return [
-            {"log_mel": mel(spec.n_mels, frames, -40, 20), "padded_patches": np.array([padded])}
-            for frames, padded in sizes
-        ]
-    sizes = [(4, 1), (4, 0), (7, 1), (12, 3), (20, 4), (400, 100), (1001, 250), (1008, full - 1), (1008, full)]
-    cases: list[Feed] = []
-    for frames, valid in (*sizes, (504, full // 4)):
-        case: dict[str, Any] = {"log_mel": mel(spec.n_mels, frames, -40, 20)}
-        if spec.acoustic:
-            case["acoustic_mel"] = mel(spec.acoustic.n_mels, frames, -5, 3)
-        case["valid_patches"] = np.array([valid])
-        if spec.acoustic:  # both those of a first chunk and those of a later one
-            case["kept_patches"] = np.array([valid if valid % 2 else frames // spec.patch_frames])
-        cases.append(case)
-    return cases
-
-
-def _chunk(case: Feed) -> Chunk:
-    """What the graph is fed, as the reference takes it."""
-    tensors = {name: torch.from_numpy(value) for name, value in case.items()}
-    if "padded_patches" in tensors:
-        return Chunk(tensors["log_mel"], padded=int(tensors["padded_patches"]))
-    return Chunk(
-        tensors["log_mel"], tensors["valid_patches"],
-        acoustic=tensors.get("acoustic_mel"), kept=tensors.get("kept_patches"),
-    )  # fmt: skip
 
 
 def _trace(module: nn.Module, seam: _Seam) -> ir.Model:

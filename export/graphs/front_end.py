@@ -17,7 +17,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor
 
-from dasheng_edge.export.reference.dasheng import AcousticMel, LogMel, mel_filterbank
+from dasheng_edge.export.variants.spectrograms import AcousticMel, LogMel, mel_filterbank
 from dasheng_edge.runtime.bundle.front_end_spec import AcousticSpec, FrontEndSpec
 from dasheng_edge.runtime.deviation import max_difference
 

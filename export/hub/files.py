@@ -14,8 +14,9 @@ from typing import Any
 from dasheng_edge.export.adapter.config import BESIDE
 from dasheng_edge.export.adapter.config import CONFIG as ADAPTER_CONFIG
 from dasheng_edge.export.adapter.merge import WEIGHTS as ADAPTER_WEIGHTS
-from dasheng_edge.export.checkpoint.tensor_files import INDEX, WEIGHTS
-from dasheng_edge.export.checkpoint.unsupported import EXPORTABLE, plain_repository, refuse_other_models
+from dasheng_edge.export.checkpoint.unsupported import plain_repository, refuse_other_models
+from dasheng_edge.export.files.tensor_files import INDEX, WEIGHTS
+from dasheng_edge.export.variants.table import EXPORTABLE
 from dasheng_edge.runtime.errors import (
     AdapterError,
     CheckpointFileError,

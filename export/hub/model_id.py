@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from dasheng_edge.export.checkpoint.unsupported import EXPORTABLE
+from dasheng_edge.export.variants.table import EXPORTABLE
 from dasheng_edge.runtime.errors import CheckpointNotFoundError
 
 _PART = (

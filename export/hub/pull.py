@@ -20,8 +20,8 @@ from typing import Protocol
 
 from filelock import FileLock, Timeout
 
-from dasheng_edge.export.checkpoint.checkpoint import PULL_RECORD
-from dasheng_edge.export.checkpoint.config import PullRecord, checked, read_json
+from dasheng_edge.export.files.json_files import checked, read_json
+from dasheng_edge.export.files.pull_record import PULL_RECORD, Origin
 from dasheng_edge.runtime.errors import (
     CheckpointFileError,
     CheckpointNotFoundError,
@@ -177,7 +177,7 @@ def _was_pulled(download: _Download) -> bool:
     folder, partial, repository = download.folder, download.partial, download.repository
     if folder.is_symlink() or (folder.exists() and not _is_empty(folder)):
         record = _record(folder)
-        if record == PullRecord(repo=repository.name, revision=repository.revision):
+        if record == Origin(repo=repository.name, revision=repository.revision):
             return True
         what = f"{record.repo} at {record.revision}" if record else "something that was not pulled"
         raise OutputExistsError(
@@ -350,11 +350,11 @@ def _is(content: bytes, file: HubFile) -> bool:
     return file.matches(len(content), digest)
 
 
-def _record(folder: Path) -> PullRecord | None:
+def _record(folder: Path) -> Origin | None:
     """What was pulled to a folder; None if nothing was, or it is not said."""
     path = folder / PULL_RECORD
     try:
-        return checked(PullRecord, str(path), read_json(path), "remove it, and pull it again")
+        return checked(Origin, str(path), read_json(path), "remove it, and pull it again")
     except CheckpointFileError:
         return None
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dasheng_edge.export.checkpoint.config import read_json
+from dasheng_edge.export.files.json_files import read_json
 from dasheng_edge.runtime.errors import CheckpointFileError
 
 TEMPLATE, LEGACY_TEMPLATE = "chat_template.jinja", "chat_template.json"

@@ -4,64 +4,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import jinja2
 
 from dasheng_edge.export.checkpoint.checkpoint import Checkpoint
-from dasheng_edge.export.options import PromptOverrides
+from dasheng_edge.export.variants.table import PUBLISHED, README_PROMPT, TRAINED_FURTHER
+from dasheng_edge.export.variants.variant import PromptDefaults
 from dasheng_edge.runtime.bundle.golden import AUDIO_MARK
-from dasheng_edge.runtime.bundle.manifest import PromptFacts, Sampling
+from dasheng_edge.runtime.bundle.manifest import PromptFacts
 from dasheng_edge.runtime.errors import CheckpointFileError, CheckpointVariantError, ExportError
 from dasheng_edge.runtime.text.prompt import CONTENT_FORMS, chat_messages, template_names
 
 from .chat_template import AudioTokens, ChatTemplate, read_audio_tokens, read_chat_template
 from .generation_config import GENERATION, LONGEST, GenerationConfig, read_generation_config
+from .overrides import PromptOverrides
 
-# What a caption is asked for in the published evaluation of MiDashengLM (evaluate/prompt.csv).
-CAPTION_PROMPT = "Write an audio caption describing the sound"
-README_PROMPT = "Caption the audio."
-GREEDY = Sampling()
-
-Edition: TypeAlias = Literal["7b-0804", "7b-1021", "0.6b", "fine-tuned", "own"]
-
-
-@dataclass(frozen=True)
-class PromptDefaults:
-    """What holds where the checkpoint says nothing."""
-
-    prompt: str
-    audio_first: bool
-    source: str  # what it rests on
-    system: str | None = None
-    sampling: Sampling = GREEDY  # where generation_config.json does not say whether to sample
-    max_new_tokens: int = 128
-
-
-# Order, system turn and prompt of the published models are those of the usage example in their README
-# (github.com/xiaomi-research/dasheng-lm): text before audio. A system turn was in it until 2025-11-04, two weeks after
-# 1021 came out. Those who trained a model further had the audio first: mdl-toolkit builds its conversations so, and
-# without a system turn unless told; ms-swift puts the audio of a question that does not place it before the question.
-PROMPT_DEFAULTS: Mapping[Edition, PromptDefaults] = {
-    "7b-0804": PromptDefaults(
-        README_PROMPT, audio_first=False, source="MiDashengLM's README before 2025-11-04",
-        system="You are a helpful language and speech assistant.",
-    ),
-    "7b-1021": PromptDefaults(README_PROMPT, audio_first=False, source="MiDashengLM's README since 2025-11-04"),
-    # The example in this model's card samples with these values, and with a repetition penalty that is not known here.
-    "0.6b": PromptDefaults(
-        README_PROMPT, audio_first=False, source="MiDashengLM's README since 2026-04-21 and the card of the 0.6B",
-        sampling=Sampling(temperature=1.0, top_k=50, top_p=0.8),
-    ),
-    "fine-tuned": PromptDefaults(CAPTION_PROMPT, audio_first=True, source="as mdl-toolkit trains adapters"),
-    "own": PromptDefaults(CAPTION_PROMPT, audio_first=True, source="as mdl-toolkit trains models"),
-}  # fmt: skip
-# Widths of encoder and decoder of the published models; models of other sizes are people's own.
-_PUBLISHED: Mapping[tuple[str, int, int], Edition] = {
-    ("midashenglm", 1280, 3584): "7b-1021",
-    ("midashenglm-tokenizer", 768, 1024): "0.6b",
+# What a published model is asked where the checkpoint says nothing, and what those are that somebody trained further.
+PROMPT_DEFAULTS: Mapping[str, PromptDefaults] = {
+    **{name: model.prompt for name, model in PUBLISHED.items() if model.prompt},
+    **TRAINED_FURTHER,
 }
 CHOSEN = "chosen at export"
 _PROBE = "\ue0f2"  # private use: no template gives it a meaning, and Python's repr escapes it
@@ -105,15 +68,15 @@ def prompt_facts(
     return facts.model_copy(update={"system": system, "notes": notes})
 
 
-def edition(checkpoint: Checkpoint, *, adapted: bool = False) -> Edition:
+def edition(checkpoint: Checkpoint, *, adapted: bool = False) -> str:
     """Which row of PROMPT_DEFAULTS holds. Merged fine-tunes of a published model cannot be told from it."""
     if adapted:
         return "fine-tuned"
-    hidden = checkpoint.decoder.hidden_size if checkpoint.decoder else 0
-    found = _PUBLISHED.get((checkpoint.variant, checkpoint.encoder.embed_dim, hidden), "own")
-    # 0804 stores the filterbank and the window of its spectrogram, 1021 does not.
+    widths = checkpoint.encoder.embed_dim, checkpoint.decoder.hidden_size if checkpoint.decoder else 0
+    models = [model for model in checkpoint.variant.published if model.prompt and model.widths == widths]
     mel_buffers = any("front_end" in name.split(".") for name in checkpoint.ignored)
-    return "7b-0804" if found == "7b-1021" and mel_buffers else found
+    models.sort(key=lambda model: model.mel_buffers != mel_buffers)  # 0804 stores them, 1021 does not
+    return models[0].name if models else "own"
 
 
 def golden_prompt(folder: Path, facts: PromptFacts) -> list[int]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from dasheng_edge.export.checkpoint.config import checked, read_json
+from dasheng_edge.export.files.json_files import checked, read_json
 from dasheng_edge.runtime.bundle.manifest import Sampling
 
 GENERATION = "generation_config.json"

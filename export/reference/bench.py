@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from dasheng_edge.export.adapter.merge import MergedTensors
 from dasheng_edge.export.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from dasheng_edge.export.checkpoint.sizes import DecoderSpec
+from dasheng_edge.export.variants.modules import ChunkedEncoder
+from dasheng_edge.export.variants.variant import DecoderSpec
 from dasheng_edge.runtime.child import serve
 from dasheng_edge.runtime.errors import CheckpointError
 from dasheng_edge.runtime.machine.meters import peak_rss_bytes
 
-from .dasheng import DashengEncoder
 from .decoder import decoder_config, decoder_modules
 from .encoder import ENCODER_PREFIX, PROJECTOR_PREFIX, meta_encoder, meta_projector, reference_features
 
@@ -97,7 +97,7 @@ def _tensors(merged: MergedTensors, prefix: str, dtype: torch.dtype) -> dict[str
 
 
 def _load(module: nn.Module, state: dict[str, Tensor]) -> None:
-    if isinstance(module, DashengEncoder):
+    if isinstance(module, ChunkedEncoder):
         state["init_bn.num_batches_tracked"] = torch.zeros((), dtype=torch.int64)  # used in training only
     module.load_state_dict(state, assign=True)
     module.eval().requires_grad_(requires_grad=False)

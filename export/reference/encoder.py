@@ -14,15 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from dasheng_edge.export.adapter.merge import MergedTensors
+from dasheng_edge.export.variants.modules import AudioProjector, Block, Chunk, ChunkedEncoder
+from dasheng_edge.export.variants.spectrograms import AcousticMel, LogMel
 from dasheng_edge.runtime.audio.front_end import Features
 from dasheng_edge.runtime.bundle.front_end_spec import FrontEndSpec
-
-from .dasheng import AcousticMel, AudioProjector, Block, Chunk, DashengEncoder, LogMel, build_encoder, chunks_of_clip
 
 ENCODER_PREFIX, PROJECTOR_PREFIX = "audio_encoder.", "audio_projector."
 
 
-def load_encoder(merged: MergedTensors) -> DashengEncoder:
+def load_encoder(merged: MergedTensors) -> ChunkedEncoder:
     """The reference encoder in float32 with the merged weights, ready for inference."""
     encoder = meta_encoder(merged)
     _load(encoder, merged.state_dict(ENCODER_PREFIX))
@@ -36,12 +36,12 @@ def load_projector(merged: MergedTensors) -> AudioProjector:
     return projector
 
 
-def meta_encoder(merged: MergedTensors, depth: int | None = None) -> DashengEncoder:
+def meta_encoder(merged: MergedTensors, depth: int | None = None) -> ChunkedEncoder:
     """The encoder without weights, on torch's meta device; `depth` is the number of blocks, None for all."""
     spec = merged.checkpoint.encoder
     with torch.device("meta"):
         spec = spec if depth is None else dataclasses.replace(spec, depth=depth)
-        return build_encoder(spec, merged.checkpoint.front_end)
+        return merged.checkpoint.variant.encoder(spec, merged.checkpoint.front_end)
 
 
 def meta_projector(merged: MergedTensors) -> AudioProjector:
@@ -62,11 +62,11 @@ def reference_features(spec: FrontEndSpec, waveform: npt.NDArray[np.float32]) ->
 
 
 def stream_patches(merged: MergedTensors, clips: Sequence[Features]) -> list[npt.NDArray[np.float32]]:
-    """Patches float32 [patches, embed_dim] of each clip; equals `DashengEncoder.forward`."""
-    spec = merged.checkpoint.front_end
+    """Patches float32 [patches, embed_dim] of each clip; equals `ChunkedEncoder.forward`."""
+    encoder = meta_encoder(merged, depth=0)
     cut = [
-        chunks_of_clip(
-            spec, torch.from_numpy(clip.log_mel)[None], clip.samples,
+        encoder.chunks_of(
+            torch.from_numpy(clip.log_mel)[None], clip.samples,
             None if clip.acoustic is None else torch.from_numpy(clip.acoustic)[None],
         )
         for clip in clips
@@ -77,7 +77,7 @@ def stream_patches(merged: MergedTensors, clips: Sequence[Features]) -> list[npt
 
 @torch.inference_mode()
 def stream_chunks(merged: MergedTensors, chunks: Sequence[Chunk]) -> list[Tensor]:
-    """Patches float32 [batch, patches, embed_dim] of each chunk; equals `DashengEncoder.forward_chunk`."""
+    """Patches float32 [batch, patches, embed_dim] of each chunk; equals `ChunkedEncoder.forward_chunk`."""
     encoder = meta_encoder(merged, depth=0)  # what comes before and after the blocks
     names = [name for name in merged.names(ENCODER_PREFIX) if not name.startswith(f"{ENCODER_PREFIX}blocks.")]
     _load(encoder, {name.removeprefix(ENCODER_PREFIX): merged.tensor(name) for name in names})
@@ -86,13 +86,13 @@ def stream_chunks(merged: MergedTensors, chunks: Sequence[Chunk]) -> list[Tensor
         with torch.device("meta"):
             block = Block(merged.checkpoint.encoder)
         _load(block, merged.state_dict(f"{ENCODER_PREFIX}blocks.{index}."))
-        rows = [block(x, chunk.valid) for x, chunk in zip(rows, chunks, strict=True)]
+        rows = [block(x, chunk.get("valid_patches")) for x, chunk in zip(rows, chunks, strict=True)]
     return [encoder.finish(x, chunk) for x, chunk in zip(rows, chunks, strict=True)]
 
 
 def _load(module: nn.Module, state: dict[str, Tensor]) -> None:
     """Put weights into a module that has none, and make it ready for inference."""
-    if isinstance(module, DashengEncoder):
+    if isinstance(module, ChunkedEncoder):
         state["init_bn.num_batches_tracked"] = torch.zeros((), dtype=torch.int64)  # used in training only
     module.load_state_dict(state, assign=True)
     module.eval().requires_grad_(requires_grad=False)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dasheng_edge.runtime.errors import BundleFileError, BundleKindError
 
-from .manifest import MANIFEST, DecoderFacts, Manifest, PromptFacts, Variant, read_manifest
+from .manifest import MANIFEST, DecoderFacts, Manifest, PromptFacts, read_manifest
 
 FRONT_END = "front_end.onnx"
 ENCODER = "encoder.onnx"
@@ -27,10 +27,11 @@ CUDA_GRAPHS: Mapping[str, str] = {ENCODER: "encoder.cuda.onnx", PROJECTOR: "proj
 EXTERNAL_BYTES = 500_000_000
 PAGE_BYTES = 4096  # where a large weight begins is a multiple of this, so that it can be mapped
 MODEL_CARD = "README.md"  # beside the files that the manifest lists: people may edit it
-_ALL_FILES = (FRONT_END, ENCODER, PROJECTOR, DECODER, GOLDEN)
-REQUIRED: Mapping[Variant, tuple[str, ...]] = {
-    "midashenglm": _ALL_FILES, "midashenglm-tokenizer": _ALL_FILES, "dasheng": (FRONT_END, ENCODER, GOLDEN),
-}  # fmt: skip
+
+
+def required_files(manifest: Manifest) -> tuple[str, ...]:
+    """The files that such a bundle must have."""
+    return (FRONT_END, ENCODER, PROJECTOR, DECODER, GOLDEN) if manifest.decoder else (FRONT_END, ENCODER, GOLDEN)
 
 
 def weights_file(graph: Path) -> Path:
@@ -109,7 +110,7 @@ class Bundle:
             BundleFileError: a file is missing, truncated or altered, or the manifest does not list it.
         """
         files = self.manifest.files
-        if missing := [name for name in REQUIRED[self.manifest.variant] if name not in files]:
+        if missing := [name for name in required_files(self.manifest) if name not in files]:
             raise BundleFileError(f"{self.folder / MANIFEST} does not list {', '.join(missing)}; export again")
         for name, facts in files.items():
             path = self.path(name)

@@ -18,9 +18,6 @@ from .front_end_spec import FrontEndSpec
 
 SCHEMA_VERSION = 3  # the newest that this version reads
 MANIFEST = "manifest.json"
-# What a model consists of, told by its tensors: MiDashengLM with the Dasheng encoder (7B, micro) or with
-# DashengTokenizer's two branches (0.6B), or a Dasheng encoder alone.
-Variant: TypeAlias = Literal["midashenglm", "midashenglm-tokenizer", "dasheng"]
 KvType: TypeAlias = Literal["f16", "q8_0", "q4_0"]  # how llama.cpp keeps keys and values, by its names
 UNREADABLE = (OSError, ValueError, RecursionError)  # what a file that is no JSON raises; the last: nested too deeply
 
@@ -155,10 +152,10 @@ class Manifest(_Model):
 
     schema_version: Literal[1, 2, 3] = 3
     name: str
-    variant: Variant
+    variant: str  # the exporter's name of what the model consists of: for people, since the facts below decide
     front_end: FrontEndSpec
     encoder: EncoderFacts
-    # None where there is no decoder ("dasheng"); bundles of schema 1 do not count the projector's either
+    # None where there is no decoder; bundles of schema 1 do not count the projector's either
     projector_parameters: int | None = None
     decoder: DecoderFacts | None = None
     prompt: PromptFacts | None = None
@@ -169,17 +166,17 @@ class Manifest(_Model):
 
     @model_validator(mode="after")
     def _check_parts(self) -> Manifest:
-        limits, decodes = self.tolerances, self.variant != "dasheng"
+        limits, decodes = self.tolerances, self.decoder is not None
         facts: dict[str, object] = {
-            "decoder": self.decoder, "prompt": self.prompt,
+            "prompt": self.prompt,
             "tolerances.embeddings_relative": limits.embeddings_relative,
             "tolerances.logits_relative": limits.logits_relative, "tolerances.token_margin": limits.token_margin,
         }  # fmt: skip
         if not decodes:
             facts["projector_parameters"] = self.projector_parameters
         if wrong := [key for key, value in facts.items() if (value is not None) != decodes]:
-            what = "lacks" if decodes else "has no decoder, but states"
-            raise ValueError(f"variant {self.variant!r} {what} {', '.join(wrong)}")
+            what = "states a decoder, but lacks" if decodes else "states no decoder, but"
+            raise ValueError(f"the manifest {what} {', '.join(wrong)}")
         if (self.front_end.acoustic is None) != (limits.acoustic_nepers is None):
             raise ValueError("front_end.acoustic and tolerances.acoustic_nepers go together, expected both or neither")
         return self

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from dasheng_edge.export import bundle_export
 from dasheng_edge.export.bundle_export import ExportReport, export_bundle
-from dasheng_edge.export.checkpoint.checkpoint import PULL_RECORD
+from dasheng_edge.export.files.pull_record import PULL_RECORD
 from dasheng_edge.export.graphs.check import GraphReport
 from dasheng_edge.export.options import ExportOptions
 from dasheng_edge.quant.decoder.types import DECODER_TOLERANCES, WORST_MATRIX, PlainType, token_margin
@@ -31,7 +31,7 @@ from dasheng_edge.runtime.bundle.bundle import (
     Bundle,
     sha256_of,
 )
-from dasheng_edge.runtime.bundle.manifest import Sampling, Variant
+from dasheng_edge.runtime.bundle.manifest import Sampling
 from dasheng_edge.runtime.deviation import logits_relative_rms
 from dasheng_edge.runtime.errors import (
     AdapterError,
@@ -216,7 +216,7 @@ def test_adapters_say_where_they_are_from_and_what_they_were_trained_on(
 
 
 def test_a_head_that_an_adapter_sets_free_is_counted(tmp_path: Path, quick: None) -> None:
-    variant: Variant = "midashenglm-tokenizer"
+    variant: str = "midashenglm-tokenizer"
     checkpoint = write_tiny_checkpoint(tmp_path / "tiny", variant=variant)
     folder = write_free_head(tmp_path / "head", variant)
     report = export_bundle(ExportOptions(checkpoint, tmp_path / "bundle", (folder,)))

@@ -25,9 +25,9 @@ from dasheng_edge.export.checkpoint.checkpoint import open_checkpoint
 from dasheng_edge.export.gguf.checks import golden_segments
 from dasheng_edge.export.gguf.decoder import COPIED, write_gguf
 from dasheng_edge.export.gguf.tokenizer import read_vocabulary
-from dasheng_edge.export.reference.dasheng import LogMel, mel_filterbank
 from dasheng_edge.export.reference.decoder import greedy_texts
 from dasheng_edge.export.reference.encoder import load_encoder, load_projector
+from dasheng_edge.export.variants.spectrograms import LogMel, mel_filterbank
 from dasheng_edge.quant.decoder.llama_quantize import quantize
 from dasheng_edge.quant.decoder.types import DECODER_TOLERANCES, DecoderType, PlainType
 from dasheng_edge.runtime.audio.encoder import Encoder, Projector

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from dasheng_edge.export.bundle_export import ExportReport, export_bundle
-from dasheng_edge.export.options import ExportOptions, PromptOverrides
+from dasheng_edge.export.options import ExportOptions
+from dasheng_edge.export.prompt.overrides import PromptOverrides
 from dasheng_edge.quant.decoder.types import PlainType
 from dasheng_edge.runtime.bundle.bundle import ENCODER, FRONT_END, GOLDEN, MODEL_CARD, Bundle
-from dasheng_edge.runtime.bundle.manifest import Variant
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.embedder import Embedder
 from dasheng_edge.runtime.errors import BundleKindError, OutputWriteError
@@ -35,7 +35,7 @@ def exported(checkpoint: Path, decoder: PlainType = "F32", adapters: tuple[Path,
     ids=["adapted", "quantized"],
 )
 def test_a_model_with_two_branches_and_a_tied_qwen3_decoder(decoder: PlainType, adapted: bool, tmp_path: Path) -> None:
-    variant: Variant = "midashenglm-tokenizer"
+    variant: str = "midashenglm-tokenizer"
     checkpoint = write_tiny_checkpoint(tmp_path / "two-branches", variant=variant)
     adapters = (write_tiny_adapter(tmp_path / "adapter", variant=variant),) if adapted else ()
 

@@ -34,7 +34,7 @@ from benchmarks.micro.training.base_training import event_f1
 from benchmarks.micro.training.features import FSDD, HELD_OUT_SPEAKERS, TRAINING_SPEAKERS
 from benchmarks.micro.training.micro_model import MicroModel, load_checkpoint
 from benchmarks.micro.training.tokenizer import END_OF_TEXT, IM_END, prompt_ids, token_id
-from dasheng_edge.export.reference.dasheng import LogMel
+from dasheng_edge.export.variants.spectrograms import LogMel
 from dasheng_edge.runtime.atomic_output import replace_text
 from dasheng_edge.runtime.captioner import Captioner
 

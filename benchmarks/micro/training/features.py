@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from benchmarks.micro.scenes.spoken_digits import DigitClip, make_espeak_digits, make_real_digits
 from benchmarks.micro.scenes.synthesise import make_scene
-from dasheng_edge.export.reference.dasheng import LogMel
+from dasheng_edge.export.variants.spectrograms import LogMel
 from dasheng_edge.runtime.atomic_output import replacing
 
 SHARD_CLIPS = 500

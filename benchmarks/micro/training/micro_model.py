@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2TokenizerFast
 
 from benchmarks.micro.training.tokenizer import AUDIO, END_OF_TEXT, IM_END, save_tokenizer, token_id
-from dasheng_edge.export.reference.dasheng import Attention, AudioProjector, Block, DashengEncoder, EncoderSpec
+from dasheng_edge.export.variants.midashenglm import MiDashengLMEncoder
+from dasheng_edge.export.variants.modules import Attention, AudioProjector, Block, EncoderSpec
 from dasheng_edge.runtime.atomic_output import replacing
 from dasheng_edge.runtime.bundle.front_end_spec import FrontEndSpec
 
@@ -70,7 +71,7 @@ class MicroModel(nn.Module):
     def __init__(self, encoder: EncoderSpec = ENCODER, decoder: DecoderSpec | None = None) -> None:
         super().__init__()
         self.decoder_spec = decoder or DecoderSpec()
-        self.audio_encoder = DashengEncoder(encoder)
+        self.audio_encoder = MiDashengLMEncoder(encoder)
         self.audio_projector = AudioProjector(encoder.embed_dim, self.decoder_spec.hidden_size)
         self.decoder = Qwen2ForCausalLM(self.decoder_spec.qwen2_config())
         # peft asks every causal language model for this method.

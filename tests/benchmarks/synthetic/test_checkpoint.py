@@ -112,7 +112,7 @@ def test_the_window_is_torchs() -> None:
 
 
 def test_the_filterbank_is_that_of_the_front_end() -> None:
-    from dasheng_edge.export.reference.dasheng import mel_filterbank as reference
+    from dasheng_edge.export.variants.spectrograms import mel_filterbank as reference
 
     spec = open_checkpoint(synthetic_checkpoint.REPOSITORY / "benchmarks" / "micro" / "checkpoint").front_end
     assert np.abs(mel_filterbank(257, 64) - reference(spec).numpy().reshape(257, 64)).max() < 1e-5

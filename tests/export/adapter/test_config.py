@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from dasheng_edge.export.adapter.merge import open_adapter
-from dasheng_edge.export.checkpoint.checkpoint import PULL_RECORD, Checkpoint, open_checkpoint
+from dasheng_edge.export.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from dasheng_edge.export.files.pull_record import PULL_RECORD
 from dasheng_edge.runtime.errors import AdapterError
 from tests.fixtures.adapter_files import change_config
 

@@ -18,7 +18,6 @@ from dasheng_edge.export.adapter.merge import check_finite, measured_merge_error
 from dasheng_edge.export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from dasheng_edge.export.reference.golden import write_golden
 from dasheng_edge.runtime.bundle.bundle import sha256_of
-from dasheng_edge.runtime.bundle.manifest import Variant
 from dasheng_edge.runtime.errors import AdapterError, ExportError
 from tests.fixtures.adapter_files import Tensors, change_config, change_tensors, write_free_head
 from tests.fixtures.tiny_checkpoint import write_tiny_adapter, write_tiny_checkpoint
@@ -174,7 +173,7 @@ def test_lora_needs_a_matrix(checkpoint: Checkpoint, adapter: Path) -> None:
 
 
 @pytest.mark.parametrize("variant", ["midashenglm-tokenizer", "dasheng"])
-def test_stored_names_of_other_members_of_the_family(tmp_path: Path, variant: Variant) -> None:
+def test_stored_names_of_other_members_of_the_family(tmp_path: Path, variant: str) -> None:
     checkpoint = open_checkpoint(write_tiny_checkpoint(tmp_path / "checkpoint", variant=variant))
     stored = [source.name for name, source in checkpoint.sources.items() if name.endswith(".qkv.weight")]
     folder = write_tiny_adapter(tmp_path / "adapter", variant=variant, target_modules=["qkv"])
@@ -186,7 +185,7 @@ def test_stored_names_of_other_members_of_the_family(tmp_path: Path, variant: Va
     assert merged.names("decoder.") == [name for name in checkpoint.sources if name.startswith("decoder.")]
 
 
-TWO_BRANCHES: Variant = "midashenglm-tokenizer"
+TWO_BRANCHES = "midashenglm-tokenizer"
 CANONICAL, STORED = "base_model.model.audio_encoder.blocks.0", "base_model.model.audio_encoder.model.blocks.0"
 
 

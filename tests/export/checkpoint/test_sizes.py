@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from dasheng_edge.export.checkpoint.checkpoint import open_checkpoint
-from dasheng_edge.export.reference.dasheng import AcousticMel, LogMel
-from dasheng_edge.runtime.bundle.manifest import Variant
+from dasheng_edge.export.variants.spectrograms import AcousticMel, LogMel
+from dasheng_edge.export.variants.table import VARIANTS
 from dasheng_edge.runtime.errors import CheckpointError, CheckpointFileError, CheckpointVariantError
 from tests.fixtures.tiny_checkpoint import write_tiny_checkpoint
 
@@ -26,7 +26,7 @@ LAYER = "decoder.model.layers.{}.self_attn."
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("originals")
-    return {name: write_tiny_checkpoint(folder / name, variant=name) for name in get_args(Variant)}
+    return {name: write_tiny_checkpoint(folder / name, variant=name) for name in VARIANTS}
 
 
 class Copies:

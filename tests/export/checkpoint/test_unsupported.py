@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dasheng_edge.export.checkpoint.checkpoint import PULL_RECORD, Origin, open_checkpoint
+from dasheng_edge.export.checkpoint.checkpoint import open_checkpoint
 from dasheng_edge.export.checkpoint.unsupported import plain_repository
+from dasheng_edge.export.files.pull_record import PULL_RECORD, Origin
 from dasheng_edge.runtime.errors import CheckpointFileError, CheckpointNotFoundError, CheckpointVariantError
 from tests.fixtures.tiny_checkpoint import write_tiny_checkpoint, write_tiny_dasheng_torch
 

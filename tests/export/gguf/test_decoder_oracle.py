@@ -18,7 +18,6 @@ from dasheng_edge.export.gguf.decoder import write_gguf
 from dasheng_edge.export.gguf.tokenizer import read_vocabulary
 from dasheng_edge.quant.decoder.gguf_file import gguf_tensors
 from dasheng_edge.runtime.bundle.bundle import DECODER
-from dasheng_edge.runtime.bundle.manifest import Variant
 from dasheng_edge.runtime.deviation import relative_rms
 from dasheng_edge.runtime.engine_options import EngineSettings
 from dasheng_edge.runtime.text.context import BATCH
@@ -71,7 +70,7 @@ def reference(merged: MergedTensors, audio: NDArray[np.float32]) -> tuple[NDArra
 
 @pytest.fixture(scope="module", params=["midashenglm", "midashenglm-tokenizer"])
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    variant: Variant = request.param
+    variant: str = request.param
     return write_tiny_checkpoint(tmp_path_factory.mktemp("oracle") / variant, variant=variant)
 
 
@@ -82,7 +81,7 @@ def opened(folder: Path, adapted: str) -> MergedTensors:
         return MergedTensors(checkpoint)
     saved = ["embed_tokens"] if adapted == "embedding" else None
     adapter = folder.parent / f"{folder.name}-{adapted}"
-    write_tiny_adapter(adapter, variant=checkpoint.variant, target_modules=ATTENTION, modules_to_save=saved)
+    write_tiny_adapter(adapter, variant=checkpoint.variant.name, target_modules=ATTENTION, modules_to_save=saved)
     return open_adapters([adapter], checkpoint)
 
 

@@ -10,12 +10,13 @@ import gguf
 import pytest
 
 from dasheng_edge.export.adapter.merge import MergedTensors, open_adapters
-from dasheng_edge.export.checkpoint.checkpoint import PULL_RECORD, open_checkpoint
+from dasheng_edge.export.checkpoint.checkpoint import open_checkpoint
+from dasheng_edge.export.files.pull_record import PULL_RECORD
 from dasheng_edge.export.gguf.decoder import write_gguf
 from dasheng_edge.export.gguf.metadata import model_card, other_bases
 from dasheng_edge.export.gguf.tokenizer import read_vocabulary
 from dasheng_edge.quant.decoder.llama_quantize import FILE_TYPES, quantize
-from dasheng_edge.runtime.bundle.manifest import Sampling, Variant
+from dasheng_edge.runtime.bundle.manifest import Sampling
 from tests.fixtures.adapter_files import change_config, state, write_free_head
 from tests.fixtures.tiny_checkpoint import CHAT_TEMPLATE, ROWS, write_tiny_adapter, write_tiny_checkpoint
 
@@ -40,7 +41,7 @@ def written(path: Path, merged: MergedTensors, sampling: Sampling | None = None)
     return {name: field.contents() for name, field in gguf.GGUFReader(path).fields.items()}
 
 
-SIZES: dict[Variant, dict[str, object]] = {
+SIZES: dict[str, dict[str, object]] = {
     "midashenglm": {"attention.head_count": 4, "attention.head_count_kv": 2},
     "midashenglm-tokenizer": {
         "attention.head_count": 8, "attention.head_count_kv": 2,
@@ -50,7 +51,7 @@ SIZES: dict[Variant, dict[str, object]] = {
 
 
 @pytest.mark.parametrize(("variant", "arch"), [("midashenglm", "qwen2"), ("midashenglm-tokenizer", "qwen3")])
-def test_the_architecture_and_its_sizes(variant: Variant, arch: str, tmp_path: Path) -> None:
+def test_the_architecture_and_its_sizes(variant: str, arch: str, tmp_path: Path) -> None:
     merged = MergedTensors(open_checkpoint(write_tiny_checkpoint(tmp_path / "tiny", variant=variant)))
     fields = written(tmp_path / "x.gguf", merged)
     spec = merged.checkpoint.decoder
@@ -173,7 +174,7 @@ def test_the_owner_of_a_pulled_checkpoint_is_known(tmp_path: Path) -> None:
 
 
 def test_the_size_is_that_of_what_is_written(tmp_path: Path) -> None:
-    variant: Variant = "midashenglm-tokenizer"
+    variant: str = "midashenglm-tokenizer"
     checkpoint = open_checkpoint(write_tiny_checkpoint(tmp_path / "mine", variant=variant))
     free = open_adapters([write_free_head(tmp_path / "head", variant)], checkpoint)
 

@@ -25,7 +25,7 @@ from dasheng_edge.export.gguf.tokenizer import read_vocabulary
 from dasheng_edge.quant.decoder.gguf_file import gguf_tensors
 from dasheng_edge.quant.decoder.llama_quantize import quantize
 from dasheng_edge.quant.decoder.types import PlainType
-from dasheng_edge.runtime.bundle.manifest import Sampling, Variant
+from dasheng_edge.runtime.bundle.manifest import Sampling
 from dasheng_edge.runtime.engine_options import EngineSettings
 from dasheng_edge.runtime.text.decoder import Decoder
 from tests.fixtures.tiny_checkpoint import write_tiny_checkpoint
@@ -149,9 +149,7 @@ def test_the_chat_endpoint_says_the_same(messages: Any, served: tuple[str, Decod
 @pytest.mark.parametrize("kind", ["Q4_K_M", "Q8_0", "IQ4_XS"])
 @pytest.mark.parametrize("variant", ["midashenglm", "midashenglm-tokenizer"])
 @pytest.mark.parametrize("source", ["F16", "BF16"])
-def test_llama_quantize_makes_the_same_file(
-    kind: PlainType, variant: Variant, source: PlainType, tmp_path: Path
-) -> None:
+def test_llama_quantize_makes_the_same_file(kind: PlainType, variant: str, source: PlainType, tmp_path: Path) -> None:
     whole = write_decoder(tmp_path, write_tiny_checkpoint(tmp_path / "checkpoint", variant=variant), source)
     quantize(whole, tmp_path / "ours.gguf", kind, threads=1)
     command = [str(BIN / "llama-quantize"), str(whole), str(tmp_path / "theirs.gguf"), kind, "1"]

@@ -20,12 +20,11 @@ from dasheng_edge.export.graphs.check import graph_bytes, graph_session
 from dasheng_edge.export.graphs.encoder import export_encoder, export_projector
 from dasheng_edge.export.reference.encoder import stream_chunks
 from dasheng_edge.runtime.bundle.bundle import ENCODER, FRONT_END, PROJECTOR, weights_file
-from dasheng_edge.runtime.bundle.manifest import Variant
 from dasheng_edge.runtime.errors import ExportError
 from tests.fixtures.tiny_checkpoint import write_tiny_checkpoint
 from tests.fixtures.watched_tensors import WatchedTensors
 
-VARIANTS: tuple[Variant, ...] = ("midashenglm", "midashenglm-tokenizer", "dasheng")
+VARIANTS: tuple[str, ...] = ("midashenglm", "midashenglm-tokenizer", "dasheng")
 ENCODER_INPUTS: dict[str, list[tuple[str, list[object]]]] = {
     "midashenglm": [("log_mel", [1, 64, "frames"]), ("valid_patches", [1])],
     "midashenglm-tokenizer": [
@@ -37,19 +36,17 @@ ENCODER_INPUTS: dict[str, list[tuple[str, list[object]]]] = {
 
 
 @pytest.fixture(scope="module")
-def all_merged(tmp_path_factory: pytest.TempPathFactory) -> dict[Variant, WatchedTensors]:
+def all_merged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, WatchedTensors]:
     folder = tmp_path_factory.mktemp("checkpoints")
-    all_merged: dict[Variant, WatchedTensors] = {}
+    all_merged: dict[str, WatchedTensors] = {}
     for name in VARIANTS:
         all_merged[name] = WatchedTensors(open_checkpoint(write_tiny_checkpoint(folder / name, variant=name)))
     return all_merged
 
 
 @pytest.fixture(scope="module")
-def encoders(
-    all_merged: dict[Variant, WatchedTensors], tmp_path_factory: pytest.TempPathFactory
-) -> dict[Variant, Path]:
-    paths: dict[Variant, Path] = {}
+def encoders(all_merged: dict[str, WatchedTensors], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    paths: dict[str, Path] = {}
     for name, merged in all_merged.items():
         paths[name] = tmp_path_factory.mktemp(name) / ENCODER
         assert export_encoder(paths[name], merged).error <= 2e-6
@@ -87,7 +84,7 @@ def test_seams_are_named_and_dynamic(
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_the_encoder_of_each_variant_asks_for_what_it_needs(variant: Variant, encoders: dict[Variant, Path]) -> None:
+def test_the_encoder_of_each_variant_asks_for_what_it_needs(variant: str, encoders: dict[str, Path]) -> None:
     model = onnx.load(encoders[variant])
 
     assert seam(model.graph.input) == ENCODER_INPUTS[variant]
@@ -96,7 +93,7 @@ def test_the_encoder_of_each_variant_asks_for_what_it_needs(variant: Variant, en
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_each_block_is_one_attention_node(variant: Variant, encoders: dict[Variant, Path]) -> None:
+def test_each_block_is_one_attention_node(variant: str, encoders: dict[str, Path]) -> None:
     kinds = [node.op_type for node in onnx.load(encoders[variant]).graph.node]
 
     assert kinds.count("Attention") == 2
@@ -108,7 +105,7 @@ def test_each_block_is_one_attention_node(variant: Variant, encoders: dict[Varia
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_weight_stands_in_the_file_as_it_is_multiplied(
-    variant: Variant, encoders: dict[Variant, Path], all_merged: dict[Variant, WatchedTensors]
+    variant: str, encoders: dict[str, Path], all_merged: dict[str, WatchedTensors]
 ) -> None:
     merged, stored = all_merged[variant], initializers(encoders[variant])
     weights = {name: value for name, value in stored.items() if name.startswith("audio_encoder.")}
@@ -134,7 +131,7 @@ def test_files_hold_nothing_of_the_machine(tiny_bundle: Path, name: str) -> None
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_encoders_hold_nothing_of_the_machine(variant: Variant, encoders: dict[Variant, Path]) -> None:
+def test_encoders_hold_nothing_of_the_machine(variant: str, encoders: dict[str, Path]) -> None:
     assert_clean(encoders[variant])
 
 
@@ -147,7 +144,7 @@ def assert_clean(path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_same_weights_give_the_same_file(
-    encoders: dict[Variant, Path], all_merged: dict[Variant, WatchedTensors], tmp_path: Path
+    encoders: dict[str, Path], all_merged: dict[str, WatchedTensors], tmp_path: Path
 ) -> None:
     export_encoder(tmp_path / ENCODER, all_merged["midashenglm"])
 
@@ -157,9 +154,9 @@ def test_the_same_weights_give_the_same_file(
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_many_weights_go_beside_the_graph_one_by_one(
-    variant: Variant,
-    encoders: dict[Variant, Path],
-    all_merged: dict[Variant, WatchedTensors],
+    variant: str,
+    encoders: dict[str, Path],
+    all_merged: dict[str, WatchedTensors],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -181,7 +178,7 @@ def test_many_weights_go_beside_the_graph_one_by_one(
 
 
 def test_a_mapped_graph_computes_what_the_runtime_computes(
-    all_merged: dict[Variant, WatchedTensors], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    all_merged: dict[str, WatchedTensors], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import onnxruntime
 
@@ -203,7 +200,7 @@ def test_a_mapped_graph_computes_what_the_runtime_computes(
 
 
 def test_an_exporter_that_fuses_nothing_is_refused(
-    all_merged: dict[Variant, WatchedTensors], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    all_merged: dict[str, WatchedTensors], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(encoder_onnx, "OPSET", 20)  # the operator came with 23
 
@@ -229,7 +226,7 @@ def test_a_graph_that_yields_nan_has_no_error_within_any_tolerance(tiny_checkpoi
 
 
 def test_a_graph_with_other_weights_is_found_out(
-    all_merged: dict[Variant, WatchedTensors], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    all_merged: dict[str, WatchedTensors], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = MergedTensors(open_checkpoint(write_tiny_checkpoint(tmp_path / "other", seed=1)))
     monkeypatch.setattr(encoder_onnx, "stream_chunks", lambda _, chunks: stream_chunks(other, chunks))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dasheng_edge.export.checkpoint.unsupported import EXPORTABLE
 from dasheng_edge.export.hub.model_id import ModelId, parse_model_id
+from dasheng_edge.export.variants.table import EXPORTABLE
 from dasheng_edge.runtime.errors import CheckpointNotFoundError
 
 NAME = "mispeech/midashenglm-7b-1021-bf16"

@@ -12,7 +12,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from dasheng_edge.export.checkpoint.checkpoint import PULL_RECORD, Origin, open_checkpoint
+from dasheng_edge.export.checkpoint.checkpoint import open_checkpoint
+from dasheng_edge.export.files.pull_record import PULL_RECORD, Origin
 from dasheng_edge.export.hub.client import BLOCK_BYTES, Hub
 from dasheng_edge.export.hub.pull import LOCK, PullOptions, pull
 from dasheng_edge.runtime.errors import CheckpointNotFoundError, DownloadError, OutputWriteError
@@ -85,7 +86,7 @@ def test_a_whole_checkpoint_comes_and_opens(fake: FakeHub, hub: Hub, options: Pu
     report = pull(options, watched, hub)
 
     checkpoint = open_checkpoint(report.folder)
-    assert checkpoint.origin == Origin(REPO, fake.commit(REPO))
+    assert checkpoint.origin == Origin(repo=REPO, revision=fake.commit(REPO))
     assert json.loads((report.folder / PULL_RECORD).read_text()) == {"repo": REPO, "revision": fake.commit(REPO)}
     assert set(checkpoint.sources) == set(open_checkpoint(published).sources)
     here = files_in(report.folder)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dasheng_edge.export.checkpoint.checkpoint import PULL_RECORD
+from dasheng_edge.export.files.pull_record import PULL_RECORD
 from dasheng_edge.export.hub.client import Hub
 from dasheng_edge.export.hub.pull import LOCK, PullOptions, left_behind, pull
 from dasheng_edge.runtime.errors import OutputExistsError, OutputWriteError

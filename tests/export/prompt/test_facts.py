@@ -7,24 +7,17 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from dasheng_edge.export.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from dasheng_edge.export.options import PromptOverrides
 from dasheng_edge.export.prompt.chat_template import AudioTokens, read_audio_tokens, read_chat_template
-from dasheng_edge.export.prompt.facts import (
-    CAPTION_PROMPT,
-    PROMPT_DEFAULTS,
-    README_PROMPT,
-    Edition,
-    edition,
-    golden_prompt,
-    prompt_facts,
-)
+from dasheng_edge.export.prompt.facts import PROMPT_DEFAULTS, edition, golden_prompt, prompt_facts
+from dasheng_edge.export.prompt.overrides import PromptOverrides
+from dasheng_edge.export.variants.table import CAPTION_PROMPT, README_PROMPT, VARIANTS
 from dasheng_edge.runtime.bundle.golden import AUDIO_MARK
 from dasheng_edge.runtime.bundle.manifest import PromptFacts
 from dasheng_edge.runtime.errors import CheckpointFileError, CheckpointVariantError, ExportError
@@ -60,7 +53,7 @@ def published(checkpoint: Checkpoint, variant: Literal["midashenglm", "midasheng
     assert checkpoint.decoder is not None
     return replace(
         checkpoint,
-        variant=variant,
+        variant=VARIANTS[variant],
         encoder=replace(checkpoint.encoder, embed_dim=dim),
         decoder=replace(checkpoint.decoder, hidden_size=hidden),
     )
@@ -206,7 +199,7 @@ def test_a_tokenizer_that_transformers_cannot_load(folder: Path) -> None:
 
 def test_every_edition_has_its_defaults(tiny_checkpoint: Path) -> None:
     checkpoint = open_checkpoint(tiny_checkpoint)
-    assert set(PROMPT_DEFAULTS) == set(get_args(Edition))
+    assert set(PROMPT_DEFAULTS) == {"7b-0804", "7b-1021", "0.6b", "fine-tuned", "own"}
     assert edition(checkpoint) == "own"
     assert edition(published(checkpoint, "midashenglm")) == "7b-1021"
     assert edition(published(checkpoint, "midashenglm-tokenizer")) == "0.6b"

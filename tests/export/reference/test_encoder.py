@@ -8,15 +8,14 @@ import torch
 from numpy.typing import NDArray
 
 from dasheng_edge.export.checkpoint.checkpoint import open_checkpoint
-from dasheng_edge.export.reference.dasheng import Chunk
 from dasheng_edge.export.reference.encoder import (
     load_encoder,
     load_projector,
+    meta_encoder,
     reference_features,
     stream_chunks,
     stream_patches,
 )
-from dasheng_edge.runtime.bundle.manifest import Variant
 from tests.fixtures.tiny_checkpoint import write_tiny_checkpoint
 from tests.fixtures.watched_tensors import WatchedTensors
 
@@ -25,7 +24,7 @@ BLOCK_BYTES = 4 * (12 * 64 * 64 + 13 * 64)  # of the tiny model: four matrices, 
 
 @pytest.fixture(scope="module", params=["midashenglm", "midashenglm-tokenizer", "dasheng"])
 def merged(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> WatchedTensors:
-    variant: Variant = request.param
+    variant: str = request.param
     folder = tmp_path_factory.mktemp("reference") / variant
     return WatchedTensors(open_checkpoint(write_tiny_checkpoint(folder, variant=variant)))
 
@@ -52,9 +51,8 @@ def test_no_more_than_one_block_is_held_beside_the_embedding(merged: WatchedTens
     ends = sum(
         4 * torch.Size(merged.shape(name)).numel() for name in merged.names("audio_encoder.") if ".blocks." not in name
     )
-    chunk = Chunk(torch.zeros(1, 64, 8), torch.tensor([2]))
-    if spec.acoustic:
-        chunk = Chunk(torch.zeros(1, 64, 8), torch.tensor([2]), acoustic=torch.zeros(1, spec.acoustic.n_mels, 8))
+    acoustic = torch.zeros(1, spec.acoustic.n_mels, 8) if spec.acoustic else None
+    (chunk,) = meta_encoder(merged, depth=0).chunks_of(torch.zeros(1, 64, 8), 1280, acoustic)
     merged.peak[0] = 0
     stream_chunks(merged, [chunk, chunk])
 

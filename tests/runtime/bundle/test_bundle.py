@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER, FRONT_END, GOLDEN, MODEL_CARD, REQUIRED, Bundle
+from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER, FRONT_END, GOLDEN, MODEL_CARD, Bundle, required_files
 from dasheng_edge.runtime.bundle.front_end_spec import FrontEndSpec
 from dasheng_edge.runtime.bundle.manifest import (
     MANIFEST,
@@ -56,14 +56,14 @@ ENCODER_ONLY = EMPTY.model_copy(
         "tolerances": Tolerances(log_mel_db=1e-3, patches_relative=1e-4),
     }
 )
-FILES = REQUIRED["midashenglm"]
+FILES = required_files(EMPTY)
 
 
 def write_toy(
     out: Path, *, overwrite: bool = False, content: str = "content", manifest: Manifest = EMPTY, extra: str = ""
 ) -> Bundle:
     with BundleWriter(out, overwrite=overwrite) as writer:
-        for name in (*REQUIRED[manifest.variant], *([extra] if extra else [])):
+        for name in (*required_files(manifest), *([extra] if extra else [])):
             writer.path(name).write_text(f"{content} of {name}")
         return writer.finish(manifest)
 
@@ -173,14 +173,13 @@ def test_sizes_are_those_of_what_was_written_so_far(tmp_path: Path) -> None:
     [
         (lambda m: m.update(surprise=1), "surprise: Extra inputs"),
         (lambda m: m.pop("name"), "name: Field required"),
-        (lambda m: m.pop("prompt"), "the top level: .*variant 'midashenglm' lacks prompt"),
-        (lambda m: m.update(decoder=None), "lacks decoder"),
+        (lambda m: m.pop("prompt"), "the top level: .*states a decoder, but lacks prompt"),
+        (lambda m: m.update(decoder=None), "states no decoder, but prompt, tolerances"),
         (lambda m: m["tolerances"].pop("embeddings_relative"), r"lacks tolerances\.embeddings_relative"),
         (lambda m: m["tolerances"].pop("logits_relative"), r"lacks tolerances\.logits_relative"),
         (lambda m: m["tolerances"].pop("token_margin"), r"lacks tolerances\.token_margin"),
         (lambda m: m["tolerances"].update(acoustic_nepers=1.0), "acoustic_nepers go together"),
         (lambda m: m["front_end"].update(acoustic={"n_mels": 8}), "acoustic_nepers go together"),
-        (lambda m: m.update(variant="dasheng"), "'dasheng' has no decoder, but states decoder, prompt, tolerances"),
         (lambda m: m["decoder"].update(arch="llama"), "decoder.arch"),
         (lambda m: m["decoder"].update(layers="many"), "decoder.layers"),
         (lambda m: m["front_end"].update(sample_rate_hz=8000), "front_end.sample_rate_hz"),
@@ -205,21 +204,28 @@ def test_wrong_manifests_name_the_place(toy: Path, change: Callable[[dict[str, A
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "message"),
     [
-        lambda m: m.update(decoder=EMPTY.model_dump()["decoder"]),
-        lambda m: m.update(prompt={"prompt": "Caption it"}),
-        lambda m: m.update(projector_parameters=1),
-        lambda m: m["tolerances"].update(token_margin=0.1),
+        (lambda m: m.update(decoder=EMPTY.model_dump()["decoder"]), "a decoder, but lacks prompt, tolerances"),
+        (lambda m: m.update(prompt={"prompt": "Caption it"}), "no decoder, but prompt"),
+        (lambda m: m.update(projector_parameters=1), "no decoder, but projector_parameters"),
+        (lambda m: m["tolerances"].update(token_margin=0.1), r"no decoder, but tolerances\.token_margin"),
     ],
 )
 def test_an_encoder_only_bundle_states_nothing_about_a_decoder(
-    tmp_path: Path, change: Callable[[dict[str, Any]], object]
+    tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str
 ) -> None:
     folder = write_toy(tmp_path / "encoder", manifest=ENCODER_ONLY).folder
     edit(folder, change)
-    with pytest.raises(BundleManifestError, match="variant 'dasheng' has no decoder, but states"):
+    with pytest.raises(BundleManifestError, match=f"states {message}"):
         Bundle.open(folder)
+
+
+def test_facts_decide_and_not_the_name_of_a_variant(tmp_path: Path) -> None:
+    later = EMPTY.model_copy(update={"variant": "one that a later exporter knows"})
+    bundle = Bundle.open(write_toy(tmp_path / "later", manifest=later).folder)
+
+    assert required_files(bundle.manifest) == FILES
 
 
 def test_files_that_are_not_what_the_manifest_says(toy: Path) -> None:

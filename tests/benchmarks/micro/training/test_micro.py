@@ -38,7 +38,7 @@ from benchmarks.micro.training.tokenizer import (
     token_id,
     train_tokenizer,
 )
-from dasheng_edge.export.reference.dasheng import EncoderSpec
+from dasheng_edge.export.variants.modules import EncoderSpec
 
 MICRO = Path(evaluate.__file__).parents[1]
 CHECKPOINT, ADAPTER = MICRO / "checkpoint", MICRO / "adapter"

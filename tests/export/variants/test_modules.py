@@ -6,23 +6,20 @@ import numpy as np
 import pytest
 import torch
 
-from dasheng_edge.export.reference.dasheng import (
-    AudioProjector,
-    Chunk,
-    DashengEncoder,
-    EncoderSpec,
-    LogMel,
-    mel_filterbank,
-)
+from dasheng_edge.export.variants.midashenglm import MiDashengLMEncoder
+from dasheng_edge.export.variants.modules import AudioProjector, EncoderSpec
+from dasheng_edge.export.variants.spectrograms import LogMel, mel_filterbank
 from dasheng_edge.runtime.bundle.front_end_spec import FrontEndSpec
 
 SPEC = FrontEndSpec()
 
 
 @pytest.fixture(scope="module")
-def encoder() -> DashengEncoder:
+def encoder() -> MiDashengLMEncoder:
     torch.manual_seed(0)
-    return DashengEncoder(EncoderSpec(embed_dim=32, depth=2, num_heads=2)).eval().requires_grad_(requires_grad=False)
+    return (
+        MiDashengLMEncoder(EncoderSpec(embed_dim=32, depth=2, num_heads=2)).eval().requires_grad_(requires_grad=False)
+    )
 
 
 def mel(waveform: np.ndarray) -> np.ndarray:
@@ -31,7 +28,7 @@ def mel(waveform: np.ndarray) -> np.ndarray:
 
 def test_sizes_are_those_of_the_published_7b() -> None:
     with torch.device("meta"):
-        encoder, projector = DashengEncoder(EncoderSpec()), AudioProjector(1280, 3584)
+        encoder, projector = MiDashengLMEncoder(EncoderSpec()), AudioProjector(1280, 3584)
 
     assert sum(p.numel() for p in encoder.parameters()) == 630_333_568
     assert len(encoder.state_dict()) == 395
@@ -93,27 +90,27 @@ def test_the_floor_is_relative_to_each_clip_not_to_the_batch() -> None:
     assert torch.equal(together[:1], LogMel()(quiet))
 
 
-def test_frames_and_patches_follow_the_counting_law(encoder: DashengEncoder) -> None:
+def test_frames_and_patches_follow_the_counting_law(encoder: MiDashengLMEncoder) -> None:
     for samples in (3040, 3200, 16_000, 161_280, 163_200):
         log_mel = LogMel()(torch.zeros(1, samples))
         assert log_mel.shape[-1] == SPEC.frames_of(samples)
         assert encoder(log_mel, samples).shape[1] == SPEC.patches_of(samples)
 
 
-def test_a_chunk_without_keys_attends_to_nothing_and_is_no_nan(encoder: DashengEncoder) -> None:
+def test_a_chunk_without_keys_attends_to_nothing_and_is_no_nan(encoder: MiDashengLMEncoder) -> None:
     log_mel = torch.randn(1, 64, 40, generator=torch.Generator().manual_seed(0))
-    out = encoder.forward_chunk(Chunk(log_mel, torch.tensor([0])))
+    out = encoder.forward_chunk({"log_mel": log_mel, "valid_patches": torch.tensor([0])})
     # Patches that attend to nothing cannot know their neighbours.
     changed = log_mel.clone()
     changed[..., 20:] += 10
-    other = encoder.forward_chunk(Chunk(changed, torch.tensor([0])))
+    other = encoder.forward_chunk({"log_mel": changed, "valid_patches": torch.tensor([0])})
 
     assert torch.isfinite(out).all()
     assert torch.equal(out[:, :5], other[:, :5])
     assert not torch.equal(out[:, 5:], other[:, 5:])
 
 
-def test_the_last_patch_is_no_key_when_the_clip_ends_within_it(encoder: DashengEncoder) -> None:
+def test_the_last_patch_is_no_key_when_the_clip_ends_within_it(encoder: MiDashengLMEncoder) -> None:
     samples = 3040  # 20 frames, 5 patches, of which floor(3040 / 640) = 4 are keys
     log_mel = torch.randn(1, 64, 20, generator=torch.Generator().manual_seed(0))
     changed = log_mel.clone()
@@ -125,12 +122,12 @@ def test_the_last_patch_is_no_key_when_the_clip_ends_within_it(encoder: DashengE
     assert not torch.equal(encoder(log_mel), encoder(changed))  # without a mask all patches are keys
 
 
-def test_chunks_do_not_see_each_other(encoder: DashengEncoder) -> None:
+def test_chunks_do_not_see_each_other(encoder: MiDashengLMEncoder) -> None:
     log_mel = torch.randn(1, 64, 1100, generator=torch.Generator().manual_seed(0))
     changed = log_mel.clone()
     changed[..., 1008:] += 10
     out, other = encoder(log_mel), encoder(changed)
-    alone = encoder.forward_chunk(Chunk(log_mel[..., 1008:]))
+    alone = encoder.forward_chunk({"log_mel": log_mel[..., 1008:]})
 
     assert torch.equal(out[:, :252], other[:, :252])
     assert torch.equal(out[:, 252:], alone)  # positions begin again in each chunk

@@ -15,11 +15,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from dasheng_edge.export.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from dasheng_edge.export.checkpoint.sizes import HEADS_BY_SIZE
-from dasheng_edge.export.checkpoint.tensor_files import SafetensorsSource
-from dasheng_edge.export.reference.dasheng import DashengEncoder, EncoderSpec
-from dasheng_edge.export.variants.detection import ASSUMPTIONS, assumptions, find_layout
+from dasheng_edge.export.checkpoint.checkpoint import ASSUMPTIONS, Checkpoint, open_checkpoint
+from dasheng_edge.export.checkpoint.layout import find_layout
+from dasheng_edge.export.files.tensor_files import SafetensorsSource
+from dasheng_edge.export.variants.midashenglm import MiDashengLMEncoder
+from dasheng_edge.export.variants.modules import EncoderSpec
+from dasheng_edge.export.variants.table import HEADS_BY_SIZE
 from dasheng_edge.runtime.errors import CheckpointFileError, CheckpointVariantError
 from tests.fixtures.tiny_checkpoint import write_tiny_checkpoint
 from tests.fixtures.tiny_model import stored_buffers, tiny_shapes
@@ -65,7 +66,9 @@ def write_sparse(folder: Path, shapes: Shapes, config: object, dtype: str) -> Pa
 
 def encoder_shapes(dim: int, depth: int, heads: int) -> Shapes:
     with torch.device("meta"):
-        return {name: tuple(t.shape) for name, t in DashengEncoder(EncoderSpec(dim, depth, heads)).state_dict().items()}
+        return {
+            name: tuple(t.shape) for name, t in MiDashengLMEncoder(EncoderSpec(dim, depth, heads)).state_dict().items()
+        }
 
 
 def projector_shapes(joined: int, width: int) -> Shapes:
@@ -126,7 +129,7 @@ def test_the_7b_at_true_size(tmp_path: Path, edition: str) -> None:
     assert opened.parameters("audio_encoder.") == 630_333_568
     assert opened.parameters("audio_projector.") == 35_789_824
     assert opened.parameters("decoder.") == 7_615_616_512
-    assert (opened.variant, opened.renames, assumptions(opened)) == ("midashenglm", (), ())
+    assert (opened.variant.name, opened.renames, opened.assumptions) == ("midashenglm", (), ())
     assert opened.encoder == EncoderSpec(1280, 32, 16)
     assert (opened.front_end.tokens_patches, opened.front_end.min_samples) == (5, 3200)
     assert not opened.front_end.pads_last_chunk
@@ -149,7 +152,7 @@ def test_the_06b_at_true_size(tmp_path: Path) -> None:
     config = {"model_type": "midashenglm", "subsample_factor": 5, "text_config": QWEN3_06B, "audio_encoder_config": {}}
     opened = open_checkpoint(write_sparse(tmp_path / "0.6b", shapes, config, "F32"))
 
-    assert opened.variant == "midashenglm-tokenizer"
+    assert opened.variant.name == "midashenglm-tokenizer"
     assert opened.parameters("audio_encoder.acoustic.") == 309_504
     assert opened.parameters("audio_encoder.") == 85_447_808 + 309_504
     assert opened.parameters("audio_projector.") == 4_982_784
@@ -163,7 +166,7 @@ def test_the_06b_at_true_size(tmp_path: Path) -> None:
     assert decoder is not None
     assert (decoder.arch, decoder.head_dim, decoder.heads, decoder.kv_heads) == ("qwen3", 128, 16, 8)
     assert (decoder.tied, decoder.rope_theta, decoder.context_length) == (True, 1e6, 40960)
-    assert any("attention heads as the published" in sentence for sentence in assumptions(opened))
+    assert any("attention heads as the published" in sentence for sentence in opened.assumptions)
 
 
 @pytest.mark.parametrize("size", DASHENGS)
@@ -177,7 +180,7 @@ def test_dasheng_at_true_size(tmp_path: Path, size: str) -> None:
     assert opened.parameters("audio_encoder.") == {
         "base": 85_447_808, "0.6B": 630_333_568, "1.2B": 1_134_047_360,
     }[size]  # fmt: skip
-    assert (opened.variant, opened.decoder, opened.encoder.num_heads) == ("dasheng", None, heads)
+    assert (opened.variant.name, opened.decoder, opened.encoder.num_heads) == ("dasheng", None, heads)
     assert opened.front_end.pads_last_chunk
     assert (opened.front_end.tokens_patches, opened.front_end.min_samples) == (1, 640)
     assert HEADS_BY_SIZE[dim, depth] == heads
@@ -210,7 +213,7 @@ def test_names_are_matched_by_their_ends(places: dict[str, str], shuffle: random
     found = _layout({moved[name]: shapes[name] for name in order})
 
     assert {source.name: name for name, source in found.sources.items()} == {moved[n]: canonical[n] for n in order}
-    assert (found.variant, found.arch) == ("midashenglm-tokenizer", "qwen3")
+    assert (found.variant.name, found.arch) == ("midashenglm-tokenizer", "qwen3")
 
 
 def _layout(shapes: Shapes) -> Any:
@@ -253,8 +256,8 @@ def test_every_assumption_can_apply(tokenizer: Path, tmp_path: Path) -> None:
     seen |= applying(open_checkpoint(sparse))
 
     assert seen == {entry.key for entry in ASSUMPTIONS}
-    assert len(assumptions(opened)) == len(opened.assumed)
-    assert not assumptions(open_checkpoint(write_tiny_checkpoint(tmp_path / "plain")))
+    assert len(opened.assumptions) == len(opened.assumed)
+    assert not open_checkpoint(write_tiny_checkpoint(tmp_path / "plain")).assumptions
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from dasheng_edge.export.adapter.merge import MergedTensors
 from dasheng_edge.export.checkpoint.checkpoint import open_checkpoint
-from dasheng_edge.export.reference.dasheng import AcousticMel, DashengTokenizerEncoder, mel_filterbank
 from dasheng_edge.export.reference.encoder import load_encoder, reference_features
+from dasheng_edge.export.variants.midashenglm_tokenizer import DashengTokenizerEncoder
+from dasheng_edge.export.variants.spectrograms import AcousticMel, mel_filterbank
 from dasheng_edge.runtime.audio.front_end import Features
 from dasheng_edge.runtime.bundle.front_end_spec import AcousticSpec
 from dasheng_edge.runtime.deviation import relative_rms

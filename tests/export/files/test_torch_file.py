@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dasheng_edge.export.checkpoint.checkpoint import open_checkpoint
-from dasheng_edge.export.checkpoint.torch_file import LoadedSource, TorchSource, read_torch_file
+from dasheng_edge.export.files.torch_file import LoadedSource, TorchSource, read_torch_file
 from dasheng_edge.runtime.errors import (
     CheckpointError,
     CheckpointFileError,

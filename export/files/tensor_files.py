@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dasheng_edge.runtime.errors import CheckpointFileError
 
-from .config import read_json
+from .json_files import read_json
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
