@@ -7,12 +7,12 @@ A setting is taken only if it was more than `GAIN` faster each time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Generic, Literal, TypeAlias, TypeVar, get_args
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
@@ -40,8 +40,8 @@ GAIN = 0.03  # less is noise
 CONFIRMATIONS = 2  # how often a setting that seems faster is measured again
 BUDGET_S = 100.0  # for all bundles; what is under way then is finished, which keeps it below two minutes
 MIN_RUNS, MIN_S, MAX_S = 5, 0.5, 2.0  # of one setting: so many runs in so long, unless they take too long
-_K = TypeVar("_K", bound=Hashable)
-_Times: TypeAlias = dict[_K, dict[Part, list[float]]]  # setting -> part -> median of each visit, in milliseconds
+# Setting -> part -> median of each visit, in milliseconds; the first setting is the default.
+_Times: TypeAlias = dict[str, dict[Part, list[float]]]
 Say: TypeAlias = Callable[[str], None]
 
 
@@ -106,21 +106,21 @@ def tune(options: TuneOptions, say: Say = lambda _: None) -> TuneReport:
     for bundle in bundles:
         _check_same_model(bundles[0], bundle)
         tuned_path(bundle)  # before two minutes of work
-    found: list[_Tuning] = []
+    contests: list[_Contests] = []
     for index, bundle in enumerate(bundles):
-        tuning = _Tuning(bundle, options, start + options.budget_s * (index + 1) / len(bundles), say)
-        tuning.run(perf_counter())
-        found.append(tuning)
+        contests.append(_Contests(bundle, start + options.budget_s * (index + 1) / len(bundles), say))
+        contests[-1].run(allow_kv=options.allow_kv)
     tuned = [
-        TunedBundle(one.name, one.choice, one.caption_ms, str(store_tuned(one.bundle, one.choice))) for one in found
+        TunedBundle(one.name, one.settings, one.caption_ms, str(store_tuned(one.bundle, one.settings)))
+        for one in contests
     ]
-    rows, reasons = [row for one in found for row in one.rows], [reason for one in found for reason in one.reasons]
+    rows, reasons = [row for one in contests for row in one.rows], [why for one in contests for why in one.reasons]
     fastest = tuned[0].bundle
     if len(bundles) > 1:
-        times: _Times[str] = {one.bundle: {"bundle": [one.caption_ms]} for one in tuned}
-        fastest, why = _winner(times, fastest, "bundle", visits=1)
+        times: _Times = {one.bundle: {"bundle": [one.caption_ms]} for one in tuned}
+        fastest, why = _winner(times, "bundle", visits=1)
         reasons.append(f"bundle: {fastest}, {why}; `dasheng-edge compare` says what each loses")
-        rows += _rows("", "bundle", times, tuned[0].bundle, fastest)
+        rows += _rows("", "bundle", times, fastest)
     return TuneReport(tuple(rows), tuple(tuned), fastest, tuple(reasons), perf_counter() - start)
 
 
@@ -135,188 +135,165 @@ def _check_same_model(first: Bundle, other: Bundle) -> None:
         )
 
 
-def named(setting: object) -> str:
-    """A setting, for people: a number is one of threads."""
-    return f"{setting} {'thread' if setting == 1 else 'threads'}" if isinstance(setting, int) else str(setting)
+def named(threads: int) -> str:
+    """A number of threads, for people."""
+    return f"{threads} {'thread' if threads == 1 else 'threads'}"
 
 
 def thread_counts(cores: int, hardware_threads: int) -> list[int]:
     """Numbers of threads that are worth a try: the nearest to the default, which is one for each core, first."""
     if cores <= 6:
         counts = set(range(1, cores + 1))
-    else:  # a few, since each must be opened: a core or two left to others, or as many as memory can feed
+    else:  # not all, since each must be opened: a core or two left to others, or as many as memory can feed
         counts = {cores // 4, cores // 2, 3 * cores // 4, cores - 2, cores - 1, cores}
     return sorted({*counts, max(cores, hardware_threads)}, key=lambda count: (abs(count - cores), count))
 
 
-@dataclass(frozen=True)
-class _Contest(Generic[_K]):
-    """Measures settings by visits, until a deadline; a visit opens what it needs and closes it again."""
+class _Contests:
+    """The contests of one bundle. Each starts from what those before it have chosen; the first setting is the default.
 
-    visit: Callable[[_K], Mapping[Part, float]]
-    deadline: float  # of perf_counter
-    say: Callable[[_K], None]
+    What matters most comes first, since there is a deadline, on the clock of `perf_counter`.
+    """
 
-    def run(self, settings: Sequence[_K]) -> _Times[_K]:
-        """The default is the first of the settings and is measured in any case."""
+    def __init__(self, bundle: Bundle, deadline_s: float, say: Say) -> None:
+        self.bundle, self.name = bundle, str(bundle.folder)
+        self.rows: list[Row] = []
+        self.reasons: list[str] = []
+        self.caption_ms = 0.0
+        self._host = Host.here()
+        self.settings = resolve(EngineOptions(), bundle.manifest.decoder, self._host)
+        self._deadline_s, self._say = deadline_s, say
+
+    def run(self, *, allow_kv: bool) -> None:
+        """Hold them all. What loading takes does not count."""
+        start, decoder = perf_counter(), self.bundle.manifest.decoder
+        left = self._deadline_s - start
+        counts = thread_counts(self._host.cores, usable_hardware_threads())
+        of_encoder = {named(count): replace(self.settings, encoder_threads=count) for count in counts}
+        times = self._measured("encoder", of_encoder, self._encoder, start + left / 2)
+        self.settings = of_encoder[self._decided(times, "encoder")]
+        if decoder is None:
+            return
+        of_decoder = {
+            named(count): replace(self.settings, prefill_threads=count, decode_threads=count) for count in counts
+        }
+        times = self._measured("decoder", of_decoder, self._decoder, start + left * 0.75)
+        prefill, decode = of_decoder[self._decided(times, "prefill")], of_decoder[self._decided(times, "decode")]
+        self.settings = replace(prefill, decode_threads=decode.decode_threads)
+        if decoder.precision not in FLOAT_TYPES:  # these have one layout, and are too large to be read into memory
+            self._decide_between(_layouts(self.settings, self._host), "weights", start + left * 0.85)
+        # Another type of keys and values is measured only if it may be chosen: at CONTEXT_ROWS positions, q8_0 saves
+        # 2 % of what a 0.6B in Q4_K_M reads for a token, which is less than GAIN.
+        kinds = [self.settings.kv_type, *(get_args(KvType) if allow_kv else ())]
+        of_kind = {kind: replace(self.settings, kv_type=kind) for kind in dict.fromkeys(kinds)}
+        self.caption_ms += self._decide_between(of_kind, "keys and values", self._deadline_s)
+
+    def _encoder(self, settings: EngineSettings) -> Mapping[Part, float]:
+        return {"encoder": encode_ms(self.bundle, settings.encoder_threads)}
+
+    def _decoder(self, settings: EngineSettings) -> Mapping[Part, float]:
+        prefill_ms, token_ms = answer_ms(self.bundle, settings)
+        return {"prefill": prefill_ms, "decode": token_ms}
+
+    def _decide_between(self, settings: Mapping[str, EngineSettings], part: Part, deadline_s: float) -> float:
+        """Take what answers fastest, with prefill and ANSWER_TOKENS tokens; how many milliseconds that takes."""
+
+        def answer(one: EngineSettings) -> Mapping[Part, float]:
+            prefill_ms, token_ms = answer_ms(self.bundle, one)
+            return {part: prefill_ms + ANSWER_TOKENS * token_ms}
+
+        times = self._measured(part, settings, answer, deadline_s)
+        best = self._decided(times, part)
+        self.settings = settings[best]
+        return median(times[best][part])
+
+    def _measured(
+        self,
+        what: str,
+        settings: Mapping[str, EngineSettings],
+        visit: Callable[[EngineSettings], Mapping[Part, float]],
+        deadline_s: float,
+    ) -> _Times:
+        """Times of the settings, by visits. A setting that llama.cpp refuses is left out, unless it is the default."""
+        times: _Times = {}
+
+        def once(name: str) -> float:
+            """One visit, and how many seconds it took."""
+            self._say(f"{self.name}: {what}, {name}")
+            start = perf_counter()
+            try:
+                found = visit(settings[name])
+            except DecoderError:
+                if not times:
+                    raise
+                found = {}
+            for part, ms in found.items():
+                times.setdefault(name, {}).setdefault(part, []).append(ms)
+            return perf_counter() - start
+
         default, *others = settings
-        times: _Times[_K] = {}
-        last_s = self._once(default, times)
-        for setting in others:
-            if perf_counter() + last_s < self.deadline:
-                last_s = max(last_s, self._once(setting, times))
-        challengers = {best for part in times[default] if (best := _best(times, default, part)) != default}
+        last_s = once(default)
+        for name in others:
+            if perf_counter() + last_s < deadline_s:
+                last_s = max(last_s, once(name))
+        challengers = {best for part in times[default] if (best := _best(times, part)) != default}
         for turn in range(CONFIRMATIONS if challengers else 0):
-            if perf_counter() + last_s * (1 + len(challengers)) >= self.deadline:
+            if perf_counter() + last_s * (1 + len(challengers)) >= deadline_s:
                 break
-            for setting in sorted((default, *challengers), key=str, reverse=bool(turn % 2)):
-                self._once(setting, times)
+            for name in sorted((default, *challengers), reverse=bool(turn % 2)):
+                once(name)
         return times
 
-    def _once(self, setting: _K, times: _Times[_K]) -> float:
-        """One visit; returns how many seconds it took. A setting that llama.cpp refuses is left out."""
-        self.say(setting)
-        start = perf_counter()
-        try:
-            found = self.visit(setting)
-        except DecoderError:
-            if not times:  # the default
-                raise
-            return perf_counter() - start
-        for part, ms in found.items():
-            times.setdefault(setting, {}).setdefault(part, []).append(ms)
-        return perf_counter() - start
+    def _decided(self, times: _Times, part: Part) -> str:
+        best, why = _winner(times, part)
+        self.rows += _rows(self.name, part, times, best)
+        self.reasons.append(f"{self.name}, {part}: {best}, {why}")
+        if part == "encoder":
+            self.caption_ms = median(times[best][part])
+        return best
 
 
-def _best(times: _Times[_K], default: _K, part: Part) -> _K:
-    """The fastest at first sight, if it was more than GAIN faster than the default."""
-    best = min(times, key=lambda setting: times[setting][part][0])
+def _layouts(settings: EngineSettings, host: Host) -> dict[str, EngineSettings]:
+    """How weights may be kept, the present way first. The layouts are faster for some numbers of rows only."""
+    names: dict[str, WeightLayout] = {"as stored": "mapped", "repacked": "repacked"}
+    layouts = {
+        name + (", huge pages" if huge_pages else ""): replace(settings, weights=weights, huge_pages=huge_pages)
+        for name, weights in names.items()
+        for huge_pages in ((False, True) if host.huge_pages else (False,))
+    }
+    return dict(sorted(layouts.items(), key=lambda item: item[1] != settings))
+
+
+def _best(times: _Times, part: Part) -> str:
+    """The fastest at first sight, if it was more than GAIN faster than the default, which is the first."""
+    default, best = next(iter(times)), min(times, key=lambda name: times[name][part][0])
     return best if 1 - times[best][part][0] / times[default][part][0] > GAIN else default
 
 
-def _winner(times: _Times[_K], default: _K, part: Part, *, visits: int = 2) -> tuple[_K, str]:
+def _winner(times: _Times, part: Part, *, visits: int = 2) -> tuple[str, str]:
     """What to take, and why. A setting must have been measured `visits` times or more."""
-    best = _best(times, default, part)
+    default, best = next(iter(times)), _best(times, part)
     if best == default:
         return default, f"the default: nothing else is more than {GAIN:.0%} faster"
     pairs = zip(times[best][part], times[default][part], strict=False)  # unless llama.cpp refused it the second time
     gains = [1 - ms / default_ms for ms, default_ms in pairs]
     if len(gains) < visits:
-        return default, f"the default: there was no time to confirm that {named(best)} is {gains[0]:.0%} faster"
+        return default, f"the default: there was no time to confirm that {best} is {gains[0]:.0%} faster"
     if min(gains) <= GAIN:
-        return default, f"the default: {named(best)} was {gains[0]:.0%} faster once, and then not again"
-    return best, f"which takes at least {min(gains):.0%} less time than the default, {named(default)}"
+        return default, f"the default: {best} was {gains[0]:.0%} faster once, and then not again"
+    changes = "; it changes the numbers: see `dasheng-edge compare`" if part == "keys and values" else ""
+    return best, f"which takes at least {min(gains):.0%} less time than the default, {default}{changes}"
 
 
-def _rows(bundle: str, part: Part, times: _Times[_K], default: _K, chosen: _K) -> list[Row]:
+def _rows(bundle: str, part: Part, times: _Times, chosen: str) -> list[Row]:
+    default = next(iter(times))
     base = median(times[default][part])
     return [
         Row(
-            bundle, part, named(setting), tuple(found[part]), 1 - median(found[part]) / base, setting == default,
-            setting == chosen,
+            bundle, part, name, tuple(found[part]), 1 - median(found[part]) / base, name == default, name == chosen
         )
-        for setting, found in times.items()
+        for name, found in times.items()
     ]  # fmt: skip
-
-
-class _Tuning:
-    """One bundle."""
-
-    def __init__(self, bundle: Bundle, options: TuneOptions, deadline: float, say: Say) -> None:
-        self.bundle, self.name = bundle, str(bundle.folder)
-        self.rows: list[Row] = []
-        self.reasons: list[str] = []
-        self._options, self._deadline, self._say = options, deadline, say
-        self._host = Host.here()
-        self.choice = resolve(EngineOptions(), bundle.manifest.decoder, self._host)
-        self.caption_ms = 0.0
-
-    def run(self, start: float) -> None:
-        """Measure until the deadline, in this order: what matters most first."""
-        left = self._deadline - start
-        counts = thread_counts(self._host.cores, usable_hardware_threads())
-        encoder = self._contest("encoder", self._encoder, start + left / 2)
-        encoder_threads, self.caption_ms = self._decide(encoder.run(counts), counts[0], "encoder")
-        self.choice = replace(self.choice, encoder_threads=encoder_threads)
-        if self.bundle.manifest.decoder is None:
-            return
-        decoder = self._contest("decoder", self._decoder, start + left * 0.75)
-        times = decoder.run(counts)
-        prefill, _ = self._decide(times, counts[0], "prefill")
-        decode, _ = self._decide(times, counts[0], "decode")
-        self.choice = replace(self.choice, prefill_threads=prefill, decode_threads=decode)
-        self._weights(start + left * 0.85)
-        self._keys_and_values()
-
-    def _contest(self, what: str, visit: Callable[[_K], Mapping[Part, float]], deadline: float) -> _Contest[_K]:
-        return _Contest(visit, deadline, lambda setting: self._say(f"{self.name}: {what}, {named(setting)}"))
-
-    def _decide(self, times: _Times[int], default: int, part: Part) -> tuple[int, float]:
-        chosen, why = _winner(times, default, part)
-        self.rows += _rows(self.name, part, times, default, chosen)
-        self.reasons.append(f"{self.name}, {part}: {named(chosen)}, {why}")
-        return chosen, median(times[chosen][part])
-
-    def _encoder(self, threads: int) -> Mapping[Part, float]:
-        return {"encoder": encode_ms(self.bundle, threads)}
-
-    def _decoder(self, threads: int) -> Mapping[Part, float]:
-        settings = replace(self.choice, prefill_threads=threads, decode_threads=threads)
-        prefill_ms, token_ms = answer_ms(self.bundle, settings)
-        return {"prefill": prefill_ms, "decode": token_ms}
-
-    def _caption_ms(self, settings: EngineSettings) -> float:
-        """A whole answer."""
-        prefill_ms, token_ms = answer_ms(self.bundle, settings)
-        return prefill_ms + ANSWER_TOKENS * token_ms
-
-    def _weights(self, deadline: float) -> None:
-        """Whether llama.cpp shall copy weights into its layouts, and whether in huge pages.
-
-        The layouts are faster for some numbers of rows and slower for others. What loading takes does not count.
-        """
-        decoder = self.bundle.manifest.decoder
-        if decoder is None or decoder.precision in FLOAT_TYPES:  # one layout, and too large to be read beside its file
-            return
-        layouts: dict[str, WeightLayout] = {"as stored": "mapped", "repacked": "repacked"}
-        kinds = {
-            name + (", huge pages" if huge_pages else ""): replace(self.choice, weights=layout, huge_pages=huge_pages)
-            for name, layout in layouts.items()
-            for huge_pages in ((False, True) if self._host.huge_pages else (False,))
-        }
-
-        def visit(kind: str) -> Mapping[Part, float]:
-            return {"weights": self._caption_ms(kinds[kind])}
-
-        default = next(kind for kind, settings in kinds.items() if settings == self.choice)
-        others = [kind for kind in kinds if kind != default]
-        times = self._contest("weights", visit, deadline).run([default, *others])
-        best, why = _winner(times, default, "weights")
-        self.rows += _rows(self.name, "weights", times, default, best)
-        self.reasons.append(f"{self.name}, weights: {best}, {why}")
-        self.choice = kinds[best]
-
-    def _keys_and_values(self) -> None:
-        """Another type is taken where that is allowed."""
-        kinds: dict[str, EngineSettings] = {kind: replace(self.choice, kv_type=kind) for kind in get_args(KvType)}
-
-        def visit(kind: str) -> Mapping[Part, float]:
-            return {"keys and values": self._caption_ms(kinds[kind])}
-
-        default: str = self.choice.kv_type
-        times = self._contest("keys and values", visit, self._deadline).run(
-            [default, *(kind for kind in kinds if kind != default)]
-        )
-        best, why = _winner(times, default, "keys and values")
-        if best != default and not self._options.allow_kv:
-            why = f"the bundle's: {best} takes less time, but changes the numbers; --allow-kv lets it be chosen"
-            best = default
-        elif best != default:
-            why += "; it changes the numbers: see `dasheng-edge compare`"
-        self.rows += _rows(self.name, "keys and values", times, default, best)
-        self.reasons.append(f"{self.name}, keys and values: {best}, {why}")
-        self.caption_ms += median(times[best]["keys and values"])
-        self.choice = kinds[best]
 
 
 def typical_ms(run: Callable[[], object]) -> float:
