@@ -197,7 +197,7 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     if not folder.is_dir():
         what = "this is a file" if folder.exists() else "nothing of this name exists"
-        hint = "" if folder.exists() else f". {bundle_hint(folder)}".rstrip(". ")
+        hint = "" if folder.exists() else f"; {bundle_hint(folder)}".removesuffix("; ")
         raise BundleNotFoundError(
             f"cannot open bundle {folder}: {what}; expected a folder made by `dasheng-edge export`{hint}"
         )

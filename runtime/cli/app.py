@@ -12,12 +12,14 @@ from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import pairwise
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from dasheng_edge.runtime.errors import DashengEdgeError
+from dasheng_edge.runtime.names import address_hint
 
 from .bench import bench
 from .caption import caption
@@ -55,7 +57,7 @@ class _Group(TyperGroup):
 
 
 class _Command(TyperCommand):
-    """Its help names arguments without their types. A value behind a switch, which it does not take, is refused."""
+    """Names arguments without their types in its help; refuses addresses for paths, and a value behind a switch."""
 
     def collect_usage_pieces(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]  # as above
         return [piece.translate({ord(brace): None for brace in "{}"}) for piece in super().collect_usage_pieces(ctx)]
@@ -73,7 +75,12 @@ class _Command(TyperCommand):
         for switch, value in pairwise(args):
             if switch in switches and value.lower() in _SWITCH_VALUES and not os.path.lexists(value):
                 ctx.fail(f"{switch} takes no value; leave {value!r} out")
-        return super().parse_args(ctx, args)
+        rest = super().parse_args(ctx, args)
+        for value in ctx.params.values():
+            for path in value if isinstance(value, list) else [value]:
+                if isinstance(path, Path) and (hint := address_hint(path)):
+                    ctx.fail(hint)
+        return rest
 
 
 def build_app() -> typer.Typer:

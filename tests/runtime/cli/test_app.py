@@ -316,6 +316,24 @@ def test_a_value_behind_a_switch_is_refused(
     assert "is empty" in caption(tiny_bundle, "--json", value).stderr
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [("info",), ("caption", "x.wav"), ("quantize", "--encoder", "int8", "--out", "x"), ("tune",)],
+)
+def test_no_path_is_an_address(arguments: tuple[str, ...]) -> None:
+    command, *rest = arguments
+    result = run(command, "https://a.test/bundle", *rest)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "https://a.test/bundle is an address, and nothing is fetched from there" in " ".join(result.stderr.split())
+    assert "is an address" in run("quantize", "x", "--encoder", "int8", "--out", "https://a.test/y").stderr
+
+
+def test_audio_at_an_address_costs_one_file(tiny_bundle: Path, clip: Path) -> None:
+    result = caption(tiny_bundle, "https://a.test/x.wav", clip)
+    assert (result.exit_code, result.stdout.count("\n"), result.stderr.count("\n")) == (1, 1, 1)
+    assert "https://a.test/x.wav is an address" in result.stderr
+
+
 def test_a_mistyped_command_and_its_neighbour() -> None:
     assert "'caption'" in run("captoin").stderr
 
