@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import av
 import numpy as np
+from numpy.typing import NDArray
 
+from dasheng_edge.quant.compare.record import ClipTexts
 from dasheng_edge.runtime.audio.clips import Clip
 
 MAX_CLIP_S = 30.0
@@ -16,22 +18,22 @@ MAX_BYTES = 2_000_000  # of a page: some ten clips of 10 s
 RATE_HZ = 16_000  # what the models hear
 
 
-def embedded(clips: Iterable[Clip]) -> dict[str, str]:
-    """Addresses that hold the audio of clips, by their ids, for as many of the first ones as a page may carry."""
-    addresses, left = {}, MAX_BYTES
-    for clip in clips:
-        samples = clip.read(RATE_HZ)
-        if len(samples) > MAX_CLIP_S * RATE_HZ:
+def embedded(shown: Iterable[ClipTexts], clips: Sequence[Clip]) -> dict[str, str]:
+    """Addresses that hold the audio of clips, by id: of the short ones, the first that a page may carry."""
+    by_id, addresses, left = {clip.id: clip for clip in clips}, {}, MAX_BYTES
+    for texts in shown:
+        if texts.clip not in by_id or texts.seconds > MAX_CLIP_S:
             continue
-        address = f"data:audio/flac;base64,{base64.b64encode(_flac(samples)).decode('ascii')}"
+        data = _flac(by_id[texts.clip].read(RATE_HZ))
+        address = f"data:audio/flac;base64,{base64.b64encode(data).decode('ascii')}"
         if (left := left - len(address)) < 0:
             break
-        addresses[clip.id] = address
+        addresses[texts.clip] = address
     return addresses
 
 
-def _flac(samples: np.ndarray) -> bytes:
-    """A file of 16 bits, mono; samples float32 [samples] between -1 and 1."""
+def _flac(samples: NDArray[np.float32]) -> bytes:
+    """A file of 16 bits, mono; samples [samples] between -1 and 1."""
     whole = np.clip(np.rint(samples * 32767), -32768, 32767).astype(np.int16)
     file = io.BytesIO()
     with av.open(file, "w", format="flac") as container:

@@ -38,9 +38,8 @@ def document(report: Report) -> str:
 
 def page(report: Report, clips: Sequence[Clip] = ()) -> str:
     """`report.html`: the report in one file that asks for nothing else and runs no script."""
-    order = {answers.clip.clip: place for place, answers in enumerate(side_by_side(report))}
-    shown = sorted((clip for clip in clips if clip.id in order), key=lambda clip: order[clip.id])
-    return environment(html).get_template("report.html.jinja").render(report=report, sounds=embedded(shown))
+    sounds = embedded((answers.clip for answers in side_by_side(report)), clips)
+    return environment(html).get_template("report.html.jinja").render(report=report, sounds=sounds)
 
 
 def write_report(report: Report, folder: Path, clips: Sequence[Clip] = ()) -> tuple[Path, Path, Path]:

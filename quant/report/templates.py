@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -57,5 +58,6 @@ def environment(escaped: Callable[[str], str] | None = None) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    made.globals.update(_MODULES, style=Markup((_FOLDER / "report.css").read_text("utf-8")))  # noqa: S704
+    names: dict[str, Any] = made.globals
+    names.update(_MODULES, style=Markup((_FOLDER / "report.css").read_text("utf-8")))  # noqa: S704
     return made
