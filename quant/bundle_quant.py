@@ -24,7 +24,7 @@ from dasheng_edge.quant.decoder.quantize import (
 from dasheng_edge.quant.decoder.saved_imatrix import saved_imatrix
 from dasheng_edge.quant.decoder.types import COPIED_TYPES, DECODER_TOLERANCES, DecoderType
 from dasheng_edge.quant.encoder.precisions import EncoderPrecision
-from dasheng_edge.quant.encoder.quantize import EncoderOptions, EncoderReport, quantize_encoder, trials
+from dasheng_edge.quant.encoder.quantize import EncoderOptions, EncoderReport, check_encoder, quantize_encoder, trials
 from dasheng_edge.runtime.audio.audio_parts import AudioParts
 from dasheng_edge.runtime.audio.clips import ClipSet, find_clips
 from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER, FRONT_END, GOLDEN, MODEL_CARD, Bundle, sha256_of
@@ -160,6 +160,7 @@ def _plan(options: QuantizeOptions, source: Bundle) -> _Plan:
         raise QuantizeError("--encoder mixed is chosen by measuring on clips; pass --calibrate CLIPS")
     if not 0 <= encoder.min_snr_db <= MAX_SNR_DB:  # written so that NaN is refused
         raise QuantizeError(f"--min-snr is {encoder.min_snr_db:g}, expected 0 to {MAX_SNR_DB:g} dB")
+    check_encoder(source, encoder.precision)
     if stored is None and (options.decoder or options.kv_type):
         _ = source.decoder_facts  # raises
     decoder = kv_type = None

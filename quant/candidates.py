@@ -14,14 +14,15 @@ from dasheng_edge.quant.compare.record import RecipeFacts
 from dasheng_edge.quant.decoder.quantize import DecoderOptions, check_decoder
 from dasheng_edge.quant.decoder.types import COPIED_TYPES, NEED_IMATRIX, DecoderType
 from dasheng_edge.quant.encoder.precisions import EncoderPrecision
+from dasheng_edge.quant.encoder.quantize import check_encoder
 from dasheng_edge.runtime.audio.clips import ClipSet, find_clips, printable
 from dasheng_edge.runtime.bundle.bundle import Bundle, sha256_of
 from dasheng_edge.runtime.bundle.manifest import MANIFEST, KvType, PromptFacts
-from dasheng_edge.runtime.errors import ClipsError
+from dasheng_edge.runtime.errors import ClipsError, QuantizeError
 from dasheng_edge.runtime.names import did_you_mean, known_name
-from dasheng_edge.runtime.progress import NoProgress, Progress
+from dasheng_edge.runtime.progress import Progress
 
-from .bundle_quant import QuantizeOptions, quantize_bundle, quantize_options
+from .bundle_quant import quantize_bundle, quantize_options
 from .recipes import RECIPES, Recipe
 
 MARK = "+imatrix"
@@ -96,77 +97,101 @@ def parse_spec(text: str) -> Spec:
     return Spec(printable(name), None, recipe, imatrix)
 
 
-class Workshop:
-    """Makes candidates of one reference bundle, each once: they are kept by what they are made of."""
+@dataclass(frozen=True)
+class Origin:
+    """What candidates are made of: a reference bundle, and clips to calibrate on."""
 
-    def __init__(
-        self, reference: Bundle, folder: Path, calibrate: Path | None, threads: int, progress: Progress | None = None
-    ) -> None:
-        self.reference, self.folder, self.calibrate, self.threads = reference, folder, calibrate, threads
-        self.progress = progress or NoProgress()
-        self.clips: ClipSet | None = find_clips(calibrate) if calibrate else None
-        self.warnings: dict[str, None] = {}  # of what was made, each once, in their order
-        self._made_of = (sha256_of(reference.path(MANIFEST)), self.clips.sha256() if self.clips else "")
+    reference: Bundle
+    folder: Path  # where they are stored, by what they are made of
+    calibrate: Path | None
+    calibration: ClipSet | None
+    facts: tuple[str, str]  # hashes of the reference's manifest and of the clips
+    threads: int
 
-    def check(self, spec: Spec) -> None:
-        """Refuse what cannot be made or compared, before any work is done.
 
-        Raises:
-            BundleError: it is a bundle that cannot be opened.
-            ClipsError: it is another model than the reference, it needs clips to calibrate on, and there are none, or
-                its importance matrix cannot be used.
-            QuantizeError: its decoder cannot be made of the reference's.
-        """
-        if spec.recipe is None:
-            assert spec.bundle is not None
-            check_same_model(self.reference, Bundle.open(spec.bundle, check_sha256=False))
-            return
-        if self.calibrate is None and (spec.recipe.encoder == "mixed" or _measured(spec)):
-            raise ClipsError(f"candidate {spec.name} is measured on clips; pass --calibrate CLIPS")
-        if spec.recipe.imatrix and spec.recipe.decoder in COPIED_TYPES:
-            raise ClipsError(
-                f"candidate {spec.name}: {spec.recipe.decoder} is stored without an importance matrix; leave {MARK} out"
-            )
-        if spec.recipe.decoder is not None:
-            options = DecoderOptions(spec.recipe.decoder, spec.imatrix)
-            check_decoder(self.reference, options, measured=_measured(spec))
+def origin_of(reference: Bundle, folder: Path, calibrate: Path | None, threads: int) -> Origin:
+    """Read the clips that candidates are calibrated on.
 
-    def bundle(self, spec: Spec) -> Bundle:
-        """The candidate's bundle, made now if it is not there yet.
+    Raises:
+        ClipsError: they cannot be used.
+    """
+    calibration = find_clips(calibrate) if calibrate else None
+    facts = sha256_of(reference.path(MANIFEST)), calibration.sha256() if calibration else ""
+    return Origin(reference, folder, calibrate, calibration, facts, threads)
 
-        Raises what `quantize_bundle` raises.
-        """
-        if spec.bundle is not None:
-            return Bundle.open(spec.bundle)
-        assert spec.recipe is not None
-        given = sha256_of(spec.imatrix) if spec.imatrix else ""
-        key = key_of(*self._made_of, repr(spec.recipe), given)
-        out, notes = self.folder / key, self.folder / f"{key}.json"  # what was warned of lies beside the bundle
-        warnings = _noted(notes)
-        if warnings is None or not out.is_dir():
-            imatrix = self._audio_imatrix() if _measured(spec) else spec.imatrix
-            options = quantize_options(self.reference.folder, out, spec.recipe, imatrix=imatrix)
-            options = replace(options, calibrate=self.calibrate, importance=False, threads=self.threads, overwrite=True)
-            notes.parent.mkdir(parents=True, exist_ok=True)
-            warnings = quantize_bundle(options, self.progress).warnings
-            notes.write_text(json.dumps(warnings), "utf-8")
-        self.warnings |= dict.fromkeys(warnings)
-        return Bundle.open(out)
 
-    def _audio_imatrix(self) -> Path:
-        """Measured once, while a bundle is made that nobody keeps."""
-        path = self.folder / f"imatrix-{key_of(*self._made_of)}.gguf"
-        if not path.is_file():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            spare = self.folder / "spare"
-            recipe = Recipe(None, "Q8_0", None)
-            options: QuantizeOptions = quantize_options(self.reference.folder, spare, recipe)
-            options = replace(
-                options, calibrate=self.calibrate, save_imatrix=path, threads=self.threads, overwrite=True
-            )
-            quantize_bundle(options, self.progress)
-            shutil.rmtree(spare)
-        return path
+def check_candidate(spec: Spec, origin: Origin) -> None:
+    """Refuse what cannot be made or compared, before any work is done.
+
+    Raises:
+        BundleError: it is a bundle that cannot be opened.
+        ClipsError: it is another model than the reference, it needs clips to calibrate on, and there are none, or
+            its importance matrix cannot be used.
+        QuantizeError: it cannot be made of the reference.
+    """
+    recipe = spec.recipe
+    if spec.bundle is not None:
+        check_same_model(origin.reference, Bundle.open(spec.bundle, check_sha256=False))
+    if recipe is None:
+        return
+    if origin.calibrate is None and (recipe.encoder == "mixed" or _measured(spec)):
+        raise ClipsError(f"candidate {spec.name} is measured on clips; pass --calibrate CLIPS")
+    if recipe.imatrix and recipe.decoder in COPIED_TYPES:
+        raise ClipsError(
+            f"candidate {spec.name}: {recipe.decoder} is stored without an importance matrix; leave {MARK} out"
+        )
+    try:
+        if recipe.encoder is not None:
+            check_encoder(origin.reference, recipe.encoder)
+        if recipe.decoder is not None:
+            check_decoder(origin.reference, DecoderOptions(recipe.decoder, spec.imatrix), measured=_measured(spec))
+    except QuantizeError as error:
+        raise QuantizeError(f"candidate {spec.name} cannot be made of the reference: {error}") from error
+
+
+@dataclass(frozen=True)
+class Made:
+    """A candidate's bundle, and what was warned of while it was made."""
+
+    bundle: Bundle
+    warnings: tuple[str, ...] = ()
+
+
+def make_candidate(spec: Spec, origin: Origin, progress: Progress) -> Made:
+    """The candidate's bundle, made now if it is not stored yet.
+
+    Raises what `quantize_bundle` raises.
+    """
+    if spec.bundle is not None:
+        return Made(Bundle.open(spec.bundle))
+    assert spec.recipe is not None
+    given = sha256_of(spec.imatrix) if spec.imatrix else ""
+    key = key_of(*origin.facts, repr(spec.recipe), given)
+    out, notes = origin.folder / key, origin.folder / f"{key}.json"  # warnings lie beside the bundle
+    warnings = _stored_warnings(notes)
+    if warnings is None or not out.is_dir():
+        imatrix = _audio_imatrix(origin, progress) if _measured(spec) else spec.imatrix
+        options = quantize_options(origin.reference.folder, out, spec.recipe, imatrix=imatrix)
+        options = replace(options, calibrate=origin.calibrate, importance=False, threads=origin.threads, overwrite=True)
+        notes.parent.mkdir(parents=True, exist_ok=True)
+        warnings = quantize_bundle(options, progress).warnings
+        notes.write_text(json.dumps(warnings), "utf-8")
+    return Made(Bundle.open(out), warnings)
+
+
+def _audio_imatrix(origin: Origin, progress: Progress) -> Path:
+    """Measured once, while a bundle is made that is deleted again."""
+    path = origin.folder / f"imatrix-{key_of(*origin.facts)}.gguf"
+    if not path.is_file():
+        origin.folder.mkdir(parents=True, exist_ok=True)
+        spare = origin.folder / "spare"
+        options = replace(
+            quantize_options(origin.reference.folder, spare, Recipe(None, "Q8_0", None)),
+            calibrate=origin.calibrate, save_imatrix=path, threads=origin.threads, overwrite=True,
+        )  # fmt: skip
+        quantize_bundle(options, progress)
+        shutil.rmtree(spare)
+    return path
 
 
 def _measured(spec: Spec) -> bool:
@@ -175,7 +200,7 @@ def _measured(spec: Spec) -> bool:
     return recipe is not None and spec.imatrix is None and (recipe.imatrix or recipe.decoder in NEED_IMATRIX)
 
 
-def _noted(path: Path) -> tuple[str, ...] | None:
+def _stored_warnings(path: Path) -> tuple[str, ...] | None:
     """Warnings in a file; None where there is none, or a killed run left a part of it."""
     try:
         return tuple(str(warning) for warning in json.loads(path.read_text("utf-8")))

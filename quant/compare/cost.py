@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +17,21 @@ from dasheng_edge.runtime.audio.clips import Clip
 from dasheng_edge.runtime.bundle.bundle import CUDA_GRAPHS, DECODER, ENCODER, FRONT_END, PROJECTOR, Bundle
 from dasheng_edge.runtime.caption import Caption
 from dasheng_edge.runtime.captioner import Captioner
-from dasheng_edge.runtime.child import Child, ChildError, serve
-from dasheng_edge.runtime.errors import QuantizeError
+from dasheng_edge.runtime.child import Child, serve
+from dasheng_edge.runtime.errors import DashengEdgeError, QuantizeError
 from dasheng_edge.runtime.machine.meters import EnergyMeter, cpu_use, peak_rss_bytes
 from dasheng_edge.runtime.machine.user_cache import FOLDER_VARIABLE
+from dasheng_edge.runtime.progress import Advance, no_advance
 
 from .record import Cost, Quantiles
 
 MEASURED_CLIPS = 20
+TURN_CLIPS = 10  # of them that a bundle captions before the next one has its turn
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What the child found: milliseconds and rates, one value for each clip."""
+    """What the child measured in one turn: milliseconds and rates, one value for each clip."""
 
     load_ms: float
     audio_ms: list[float]
@@ -40,33 +42,52 @@ class Measurement:
     audio_s: float
     peak_rss_bytes: int | None
     energy_j: float | None  # of all clips
+    others_share: float | None = None  # of the machine; the parent adds it
 
 
-def measure_cost(bundle: Bundle, clips: Sequence[Clip], threads: int, max_new_tokens: int) -> Cost:
-    """Caption up to MEASURED_CLIPS clips with a bundle, one by one: clips evenly spaced over all of them.
+def measure_costs(
+    bundles: Sequence[Bundle], clips: Sequence[Clip], threads: int, max_new_tokens: int, advance: Advance = no_advance
+) -> list[Cost]:
+    """Caption up to MEASURED_CLIPS clips with each bundle, one by one: clips evenly spaced over all of them.
+
+    The bundles take turns, in one order and then in the other, so that a machine that gets hot or busy does not favour
+    one of them; only one is in memory at a time. `advance` is told of each turn.
 
     Raises:
-        QuantizeError: the process failed; the message has its words.
+        QuantizeError: a bundle cannot be opened, or the process ended; the message says why.
     """
+    turns = turns_of(measured_clips(clips))
+    measured: list[list[Measurement]] = [[] for _ in bundles]
+    for number, some in enumerate(turns):
+        places = range(len(bundles))
+        for place in reversed(places) if number % 2 else places:
+            measured[place].append(_turn(bundles[place], some, threads, max_new_tokens))
+            advance(1)
+    return [_cost(bundle, found) for bundle, found in zip(bundles, measured, strict=True)]
+
+
+def turns_of(clips: Sequence[Clip]) -> list[list[Clip]]:
+    """At most TURN_CLIPS clips each, evenly spaced over all of them."""
+    turns = -(-len(clips) // TURN_CLIPS)
+    return [list(clips[turn::turns]) for turn in range(turns)]
+
+
+def _turn(bundle: Bundle, clips: Sequence[Clip], threads: int, max_new_tokens: int) -> Measurement:
     request = {
         "bundle": str(bundle.folder),
         "threads": threads,
         "max_new_tokens": max_new_tokens,
-        "clips": [
-            [clip.id, str(clip.path), clip.offset_s, clip.duration_s, clip.prompt] for clip in measured_clips(clips)
-        ],
+        "clips": [[clip.id, str(clip.path), clip.offset_s, clip.duration_s, clip.prompt] for clip in clips],
     }
     before = cpu_use()
     try:
         with Child(__name__, environment={FOLDER_VARIABLE: "off"}) as child:  # candidates fill no caches
             answer = child.ask(request)
-    except ChildError as error:
+    except DashengEdgeError as error:
         raise QuantizeError(
-            f"captioning with {bundle.folder} in a process of its own ended with {error.status}: {error.said}; try "
-            "`dasheng-edge caption` on it"
+            f"cannot measure what {bundle.folder} costs: {error}; try `dasheng-edge caption` on that bundle"
         ) from error
-    others_share = before.others_share(cpu_use())
-    return _cost(bundle, Measurement(**answer), others_share)
+    return replace(Measurement(**answer), others_share=before.others_share(cpu_use()))
 
 
 def measured_clips(clips: Sequence[Clip]) -> list[Clip]:
@@ -75,7 +96,7 @@ def measured_clips(clips: Sequence[Clip]) -> list[Clip]:
     return [clips[place] for place in places]
 
 
-def _cost(bundle: Bundle, found: Measurement, others_share: float | None) -> Cost:
+def _cost(bundle: Bundle, turns: Sequence[Measurement]) -> Cost:
     manifest = bundle.manifest
     decoder = bundle.decoder_facts
 
@@ -85,23 +106,30 @@ def _cost(bundle: Bundle, found: Measurement, others_share: float | None) -> Cos
             if file.startswith(names) and file not in CUDA_GRAPHS.values()
         )  # fmt: skip
 
+    def values(name: str) -> list[float]:
+        return [value for turn in turns for value in getattr(turn, name)]
+
+    def known(name: str) -> list[float]:
+        return [value for turn in turns if (value := getattr(turn, name)) is not None]
+
     weights = manifest.encoder.parameters + (manifest.projector_parameters or 0)
+    clips, shares, energy = len(values("audio_ms")), known("others_share"), known("energy_j")
     return Cost(
-        clips=len(found.audio_ms),
+        clips=clips,
         total_bytes=manifest.total_bytes,
         encoder_bytes=stored(FRONT_END, ENCODER, PROJECTOR),
         decoder_bytes=stored(DECODER),
         encoder_bits_per_weight=8 * stored(ENCODER, PROJECTOR) / weights,
         decoder_bits_per_weight=8 * stored(DECODER) / decoder.parameters,
-        peak_rss_bytes=found.peak_rss_bytes,
-        load_ms=found.load_ms,
-        encoder_ms=_quantiles(found.audio_ms),
-        first_token_ms=_quantiles(found.first_token_ms),
-        prefill_tokens_per_s=float(np.median(found.prefill_tokens_per_s)),
-        decode_tokens_per_s=float(np.median(found.decode_tokens_per_s or [0.0])),
-        real_time_factor=found.total_ms / 1000 / found.audio_s,
-        others_share=None if others_share is None else round(others_share, 3),
-        energy_j=None if found.energy_j is None else found.energy_j / len(found.audio_ms),
+        peak_rss_bytes=max((int(size) for size in known("peak_rss_bytes")), default=None),
+        load_ms=float(np.median(known("load_ms"))),
+        encoder_ms=_quantiles(values("audio_ms")),
+        first_token_ms=_quantiles(values("first_token_ms")),
+        prefill_tokens_per_s=float(np.median(values("prefill_tokens_per_s"))),
+        decode_tokens_per_s=float(np.median(values("decode_tokens_per_s") or [0.0])),
+        real_time_factor=sum(known("total_ms")) / 1000 / sum(known("audio_s")),
+        others_share=round(max(shares), 3) if shares else None,
+        energy_j=sum(energy) / clips if len(energy) == len(turns) else None,
     )
 
 

@@ -22,12 +22,12 @@ from pydantic import BaseModel, ConfigDict
 
 from dasheng_edge.runtime.atomic_output import replace_text, replacing
 from dasheng_edge.runtime.audio.audio_parts import AudioInputParts
-from dasheng_edge.runtime.audio.clips import Clip
+from dasheng_edge.runtime.audio.clips import Clip, ClipSet
 from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER, FRONT_END, PROJECTOR, Bundle
 from dasheng_edge.runtime.engine_options import EngineOptions
-from dasheng_edge.runtime.errors import AudioTooLongError, DecoderError, PromptError
+from dasheng_edge.runtime.errors import AudioError, AudioTooLongError, DecoderError, PromptError
 from dasheng_edge.runtime.parts import TextParts
-from dasheng_edge.runtime.progress import Advance
+from dasheng_edge.runtime.progress import Advance, no_advance
 
 from .metrics import ClipDecoding, SeamSums, TokenMetrics, first_divergence, token_metrics
 from .record import EncoderScores, LengthScores
@@ -89,25 +89,51 @@ def _version(name: str) -> str | None:
         return None
 
 
-def samples_of(bundle: Bundle, clips: Sequence[Clip], max_new_tokens: int) -> list[int]:
-    """Samples of each clip, read a block at a time.
+@dataclass(frozen=True)
+class Usable:
+    """Clips that every candidate can answer, their lengths, and why others are left out."""
+
+    clips: ClipSet
+    samples: tuple[int, ...]
+    left_out: tuple[str, ...]  # a sentence for each clip
+
+
+def usable_clips(bundle: Bundle, clips: ClipSet, max_new_tokens: int, advance: Advance = no_advance) -> Usable:
+    """Clips that can be read and leave the decoder room for an answer; each is read once, a block at a time.
 
     Raises:
-        AudioError: one cannot be read, or leaves the decoder no room for an answer; the message names the clip.
+        AudioError: there is none; the message is about the first.
+    """
+    known: list[tuple[Clip, int]] = []
+    errors: list[AudioError] = []
+    for clip in clips.clips:
+        try:
+            known.append((clip, _samples(bundle, clip, max_new_tokens)))
+        except AudioError as error:
+            errors.append(error)
+        advance(1)
+    if not known:
+        raise errors[0]
+    kept = ClipSet(clips.name, tuple(clip for clip, _ in known))
+    return Usable(kept, tuple(samples for _, samples in known), tuple(map(str, errors)))
+
+
+def _samples(bundle: Bundle, clip: Clip, max_new_tokens: int) -> int:
+    """Samples of a clip.
+
+    Raises:
+        AudioError: it cannot be read, or leaves the decoder no room for an answer; the message names the clip.
     """
     spec, stored = bundle.manifest.front_end, bundle.decoder_facts
-    found = []
-    for clip in clips:
-        samples = sum(len(block) for block in clip.blocks(spec.sample_rate_hz))
-        tokens = spec.tokens_of(spec.padded_samples_of(samples))
-        if tokens + max_new_tokens > stored.context_length:
-            raise AudioTooLongError(
-                f"clip {clip.id} has {samples / spec.sample_rate_hz:.1f} s, which are {tokens} audio tokens; with "
-                f"{max_new_tokens} new tokens at most {stored.context_length - max_new_tokens} fit the decoder's "
-                f"context of {stored.context_length}: cut the clip, or pass a smaller --max-new-tokens"
-            )
-        found.append(samples)
-    return found
+    samples = sum(len(block) for block in clip.blocks(spec.sample_rate_hz))
+    tokens = spec.tokens_of(spec.padded_samples_of(samples))
+    if tokens + max_new_tokens > stored.context_length:
+        raise AudioTooLongError(
+            f"clip {clip.id} has {samples / spec.sample_rate_hz:.1f} s, which are {tokens} audio tokens; with "
+            f"{max_new_tokens} new tokens at most {stored.context_length - max_new_tokens} fit the decoder's "
+            f"context of {stored.context_length}: cut the clip, or pass a smaller --max-new-tokens"
+        )
+    return samples
 
 
 def sounds_of(clips: Sequence[Clip], rate_hz: int) -> list[Sound]:

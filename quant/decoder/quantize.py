@@ -91,8 +91,8 @@ def check_decoder(source: Bundle, options: DecoderOptions, *, measured: bool = F
     ranks = get_args(DecoderType)
     if stored not in COPIED_TYPES and (kind != stored or options.tensor_types):
         raise QuantizeError(
-            f"the decoder of {source.folder} is {stored} already, quantizing needs F32, BF16 or F16; start from the "
-            "bundle that `dasheng-edge export` made"
+            f"the decoder of {source.folder} is {stored} already, and to quantize it twice would lose more; start from "
+            "a bundle whose decoder is F32, BF16 or F16: `dasheng-edge export CHECKPOINT --decoder F16` makes one"
         )
     if ranks.index(kind) < ranks.index(stored):
         raise QuantizeError(

@@ -112,6 +112,20 @@ def clip_outputs(
         yield projector.embeddings(patches) if projector else patches
 
 
+def check_encoder(source: Bundle, precision: EncoderPrecision) -> None:
+    """Whether a bundle's encoder can be stored in a precision, before any work is done.
+
+    Raises:
+        QuantizeError: it is quantized already.
+    """
+    stored = source.manifest.encoder.precision
+    if stored not in ("fp32", precision):
+        raise QuantizeError(
+            f"the encoder of {source.folder} is {stored} already, and to quantize it twice would lose more; start from "
+            "a bundle whose encoder is fp32, as `dasheng-edge export` makes it"
+        )
+
+
 def quantize_encoder(
     source: Bundle,
     place: Callable[[str], Path],
@@ -128,6 +142,7 @@ def quantize_encoder(
         QuantizeError: the source is quantized already, a weight does not fit, the loss is larger than the precision
             explains, or no mixture keeps what was asked for.
     """
+    check_encoder(source, options.precision)
     stored = source.manifest.encoder.precision
     graphs = _Source(source, clips, threads)
     if options.precision == stored:
@@ -136,11 +151,6 @@ def quantize_encoder(
             if file.startswith(tuple(name.removesuffix("onnx") for name in graphs.names)):
                 size += Path(shutil.copyfile(source.path(file), place(file))).stat().st_size
         return EncoderReport(size, size, None, {}, {})
-    if stored != "fp32":
-        raise QuantizeError(
-            f"the encoder of {source.folder} is {stored} already, quantizing needs an fp32 one; start from the bundle "
-            "that `dasheng-edge export` made"
-        )
     wanted = list(graphs.outputs(source.path))
     plan = _plan(graphs, options, wanted, place(ENCODER).parent, advance)
     size, deviation = _write(graphs, place, plan, wanted, options.precision)

@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 from dasheng_edge.quant import bundle_compare as compare_module
 from dasheng_edge.quant.bundle_compare import REFERENCE, CompareOptions, compare
 from dasheng_edge.quant.candidates import parse_spec
-from dasheng_edge.quant.compare.cost import measure_cost
+from dasheng_edge.quant.compare.cost import measure_costs
+from dasheng_edge.quant.compare.limits import general_limits, machine_limits
 from dasheng_edge.quant.compare.measurements import Answering, joined
 from dasheng_edge.quant.compare.record import Interval, Report, TaskScore
 from dasheng_edge.quant.recipes import RECIPES, Recipe
@@ -26,7 +27,7 @@ from dasheng_edge.runtime.audio.clips import read_clips
 from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.cli.app import build_app
 from dasheng_edge.runtime.errors import AudioDecodeError, AudioTooLongError, ClipsError, OutputWriteError, QuantizeError
-from dasheng_edge.runtime.progress import NoProgress
+from dasheng_edge.runtime.progress import NoProgress, StepReport
 from tests.fixtures import fake_report
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -202,8 +203,8 @@ def test_published_scores_of_one_clip_are_refused_before_any_work(clips: Path, t
 
 def test_a_cost_that_cannot_be_measured_says_why(clips: Path, tmp_path: Path) -> None:
     broken = Bundle(tmp_path, Bundle.open(MICRO).manifest)
-    with pytest.raises(QuantizeError, match=r"ended with 1: .*try `dasheng-edge caption`"):
-        measure_cost(broken, read_clips(clips).clips, 1, 4)
+    with pytest.raises(QuantizeError, match=r"no manifest\.json in it.*try `dasheng-edge caption`"):
+        measure_costs([broken], read_clips(clips).clips, 1, 4)
 
 
 def test_clips_joined_go_round(clips: Path) -> None:
@@ -234,6 +235,21 @@ def test_a_clip_that_is_no_audio_is_found_first(tmp_path: Path) -> None:
     with pytest.raises(AudioDecodeError):
         compare(options(tmp_path / "x.wav", tmp_path / "out", "fp32/Q8_0"))
     assert not (tmp_path / "out").exists()
+
+
+def test_clips_that_cannot_be_used_are_left_out_by_name(clips: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.wav").write_text("no audio")
+    rows = clips.read_text("utf-8") + json.dumps({"audio": str(tmp_path / "x.wav"), "id": "noise"}) + "\n"
+    (tmp_path / "with.jsonl").write_text(rows, "utf-8")
+    told: list[StepReport] = []
+    progress = NoProgress()
+    progress.end = told.append  # type: ignore[assignment,method-assign]
+    report = compare(options(tmp_path / "with.jsonl", tmp_path / "out", "fp32/F16"), progress)
+    assert [clip.clip for clip in report.clips] == [*NAMES, "digits_9000008.flac"]
+    assert report.settings.clips == 4
+    for said in (told[0].note, " ".join(report.limits)):
+        assert "left out" in said.lower()
+        assert "x.wav" in said
 
 
 def test_a_full_disk_is_an_output_error(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,24 +311,22 @@ def test_the_noise_floor_is_of_another_number_of_threads(
 ) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: processors)
     monkeypatch.setattr(compare_module, "usable_cores", lambda: 1, raising=False)
-    run = compare_module._Run(options(clips, tmp_path / "out", "fp32/Q8_0"), NoProgress())
-    assert run.other_threads == other
-    assert ("The noise floor says nothing: " in " ".join(run._own_limits([]))) == (other == 1)
+    plan = compare_module._plan(options(clips, tmp_path / "out", "fp32/Q8_0"), NoProgress())
+    assert plan.threads == (1, other)
+    assert ("The noise floor says nothing: " in " ".join(machine_limits([], plan.threads))) == (other == 1)
 
 
 @pytest.mark.parametrize(("share", "said"), [(None, False), (0.05, False), (0.35, True)])
-def test_a_busy_machine_is_told(clips: Path, tmp_path: Path, share: float | None, said: bool) -> None:
-    run = compare_module._Run(options(clips, tmp_path / "out", "fp32/Q8_0"), NoProgress())
-    candidate = fake_report.report().candidates[0]
-    measured = candidate.model_copy(update={"cost": candidate.cost.model_copy(update={"others_share": share})})
-    assert ("Other programs used up to 35% of the machine" in " ".join(run._own_limits([measured]))) == said
+def test_a_busy_machine_is_told(share: float | None, said: bool) -> None:
+    cost = fake_report.report().candidates[0].cost.model_copy(update={"others_share": share})
+    assert ("Other programs used up to 35% of the machine" in " ".join(machine_limits([cost], (2, 1)))) == said
 
 
 def test_intervals_of_many_clips_are_as_they_are_called() -> None:
-    bundle = Bundle.open(MICRO)
-    assert any("1 clip is few" in text for text in compare_module.limits(bundle, 1))
-    assert any("29 clips are few" in text for text in compare_module.limits(bundle, 29))
-    assert not any("too narrow" in text for text in compare_module.limits(bundle, 30))
+    decoder = Bundle.open(MICRO).decoder_facts
+    assert any("1 clip is few" in text for text in general_limits(decoder, 1))
+    assert any("29 clips are few" in text for text in general_limits(decoder, 29))
+    assert not any("too narrow" in text for text in general_limits(decoder, 30))
 
 
 def test_a_file_that_may_not_be_used_is_named(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

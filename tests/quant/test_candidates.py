@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,12 +14,21 @@ import pytest
 
 from dasheng_edge.quant import candidates
 from dasheng_edge.quant.bundle_quant import QuantizeOptions
-from dasheng_edge.quant.candidates import Spec, Workshop, check_same_model, parse_spec, parse_specs
+from dasheng_edge.quant.candidates import (
+    Spec,
+    check_candidate,
+    check_same_model,
+    make_candidate,
+    origin_of,
+    parse_spec,
+    parse_specs,
+)
 from dasheng_edge.quant.compare import measurements as measuring
 from dasheng_edge.quant.recipes import RECIPES, Recipe
 from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.bundle.manifest import MANIFEST
-from dasheng_edge.runtime.errors import ClipsError
+from dasheng_edge.runtime.errors import ClipsError, QuantizeError
+from dasheng_edge.runtime.progress import NoProgress
 from tests.runtime.audio.test_clips import write_wave
 
 MICRO = Path(__file__).resolve().parents[2] / "build" / "micro"
@@ -94,13 +104,13 @@ def test_a_matrix_without_a_name() -> None:
 
 @needs_micro
 def test_a_matrix_that_is_not_there_is_refused_first(tmp_path: Path) -> None:
-    workshop = Workshop(Bundle.open(MICRO), tmp_path / "made", None, 1)
+    origin = origin_of(Bundle.open(MICRO), tmp_path / "made", None, 1)
     spec = parse_spec(f"int8/Q4_K_M+imatrix={tmp_path / 'x.gguf'}")
     with pytest.raises(ClipsError, match=r"there is no importance matrix .*x\.gguf"):
-        workshop.check(spec)
+        check_candidate(spec, origin)
     (tmp_path / "x.gguf").write_text("nothing")
     with pytest.raises(ClipsError, match=r"x\.gguf is not an importance matrix"):
-        workshop.check(spec)
+        check_candidate(spec, origin)
 
 
 @needs_micro
@@ -117,7 +127,7 @@ def test_another_question_is_refused(tmp_path: Path, key: str, value: object) ->
     with pytest.raises(ClipsError, match=said):
         check_same_model(reference, Bundle.open(tmp_path / "other"))
     with pytest.raises(ClipsError, match=said):
-        Workshop(reference, tmp_path / "made", None, 1).check(Spec("other", tmp_path / "other"))
+        check_candidate(Spec("other", tmp_path / "other"), origin_of(reference, tmp_path / "made", None, 1))
     check_same_model(reference, reference)
 
 
@@ -141,10 +151,9 @@ def test_warnings_are_collected_and_kept(tmp_path: Path, made: list[Path]) -> No
     reference = Bundle.open(MICRO)
 
     def warned() -> list[str]:
-        workshop = Workshop(reference, tmp_path / "made", tmp_path / "clip.wav", 1)
-        for text in ("int8/F16", "fp32/Q8_0"):
-            workshop.bundle(parse_spec(text))
-        return list(workshop.warnings)
+        origin = origin_of(reference, tmp_path / "made", tmp_path / "clip.wav", 1)
+        made = [make_candidate(parse_spec(text), origin, NoProgress()) for text in ("int8/F16", "fp32/Q8_0")]
+        return list(dict.fromkeys(warning for one in made for warning in one.warnings))
 
     want = ["these clips are few", "1 made", "2 made"]
     assert warned() == want
@@ -157,13 +166,13 @@ def test_warnings_are_collected_and_kept(tmp_path: Path, made: list[Path]) -> No
 
 @needs_micro
 def test_an_upgrade_makes_candidates_anew(tmp_path: Path, made: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    workshop = Workshop(Bundle.open(MICRO), tmp_path / "made", None, 1)
+    origin = origin_of(Bundle.open(MICRO), tmp_path / "made", None, 1)
     spec = Spec("x", None, Recipe("int8", "F16", "f16"))
-    workshop.bundle(spec)
-    workshop.bundle(spec)
+    make_candidate(spec, origin, NoProgress())
+    make_candidate(spec, origin, NoProgress())
     assert len(made) == 1
     monkeypatch.setattr(measuring, "version", lambda _: "99.0")
-    workshop.bundle(spec)
+    make_candidate(spec, origin, NoProgress())
     assert len(set(made)) == 2
 
 
@@ -171,14 +180,33 @@ def test_an_upgrade_makes_candidates_anew(tmp_path: Path, made: list[Path], monk
 @pytest.mark.parametrize("text", ["fp32/IQ3_XXS+imatrix", "fp32/IQ2_XXS", "int8/Q4_K_M+imatrix", "tiny", "mixed/F16"])
 def test_what_is_measured_on_the_way_is_not_refused(tmp_path: Path, text: str) -> None:
     write_wave(tmp_path / "clip.wav", 1.0)
-    Workshop(Bundle.open(MICRO), tmp_path / "made", tmp_path / "clip.wav", 1).check(parse_spec(text))
+    check_candidate(parse_spec(text), origin_of(Bundle.open(MICRO), tmp_path / "made", tmp_path / "clip.wav", 1))
     with pytest.raises(ClipsError, match="is measured on clips; pass --calibrate CLIPS"):
-        Workshop(Bundle.open(MICRO), tmp_path / "made", None, 1).check(parse_spec(text))
+        check_candidate(parse_spec(text), origin_of(Bundle.open(MICRO), tmp_path / "made", None, 1))
 
 
 @needs_micro
 def test_a_type_that_takes_no_importance_matrix(tmp_path: Path) -> None:
     write_wave(tmp_path / "clip.wav", 1.0)
-    workshop = Workshop(Bundle.open(MICRO), tmp_path / "made", tmp_path / "clip.wav", 1)
+    origin = origin_of(Bundle.open(MICRO), tmp_path / "made", tmp_path / "clip.wav", 1)
     with pytest.raises(ClipsError, match=r"F16 is stored without an importance matrix; leave \+imatrix out"):
-        workshop.check(parse_spec("int8/F16+imatrix"))
+        check_candidate(parse_spec("int8/F16+imatrix"), origin)
+
+
+@needs_micro
+@pytest.mark.parametrize(
+    ("part", "precision", "text", "fix"),
+    [
+        ("decoder", "Q4_K_M", "balanced", "export CHECKPOINT --decoder F16"),
+        ("encoder", "int8", "int4-block/F16", "fp32"),
+    ],
+)
+def test_what_is_quantized_already_is_refused_with_its_candidate(
+    tmp_path: Path, part: str, precision: str, text: str, fix: str
+) -> None:
+    reference = Bundle.open(MICRO)
+    facts = getattr(reference.manifest, part).model_copy(update={"precision": precision})
+    stored = replace(reference, manifest=reference.manifest.model_copy(update={part: facts}))
+    said = rf"candidate {text} cannot be made of the reference: the {part} .* is {precision} already.*{fix}"
+    with pytest.raises(QuantizeError, match=said):
+        check_candidate(parse_spec(text), origin_of(stored, tmp_path / "made", None, 1))

@@ -1,14 +1,19 @@
-"""Which clips costs are measured on; what they come to is tested with the comparison."""
+"""Which clips costs are measured on, and in what order; what they come to is tested with the comparison."""
 
 from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from dasheng_edge.quant.compare.cost import MEASURED_CLIPS, measured_clips
+from dasheng_edge.quant.compare import cost
+from dasheng_edge.quant.compare.cost import MEASURED_CLIPS, TURN_CLIPS, Measurement, measure_costs, measured_clips
 from dasheng_edge.runtime.audio.clips import Clip
+from dasheng_edge.runtime.bundle.bundle import Bundle
+
+MICRO = Path(__file__).resolve().parents[3] / "build" / "micro"
 
 
 @pytest.mark.parametrize("count", [1, 2, MEASURED_CLIPS - 1, MEASURED_CLIPS])
@@ -24,3 +29,28 @@ def test_of_many_clips_some_are_measured_that_lie_over_all(count: int) -> None:
     assert (len(places), places[0], places[-1]) == (MEASURED_CLIPS, 0, count - 1)
     steps = [after - before for before, after in itertools.pairwise(places)]
     assert 1 <= min(steps) <= max(steps) <= min(steps) + 1
+
+
+@pytest.mark.skipif(not MICRO.is_dir(), reason="make build/micro makes it")
+def test_bundles_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = Bundle.open(MICRO, check_sha256=False)
+    bundles = [Bundle(Path(name), bundle.manifest) for name in "ab"]
+    order: list[tuple[str, list[str]]] = []
+
+    def turn(bundle: Bundle, clips: list[Clip], *_: Any) -> Measurement:
+        order.append((bundle.folder.name, [clip.id for clip in clips]))
+        times = [float(clip.id) for clip in clips]
+        energy = None if bundle.folder.name == "b" else 5.0
+        busy = 0.1 * len(order)
+        return Measurement(len(order), times, times, times, [], sum(times), 10.0, 10 * len(order), energy, busy)
+
+    monkeypatch.setattr(cost, "_turn", turn)
+    clips = [Clip(str(index), Path("x")) for index in range(MEASURED_CLIPS)]
+    first, second = measure_costs(bundles, clips, 1, 4)
+    assert [name for name, _ in order] == ["a", "b", "b", "a"]
+    assert max(len(ids) for _, ids in order) == TURN_CLIPS
+    assert sorted(order[0][1] + order[3][1], key=int) == [clip.id for clip in clips]
+    assert order[1][1] == order[0][1]
+    assert (first.clips, first.encoder_ms.p50, first.energy_j) == (20, 9.5, 0.5)
+    assert (first.load_ms, first.peak_rss_bytes, first.others_share) == (2.5, 40, 0.4)
+    assert (second.energy_j, second.decode_tokens_per_s) == (None, 0.0)

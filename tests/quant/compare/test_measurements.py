@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
@@ -13,8 +14,15 @@ import pytest
 from numpy.typing import NDArray
 
 from dasheng_edge.quant.compare import measurements as measuring
-from dasheng_edge.quant.compare.measurements import Answering, decoder_id, embed_all, encoder_id, samples_of, sounds_of
-from dasheng_edge.runtime.audio.clips import Clip
+from dasheng_edge.quant.compare.measurements import (
+    Answering,
+    decoder_id,
+    embed_all,
+    encoder_id,
+    sounds_of,
+    usable_clips,
+)
+from dasheng_edge.runtime.audio.clips import Clip, ClipSet
 from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.errors import AudioTooLongError, DashengEdgeError, DecoderError, PromptError
 from tests.runtime.audio.test_clips import write_wave
@@ -75,10 +83,17 @@ def test_a_clip_that_leaves_no_room_is_named(bundle: Bundle, tmp_path: Path) -> 
     write_wave(tmp_path / "short.wav", 0.05)
     write_wave(tmp_path / "long.wav", 3.2)
     clips = [Clip("short", tmp_path / "short.wav"), Clip("long", tmp_path / "long.wav")]
-    assert samples_of(altered(bundle, "decoder", context_length=20), clips, LIMIT) == [800, 51_200]  # 1 and 16 tokens
+    both = ClipSet("both", tuple(clips))
+    usable = usable_clips(altered(bundle, "decoder", context_length=20), both, LIMIT)
+    assert usable.samples == (800, 51_200)  # 1 and 16 tokens
+    assert (usable.clips, usable.left_out) == (both, ())
+    small = altered(bundle, "decoder", context_length=19)
     said = r"clip long has 3\.2 s, which are 16 audio tokens; with 4 new tokens at most 15 fit .*cut the clip"
+    without = usable_clips(small, both, LIMIT)
+    assert without.clips.clips == (clips[0],)
+    assert re.match(said, "".join(without.left_out))
     with pytest.raises(AudioTooLongError, match=said):
-        samples_of(altered(bundle, "decoder", context_length=19), clips, LIMIT)
+        usable_clips(small, ClipSet("long", (clips[1],)), LIMIT)
 
 
 @pytest.mark.parametrize(
