@@ -1,8 +1,9 @@
 """An output that is written under a temporary name, so that what has the final name is always complete.
 
-While somebody writes NAME, there are beside it `.NAME.lock`, which he holds a lock on, and `.NAME.partial-XXXXXXXX`,
-which gets the final name at the end. A folder that is replaced has the same name and `.old` for a moment. What a
-killed writer leaves of these, the next writer of NAME removes; an `.old` whose successor never came is put back.
+While a process writes NAME, two things lie beside it: `.NAME.lock`, which the process holds locked, and
+`.NAME.partial-XXXXXXXX`, which gets the final name at the end. A folder that is being replaced is called that with
+`.old` for a moment. The next writer of NAME removes what a killed writer left, and puts back an `.old` folder whose
+replacement never came.
 """
 
 from __future__ import annotations
@@ -49,19 +50,19 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def not_a_file(path: Path) -> str:
-    """What keeps something from being replaced where any regular file may be; "" if nothing does."""
+    """Why something may not be replaced where any regular file may be; "" if it is one."""
     return "" if path.is_file() else "it is a folder" if path.is_dir() else "it is not a regular file"
 
 
 class PartialOutput:
     """The temporary file or folder of an output, and the lock that goes with it.
 
-    `why_not` says what keeps something that is there from being replaced: why it is not `what`; "" if nothing does.
-    `option` is how the user names another place.
+    `what` is what may be replaced here, for messages. `why_not` says why an existing file or folder is not that, ""
+    if it is. `option` is how the user names another place.
 
     Raises:
-        OutputExistsError: `out` exists and `overwrite` is False, or it is something else.
-        OutputWriteError: the disk is full, the place is not writable, or somebody else writes there.
+        OutputExistsError: `out` exists and `overwrite` is False, or it is not `what`.
+        OutputWriteError: the disk is full, the place is not writable, or another process writes there.
     """
 
     def __init__(
@@ -105,7 +106,7 @@ class PartialOutput:
                     self._clean_up()
                 self._check_out()  # something may have been put back
                 path = self.out.with_name(f"{self._prefix}{secrets.token_hex(4)}")
-                # Not by `tempfile`, whose files only their owner may read, whatever the umask.
+                # Not with `tempfile`, whose files only their owner may read, whatever the umask.
                 path.mkdir() if folder else path.touch(exist_ok=False)
                 self._path = path
         except BaseException:
@@ -163,7 +164,7 @@ class PartialOutput:
         return self.out.with_name(f".{self.out.name}.lock")
 
     def _clean_up(self) -> None:
-        """Put back or remove what killed writers left; all of it is theirs, since nobody else holds the lock."""
+        """Put back or remove what killed writers left: whoever holds the lock is the only writer alive."""
         name = re.compile(rf"{re.escape(self._prefix)}[0-9a-f]{{8}}(\.old)?")
         left = [path for path in self.out.parent.iterdir() if name.fullmatch(path.name)]
         for path in left:

@@ -1,4 +1,4 @@
-"""What an export or a quantization tells about its steps, and whom: on a terminal, bars."""
+"""Progress of long work: who is told of steps and how far they are, and bars on a terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clips to calibrate on or to compare with: a manifest in JSON Lines, a folder of audio files, or one file.
+"""Clips to calibrate on or to compare with, from a manifest in JSON Lines, a folder of audio files, or one file.
 
 A line of a manifest is an object: `audio` (a path, relative to the manifest; NeMo's `audio_filepath`, and `file`, are
 taken too), and what is known about the clip, all of it optional: `id` (the path where there is none), `offset` and
@@ -12,14 +12,13 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from dasheng_edge.runtime.bundle.bundle import sha256_of
@@ -32,10 +31,6 @@ AUDIO_SUFFIXES = frozenset({
     ".mov", ".avi",
 })  # fmt: skip
 MANIFEST_SUFFIXES = (".jsonl", ".ndjson", ".json")
-# Fewer say little about what a model will hear. With 64 scenes of 6 s, importance matrices of two halves give
-# quantized decoders that are equally good.
-FEW_CLIPS, FEW_SECONDS = 32, 120.0
-TWIN_DB = 1.5  # cuts of one sound: 0.05 to 0.7 (median of 64 cuts), different scenes: 2.8 at least, of 64
 
 
 class ClipRow(BaseModel):
@@ -270,32 +265,3 @@ def _file_sha256(path: Path) -> str:
         return sha256_of(path)
     except OSError as error:
         raise ClipsError(f"cannot read {path}: {error.strerror}; the manifest or folder of clips lists it") from error
-
-
-def calibration_warnings(spectra: Sequence[NDArray[np.float32]], audio_s: float) -> tuple[str, ...]:
-    """What speaks against calibrating on clips with these log-mels, [n_mels, frames] each, of so many seconds in all.
-
-    Alike are clips whose log-mels have the same mean and deviation in each band.
-    """
-    warnings = []
-    if len(spectra) < FEW_CLIPS or audio_s < FEW_SECONDS:
-        warnings.append(
-            f"{len(spectra)} clips of {audio_s:.0f} s in all are few to calibrate on: use {FEW_CLIPS} or more, of "
-            f"{FEW_SECONDS:.0f} s in all, like what the model will hear"
-        )
-    if len(spectra) > 1 and (share := _alike(spectra)) > 0.5:
-        warnings.append(
-            f"{100 * share:.0f} % of the calibration clips sound like another of them: choose different ones"
-        )
-    return tuple(warnings)
-
-
-def _alike(spectra: Sequence[NDArray[np.float32]]) -> float:
-    """Share of the clips that have a twin, by mean and deviation over time of each mel band."""
-    marks = np.stack([np.concatenate([one.mean(axis=1), one.std(axis=1)]) for one in spectra]).astype(np.float64)
-    twins = 0
-    for index, mark in enumerate(marks):  # a row at a time: all pairs of thousands of clips would fill the memory
-        distances_db = np.abs(marks - mark).mean(axis=1)
-        distances_db[index] = np.inf
-        twins += bool(distances_db.min() < TWIN_DB)
-    return twins / len(marks)

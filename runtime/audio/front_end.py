@@ -107,10 +107,10 @@ class FrontEnd:
         sizes = [stop - start for start, stop in pairwise(edges)]
         compute = partial(self._part, waveform)
         try:
-            found = self._pool.map(compute, edges, sizes)
+            outputs = self._pool.map(compute, edges, sizes)
         except RuntimeError:  # the interpreter is ending, and starts no more work
-            found = map(compute, edges, sizes)
-        return [np.concatenate(output, axis=1) for output in zip(*found, strict=True)]
+            outputs = map(compute, edges, sizes)
+        return [np.concatenate(output, axis=1) for output in zip(*outputs, strict=True)]
 
     def _part(self, waveform: NDArray[np.float32], first: int, count: int) -> list[NDArray[np.float32]]:
         hop = self.spec.hop_length

@@ -32,7 +32,7 @@ AudioSource: TypeAlias = (
 
 BLOCK_S = 1.0  # seconds that are handed to the resampler at once; FFmpeg's frames are 20 to 100 ms
 RATES_HZ = (1_000, 768_000)  # beyond these a sample rate is a mistake
-LOUDEST_FLOAT = 100.0  # full scale is 1; more than this means integers in a float array
+MAX_FLOAT = 100.0  # full scale is 1; more than this means integers in a float array
 # Containers that state their length exactly -> by how many seconds a complete file may still fall short of it
 # (AAC and Opus encoders count priming and padding). Of a short WAV, FFmpeg states what is left: see `_check_wav_size`.
 LENGTH_SLACK_S = {"flac": 0.01, "ogg": 0.25, "matroska,webm": 0.25, "mov,mp4,m4a,3gp,3g2,mj2": 0.25}
@@ -167,7 +167,7 @@ def _array_block(array: object, checked: int) -> Iterator[tuple[int, Waveform]]:
     for start in range(0, len(samples), size):
         block = _full_scale(samples[start : start + size], "the audio array")
         loudest = float(np.abs(block).max(initial=0.0))
-        if np.isfinite(loudest) and loudest > LOUDEST_FLOAT:
+        if np.isfinite(loudest) and loudest > MAX_FLOAT:
             raise AudioError(
                 f"the audio array reaches {loudest:g}, full scale is 1; these look like integers kept as "
                 "floats: pass the integer array, or divide by 32768"

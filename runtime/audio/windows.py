@@ -13,7 +13,7 @@ from dasheng_edge.runtime.errors import AudioError
 from .read import AudioSource, ReadAudio, Waveform, describe_audio, read_audio
 
 WINDOW_S, HOP_S = 30.0, 15.0
-LEAST_S = 0.5  # of a hop; shorter ones are mistakes
+MIN_HOP_S = 0.5  # a shorter one is a mistake
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ def check_windows(window_s: float, hop_s: float) -> None:
     Raises:
         AudioError: they do.
     """
-    if not LEAST_S <= hop_s <= window_s < float("inf"):  # written so that NaN is refused, too
+    if not MIN_HOP_S <= hop_s <= window_s < float("inf"):  # written so that NaN is refused, too
         raise AudioError(
-            f"the window is {window_s:g} s and moves on by {hop_s:g} s; expected a hop of at least {LEAST_S:g} s and "
+            f"the window is {window_s:g} s and moves on by {hop_s:g} s; expected a hop of at least {MIN_HOP_S:g} s and "
             "no longer than the window"
         )
 

@@ -16,7 +16,7 @@ _WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS
 
 
 def _why_not_a_bundle(folder: Path) -> str:
-    """What keeps a folder from being empty or a bundle, of any schema, with nothing beside it; "" if nothing does."""
+    """Why a folder may not be replaced: it holds something else than a bundle (of any schema); "" if it may."""
     if not folder.is_dir():
         return "it is a file"
     entries = sorted(folder.iterdir())
@@ -30,9 +30,9 @@ def _why_not_a_bundle(folder: Path) -> str:
         return f"its {MANIFEST} cannot be read: {error}"
     files = raw.get("files") if isinstance(raw, dict) and "schema_version" in raw else None
     if not isinstance(files, dict):
-        return f"its {MANIFEST} is not that of one"
+        return f"its {MANIFEST} is not that of a bundle"
     foreign = [path.name for path in entries if path.name not in (MANIFEST, MODEL_CARD, *files) or not path.is_file()]
-    return f"{foreign[0]} is no file of one" if foreign else ""
+    return f"{foreign[0]} is not a file of that bundle" if foreign else ""
 
 
 class BundleWriter:

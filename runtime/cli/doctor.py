@@ -62,13 +62,13 @@ def _print_doctor(report: DoctorReport) -> None:
 
 def dependencies() -> dict[str, frozenset[str]]:
     """Distributions that ours asked for when it was installed -> the extras that bring each; none: the base."""
-    found: dict[str, frozenset[str]] = {}
+    table: dict[str, frozenset[str]] = {}
     for line in _requirements():
         name, extras = _NAME.match(line), frozenset(_EXTRA.findall(line))
         if name and OWN_ENVIRONMENT not in extras:
-            base = not extras or found.get(name[0]) == frozenset()
-            found[name[0]] = frozenset() if base else found.get(name[0], frozenset()) | extras
-    return found
+            base = not extras or table.get(name[0]) == frozenset()
+            table[name[0]] = frozenset() if base else table.get(name[0], frozenset()) | extras
+    return table
 
 
 def _requirements() -> list[str]:

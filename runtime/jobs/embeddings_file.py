@@ -28,7 +28,7 @@ _ENTRIES = {f"{name}.npy" for name in ("names", "mean", "seconds", "rate_hz", "m
 
 
 def _why_not_embeddings(path: Path) -> str:
-    """What keeps a file from being empty or one of these; "" if nothing does."""
+    """Why a file may not be replaced: it is neither empty nor a file of embeddings; "" if it may."""
     if path.is_dir():
         return f"it is a folder; name a file in it, such as {path / 'out.npz'}"
     if not path.is_file():  # a device, or a pipe that somebody reads

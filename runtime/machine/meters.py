@@ -19,10 +19,10 @@ _COUNTED_ALREADY = (8, 9)  # guest, guest_nice: parts of user and nice
 def peak_rss_bytes() -> int | None:
     """The most memory that was resident in this process at once, files that are mapped included; None where unknown."""
     try:
-        found = re.search(r"VmHWM:\s*(\d+) kB", _STATUS.read_text())
+        peak = re.search(r"VmHWM:\s*(\d+) kB", _STATUS.read_text())
     except OSError:
         return _peak_by_getrusage()
-    return int(found[1]) * 1024 if found else None
+    return int(peak[1]) * 1024 if peak else None
 
 
 def _peak_by_getrusage() -> int | None:

@@ -14,10 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from dasheng_edge.runtime.audio.audio_parts import AudioParts
-from dasheng_edge.runtime.audio.clips import FEW_CLIPS, Clip, ClipSet, calibration_warnings, find_clips, read_clips
-from dasheng_edge.runtime.bundle.bundle import Bundle
-from dasheng_edge.runtime.engine_options import EngineSettings
+from dasheng_edge.runtime.audio.clips import Clip, ClipSet, find_clips, read_clips
 from dasheng_edge.runtime.errors import AudioEmptyError, ClipsError
 
 RATE_HZ = 16_000
@@ -188,41 +185,6 @@ def test_the_hash_is_of_rows_and_audio(folder: Path) -> None:
     assert len({whole, *changed}) == len(changes) + 1
     write_wave(folder / "b" / "c.WAV", seed=3)
     assert read_clips(write_manifest(folder, *rows)).sha256() != whole
-
-
-def spectrum(level_db: float, seed: int) -> NDArray[np.float32]:
-    """Log-mel of a scene: each band about its own level."""
-    generator = np.random.default_rng(seed)
-    return (level_db + generator.normal(0, 3, (64, 100))).astype(np.float32)
-
-
-def test_many_different_clips_are_fine() -> None:
-    different = [spectrum(-60 + 3.0 * i, i) for i in range(FEW_CLIPS)]
-    assert calibration_warnings(different, 120.0) == ()
-
-
-@pytest.mark.parametrize(("clips", "seconds"), [(FEW_CLIPS - 1, 120.0), (FEW_CLIPS, 119.0), (1, 1.0)])
-def test_few_clips_are_told(clips: int, seconds: float) -> None:
-    (warning,) = calibration_warnings([spectrum(-60 + 3.0 * i, i) for i in range(clips)], seconds)
-    assert warning == (
-        f"{clips} clips of {seconds:.0f} s in all are few to calibrate on: use 32 or more, of 120 s in all, like what "
-        "the model will hear"
-    )
-
-
-def test_alike_clips_are_told_where_they_are_more_than_half() -> None:
-    different = [spectrum(-60 + 3.0 * i, i) for i in range(20)]
-    alike = [spectrum(20.0, 100 + i) for i in range(20)]
-    assert calibration_warnings(different + alike, 600.0) == ()
-    (warning,) = calibration_warnings(different[:-1] + alike, 600.0)
-    assert warning == "51 % of the calibration clips sound like another of them: choose different ones"
-    louder = [one + np.float32(4) * i for i, one in enumerate(alike)]  # the mean of each band tells them apart
-    assert calibration_warnings(louder + different, 600.0) == ()
-
-
-def log_mels(tiny_bundle: Path, waveforms: list[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
-    parts = AudioParts.open(Bundle.open(tiny_bundle), EngineSettings())
-    return [parts.front_end.features([waveform]).log_mel for waveform in waveforms]
 
 
 def test_an_id_that_is_given_goes_before_one_that_is_made(folder: Path) -> None:

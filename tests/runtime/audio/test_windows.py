@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dasheng_edge.runtime.audio.read import ReadAudio, read_audio
-from dasheng_edge.runtime.audio.windows import LEAST_S, spans
+from dasheng_edge.runtime.audio.windows import MIN_HOP_S, spans
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.errors import AudioEmptyError, AudioError
 
@@ -21,11 +21,13 @@ def clip(seconds: float) -> np.ndarray:
     return np.arange(round(seconds * RATE), dtype=np.float32) / 1e5
 
 
-@given(seconds=st.floats(0.01, 40), window_s=st.floats(LEAST_S, 12), hop=st.floats(0.1, 1.0), whole_s=st.floats(0, 20))
+@given(
+    seconds=st.floats(0.01, 40), window_s=st.floats(MIN_HOP_S, 12), hop=st.floats(0.1, 1.0), whole_s=st.floats(0, 20)
+)
 def test_every_sample_is_in_a_window_and_in_its_place(
     seconds: float, window_s: float, hop: float, whole_s: float
 ) -> None:
-    waveform, hop_s = clip(seconds), max(LEAST_S, hop * window_s)
+    waveform, hop_s = clip(seconds), max(MIN_HOP_S, hop * window_s)
     found = list(spans((waveform, RATE), RATE, whole_s=whole_s, window_s=window_s, hop_s=hop_s))
     covered = np.zeros(len(waveform), bool)
     for span in found:

@@ -281,7 +281,7 @@ def test_a_bundle_with_something_beside_it_is_not_overwritten(
 ) -> None:
     edit(toy, lambda manifest: manifest["files"].update(src={}))  # which does not make a folder a file
     make(toy / name)
-    with pytest.raises(OutputExistsError, match=rf"\({name} is no file of one\)"):
+    with pytest.raises(OutputExistsError, match=rf"\({name} is not a file of that bundle\)"):
         write_toy(toy, overwrite=True)
     assert (toy / name).exists()
 
