@@ -54,10 +54,7 @@ def calibrate_on(clips: ClipSet, parts: AudioParts, advance: Advance) -> Calibra
 
 def golden_features(golden: Sequence[GoldenClip], parts: AudioParts) -> Calibration:
     """What a bundle brings with it, for a loss to be measured on where there are no clips."""
-    waveforms = [clip.waveform.astype(np.float32) / np.float32(32768) for clip in golden]
-    return Calibration(
-        tuple(parts.front_end.features([one]) for one in waveforms), tuple(None for _ in waveforms), None
-    )
+    return Calibration(tuple(parts.front_end.features([clip.samples]) for clip in golden), (None,) * len(golden), None)
 
 
 def calibration_warnings(spectra: Sequence[NDArray[np.float32]], audio_s: float) -> tuple[str, ...]:

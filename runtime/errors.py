@@ -1,4 +1,4 @@
-"""Every error that dasheng-edge raises on purpose.
+"""Every error that dasheng-edge raises on purpose; that of `child` is one more, which its callers translate.
 
 ::
 

@@ -76,9 +76,8 @@ def verify_bundle(bundle: Bundle, options: EngineOptions | None = None) -> Verif
 
 def _seams(audio: AudioParts, clip: GoldenClip, limits: Tolerances, parts: Parts | None = None) -> Iterator[Seam]:
     """The comparisons of one clip. Behind a part that fails there is nothing to compare, so its seam is the last."""
-    waveform = clip.waveform.astype(np.float32) / np.float32(32768)
     try:
-        features = audio.front_end.features([waveform])
+        features = audio.front_end.features([clip.samples])
     except DeviceError as failure:
         yield _failed(clip.name, "log-mel", limits.log_mel_db, "dB", failure)
         return
@@ -124,7 +123,7 @@ def _failed(clip: str, name: str, tolerance: float, unit: str, failure: DashengE
 
 
 def _stated(limit: float | None) -> float:
-    """A tolerance that the manifest's own check has found to be there."""
+    """A tolerance that the manifest's own check has asked for."""
     assert limit is not None
     return limit
 

@@ -18,7 +18,7 @@ import torch
 from dasheng_edge.export.adapter.merge import MergedTensors
 from dasheng_edge.runtime.audio.front_end import FrontEnd
 from dasheng_edge.runtime.bundle.front_end_spec import FrontEndSpec
-from dasheng_edge.runtime.bundle.golden import GoldenClip, save_golden
+from dasheng_edge.runtime.bundle.golden import FULL_SCALE, GoldenClip, save_golden
 from dasheng_edge.runtime.deviation import max_difference
 from dasheng_edge.runtime.errors import ExportError
 from dasheng_edge.runtime.progress import Advance, no_advance
@@ -29,7 +29,6 @@ from .encoder import load_projector, reference_features, stream_patches
 TOKENS = 16  # greedy tokens of each clip ...
 # ... but each costs one more pass through the checkpoint, so a decoder with more values than this gets fewer.
 LARGE, TOKENS_OF_LARGE = 2_000_000_000, 4
-FULL_SCALE = 32768.0  # waveforms are stored as int16: x = v / 32768
 
 
 @dataclass(frozen=True)

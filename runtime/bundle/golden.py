@@ -26,6 +26,7 @@ from .bundle import GOLDEN, Bundle
 
 Array = NDArray[np.float32]
 AUDIO_MARK = -1  # in `prompt_i`
+FULL_SCALE = 32768  # of `waveform_i`
 # What numpy and zipfile raise for files that are damaged or something else (Attribute- and TypeError: one .npy).
 _DAMAGE = (
     OSError, EOFError, KeyError, ValueError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error,
@@ -63,6 +64,11 @@ class GoldenClip:
     patches: Array
     acoustic_mel: Array | None = None
     text: GoldenText | None = None
+
+    @property
+    def samples(self) -> Array:
+        """The waveform as float32 [n], full scale = 1."""
+        return self.waveform.astype(np.float32) / np.float32(FULL_SCALE)
 
 
 def read_golden(bundle: Bundle) -> tuple[GoldenClip, ...]:
