@@ -3,13 +3,13 @@
     python -m benchmarks.peers.torch_worker CHECKPOINT fp32|bf16 --threads N [--encoder]
 
 Requests: {"encode": "features.npz", "save": "patches.npy"}, of which the latter may be missing, and
-{"caption": "clip.npy", "prompt": [[...], null, [...]], "tokens": n}.
+{"caption": "clip.npy", "prompt": [[...], null, [...]], "tokens": n}. The model is that of `bench --against`; it keeps
+nothing from one clip to the next, and no token ends its text.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -19,28 +19,27 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.peers.torch_peer import TorchPeer, open_merged, torch_encoder, torch_patches
 from benchmarks.peers.workers import Message
-from dasheng_edge.runtime.audio.front_end import Features
+from dasheng_edge.export.adapter.merge import MergedTensors
+from dasheng_edge.export.checkpoint.checkpoint import open_checkpoint
+from dasheng_edge.export.reference.bench import TransformersModel
+from dasheng_edge.export.reference.encoder import load_encoder
 from dasheng_edge.runtime.child import serve
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def read_features(path: Path) -> Features:
-    """Spectrograms of a clip, by the names of their fields."""
-    with np.load(path) as stored:
-        return Features(stored["log_mel"], stored.get("acoustic"), int(stored["samples"]))
-
-
 def encodes(checkpoint: Path, dtype: torch.dtype) -> Callable[[Message], Message]:
     """Answers with the seconds of the encoder alone."""
-    encoder = torch_encoder(open_merged(checkpoint), dtype)
+    encoder = load_encoder(MergedTensors(open_checkpoint(checkpoint))).to(dtype)
 
+    @torch.inference_mode()
     def answer(request: Message) -> Message:
-        features = read_features(Path(request["encode"]))
+        with np.load(request["encode"]) as stored:
+            mels = {name: torch.from_numpy(stored[name])[None].to(dtype) for name in stored if name != "samples"}
+            samples = int(stored["samples"])
         start = time.perf_counter()
-        patches = torch_patches(encoder, features)
+        patches = encoder(mels["log_mel"], samples, mels.get("acoustic"))
         seconds = time.perf_counter() - start
         if request.get("save"):
             np.save(request["save"], patches[0].float().numpy())
@@ -50,12 +49,20 @@ def encodes(checkpoint: Path, dtype: torch.dtype) -> Callable[[Message], Message
 
 
 def captions(checkpoint: Path, dtype: torch.dtype) -> Callable[[Message], Message]:
-    """Answers with what a caption took."""
-    peer = TorchPeer(checkpoint, dtype)
+    """Answers with the seconds until there is the audio, the first token, and all of them."""
+    model = TransformersModel(open_checkpoint(checkpoint), dtype)
 
     def answer(request: Message) -> Message:
         waveform: Any = np.load(request["caption"])
-        return dataclasses.asdict(peer.caption(waveform, request["prompt"], request["tokens"]))
+        prompt = [part for part in request["prompt"] if part != []]
+        stages_ms, tokens = model.answer(torch.from_numpy(waveform), prompt, request["tokens"])
+        audio_s = sum(stages_ms[name] for name in ("front_end", "encoder", "projector")) / 1000
+        return {
+            "audio_s": audio_s,
+            "first_token_s": audio_s + stages_ms["prefill"] / 1000,
+            "total_s": stages_ms["total"] / 1000,
+            "tokens": tokens,
+        }
 
     return answer
 
@@ -69,8 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--encoder", action="store_true", help="load nothing but the encoder")
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
-    make = encodes if given.encoder else captions
-    answer = make(given.checkpoint, DTYPES[given.dtype])
+    answer = (encodes if given.encoder else captions)(given.checkpoint, DTYPES[given.dtype])
     serve(lambda request, _: answer(request))
     return 0
 

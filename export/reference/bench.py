@@ -31,7 +31,7 @@ from .encoder import ENCODER_PREFIX, PROJECTOR_PREFIX, meta_encoder, meta_projec
 STAGES = ("front_end", "encoder", "projector", "prefill", "decode", "total")
 
 
-class _Model:
+class TransformersModel:
     """All parts in one precision."""
 
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
@@ -45,8 +45,10 @@ class _Model:
         self.embed: nn.Module = self.decoder.get_input_embeddings()
 
     @torch.inference_mode()
-    def answer(self, samples: Tensor, prompt: Sequence[Sequence[int] | None], new_tokens: int) -> dict[str, float]:
-        """Milliseconds of each stage for a waveform float32 [n]; `prompt` has None where the audio goes."""
+    def answer(
+        self, samples: Tensor, prompt: Sequence[Sequence[int] | None], new_tokens: int
+    ) -> tuple[dict[str, float], list[int]]:
+        """Milliseconds of each stage for a waveform float32 [n], and the tokens; `prompt` has None for the audio."""
         from transformers import DynamicCache
 
         laps = [time.perf_counter()]
@@ -65,13 +67,14 @@ class _Model:
         lap()
         rows = [audio if part is None else self.embed(torch.tensor([list(part)])) for part in prompt]
         cache = DynamicCache()
-        token = self._next(cache, inputs_embeds=torch.cat(rows, dim=1))
+        tokens = [self._next(cache, inputs_embeds=torch.cat(rows, dim=1))]
         lap()
         for _ in range(new_tokens - 1):
-            token = self._next(cache, input_ids=token)
+            tokens.append(self._next(cache, input_ids=tokens[-1]))
         lap()
         stages = [1000 * (after - before) for before, after in pairwise(laps)]
-        return dict(zip(STAGES, [*stages, 1000 * (laps[-1] - laps[0])], strict=True))
+        total = 1000 * (laps[-1] - laps[0])
+        return dict(zip(STAGES, [*stages, total], strict=True)), [int(token) for token in tokens]
 
     def _next(self, cache: Any, **rows: Tensor) -> Tensor:
         """The likeliest token after these rows, int64 [1, 1]."""
@@ -120,7 +123,7 @@ def check_sizes(checkpoint: Checkpoint, wanted: Mapping[str, object]) -> None:
 
 
 def measure(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Do what `bench_against.compare` asks for; times in milliseconds, one for each round and clip.
+    """Do what `transformers_peer.compare` asks for; times in milliseconds, one for each round and clip.
 
     Raises:
         CheckpointError: the checkpoint cannot be opened, or is not the bundle's.
@@ -129,14 +132,14 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
     start = time.perf_counter()
     checkpoint = open_checkpoint(Path(request["checkpoint"]))
     check_sizes(checkpoint, request["sizes"])
-    model = _Model(checkpoint, getattr(torch, request["dtype"]))
+    model = TransformersModel(checkpoint, getattr(torch, request["dtype"]))
     load_ms = 1000 * (time.perf_counter() - start)
     with np.load(request["clips"]) as file:
         clips = [torch.from_numpy(file[name]) for name in file.files]
     stages: dict[str, list[float]] = {name: [] for name in STAGES}
     for index in range(request["rounds"] + 1):
         for clip, count in zip(clips, request["new_tokens"], strict=True):
-            found = model.answer(clip, request["prompt"], count)
+            found, _ = model.answer(clip, request["prompt"], count)
             for name in STAGES if index else ():  # the first round warms up
                 stages[name].append(found[name])
     return {"load_ms": load_ms, "stages_ms": stages, "peak_rss_bytes": peak_rss_bytes()}

@@ -212,18 +212,19 @@ def test_a_bundle_answers_with_its_prompt_and_with_times(captioner: Captioner, t
     assert 0 < said["audio_s"] < said["first_token_s"] < said["total_s"]
 
 
-def test_transformers_says_what_the_runtime_says(tiny_checkpoint: Path, captioner: Captioner) -> None:
+def test_transformers_says_what_the_runtime_says(tiny_checkpoint: Path, captioner: Captioner, tmp_path: Path) -> None:
     import torch
 
-    from benchmarks.peers.torch_peer import TorchPeer
+    from benchmarks.peers.torch_worker import captions
 
-    waveform = talkative_noise(captioner, 2.0, 8)
-    prompt = answer(captioner, {"segments": True})["segments"]
+    clip = tmp_path / "clip.npy"
+    np.save(clip, waveform := talkative_noise(captioner, 2.0, 8))
+    request = {"caption": str(clip), "prompt": answer(captioner, {"segments": True})["segments"], "tokens": 8}
     wanted = captioner.caption((waveform, RATE_HZ), max_new_tokens=8, sampling=GREEDY)
-    said = TorchPeer(tiny_checkpoint, torch.float32).caption(waveform, prompt, 8)
-    assert said.tokens == wanted.tokens
-    assert 0 < said.audio_s < said.first_token_s < said.total_s
-    assert len(TorchPeer(tiny_checkpoint, torch.bfloat16).caption(waveform, prompt, 30).tokens) == 30
+    said = captions(tiny_checkpoint, torch.float32)(request)
+    assert tuple(said["tokens"]) == wanted.tokens
+    assert 0 < said["audio_s"] < said["first_token_s"] < said["total_s"]
+    assert len(captions(tiny_checkpoint, torch.bfloat16)({**request, "tokens": 30})["tokens"]) == 30
 
 
 @pytest.mark.slow

@@ -45,7 +45,7 @@ def request_of(checkpoint: Checkpoint, tmp_path: Path) -> dict[str, object]:
 
 
 def test_all_parts_are_the_references(checkpoint: Checkpoint) -> None:
-    model, merged = bench_transformers._Model(checkpoint, torch.float32), MergedTensors(checkpoint)
+    model, merged = bench_transformers.TransformersModel(checkpoint, torch.float32), MergedTensors(checkpoint)
     log_mel = torch.randn(1, 64, 400, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         patches = model.encoder(log_mel)
