@@ -2,8 +2,9 @@
 
     python -m benchmarks.demo build/micro
 
-The last line is JSON. Where FOLDER (--recordings) holds `fsdd/` (the Free Spoken Digit Dataset) and
-`clips/jfk.flac`, real voices are heard too; they are shown, and counted apart from the evaluation clips.
+The last line is JSON. Four recordings of real voices, which are no part of this repository, are captioned too where
+FOLDER (--recordings) holds `fsdd/` (the Free Spoken Digit Dataset) and `clips/jfk.flac`; what is missing there is said.
+They are counted apart from the evaluation clips.
 """
 
 from __future__ import annotations
@@ -101,11 +102,17 @@ def wav_seconds(path: Path) -> float:
         return file.getnframes() / file.getframerate()
 
 
-def recorded_clips(folder: Path) -> list[Clip]:
-    """Real voices: one file as it is, two strings spliced from one speaker's files each, and a speech."""
+def recorded_clips(folder: Path) -> tuple[list[Clip], list[str]]:
+    """Real voices: one file as it is, two strings spliced from one speaker's files each, and a speech.
+
+    Of those that are not in the folder, a description each.
+    """
     clips: list[Clip] = []
+    missing: list[str] = []
     digits, speech = folder / "fsdd", folder / "clips" / "jfk.flac"
-    if digits.is_dir():
+    if not digits.is_dir():
+        missing.append("3 of spoken digits (fsdd/, the Free Spoken Digit Dataset)")
+    else:
         one = digits / "7_jackson_3.wav"
         clips.append(Clip(f"fsdd {one.name}", wav_seconds(one), one, "7", frozenset(), "7", real=True))
         for seed, speaker in ((5, "george"), (2, "lucas")):
@@ -113,10 +120,12 @@ def recorded_clips(folder: Path) -> list[Clip]:
             seconds = len(made.waveform) / RATE_HZ
             audio = (made.waveform, RATE_HZ)
             clips.append(Clip(f"fsdd, {speaker}", seconds, audio, made.digits, frozenset(), made.digits, real=True))
-    if speech.is_file():
+    if not speech.is_file():
+        missing.append("1 of a speech (clips/jfk.flac)")
+    else:
         reference = "a man speaks English"
         clips.append(Clip("jfk.flac", 11.0, speech, reference, named_kinds(reference), "", real=True))
-    return clips
+    return clips, missing
 
 
 def spread(clips: list[Clip]) -> list[Clip]:
@@ -195,7 +204,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--clips", type=Path, default=CLIPS, metavar="FOLDER")
     parser.add_argument("--recordings", type=Path, default=RECORDINGS, metavar="FOLDER")
     options = parser.parse_args(arguments)
-    own, real = evaluation_clips(options.clips), recorded_clips(options.recordings)
+    own, (real, missing) = evaluation_clips(options.clips), recorded_clips(options.recordings)
     console, progress = Console(highlight=False), Console(stderr=True)
     answers = []
     with Captioner.open(options.bundle) as captioner:
@@ -206,6 +215,10 @@ def main(arguments: list[str]) -> int:
     for answer in answers:
         if answer.clip in shown:
             show(console, answer)
+    if missing:
+        what = f"Recordings of real voices are missing: {'; '.join(missing)}."
+        why = "They are not in this repository; pass the folder that holds them with --recordings."
+        console.print(f"\n{what} {why}", soft_wrap=True)
     console.print(f"\n{len(shown)} of {len(answers)} clips are shown; the numbers below are about all of them.\n")
     console.print(timing_table(answers))
     numbers = summary(answers, options.bundle)

@@ -113,20 +113,13 @@ def measure_start(bundle: Bundle, captioner: Captioner, threads: int, rounds: in
         task = write_task(Path(folder) / "task.json", bundle, captioner, clip, threads)
         wanted = captioner.caption(clip, max_new_tokens=1, sampling=GREEDY).tokens[0]
         bare = [sys.executable, "-m", "benchmarks.peers.bare", str(task)]
-        ours = [
-            sys.executable,
-            "-m",
-            "benchmarks.peers.first_token",
-            str(bundle.folder.resolve()),
-            str(clip),
-            str(threads),
-        ]
+        given = [str(bundle.folder.resolve()), str(clip)]
+        ours = [sys.executable, "-m", "benchmarks.peers.bundle_process", "caption", *given, str(threads), "1"]
         if (got := {_output(bare), _output(ours)}) != {str(wanted)}:
             raise BenchmarkError(f"the processes say tokens {sorted(got)}, not {wanted}: they do not do the same work")
         command = [
             sys.executable, "-c", "from dasheng_edge.runtime.cli.app import main; main()", "caption",
-            str(bundle.folder.resolve()), str(clip), "--json", "--max-new-tokens", "1", "--temperature", "0",
-            "--threads", str(threads),
+            *given, "--json", "--max-new-tokens", "1", "--temperature", "0", "--threads", str(threads),
         ]  # fmt: skip
         kept = {FOLDER_VARIABLE: str(Path(folder) / "cache")}
         _start(ours, kept)()  # leaves the prompt there

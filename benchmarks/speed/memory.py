@@ -53,13 +53,14 @@ def measure(bundle: Bundle, given_tokens: int, lengths_s: Sequence[int], threads
 
 
 def _process(*arguments: str) -> Callable[[], Turn]:
-    command = [sys.executable, "-m", "benchmarks.peers.memory_worker", *arguments]
+    command = [sys.executable, "-m", "benchmarks.peers.bundle_process", *arguments]
 
     def run() -> Turn:
         found = run_measured(command, REPOSITORY)
         if found.returncode:
             raise BenchmarkError(f"{arguments[0]} ended with status {found.returncode}: {found.stderr.strip()[-300:]}")
-        said: Turn = json.loads(found.stdout.strip().splitlines()[-1])
+        out = found.stdout.strip().splitlines()[-1]
+        said: Turn = {"tokens": len(out.split())} if arguments[0] == CAPTION else json.loads(out)
         anonymous = {} if found.peak_anonymous_bytes is None else {"peak_anonymous_bytes": found.peak_anonymous_bytes}
         return {**said, "seconds": found.seconds, "peak_rss_bytes": found.peak_rss_bytes, **anonymous}
 

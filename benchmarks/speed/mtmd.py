@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.peers.hearing import hear
+from benchmarks.peers.bundle_process import hear
 from benchmarks.peers.workers import Message, Worker
 from benchmarks.records.benchmark import Benchmark, parser, run
 from benchmarks.records.plots import Panel, bars, bars_of
