@@ -10,7 +10,7 @@ truth. Below `FEW_CLIPS`, a report says so.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,18 +52,12 @@ def change_interval(sums: Values, reference: Values, draws: Draws) -> Interval:
 
 def pooled_interval(values: Sequence[Values], percent: float, draws: Draws) -> Interval:
     """A percentile of the values of all clips together, with as many for each clip as it has."""
-    lengths = np.array([len(one) for one in values])
-    pooled = np.concatenate(list(values))
-    order = np.argsort(pooled, kind="stable")
-    owner = np.repeat(np.arange(len(values)), lengths)[order]
-    ranked = pooled[order]
-    # How often each clip was drawn is how often each of its values counts.
-    counts = np.stack([np.bincount(draw, minlength=len(values)) for draw in draws])
-    drawn = np.empty(len(draws))
-    for index, count in enumerate(counts):
-        weights = np.cumsum(count[owner])
-        drawn[index] = ranked[min(np.searchsorted(weights, weights[-1] * percent / 100), len(ranked) - 1)]
-    return _interval(float(np.percentile(pooled, percent, method="inverted_cdf")), drawn)
+
+    def percentile(clips: Iterable[int]) -> float:
+        pooled = np.concatenate([values[clip] for clip in clips])
+        return float(np.percentile(pooled, percent, method="inverted_cdf"))
+
+    return _interval(percentile(range(len(values))), np.array([percentile(draw) for draw in draws]))
 
 
 def _ratio(sums: Values) -> Values:

@@ -3,7 +3,7 @@
 Texts are compared as words: lower case, without punctuation. That is not the tokenisation of published captioning
 scores (PTB) nor the normalisation of MiDashengLM's published word error rates (Whisper's, which also spells out
 contractions, numbers and British spellings in one way), so these numbers compare the candidates of one report, not one
-report with a paper. In scripts that put no spaces between words, each character counts as a word. Unlike in the
+report with a paper. In Chinese and Japanese, each character counts as a word. Unlike in the
 published evaluation, an empty answer counts, as one that misses everything.
 """
 
@@ -33,11 +33,8 @@ Patterns = Mapping[str, re.Pattern[str]]
 Better = Literal["higher", "lower"]
 ROUGE_BETA = 1.2  # of the COCO caption code: recall counts for a little more than precision
 CIDER_N, CIDER_SIGMA = 4, 6.0  # n-grams, and the width of its length penalty, in words
-# Scripts without spaces between words: ideographs with their iteration marks, and kana; Thai and Lao, Myanmar, Khmer.
-_UNSPACED = (
-    r"\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-    r"\u0e00-\u0eff\u1000-\u109f\ua9e0-\ua9ff\uaa60-\uaa7f\u1780-\u17ff"
-)
+# Chinese and Japanese, which put no spaces between words: ideographs with their iteration marks, and kana.
+_UNSPACED = r"\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _CHARACTER = re.compile(f"[{_UNSPACED}]")
 _TOKEN = re.compile(f"[{_UNSPACED}]|[^{_UNSPACED}]+")
 # Where a word may begin or end: at no letter or digit, but next to a character of these scripts.
@@ -52,7 +49,7 @@ def words(text: str) -> list[str]:
 
 
 def tokens(text: str) -> list[str]:
-    """The words, and in scripts without spaces each character: what wording is compared by."""
+    """The words, and in Chinese and Japanese each character: what wording is compared by."""
     return [token for word in words(text) for token in _TOKEN.findall(word)]
 
 
@@ -64,7 +61,7 @@ def _plain(text: str) -> str:
 def read_events(path: Path) -> Patterns:
     """A JSON object: label -> regular expression that finds it in a text, as whole words, in any case.
 
-    Ideographs, and what else is written without spaces, need none around them. Full-width and half-width letters, and
+    Chinese and Japanese characters need no spaces around them. Full-width and half-width letters, and
     either apostrophe, are the same in texts; expressions may have either apostrophe.
 
     Raises:
@@ -117,8 +114,8 @@ def score_texts(
 ) -> dict[str, TaskScore]:
     """Scores of answers, by clip id, for which the clips state what is needed.
 
-    `reference` are the reference model's answers, which changes are taken against. What is spoken in scripts without
-    spaces is scored by characters, as published.
+    `reference` are the reference model's answers, which changes are taken against. Chinese and Japanese speech
+    is scored by characters, as published.
 
     Raises:
         ClipsError: an event of a clip is not in the vocabulary.
@@ -176,9 +173,8 @@ def _edits(spoken: list[str], said: list[str]) -> tuple[float, float]:
 
 def _events_found(clip: Clip, text: str, patterns: Patterns) -> tuple[float, float]:
     """2 TP and 2 TP + FP + FN; what a text may name falsely is the labels that there are patterns for."""
-    # As it is, too: an expression is not in NFKC, which takes vowels of Thai apart.
-    forms = (unicodedata.normalize("NFC", text), _plain(text))
-    named = {label for label, pattern in patterns.items() if any(pattern.search(form) for form in forms)}
+    plain = _plain(text)
+    named = {label for label, pattern in patterns.items() if pattern.search(plain)}
     wanted = clip.events or frozenset()
     return 2.0 * len(named & wanted), float(len(named) + len(wanted))
 
