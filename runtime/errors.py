@@ -22,6 +22,7 @@
     |-- AdapterError(ValueError)            the adapter cannot be read or does not fit the checkpoint
     |-- ExportError(RuntimeError)           a step of the export failed, or its error is too large
     |-- QuantizeError(RuntimeError)         a bundle cannot be quantized as asked, or loses too much by it
+    |-- LlamaQuantizeError                  llama.cpp's quantizer failed: both an ExportError and a QuantizeError
     |-- ClipsError(ValueError)              a manifest of clips, or what it lists, cannot be used
     |-- DownloadError(ConnectionError)      the hub cannot be reached, refuses, or sends something else
     |-- OutputExistsError(FileExistsError)  the output is there and --overwrite was not given
@@ -116,6 +117,10 @@ class ExportError(DashengEdgeError, RuntimeError):
 
 class QuantizeError(DashengEdgeError, RuntimeError):
     """A bundle cannot be quantized as asked, or loses more by it than the precision explains."""
+
+
+class LlamaQuantizeError(ExportError, QuantizeError):
+    """llama.cpp's quantizer failed, in an export or in a quantization."""
 
 
 class ClipsError(DashengEdgeError, ValueError):

@@ -20,7 +20,7 @@ from typing import Any, get_args
 from gguf import GGMLQuantizationType, LlamaFileType
 
 from dasheng_edge.runtime.child import Child, ChildError, Tell, serve
-from dasheng_edge.runtime.errors import ExportError, OutputWriteError
+from dasheng_edge.runtime.errors import LlamaQuantizeError, OutputWriteError
 from dasheng_edge.runtime.progress import Advance, no_advance
 
 from .imatrix_file import Imatrix, read_imatrix
@@ -70,7 +70,7 @@ def quantize(
 
     Raises:
         OutputWriteError: llama.cpp could not write the file.
-        ExportError: llama.cpp refused for another reason, with its own words, or its process ended.
+        LlamaQuantizeError: llama.cpp refused for another reason, with its own words, or its process ended.
     """
     guidance = guidance or Guidance()
     request = Request(
@@ -94,12 +94,12 @@ def quantize(
             target.unlink(missing_ok=True)
 
 
-def _refused(target: Path, kind: str, said: str) -> ExportError | OutputWriteError:
+def _refused(target: Path, kind: str, said: str) -> LlamaQuantizeError | OutputWriteError:
     if "iostream" in said:  # the C++ library's word for a failed write
         return OutputWriteError(
             f"cannot write {target.name}: llama.cpp says {said!r}; free some space or choose another --out"
         )
-    return ExportError(
+    return LlamaQuantizeError(
         f"llama.cpp could not quantize the decoder to {kind}: {said or 'no reason given'}; try another --decoder"
     )
 

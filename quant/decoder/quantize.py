@@ -143,7 +143,7 @@ def quantize_decoder(
 ) -> DecoderReport:
     """Write the decoder in a type; `advance` is told of each tensor.
 
-    Raises what `check_decoder` and `quantizer.quantize` raise.
+    Raises what `check_decoder` and `llama_quantize.quantize` raise.
     """
     check_decoder(source, options)
     stored, path = source.decoder_facts.precision, source.path(DECODER)

@@ -17,7 +17,7 @@ import pytest
 
 from dasheng_edge.quant.decoder import llama_quantize as quantizer
 from dasheng_edge.quant.decoder.llama_quantize import quantize
-from dasheng_edge.runtime.errors import ExportError, OutputWriteError
+from dasheng_edge.runtime.errors import ExportError, LlamaQuantizeError, OutputWriteError, QuantizeError
 from tests.fixtures.full_disk import largest_file
 
 
@@ -50,7 +50,9 @@ def test_each_tensor_is_told(whole: Path, tmp_path: Path) -> None:
 
 def test_what_llama_cpp_refuses_is_said_in_its_words(tmp_path: Path) -> None:
     (tmp_path / "broken.gguf").write_bytes(b"GGUF" + bytes(100))
-    with pytest.raises(ExportError, match=r"could not quantize the decoder to Q8_0: .*fail.*; try another --decoder"):
+    with pytest.raises(
+        LlamaQuantizeError, match=r"could not quantize the decoder to Q8_0: .*fail.*; try another --decoder"
+    ):
         quantize(tmp_path / "broken.gguf", tmp_path / "x.gguf", "Q8_0")
     assert not (tmp_path / "x.gguf").exists()
 
@@ -70,7 +72,7 @@ def test_a_child_that_is_killed_is_an_error(whole: Path, tmp_path: Path) -> None
         for child in Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text("ascii").split():
             os.kill(int(child), signal.SIGKILL)
 
-    with pytest.raises(ExportError, match="could not quantize the decoder to Q4_K_M: its process ended with -9"):
+    with pytest.raises(LlamaQuantizeError, match="could not quantize the decoder to Q4_K_M: its process ended with -9"):
         quantize(whole, tmp_path / "x.gguf", "Q4_K_M", threads=1, advance=kill)
     assert not (tmp_path / "x.gguf").exists()
 
@@ -98,3 +100,8 @@ def test_the_child_ends_with_its_parent(whole: Path, tmp_path: Path) -> None:
         assert child.poll() is None
         child.stdin.close()  # what the parent's end does
         assert child.wait(timeout=20) == 1
+
+
+def test_who_exports_and_who_quantizes_may_both_catch_it() -> None:
+    assert issubclass(LlamaQuantizeError, ExportError)
+    assert issubclass(LlamaQuantizeError, QuantizeError)
