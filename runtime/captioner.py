@@ -12,13 +12,13 @@ from types import TracebackType
 from dasheng_edge.runtime.audio.read import AudioSource
 from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.bundle.manifest import Sampling
+from dasheng_edge.runtime.engine_options import EngineOptions
 from dasheng_edge.runtime.machine.devices import Device
 from dasheng_edge.runtime.machine.user_cache import cache_folder
 from dasheng_edge.runtime.text.batch_decoder import MAX_SEQUENCES, BatchDecoder
 from dasheng_edge.runtime.text.prefix_cache import PrefixCache, prefix_model
 
 from .caption import Caption, CaptionStream
-from .engine_options import EngineOptions
 from .errors import CaptionerBusyError, PromptError
 from .parts import Parts
 from .request import Request, RunningRequest

@@ -15,9 +15,9 @@ from dasheng_edge.runtime.audio.audio_parts import AudioParts
 from dasheng_edge.runtime.audio.read import AudioSource, Waveform, read_audio
 from dasheng_edge.runtime.bundle.bundle import ENCODER, Bundle
 from dasheng_edge.runtime.bundle.manifest import MANIFEST
+from dasheng_edge.runtime.engine_options import EngineOptions
 from dasheng_edge.runtime.machine.devices import Device
 
-from .engine_options import EngineOptions
 from .errors import BundleFileError, CaptionerBusyError
 from .tuned import settings_for
 

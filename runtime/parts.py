@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from dasheng_edge.runtime.audio.audio_parts import AudioInputParts
 from dasheng_edge.runtime.audio.onnx_session import release_freed_memory, why_not_cuda
 from dasheng_edge.runtime.bundle.bundle import DECODER, Bundle
+from dasheng_edge.runtime.engine_options import EngineOptions, resolve_here
 from dasheng_edge.runtime.machine.devices import Device
 from dasheng_edge.runtime.text.decoder import Decoder
 from dasheng_edge.runtime.text.llama import why_no_gpu
 from dasheng_edge.runtime.text.prompt import PromptBuilder
-
-from .engine_options import EngineOptions, resolve_here
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from dasheng_edge.runtime.bundle.bundle import Bundle, sha256_of
 from dasheng_edge.runtime.bundle.manifest import MANIFEST, UNREADABLE, KvType
+from dasheng_edge.runtime.engine_options import EngineOptions, EngineSettings, Host, resolve
 from dasheng_edge.runtime.machine.devices import usable_hardware_threads
 from dasheng_edge.runtime.machine.identity import identify, installed
 from dasheng_edge.runtime.machine.user_cache import FOLDER_VARIABLE, cache_folder
 
 from .atomic_output import PartialOutput, not_a_file
-from .engine_options import EngineOptions, EngineSettings, Host, resolve
 from .errors import DeviceError, OutputWriteError
 
 

@@ -12,10 +12,10 @@ from dasheng_edge.runtime.audio.audio_parts import AudioParts
 from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.bundle.golden import AUDIO_MARK, GoldenClip, GoldenText, read_golden
 from dasheng_edge.runtime.bundle.manifest import Tolerances
+from dasheng_edge.runtime.engine_options import EngineOptions
 from dasheng_edge.runtime.text.prompt import Prompt
 
 from .deviation import logits_relative_rms, max_difference, relative_rms
-from .engine_options import EngineOptions
 from .errors import DashengEdgeError, DecoderError, DeviceError, PromptError
 from .parts import Parts
 
