@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .captioner import Captioner as Captioner
     from .embedder import Embedder as Embedder
     from .embedder import Embedding as Embedding
+    from .engine_options import EngineOptions as EngineOptions
     from .errors import DashengEdgeError as DashengEdgeError
 
 # Resolved on first use, so that `dasheng-edge --help` loads neither ONNX Runtime nor llama.cpp.
@@ -28,9 +29,10 @@ _HOMES = {
     "DashengEdgeError": "errors",
     "Embedder": "embedder",
     "Embedding": "embedder",
+    "EngineOptions": "engine_options",
 }
 
-__all__ = ["Bundle", "Caption", "Captioner", "DashengEdgeError", "Embedder", "Embedding", "Manifest"]
+__all__ = ["Bundle", "Caption", "Captioner", "DashengEdgeError", "Embedder", "Embedding", "EngineOptions", "Manifest"]
 
 
 def __getattr__(name: str) -> object:

@@ -1,4 +1,4 @@
-"""What captioning gives: the text, how it came about, and how long each stage took."""
+"""The result of captioning: the text, why it ended, and how long each stage took."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Timings:
 
     @property
     def tokens_per_s(self) -> float:
-        """Speed of generation; 0 where only one token was generated."""
+        """Speed of generation; 0 if only one token was generated."""
         return 1000.0 * self.decode_tokens / self.decode_ms if self.decode_tokens else 0.0
 
 
@@ -47,7 +47,7 @@ class Caption:
 
 
 class CaptionStream(Iterator[str]):
-    """Pieces of a caption as they are generated; once exhausted, `caption` holds the whole.
+    """Pieces of a caption as they are generated; once exhausted, `caption` holds all of it.
 
     Work starts with the first piece. The captioner is busy until the stream is exhausted, closed or dropped.
     """

@@ -1,4 +1,4 @@
-"""Captions clips: opens a bundle, and lets one request after another through its parts."""
+"""Captions clips with a bundle: opens it, and runs one request after another."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .request import Request, RunningRequest
 from .tuned import settings_for
 
 # Eight clips of 10 s with 40 tokens each, 0.6B Q4_K_M on two cores: 5.9 s one by one, 5.5 s in twos, 4.7 s in fours and
-# 4.0 s in one batch of eight, which writes 1.9 times as many tokens a second. Each takes keys and values of its own.
+# 4.0 s in one batch of eight, which writes 1.9 times as many tokens a second. Each clip needs its own keys and values.
 DEFAULT_BATCH = 8
 
 
@@ -153,8 +153,8 @@ class Captioner:
     ) -> list[Caption]:
         """Caption clips, `batch` of them decoded together; arguments and errors as in `stream`.
 
-        Greedy answers are those of one by one, see `BatchDecoder`. `timings` of a clip are those of its own audio; the
-        batch's prefill and decoding are shared equally.
+        Greedy answers are those of `caption`, see `BatchDecoder`. `timings` of a clip are those of its own audio and
+        prefill; the time of decoding is shared equally.
         """
         if not 1 <= batch <= MAX_SEQUENCES:
             raise PromptError(f"batch is {batch}; expected 1 to {MAX_SEQUENCES}")
@@ -180,7 +180,7 @@ class Captioner:
 
     @contextmanager
     def _busy(self) -> Generator[None]:
-        """Nobody else captions meanwhile."""
+        """No other caption runs meanwhile."""
         if not self._lock.acquire(blocking=False):
             raise CaptionerBusyError(
                 "the captioner is busy with another caption; finish or close that one first, "
@@ -196,9 +196,9 @@ class Captioner:
     def _together(self, requests: Sequence[Request]) -> list[Caption]:
         """Captions of requests that agree in everything but the audio, whose answers are decoded in one batch."""
         running, prompts = [], []
-        for request in requests:
-            running.append(RunningRequest(self.bundle, self.parts, request))
+        for asked in requests:
+            running.append(RunningRequest(self.bundle, self.parts, asked))
             prompts.append(running[-1].rows())
         decoder = BatchDecoder(self.parts.decoder)
         answers = decoder.answers(prompts, requests[0].max_new_tokens, requests[0].sampling)
-        return [one.answered(answer) for one, answer in zip(running, answers, strict=True)]
+        return [request.answered(answer) for request, answer in zip(running, answers, strict=True)]

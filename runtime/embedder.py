@@ -1,4 +1,4 @@
-"""Audio -> what the encoder heard: one vector per 40 ms, and their mean; needs no decoder."""
+"""Audio -> embeddings of the encoder: a vector for each 40 ms, and their mean; needs no decoder."""
 
 from __future__ import annotations
 

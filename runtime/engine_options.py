@@ -16,7 +16,7 @@ WeightLayout: TypeAlias = Literal["mapped", "repacked"]
 FLOAT_TYPES = ("F32", "F16", "BF16")  # llama.cpp computes with these as they are in the file
 # Types whose weights llama.cpp copies into layouts of its own on x86-64; it has none for others there. On Zen with
 # AVX-512 (0.6B, 300 rows / one token, tok/s): Q4_0 502 / 55 with and 248 / 45 without, IQ4_NL the same; Q4_K_M 452 / 54
-# and 597 / 46, Q2_K alike: a caption of ten seconds is done earlier with, one of a minute without. `tune` measures it.
+# and 597 / 46, Q2_K alike: captions of ten seconds are faster with, captions of a minute without. `tune` measures it.
 REPACKED_X86 = ("Q4_0", "IQ4_NL", "Q4_K_M", "Q4_K_S", "Q2_K")
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
@@ -26,7 +26,7 @@ class EngineOptions:
     """How the engines run. None is automatic: `resolve` fills it in.
 
     Raises:
-        DeviceError: there is no such device, or a number of threads is below one or above what the machine has.
+        DeviceError: the device is not known, or a number of threads is below 1 or above what the machine has.
     """
 
     device: Device = "cpu"
@@ -64,7 +64,7 @@ class EngineOptions:
 
 @dataclass(frozen=True)
 class EngineSettings(EngineOptions):
-    """Engine options of which none is left open but the cache. The defaults suit tests: one thread, weights mapped."""
+    """Engine options with nothing left open but the cache. The defaults suit tests: one thread, weights mapped."""
 
     encoder_threads: int = 1
     prefill_threads: int = 1

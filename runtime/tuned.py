@@ -1,4 +1,4 @@
-"""What `dasheng-edge tune` found on this machine, kept in the user's cache and looked up when a bundle is opened.
+"""What `dasheng-edge tune` chose on this machine, stored in the user's cache and looked up when a bundle is opened.
 
 One JSON file for each bundle and machine, `tuned/KEY.json` in `cache_folder`: another CPU, another number of cores or
 another version of an engine has another key, so that nothing is applied that was measured elsewhere.
@@ -28,7 +28,7 @@ class _Model(BaseModel):
 
 
 class Machine(_Model):
-    """What decides which choice is the fastest, beside the bundle."""
+    """What decides which settings are the fastest, besides the bundle."""
 
     cpu: str
     cpu_flags: tuple[str, ...]
@@ -87,11 +87,11 @@ class TunedFile(TunedChoice):
 
 def this_machine() -> Machine:
     """Takes 20 ms, and raises nothing."""
-    found = identify()
+    identity = identify()
     return Machine(
-        cpu=found.cpu,
-        cpu_flags=found.cpu_flags,
-        cores=found.usable_cores,
+        cpu=identity.cpu,
+        cpu_flags=identity.cpu_flags,
+        cores=identity.usable_cores,
         hardware_threads=usable_hardware_threads(),
         engines=installed(),
     )

@@ -1,4 +1,4 @@
-"""How fast one bundle is on this machine, stage by stage: rounds over the same clips, after one that is not counted."""
+"""How fast a bundle is on this machine, stage by stage: rounds over the same clips, after a warm-up round."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class AgainstReport:
 
 @dataclass(frozen=True)
 class BenchReport:
-    """What was found."""
+    """What was measured."""
 
     bundle: str
     model: str
@@ -81,44 +81,42 @@ class BenchReport:
     load_ms: float  # without the check of the files' content
     stages_ms: dict[str, Spread]
     prefill_tokens_per_s: Spread  # of the rows that were not in the cache from the clip before
-    decode_tokens_per_s: Spread | None  # None where no clip got a second token
+    decode_tokens_per_s: Spread | None  # None: no clip got a second token
     real_time_factor: float  # seconds of work per second of audio, over all rounds
-    peak_rss_bytes: int | None  # of this process, with the bundle's files as far as they are mapped
-    energy_j: float | None  # per clip, of the processor packages, whatever else they did
-    energy_problem: str  # why there is none
+    peak_rss_bytes: int | None  # of this process, mapped pages of the bundle's files included
+    energy_j: float | None  # per clip, of the processor packages, other programs included
+    energy_problem: str  # why `energy_j` is None
     machine: str
     against: AgainstReport | None = None
 
 
-@dataclass
-class _Run:
-    """What is measured on the way."""
+@dataclass(frozen=True)
+class _Rounds:
+    """All rounds over all clips, in the order in which they were captioned."""
 
-    load_ms: float
-    captions: list[Caption]
-    prefill_tokens_per_s: list[float]
-    energy: EnergyMeter
-    energy_j: float | None = None
+    captions: tuple[Caption, ...]
+    prefill_tokens_per_s: tuple[float, ...]
+    energy_j: float | None
+    energy_problem: str
 
 
 def bench(options: BenchOptions, say: Callable[[str], None] = lambda _: None) -> BenchReport:
-    """Caption the clips again and again; then the same in transformers, where that is asked for.
+    """Caption the clips in several rounds; then the same in transformers if a checkpoint is given.
 
     Raises:
         BundleError: the bundle cannot be opened, or has no decoder.
         AudioError: a clip cannot be read, or is too long.
         PromptError, DecoderError, DeviceError, MissingExtraError: as captioning does.
-        MissingExtraError, CheckpointError: transformers is not there, or does not run the checkpoint.
+        MissingExtraError, CheckpointError: transformers is not installed, or does not run the checkpoint.
     """
     if options.checkpoint is not None:
         check_transformers()
     say(f"opening {options.bundle}")
     start = perf_counter()
     with Captioner.open(options.bundle, options=options.engine, check_sha256=False) as captioner:
-        run = _Run(1000 * (perf_counter() - start), [], [], EnergyMeter())
+        load_ms = 1000 * (perf_counter() - start)
         clips = options.audio or (synthetic_clip(),)
-        _caption_all(captioner, clips, options, run, say)
-        report = _report(options, captioner, run)
+        report = _report(options, captioner, _caption_rounds(captioner, clips, options, say), load_ms)
         if options.checkpoint is None:
             return report
         work = _same_work(captioner, clips, report)
@@ -127,27 +125,29 @@ def bench(options: BenchOptions, say: Callable[[str], None] = lambda _: None) ->
     return replace(report, against=_against(against, report))
 
 
-def _caption_all(
-    captioner: Captioner, clips: Sequence[str | bytes], options: BenchOptions, run: _Run, say: Callable[[str], None]
-) -> None:
+def _caption_rounds(
+    captioner: Captioner, clips: Sequence[str | bytes], options: BenchOptions, say: Callable[[str], None]
+) -> _Rounds:
+    captions: list[Caption] = []
+    rates: list[float] = []
     say("warming up")
     for clip in clips:
         captioner.caption(clip, max_new_tokens=options.max_new_tokens)
-    run.energy = EnergyMeter()
+    energy = EnergyMeter()
     for index in range(options.rounds):
         say(f"round {index + 1} of {options.rounds}")
         for clip in clips:
             caption = captioner.caption(clip, max_new_tokens=options.max_new_tokens)
-            run.captions.append(caption)
-            run.prefill_tokens_per_s.append(1000 * captioner.parts.decoder.prefilled / caption.timings.prefill_ms)
-    run.energy_j = run.energy.joules()
+            captions.append(caption)
+            rates.append(1000 * captioner.parts.decoder.prefilled / caption.timings.prefill_ms)
+    energy_j = energy.joules()
+    return _Rounds(tuple(captions), tuple(rates), energy_j, energy.problem)
 
 
-def _report(options: BenchOptions, captioner: Captioner, run: _Run) -> BenchReport:
-    captions = run.captions
+def _report(options: BenchOptions, captioner: Captioner, rounds: _Rounds, load_ms: float) -> BenchReport:
+    captions, used = rounds.captions, captioner.parts.decoder.settings
     times, once = [caption.timings for caption in captions], captions[: len(captions) // options.rounds]
-    used = captioner.parts.decoder.settings
-    rates = [one.tokens_per_s for one in times if one.decode_tokens]
+    rates = [timings.tokens_per_s for timings in times if timings.decode_tokens]
     return BenchReport(
         bundle=options.bundle,
         model=captioner.bundle.manifest.name,
@@ -160,14 +160,15 @@ def _report(options: BenchOptions, captioner: Captioner, run: _Run) -> BenchRepo
         rounds=options.rounds,
         audio_s=sum(caption.audio_s for caption in once),
         new_tokens=tuple(caption.timings.decode_tokens + 1 for caption in once),
-        load_ms=run.load_ms,
-        stages_ms={stage: _spread([getattr(one, f"{stage}_ms") for one in times]) for stage in STAGES},
-        prefill_tokens_per_s=_rates(run.prefill_tokens_per_s),
+        load_ms=load_ms,
+        stages_ms={stage: _spread([getattr(timings, f"{stage}_ms") for timings in times]) for stage in STAGES},
+        prefill_tokens_per_s=_rates(rounds.prefill_tokens_per_s),
         decode_tokens_per_s=_rates(rates) if rates else None,
-        real_time_factor=sum(one.total_ms for one in times) / sum(1000 * caption.audio_s for caption in captions),
+        real_time_factor=sum(timings.total_ms for timings in times)
+        / sum(1000 * caption.audio_s for caption in captions),
         peak_rss_bytes=peak_rss_bytes(),
-        energy_j=None if run.energy_j is None else run.energy_j / len(captions),
-        energy_problem=run.energy.problem,
+        energy_j=None if rounds.energy_j is None else rounds.energy_j / len(captions),
+        energy_problem=rounds.energy_problem,
         machine=machine_line(),
     )
 
@@ -184,17 +185,17 @@ def _same_work(captioner: Captioner, clips: Sequence[str | bytes], report: Bench
     )
 
 
-def _against(found: Against, report: BenchReport) -> AgainstReport:
-    times = found.stages_ms
+def _against(peer: Against, report: BenchReport) -> AgainstReport:
+    times = peer.stages_ms
     steps = [count - 1 for count in report.new_tokens] * report.rounds
     rates = [1000 * count / ms for count, ms in zip(steps, times["decode"], strict=True) if count]
     return AgainstReport(
-        found.dtype,
-        found.load_ms,
+        peer.dtype,
+        peer.load_ms,
         {stage: _spread(values) for stage, values in times.items()},
         _rates(rates) if rates else None,
         sum(times["total"]) / (1000 * report.rounds * report.audio_s),
-        found.peak_rss_bytes,
+        peer.peak_rss_bytes,
     )
 
 
@@ -203,12 +204,12 @@ def _precision(bundle: Bundle, kv_type: str) -> str:
     return f"encoder {bundle.manifest.encoder.precision}, decoder {decoder.precision}, keys and values {kv_type}"
 
 
-def _spread(values: Sequence[float]) -> Spread:
-    return Spread(float(np.percentile(values, 50)), float(np.percentile(values, 90)), tuple(values))
+def _spread(values: Sequence[float], slow: int = 90) -> Spread:
+    return Spread(float(np.percentile(values, 50)), float(np.percentile(values, slow)), tuple(values))
 
 
 def _rates(values: Sequence[float]) -> Spread:
-    return Spread(float(np.percentile(values, 50)), float(np.percentile(values, 10)), tuple(values))
+    return _spread(values, slow=10)
 
 
 def synthetic_clip() -> bytes:
@@ -228,8 +229,8 @@ def synthetic_clip() -> bytes:
 
 def machine_line() -> str:
     """What the numbers were measured on, in one line; no host name."""
-    found = identify()
-    memory = "" if found.memory_gib is None else f", {found.memory_gib:.1f} GiB"
+    machine = identify()
+    memory = "" if machine.memory_gib is None else f", {machine.memory_gib:.1f} GiB"
     engines = [f"{name} {version}" for name, version in installed().items()]
-    cores = f"{found.usable_cores} usable core{'s' if found.usable_cores > 1 else ''}"
-    return f"{found.cpu}, {cores}{memory}, {platform.system()} {platform.machine()}, {', '.join(engines)}"
+    cores = f"{machine.usable_cores} usable core{'s' if machine.usable_cores > 1 else ''}"
+    return f"{machine.cpu}, {cores}{memory}, {platform.system()} {platform.machine()}, {', '.join(engines)}"

@@ -1,4 +1,4 @@
-"""The same clips and prompt through PyTorch and transformers, in a process of its own, for `bench --against`."""
+"""The peer of `bench --against`: the same clips and prompt in PyTorch and transformers, in a process of its own."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ class SameWork:
 
 @dataclass(frozen=True)
 class Against:
-    """What it took there; the first token is not timed apart, and decoding audio files is not in it."""
+    """What it took there. The first token is not timed separately, and reading audio files is not included."""
 
     dtype: str
     load_ms: float
-    stages_ms: dict[str, list[float]]  # one for each round and clip
+    stages_ms: dict[str, list[float]]  # a value for each round and clip
     peak_rss_bytes: int | None
 
 
 def check_transformers() -> None:
-    """Raises MissingExtraError where there is nothing to compare with."""
+    """Raises MissingExtraError if there is nothing to compare with."""
     if missing := [name for name in ("torch", "transformers") if find_spec(name) is None]:
         raise MissingExtraError(
             f"--against transformers needs {' and '.join(missing)}; run {install_line('export', 'cpu')}"
@@ -57,7 +57,7 @@ def check_transformers() -> None:
 
 
 def compare(work: SameWork, checkpoint: Path) -> Against:
-    """Run the checkpoint on the CPU in the precision that is fast here: bfloat16 where the CPU computes in it.
+    """Run the checkpoint on the CPU, in bfloat16 if this CPU computes in it, or else in float32.
 
     An adapter that is merged into the bundle changes no speed, so the checkpoint is run without.
 
@@ -72,12 +72,12 @@ def compare(work: SameWork, checkpoint: Path) -> Against:
             np.savez(file, *work.waveforms)
         try:
             with Child(MODULE) as child:
-                found = child.ask(_request(work, checkpoint, clips, dtype))
+                measured = child.ask(_request(work, checkpoint, clips, dtype))
         except ChildError as error:
             raise CheckpointError(
                 f"running {checkpoint} in transformers ended with {error.status}: {error.said}"
             ) from error
-    return Against(dtype, **found)
+    return Against(dtype, **measured)
 
 
 def _request(work: SameWork, checkpoint: Path, clips: Path, dtype: str) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""Finds out what is fastest on this machine: threads of each part, how keys and values are kept, and which bundle.
+"""Measures what is fastest on this machine: threads of each part, layout of weights, keys and values, and which bundle.
 
-Two settings are compared by what they need for the same work, one opened at a time. The default is measured first, then
-all others; those that seem faster are then measured again, in turns with the default, since other programs come and go.
-A setting is taken only if it was more than `GAIN` faster each time.
+Settings are compared by the time they need for the same work; only one is open at a time. The default is measured
+first, then all others. Those that seem faster are measured again, in turns with the default, since other programs come
+and go. A setting is chosen only if it was more than `GAIN` faster each time.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class TuneOptions:
     """What to measure; the first bundle is the one that others must beat."""
 
     bundles: tuple[Path, ...]
-    allow_kv: bool = False  # whether keys and values may be kept otherwise, which changes the numbers
+    allow_kv: bool = False  # whether another type of keys and values may be chosen, which changes the numbers
     budget_s: float = BUDGET_S
 
 
@@ -111,13 +111,16 @@ def tune(options: TuneOptions, say: Say = lambda _: None) -> TuneReport:
         contests.append(_Contests(bundle, start + options.budget_s * (index + 1) / len(bundles), say))
         contests[-1].run(allow_kv=options.allow_kv)
     tuned = [
-        TunedBundle(one.name, one.settings, one.caption_ms, str(store_tuned(one.bundle, one.settings)))
-        for one in contests
+        TunedBundle(
+            contest.name, contest.settings, contest.caption_ms, str(store_tuned(contest.bundle, contest.settings))
+        )
+        for contest in contests
     ]
-    rows, reasons = [row for one in contests for row in one.rows], [why for one in contests for why in one.reasons]
+    rows = [row for contest in contests for row in contest.rows]
+    reasons = [reason for contest in contests for reason in contest.reasons]
     fastest = tuned[0].bundle
     if len(bundles) > 1:
-        times: _Times = {one.bundle: {"bundle": [one.caption_ms]} for one in tuned}
+        times: _Times = {bundle.bundle: {"bundle": [bundle.caption_ms]} for bundle in tuned}
         fastest, why = _winner(times, "bundle", visits=1)
         reasons.append(f"bundle: {fastest}, {why}; `dasheng-edge compare` says what each loses")
         rows += _rows("", "bundle", times, fastest)
@@ -130,8 +133,8 @@ def _check_same_model(first: Bundle, other: Bundle) -> None:
     if (got.checkpoint_sha256, got.adapters) != (wanted.checkpoint_sha256, wanted.adapters):
         raise BundleError(
             f"{other.folder} is made of {' with '.join((got.checkpoint, *got.adapters))}, {first.folder} of "
-            f"{' with '.join((wanted.checkpoint, *wanted.adapters))}; expected bundles of one model: tune them one by "
-            "one"
+            f"{' with '.join((wanted.checkpoint, *wanted.adapters))}; expected bundles of one model: tune each "
+            "by itself"
         )
 
 
@@ -141,7 +144,7 @@ def named(threads: int) -> str:
 
 
 def thread_counts(cores: int, hardware_threads: int) -> list[int]:
-    """Numbers of threads that are worth a try: the nearest to the default, which is one for each core, first."""
+    """Numbers of threads that are worth a try, those near the default first, which is one thread for each core."""
     if cores <= 6:
         counts = set(range(1, cores + 1))
     else:  # not all, since each must be opened: a core or two left to others, or as many as memory can feed
@@ -198,8 +201,8 @@ class _Contests:
     def _decide_between(self, settings: Mapping[str, EngineSettings], part: Part, deadline_s: float) -> float:
         """Take what answers fastest, with prefill and ANSWER_TOKENS tokens; how many milliseconds that takes."""
 
-        def answer(one: EngineSettings) -> Mapping[Part, float]:
-            prefill_ms, token_ms = answer_ms(self.bundle, one)
+        def answer(candidate: EngineSettings) -> Mapping[Part, float]:
+            prefill_ms, token_ms = answer_ms(self.bundle, candidate)
             return {part: prefill_ms + ANSWER_TOKENS * token_ms}
 
         times = self._measured(part, settings, answer, deadline_s)
@@ -222,12 +225,12 @@ class _Contests:
             self._say(f"{self.name}: {what}, {name}")
             start = perf_counter()
             try:
-                found = visit(settings[name])
+                visited = visit(settings[name])
             except DecoderError:
                 if not times:
                     raise
-                found = {}
-            for part, ms in found.items():
+                visited = {}
+            for part, ms in visited.items():
                 times.setdefault(name, {}).setdefault(part, []).append(ms)
             return perf_counter() - start
 
@@ -290,9 +293,9 @@ def _rows(bundle: str, part: Part, times: _Times, chosen: str) -> list[Row]:
     base = median(times[default][part])
     return [
         Row(
-            bundle, part, name, tuple(found[part]), 1 - median(found[part]) / base, name == default, name == chosen
+            bundle, part, name, tuple(parts[part]), 1 - median(parts[part]) / base, name == default, name == chosen
         )
-        for name, found in times.items()
+        for name, parts in times.items()
     ]  # fmt: skip
 
 
@@ -308,7 +311,7 @@ def typical_ms(run: Callable[[], object]) -> float:
 
 
 def encode_ms(bundle: Bundle, threads: int) -> float:
-    """Waveform of CLIP_S seconds to audio embeddings, in milliseconds; to patches where there is no decoder."""
+    """Waveform of CLIP_S seconds to audio embeddings, in milliseconds; to patches if the bundle has no decoder."""
     settings, samples = (
         EngineSettings(encoder_threads=threads),
         round(CLIP_S * bundle.manifest.front_end.sample_rate_hz),

@@ -1,4 +1,4 @@
-"""Several answers at once: llama.cpp's sequences, each with its own prompt, one token of each in a batch."""
+"""Decodes several answers at once: a llama.cpp sequence for each, and a token of each in every batch."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ MAX_SEQUENCES = 64  # llama.cpp's own limit is 256; each takes keys and values o
 
 @dataclass(frozen=True)
 class Answer:
-    """One of several answers; what a batch took is shared equally by those that were in it."""
+    """One of several answers. The time of a batch is shared equally by the answers in it."""
 
-    tokens: Tokens  # with the one that ended it, where one did
+    tokens: Tokens  # including an end token
     prefill_ms: float
     spent_ms: tuple[float, ...]  # for each token
 
@@ -35,8 +35,8 @@ class Answer:
 class BatchDecoder:
     """Decodes up to `MAX_SEQUENCES` prompts together on a decoder's weights, in a context of its own.
 
-    A token of one sequence is computed with the same operations as alone, but products of several rows are summed in
-    another order than those of one: greedy answers are the same but where two tokens are as good as equal.
+    A token is computed with the same operations as alone, but sums over several rows are rounded in another order.
+    So greedy answers are those of a single sequence unless two tokens are almost equally likely.
     """
 
     def __init__(self, decoder: Decoder) -> None:
@@ -48,8 +48,8 @@ class BatchDecoder:
         """The answer to each prompt.
 
         Raises:
-            DecoderError: too many prompts, an empty or too long one, rows of another width or with NaN, or llama.cpp
-                failed.
+            DecoderError: there are too many prompts, a prompt is empty or too long, rows have another width or hold
+                NaN, or llama.cpp failed.
         """
         if not 1 <= len(prompts) <= MAX_SEQUENCES:
             raise DecoderError(f"{len(prompts)} prompts were given together; expected 1 to {MAX_SEQUENCES}")
@@ -74,7 +74,7 @@ class BatchDecoder:
             context.close()
 
     def _answers(
-        self, context: Context, prompts: Sequence[Sequence[Block]], samplers: Sequence[Sampler], most: int
+        self, context: Context, prompts: Sequence[Sequence[Block]], samplers: Sequence[Sampler], max_new_tokens: int
     ) -> list[Answer]:
         answers: list[list[int]] = [[] for _ in prompts]
         spent_ms: list[list[float]] = [[] for _ in prompts]
@@ -87,7 +87,7 @@ class BatchDecoder:
             spent_ms[sequence].append(1000 * (perf_counter() - start) - prefill_ms[-1])
         while active := [
             sequence for sequence, answer in enumerate(answers)
-            if len(answer) < most and not self._decoder.is_end(answer[-1])
+            if len(answer) < max_new_tokens and not self._decoder.is_end(answer[-1])
         ]:  # fmt: skip
             start = perf_counter()
             context.decode(
@@ -108,7 +108,7 @@ class BatchDecoder:
 
     @staticmethod
     def _prefill(context: Context, sequence: int, prompt: Sequence[Block]) -> int:
-        """Decode a prompt; its last row has logits. How many rows it has."""
+        """Decode a prompt, whose last row gets logits; returns how many rows it has."""
         total = sum(map(len, prompt))
         if not total:
             raise DecoderError("the prompt is empty; expected at least one token")

@@ -1,6 +1,6 @@
 """A llama.cpp context: the keys and values of one or more sequences, and what is computed on them.
 
-llama.cpp checks sizes with assertions that end the process, so whoever calls this has checked them.
+llama.cpp checks sizes with assertions that end the process, so callers check them first.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ class Context:
         return buffer[:written].tobytes()
 
     def restore(self, sequence: int, state: bytes) -> bool:
-        """Put what `state` gave into an empty sequence; False, and nothing is in it, where llama.cpp refuses it."""
+        """Put what `state` gave into an empty sequence; False if llama.cpp refuses it, and the sequence stays empty."""
         buffer = np.frombuffer(state, np.uint8)
         read = self._llama.llama_state_seq_set_data(
             self.pointer, pointer(buffer, ctypes.c_uint8), len(buffer), sequence

@@ -50,7 +50,7 @@ class Decoder(TextModel):
         self._kept: Tokens = ()  # leading tokens whose keys and values are in the cache
         self._past = 0  # rows in the cache
         self.prefilled = 0  # rows that the last prefill had to decode
-        self.prefixes: PrefixCache | None = None  # what requests began with; not while a `watch` must see every row
+        self.prefixes: PrefixCache | None = None  # of prompts; None if a `watch` must see every row
         self._has_logits = False
         self._outputs = 1  # rows of a batch that may have logits
         self._token_rows = TokenRows(self.new_context, self.n_embd)
@@ -83,14 +83,14 @@ class Decoder(TextModel):
 
     @property
     def n_ctx(self) -> int:
-        """Positions of the context that there is; 0 without one."""
+        """Positions of the present context; 0 without a context."""
         return self._context.n_ctx if self._context else 0
 
     def prefill(self, segments: Sequence[Tokens | Embeddings], *, reserve: int = 0) -> None:
         """Decode a prompt of token ids and embeddings float32 [n, n_embd]; keep room for `reserve` more rows.
 
-        Leading tokens that equal those of the previous request stay in the cache; those of an earlier one are taken
-        from `prefixes`, where there is one.
+        Leading tokens that equal those of the previous request stay in the cache; those of an earlier request are taken
+        from `prefixes`.
 
         Raises:
             DecoderError: no rows, rows of another width or with NaN, more than `context_length`, or llama.cpp
@@ -114,12 +114,12 @@ class Decoder(TextModel):
         self._kept, self.prefilled = lead, total - kept
 
     def merged(self, blocks: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
-        """Blocks of embeddings and of tokens as one of embeddings, where there are both."""
+        """Blocks of embeddings and blocks of tokens as one block of embeddings; blocks of one kind stay as they are."""
         if len({block.ndim for block in blocks}) < 2:
             return list(blocks)
         rows = [block if block.ndim == 2 else self._token_rows.of(tuple(block.tolist())) for block in blocks]
-        found = [row for row in rows if row is not None]
-        return [np.concatenate(found)] if len(found) == len(rows) else list(blocks)
+        known = [row for row in rows if row is not None]
+        return [np.concatenate(known)] if len(known) == len(rows) else list(blocks)
 
     def begin(self, lead: Tokens, *, reserve: int = 0) -> None:
         """Decode the leading tokens of a prompt whose rest comes by `append`; there are no logits yet.
@@ -144,7 +144,7 @@ class Decoder(TextModel):
             self.prefilled += len(block)
 
     def _lead(self, lead: Tokens) -> int:
-        """Have exactly these rows in the cache; how many of them were there, or were taken from `prefixes`."""
+        """Have exactly these rows in the cache; returns how many of them were not decoded now."""
         same = self._same(lead)
         state = self.prefixes.load(lead) if self.prefixes is not None and same < len(lead) else None
         if state is not None:
@@ -193,7 +193,7 @@ class Decoder(TextModel):
         self._past = rows
 
     def _fit(self, rows: int, *, keep: bool = False) -> None:
-        """Make sure that the context holds so many rows; `keep` carries those that there are over to a larger one."""
+        """Make sure that the context holds so many rows; `keep` carries the present rows over to a larger context."""
         if rows > self.context_length:
             raise DecoderError(
                 f"the request needs {rows} positions, the decoder has {self.context_length}; "
@@ -204,7 +204,7 @@ class Decoder(TextModel):
         doubled = max(rows, 2 * self.n_ctx, self._first_ctx)
         wanted = min(-(-doubled // CONTEXT_STEP) * CONTEXT_STEP, max(rows, self.context_length))
         past, state = (self._past, self._context.state(0)) if keep and self._context and self._past else (0, b"")
-        self._drop_context()  # before the new one is made: the two may not fit into memory together
+        self._drop_context()  # first, since two contexts may not fit into memory together
         self._context = self.new_context(wanted, outputs=self._outputs)
         if past:
             if not self._context.restore(0, state):
@@ -271,12 +271,12 @@ class Decoder(TextModel):
         return rows
 
     def watch(self, watch: Watch | None) -> None:
-        """Show intermediate results of every following request; None ends that."""
+        """Show intermediate results of every following request; None stops that."""
         self._watch = watch
-        self._drop_context()  # llama.cpp takes the callback when it makes one
+        self._drop_context()  # llama.cpp takes the callback with a new context
 
     def generate(self, max_new_tokens: int, sampling: Sampling = _GREEDY) -> Iterator[int]:
-        """Token ids after a prefill, until one of them ends generation or there are `max_new_tokens`.
+        """Token ids after a prefill, up to an end token or `max_new_tokens`.
 
         Raises:
             DecoderError: no prefill, the context is full, or what `logits` and llama.cpp raise.

@@ -2,7 +2,7 @@
 
 A decoder reads all its weights for each token. In pages of 4 kB, a part of that goes into finding the next page: with
 pages of 2 MB, Q4_K_M of 0.6B and 7B decode 5 to 9 % more tokens a second on a virtual machine with Zen 5. Where Linux
-leaves the choice to programs (`madvise`, the default of most distributions), somebody has to ask.
+leaves the choice to programs (`madvise`, the default of most distributions), the program has to ask.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _ADVICE = 14  # MADV_HUGEPAGE
 
 
 class HugePages:
-    """Asks for them in the large buffers that this process has made since; nothing depends on it but speed."""
+    """Asks for huge pages in the large buffers that this process has allocated since; only speed depends on it."""
 
     def __init__(self) -> None:
         self._before = set(_buffers())
 
     def ask(self) -> int:
-        """How many bytes the buffers have. What is filled already keeps its pages at first."""
+        """Returns the bytes of these buffers. Memory that is already filled keeps its pages at first."""
         asked = 0
         with suppress(OSError, AttributeError):  # there is no madvise
             madvise = ctypes.CDLL(None, use_errno=True).madvise
@@ -37,7 +37,7 @@ class HugePages:
 
 
 def _buffers() -> Iterator[tuple[int, int]]:
-    """Start and size of the mappings that are private, writable and of no file; none where the system does not tell."""
+    """Start and size of mappings that are private, writable and of no file; none if the system does not tell."""
     try:
         lines = _MAPS.read_text("utf-8", "replace").splitlines() if sys.platform == "linux" else []
     except OSError:

@@ -86,7 +86,7 @@ class HeldSignals:
     """Ctrl-C and SIGTERM while llama.cpp works: what is raised in a callback, C would swallow."""
 
     def __init__(self) -> None:
-        self.caught: list[int] = []  # a callback that finds one ends the work
+        self.caught: list[int] = []  # callbacks end the work if it is not empty
 
     @contextmanager
     def held(self) -> Generator[None]:
@@ -94,11 +94,11 @@ class HeldSignals:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        kept = {number: signal.signal(number, self._catch) for number in (signal.SIGINT, signal.SIGTERM)}
+        previous = {number: signal.signal(number, self._catch) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:
-            for number, handler in kept.items():
+            for number, handler in previous.items():
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
             caught, self.caught = self.caught, []
             for first in caught[:1]:

@@ -66,7 +66,7 @@ def load_model(path: str | Path, settings: EngineSettings) -> Any:
 
 
 class _Loading:
-    """Is told how far the loading of a model is; at first, all buffers are there and none is filled."""
+    """llama.cpp's progress callback: at the first call, all buffers are allocated and none is filled."""
 
     def __init__(self, signals: HeldSignals, pages: HugePages | None) -> None:
         self._signals, self._pages = signals, pages
@@ -92,7 +92,7 @@ class TextModel:
         attributes = np.fromiter(every, np.int32, self.n_vocab)
         # Tokens by their text: those that plain text never contains, e.g. `<|im_end|>`, ...
         self.control_tokens: Mapping[str, int] = self._tokens_with(attributes, _ATTR_CONTROL)
-        # ... and whole words that are found in plain text too, e.g. `<tool_call>`.
+        # ... and whole words that plain text may contain, e.g. `<tool_call>`.
         self.added_tokens: Mapping[str, int] = self._tokens_with(attributes, _ATTR_USER_DEFINED)
         self.n_embd: int = llama.llama_model_n_embd_inp(model)
         self.context_length: int = llama.llama_model_n_ctx_train(model)
@@ -113,12 +113,12 @@ class TextModel:
 
     @property
     def chat_template(self) -> str:
-        """The chat template, Jinja; empty where the GGUF has none."""
+        """The chat template, Jinja; empty if the GGUF has none."""
         return self.metadata.get("tokenizer.chat_template", "")
 
     @property
     def special_texts(self) -> Mapping[str, str]:
-        """Texts of `bos_token`, `eos_token` and `pad_token`, of those that the GGUF names."""
+        """Texts of `bos_token`, `eos_token` and `pad_token`, as far as the GGUF names them."""
         # Not from llama_vocab_bos and its kind, which answer for a GGUF that names none with a default.
         ids = {kind: self.metadata.get(f"tokenizer.ggml.{key}_id") for kind, key in _SPECIAL_IDS.items()}
         return {kind: self._text(int(token)) for kind, token in ids.items() if token is not None}

@@ -1,7 +1,7 @@
-"""Keys and values of what requests begin with, in memory and on disk, so that a prompt is computed once.
+"""Keys and values of the beginnings of prompts, in memory and on disk, so that each is computed once.
 
-A file holds what llama.cpp writes of a sequence, behind a SHA-256 of it. It is only a cache: a file that is damaged,
-of another model or cannot be written is passed over, and the prompt is computed as if there were none.
+A file holds the state of a sequence as llama.cpp writes it, behind its SHA-256. It is only a cache: a file that is
+damaged or of another model is ignored, as is a folder that cannot be written, and the prompt is computed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .model import Tokens
 
 MIN_TOKENS = 4  # fewer are computed as fast as they are read
 MAX_IN_MEMORY = 8
-MAX_BYTES_ON_DISK = 256_000_000  # 100 prompts of 20 tokens; the ones that were not used for longest go first
+MAX_BYTES_ON_DISK = 256_000_000  # 100 prompts of 20 tokens; those least recently used are removed
 _MAGIC = b"dasheng-edge prefix 1\n"
 _DIGEST_BYTES = 32
 
@@ -43,7 +43,7 @@ class PrefixCache:
         self._memory: OrderedDict[Tokens, bytes] = OrderedDict()
 
     def load(self, tokens: Tokens) -> bytes | None:
-        """The state after these tokens, if it is there."""
+        """The state after these tokens; None if it is not stored."""
         state = self._memory.get(tokens)
         if state is None:
             state = self._read(tokens)

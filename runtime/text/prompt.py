@@ -27,11 +27,11 @@ from dasheng_edge.runtime.errors import PromptError
 
 
 class Tokenizer(Protocol):
-    """What the prompt needs of a tokenizer; `decoder.Decoder` is one."""
+    """What the prompt needs of a tokenizer; `Decoder` has all of it."""
 
     @property
     def special_texts(self) -> Mapping[str, str]:
-        """Texts of `bos_token`, `eos_token` and `pad_token`, of those that there are, for the template."""
+        """Texts of `bos_token`, `eos_token` and `pad_token`, as far as the tokenizer has them, for the template."""
         ...
 
     @property
@@ -41,7 +41,7 @@ class Tokenizer(Protocol):
 
     @property
     def added_tokens(self) -> Mapping[str, int]:
-        """Whole-word tokens that are found in plain text too, such as `<tool_call>`."""
+        """Whole-word tokens that plain text may contain, such as `<tool_call>`."""
         ...
 
     def tokenize(self, text: str, parse_special: bool = False) -> tuple[int, ...]:
@@ -93,7 +93,7 @@ class Prompt(tuple[Segment, ...]):
 
 
 # Two code points for private use around a number, to which no template or tokenizer gives a meaning. Python's repr
-# escapes them: a template that prints a whole list of parts loses them, and is found out by that.
+# escapes them: a template that prints a whole list of parts loses them, which gives it away.
 _MARK = "\ue0f0{}\ue0f1"
 _MARK_PATTERN = re.compile("\ue0f0(\\d)\ue0f1")
 # Whether the user's and the system's content are lists of parts, as processors of audio models send them, or plain
@@ -200,7 +200,7 @@ class PromptBuilder:
         """One request's prompt; None means the bundle's default, and `system=""` no system turn but the template's.
 
         Raises:
-            PromptError: the template fails, leaves a text out, or has not one place for each clip.
+            PromptError: the template fails, leaves a text out, or has not as many places for audio as there are clips.
         """
         texts = [_checked(self._facts.prompt if prompt is None else prompt)]
         if system := self._facts.system if system is None else system:

@@ -1,8 +1,8 @@
 """Embeddings of tokens, so that they can be decoded in one batch with those of audio.
 
-llama.cpp takes tokens or embeddings, not both at a time, and each batch reads all weights: the few tokens behind the
-audio would cost as much as half of it. The embeddings are what llama.cpp itself looks up: its first result, after
-which the computation is stopped.
+llama.cpp takes tokens or embeddings, not both in one batch, and each batch reads all weights: the few tokens behind the
+audio would cost half as much as the audio. The embeddings are the first result that llama.cpp computes; then the
+computation is stopped.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .model import Tokens
 
 LOOKED_UP = "embd"  # llama.cpp's name of the embeddings of a batch's tokens
 MAX_KEPT = 8
-_CONTEXT = 256  # positions, of which none is kept
+_CONTEXT = 256  # positions, all of which are dropped
 
 
 class _Seen(Exception):  # noqa: N818  # no error: ends the computation
@@ -40,7 +40,7 @@ class TokenRows:
         self._kept: OrderedDict[Tokens, NDArray[np.float32]] = OrderedDict()
 
     def of(self, tokens: Tokens) -> NDArray[np.float32] | None:
-        """float32 [n, n_embd]; None where this llama.cpp does not show them, or they are too many."""
+        """float32 [n, n_embd]; None if this llama.cpp does not show them, or if there are too many tokens."""
         if not 0 < len(tokens) <= _CONTEXT:
             return None
         if tokens not in self._kept:
