@@ -7,13 +7,12 @@ that the merged model still captions.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jiwer
 import numpy as np
 import torch
-from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
-from transformers import Qwen2TokenizerFast
 
 from benchmarks.micro.training import dataset
 from benchmarks.micro.training.base_training import Corpus, Heads, answer, answer_loss, ctc_loss, monitor_captions
@@ -21,6 +20,10 @@ from benchmarks.micro.training.features import Features
 from benchmarks.micro.training.micro_model import MicroModel
 from benchmarks.micro.training.training_loop import Monitor, Optimizer, Schedule, train
 from dasheng_edge.runtime.atomic_output import replacing
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import Qwen2TokenizerFast
 
 # mdl-toolkit's, verbatim: one regular expression that peft matches against whole module names.
 TARGET_MODULES = (
@@ -37,6 +40,8 @@ BASE_NAME = "MiDashengLM-micro"
 
 def adapted(model: MicroModel) -> PeftModel:
     """The model with fresh LoRA matrices; only these are trainable."""
+    from peft import LoraConfig, PeftModel
+
     config = LoraConfig(
         r=RANK,
         lora_alpha=RANK,

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jiwer
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import Qwen2TokenizerFast
 
 from benchmarks.micro.scenes.synthesise import KINDS, named_kinds
 from benchmarks.micro.training import dataset
@@ -24,6 +24,9 @@ from benchmarks.micro.training.features import Clip, Features
 from benchmarks.micro.training.micro_model import MicroModel
 from benchmarks.micro.training.tokenizer import IM_END, prompt_ids, token_id
 from benchmarks.micro.training.training_loop import Monitor, Optimizer, Schedule, train
+
+if TYPE_CHECKING:
+    from transformers import Qwen2TokenizerFast
 
 BATCH_FRAMES, BATCH_CLIPS = 20_000, 48
 DIGIT_CLIPS = 16  # per step, beside the scenes

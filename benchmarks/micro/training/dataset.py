@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import Qwen2TokenizerFast
 
 from benchmarks.micro.scenes.synthesise import KINDS
 from benchmarks.micro.training.features import Clip, Features
 from benchmarks.micro.training.tokenizer import AUDIO, IM_END, prompt_ids, token_id
 from dasheng_edge.runtime.bundle.front_end_spec import FrontEndSpec
+
+if TYPE_CHECKING:
+    from transformers import Qwen2TokenizerFast
 
 CAPTION_PROMPT = "Write an audio caption describing the sound"
 LABELS_PROMPT = "Which labels describe the sound?"

@@ -16,15 +16,14 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jiwer
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from peft import PeftModel
 from rich.console import Console
 from rich.table import Table
-from transformers import Qwen2TokenizerFast
 
 from benchmarks.micro.scenes.speech import PROGRAM as ESPEAK
 from benchmarks.micro.scenes.spoken_digits import DigitClip, make_espeak_digits, make_real_digits
@@ -37,6 +36,9 @@ from benchmarks.micro.training.tokenizer import END_OF_TEXT, IM_END, prompt_ids,
 from dasheng_edge.export.variants.spectrograms import LogMel
 from dasheng_edge.runtime.atomic_output import replace_text
 from dasheng_edge.runtime.captioner import Captioner
+
+if TYPE_CHECKING:
+    from transformers import Qwen2TokenizerFast
 
 HERE = Path(__file__).resolve().parents[1]
 CARD, SCORES, TRAINING = HERE / "README.md", HERE / "scores.json", HERE / "training.json"
@@ -157,6 +159,8 @@ def score_all(checkpoint: Path, adapter: Path, bundles: Sequence[Path], clips: C
     model, tokenizer = load_checkpoint(checkpoint)
     out = {"PyTorch": score(asks_torch(model, tokenizer), clips)}
     if adapter.is_dir():
+        from peft import PeftModel
+
         merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
         out["PyTorch + adapter"] = score(asks_torch(merged.eval(), tokenizer), clips)
     for path in bundles:

@@ -9,17 +9,20 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2TokenizerFast
 
 from benchmarks.micro.training.tokenizer import AUDIO, END_OF_TEXT, IM_END, save_tokenizer, token_id
 from dasheng_edge.export.variants.midashenglm import MiDashengLMEncoder
 from dasheng_edge.export.variants.modules import Attention, AudioProjector, Block, EncoderSpec
 from dasheng_edge.runtime.atomic_output import replacing
 from dasheng_edge.runtime.bundle.front_end_spec import FrontEndSpec
+
+if TYPE_CHECKING:
+    from transformers import Qwen2Config, Qwen2TokenizerFast
 
 ENCODER = EncoderSpec(embed_dim=256, depth=6, num_heads=4)
 EMBEDDING_ROWS = 768  # at least the tokenizer's ids; rows behind its last id are never used
@@ -55,6 +58,8 @@ class DecoderSpec:
 
     def qwen2_config(self) -> Qwen2Config:
         """The same as a configuration of transformers' Qwen2."""
+        from transformers import Qwen2Config
+
         return Qwen2Config(
             **asdict(self),
             max_position_embeddings=MAX_POSITIONS,
@@ -69,6 +74,8 @@ class MicroModel(nn.Module):
     """Encoder, projector and decoder under the names of the checkpoint."""
 
     def __init__(self, encoder: EncoderSpec = ENCODER, decoder: DecoderSpec | None = None) -> None:
+        from transformers import Qwen2ForCausalLM
+
         super().__init__()
         self.decoder_spec = decoder or DecoderSpec()
         self.audio_encoder = MiDashengLMEncoder(encoder)
@@ -227,6 +234,8 @@ def save_checkpoint(model: MicroModel, tokenizer: Qwen2TokenizerFast, folder: Pa
 
 def load_checkpoint(folder: Path) -> tuple[MicroModel, Qwen2TokenizerFast]:
     """Reads what `save_checkpoint` wrote; the weights come back in float32."""
+    from transformers import Qwen2TokenizerFast
+
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     audio, text = config["audio_encoder_config"], config["text_config"]
     encoder = EncoderSpec(**{name: audio[name] for name in asdict(ENCODER)})

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
-from transformers import Qwen2TokenizerFast
+
+if TYPE_CHECKING:
+    from transformers import Qwen2TokenizerFast
 
 END_OF_TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 AUDIO, AUDIO_BOS, AUDIO_EOS = "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>"
@@ -49,6 +51,8 @@ CHAT_TEMPLATE = """{%- for message in messages -%}
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Qwen2TokenizerFast:
     """Byte-level BPE of at most `vocabulary` tokens, control tokens included."""
+    from transformers import Qwen2TokenizerFast
+
     backend = Tokenizer(BPE())
     backend.normalizer = normalizers.NFC()
     split = pre_tokenizers.Split(Regex(PRE_TOKENIZER_PATTERN), behavior="isolated")

@@ -7,11 +7,11 @@ adapter that leaves the output head as it is could not teach it new ones. No aud
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import Qwen2TokenizerFast
 
 from benchmarks.micro.training import dataset
 from benchmarks.micro.training.base_training import Corpus, answer_loss, monitor_captions, sequence_loss
@@ -19,6 +19,9 @@ from benchmarks.micro.training.dataset import IGNORED, Questions
 from benchmarks.micro.training.micro_model import MicroModel
 from benchmarks.micro.training.tokenizer import AUDIO, AUDIO_BOS, AUDIO_EOS, IM_END, prompt_ids, token_id
 from benchmarks.micro.training.training_loop import Monitor, Optimizer, Schedule, train
+
+if TYPE_CHECKING:
+    from transformers import Qwen2TokenizerFast
 
 COPIES, SCENE_FRAMES, SCENE_CLIPS = 64, 8_000, 16  # per step
 MOST_DIGITS = 6

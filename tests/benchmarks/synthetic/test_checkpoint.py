@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2TokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from benchmarks.synthetic import checkpoint as synthetic_checkpoint
 from benchmarks.synthetic.checkpoint import TOKENIZER, Request, Written, main, write_checkpoint
@@ -62,6 +61,7 @@ def test_the_7b_has_as_many_tensors_as_loaders_report(edition: Edition) -> None:
 
 
 def test_the_decoders_are_those_of_transformers() -> None:
+
     for model in (ARCHITECTURES["7b"], ARCHITECTURES["0.6b"]):
         assert model.decoder
         with torch.device("meta"):
@@ -189,6 +189,8 @@ def test_the_command_ends_with_a_manifest(tmp_path: Path, capsys: pytest.Capture
 @pytest.mark.skipif(not TOKENIZER.is_dir(), reason="the Qwen2.5-Omni tokenizer is not here")
 @pytest.mark.parametrize(("arch", "rows", "audio_id"), [("qwen2", 152_064, 151_646), ("qwen3", 151_936, 151_669)])
 def test_transformers_reads_the_tokenizer(tmp_path: Path, arch: Any, rows: int, audio_id: int) -> None:
+    from transformers import Qwen2TokenizerFast
+
     ids = write_tokenizer(tmp_path, arch, TOKENIZER, rows)
     tokenizer = Qwen2TokenizerFast.from_pretrained(str(tmp_path), local_files_only=True)
     assert ids.audio == audio_id == tokenizer.convert_tokens_to_ids("<|AUDIO|>")
@@ -205,7 +207,9 @@ def test_qwen3s_added_tokens_end_with_the_audio_tokens() -> None:
     assert added["<|AUDIO|>"] == 151_669
 
 
-def _reference(text: Decoder) -> Qwen2ForCausalLM | Qwen3ForCausalLM:
+def _reference(text: Decoder) -> Any:
+    from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
     sizes: dict[str, Any] = {
         "hidden_size": text.hidden, "intermediate_size": text.intermediate, "num_hidden_layers": text.layers,
         "num_attention_heads": text.heads, "num_key_value_heads": text.kv_heads, "vocab_size": text.rows,

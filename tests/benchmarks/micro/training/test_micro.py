@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -13,7 +14,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
-from transformers import AutoTokenizer, Qwen2TokenizerFast
 
 from benchmarks.micro.scenes.spoken_digits import DigitClip
 from benchmarks.micro.scenes.synthesise import KINDS, named_kinds, plan_scene, render_scene
@@ -39,6 +39,9 @@ from benchmarks.micro.training.tokenizer import (
     train_tokenizer,
 )
 from dasheng_edge.export.variants.modules import EncoderSpec
+
+if TYPE_CHECKING:
+    from transformers import Qwen2TokenizerFast
 
 MICRO = Path(evaluate.__file__).parents[1]
 CHECKPOINT, ADAPTER = MICRO / "checkpoint", MICRO / "adapter"
@@ -93,6 +96,8 @@ def test_control_tokens_follow_the_vocabulary(tokenizer: Qwen2TokenizerFast) -> 
 
 def test_saved_tokenizer_is_the_same_for_transformers(tokenizer: Qwen2TokenizerFast, tmp_path: Path) -> None:
     save_tokenizer(tokenizer, tmp_path)
+    from transformers import AutoTokenizer
+
     again = AutoTokenizer.from_pretrained(str(tmp_path))
     text = "<|im_start|>user\nrain über 中<|AUDIO|><|im_end|>"
     assert again(text)["input_ids"] == tokenizer(text)["input_ids"]
@@ -331,6 +336,8 @@ def test_missing_tools_leave_their_clips_out(
 
 
 def test_committed_checkpoint_has_the_published_names_and_fits() -> None:
+    from transformers import AutoTokenizer
+
     with safe_open(CHECKPOINT / "model.safetensors", "pt") as file:
         names = set(file.keys())
         kinds = {str(file.get_slice(name).get_dtype()) for name in names if not name.endswith("num_batches_tracked")}
