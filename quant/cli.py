@@ -33,6 +33,24 @@ if TYPE_CHECKING:
     from .bundle_quant import QuantizeOptions, QuantizeReport
 
 
+RecipeOption = Annotated[
+    RecipeName | None,
+    name_option(
+        get_args(RecipeName),
+        "RECIPE",
+        "Precision of encoder, decoder, and keys and values",
+        "; ".join(f"{name} is {recipe.text}" for name, recipe in RECIPES.items()),
+    ),
+]
+EncoderOption = Annotated[
+    EncoderPrecision | None,
+    name_option(get_args(EncoderPrecision), "PRECISION", "Precision of encoder and projector, instead of the recipe's"),
+]
+DecoderOption = Annotated[
+    DecoderType | None,
+    name_option(get_args(DecoderType), "TYPE", "llama.cpp's file type of the decoder, instead of the recipe's"),
+]
+KvOption = Annotated[KvType | None, name_option(get_args(KvType), "TYPE", "How the decoder stores keys and values")]
 CalibrateOption = Annotated[
     Path | None,
     typer.Option(
@@ -47,28 +65,10 @@ def quantize(
     bundle: BundleArgument,
     *,
     out: Annotated[Path, typer.Option(metavar="BUNDLE2", help="Folder to write.")],
-    recipe: Annotated[
-        RecipeName | None,
-        name_option(
-            get_args(RecipeName),
-            "RECIPE",
-            "Precision of encoder, decoder, and keys and values",
-            "; ".join(f"{name} is {recipe.text}" for name, recipe in RECIPES.items()),
-        ),
-    ] = None,
-    encoder: Annotated[
-        EncoderPrecision | None,
-        name_option(
-            get_args(EncoderPrecision), "PRECISION", "Precision of encoder and projector, instead of the recipe's"
-        ),
-    ] = None,
-    decoder: Annotated[
-        DecoderType | None,
-        name_option(get_args(DecoderType), "TYPE", "llama.cpp's file type of the decoder, instead of the recipe's"),
-    ] = None,
-    kv: Annotated[
-        KvType | None, name_option(get_args(KvType), "TYPE", "How the decoder stores keys and values")
-    ] = None,
+    recipe: RecipeOption = None,
+    encoder: EncoderOption = None,
+    decoder: DecoderOption = None,
+    kv: KvOption = None,
     calibrate: CalibrateOption = None,
     imatrix: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Importance matrix that was measured before, GGUF.")

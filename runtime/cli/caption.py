@@ -34,6 +34,23 @@ if TYPE_CHECKING:
     from dasheng_edge.runtime.captioner import Captioner
 
 MIN_REPACKING_CLIPS = 10  # for fewer clips, it does not pay to have the weights repacked: see `EngineOptions`
+TemperatureOption = Annotated[
+    float | None, typer.Option(min=0.0, metavar="T", help="0: always the likeliest token. Default: the bundle's.")
+]
+TopKOption = Annotated[
+    int | None, typer.Option(min=0, metavar="K", help="Sample from the K likeliest tokens; 0: from all.")
+]
+TopPOption = Annotated[
+    float | None,
+    typer.Option(max=1.0, metavar="P", help="Sample from the likeliest tokens that together have probability P."),
+]
+MinPOption = Annotated[
+    float | None,
+    typer.Option(min=0.0, max=1.0, metavar="P", help="Leave out tokens below P times the likeliest one's."),
+]
+RepetitionOption = Annotated[
+    float | None, typer.Option(metavar="R", help="Makes tokens that were used less likely; 1: no penalty.")
+]
 
 
 def caption(
@@ -49,23 +66,11 @@ def caption(
     stream: Annotated[bool, typer.Option("--stream", help="Print the text while it is generated.")] = False,
     as_json: JsonLinesOption = False,
     max_new_tokens: TokensOption = None,
-    temperature: Annotated[
-        float | None, typer.Option(min=0.0, metavar="T", help="0: always the likeliest token. Default: the bundle's.")
-    ] = None,
-    top_k: Annotated[
-        int | None, typer.Option(min=0, metavar="K", help="Sample from the K likeliest tokens; 0: from all.")
-    ] = None,
-    top_p: Annotated[
-        float | None,
-        typer.Option(max=1.0, metavar="P", help="Sample from the likeliest tokens that together have probability P."),
-    ] = None,
-    min_p: Annotated[
-        float | None,
-        typer.Option(min=0.0, max=1.0, metavar="P", help="Leave out tokens below P times the likeliest one's."),
-    ] = None,
-    repetition_penalty: Annotated[
-        float | None, typer.Option(metavar="R", help="Makes tokens that were used less likely; 1: no penalty.")
-    ] = None,
+    temperature: TemperatureOption = None,
+    top_k: TopKOption = None,
+    top_p: TopPOption = None,
+    min_p: MinPOption = None,
+    repetition_penalty: RepetitionOption = None,
     seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="Seed of the sampling.")] = None,
     window: Annotated[
         float | None, typer.Option(metavar="S", help="Caption windows of S seconds, each with its times.")

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
-from dasheng_edge.runtime.bundle.bundle import Bundle
-from dasheng_edge.runtime.bundle.manifest import Manifest
-
 from .options import BundleArgument, JsonOption, print_json, print_table
+
+if TYPE_CHECKING:
+    from dasheng_edge.runtime.bundle.manifest import Manifest
 
 _NO_DECODER = "none: this bundle embeds audio and does not caption it"
 
 
 def info(bundle: BundleArgument, as_json: JsonOption = False) -> None:
     """Show what a bundle is: model, precision, sizes, where it comes from."""
+    from dasheng_edge.runtime.bundle.bundle import Bundle
+
     manifest = Bundle.open(bundle, check_sha256=False).manifest
     if as_json:
         print_json(manifest)

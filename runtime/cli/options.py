@@ -17,7 +17,6 @@ from dasheng_edge.runtime.errors import MissingExtraError
 from dasheng_edge.runtime.machine.devices import Device, DeviceChoice, checked_device
 from dasheng_edge.runtime.machine.installation import install_line
 from dasheng_edge.runtime.names import did_you_mean, known_name
-from dasheng_edge.runtime.parts import choose_device
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -47,6 +46,8 @@ def device_of(choice: str) -> Device:
     choice = _parse_name(choice, get_args(DeviceChoice))
     if choice != "auto":
         return checked_device(choice)
+    from dasheng_edge.runtime.parts import choose_device
+
     device, why = choose_device()
     say(f"device: {device} ({why})")
     return device

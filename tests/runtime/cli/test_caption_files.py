@@ -1,0 +1,168 @@
+"""`dasheng-edge caption` on files: what goes to stdout, what to stderr, and the exit code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from dasheng_edge.runtime import parts
+from dasheng_edge.runtime.captioner import Captioner
+from dasheng_edge.runtime.cli import app as cli
+from dasheng_edge.runtime.errors import DecoderError, DeviceError
+from dasheng_edge.runtime.request import RunningRequest
+from dasheng_edge.runtime.text.decoder import Decoder
+from tests.fixtures.audio_files import Format, sine, write_audio
+
+WAV = Format("wav", "wav", "pcm_s16le", 16_000)
+
+
+def run(*args: str | Path, stdin: bytes | None = None) -> Result:
+    return CliRunner().invoke(cli.build_app(), [str(arg) for arg in args], input=stdin, prog_name="dasheng-edge")
+
+
+def caption(*args: str | Path, stdin: bytes | None = None) -> Result:
+    return run("caption", *args, "--threads", "1", "--max-new-tokens", "6", stdin=stdin)
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    return write_audio(tmp_path / "clip.wav", sine(440, 1, 16_000), WAV)
+
+
+@pytest.fixture
+def text(captioner: Captioner, clip: Path) -> str:
+    return captioner.caption(clip, max_new_tokens=6).text
+
+
+def test_one_file_prints_the_caption_alone(tiny_bundle: Path, clip: Path, text: str) -> None:
+    result = caption(tiny_bundle, clip)
+    assert (result.exit_code, result.stdout, result.stderr) == (0, text + "\n", "")
+    assert caption(tiny_bundle, clip, "--stream").stdout == text + "\n"
+
+
+def test_stdin(tiny_bundle: Path, clip: Path, text: str) -> None:
+    assert caption(tiny_bundle, "-", stdin=clip.read_bytes()).stdout == text + "\n"
+    empty = caption(tiny_bundle, "-", stdin=b"")
+    assert (empty.exit_code, empty.stdout) == (1, "")
+    assert "is empty" in empty.stderr
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_good_files_are_captioned_beside_bad_ones(
+    tiny_bundle: Path, clip: Path, tmp_path: Path, text: str, *, stream: bool
+) -> None:
+    (tmp_path / "empty.wav").touch()
+    (tmp_path / "text.wav").write_text("hello world\n" * 99)
+    files = [tmp_path / "none.wav", clip, tmp_path / "empty.wav", tmp_path, tmp_path / "text.wav", clip]
+    result = caption(tiny_bundle, *files, *(["--stream"] if stream else []))
+    assert result.exit_code == 1
+    line = f"{clip}: {text if stream else ' '.join(text.split())}\n"
+    assert result.stdout == 2 * line
+    errors = result.stderr.splitlines()
+    assert len(errors) == 4
+    for error, path in zip(errors, [files[0], files[2], files[3], files[4]], strict=True):
+        assert error.startswith("error: ")
+        assert str(path) in error
+
+
+def test_json_lines(tiny_bundle: Path, clip: Path, tmp_path: Path, text: str) -> None:
+    result = caption(tiny_bundle, clip, tmp_path / "none.wav", "--json")
+    assert result.exit_code == 1
+    good, bad = map(json.loads, result.stdout.splitlines())
+    assert (good["audio"], good["text"], good["finish_reason"], good["audio_s"]) == (str(clip), text, "length", 1.0)
+    assert good["timings"]["total_ms"] > 0
+    assert bad == {
+        "audio": str(tmp_path / "none.wav"),
+        "error": f"{tmp_path / 'none.wav'} does not exist; expected an audio file",
+        "error_type": "AudioNotFoundError",
+    }
+
+
+def test_options_reach_the_model(tiny_bundle: Path, clip: Path, captioner: Captioner) -> None:
+    want = captioner.caption(clip, "Why?", system="Be brief.", max_new_tokens=6)
+    result = caption(tiny_bundle, clip, "--prompt", "Why?", "--system", "Be brief.", "--json")
+    assert tuple(json.loads(result.stdout)["tokens"]) == want.tokens
+    hot = [json.loads(caption(tiny_bundle, clip, "--json", "--temperature", "2", "--seed", s).stdout) for s in "112"]
+    assert hot[0]["tokens"] == hot[1]["tokens"] != hot[2]["tokens"]
+
+
+def test_warnings_go_to_stderr(tiny_bundle: Path, clip: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RunningRequest, "_warnings", lambda *_: ("it is long",))
+    result = caption(tiny_bundle, clip)
+    assert (result.exit_code, result.stdout) == (0, text + "\n")
+    assert result.stderr == f"warning: {clip}: it is long\n"
+
+
+@pytest.mark.parametrize("error", [DecoderError("llama.cpp failed"), DeviceError("out of memory")])
+def test_a_part_that_fails_costs_one_file(
+    tiny_bundle: Path, clip: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def prefill(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Decoder, "prefill", prefill)
+    result = caption(tiny_bundle, clip, clip)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == 2 * f"error: {error}\n"
+
+
+def test_an_interrupted_stream_ends_its_line(tiny_bundle: Path, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def generate(self: Decoder, *_: object) -> object:
+        yield from self.tokenize("a b")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Decoder, "generate", generate)
+    result = caption(tiny_bundle, clip, "--stream")
+    assert (result.exit_code, result.stdout, result.stderr) == (130, "a b\n", "interrupted\n")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--stream", "--json"], "choose one"),
+        (["-", "-"], "only once"),
+        (["--max-new-tokens", "0"], "max-new-tokens"),
+        (["--threads", "0"], "threads"),
+        (["--device", "tpu"], "device"),
+        (["--top-p", "2"], "top-p"),
+        (["--temperature", "hot"], "temperature"),
+        (["--surprise"], "surprise"),
+    ],
+)
+def test_wrong_usage(tmp_path: Path, args: list[str], message: str) -> None:
+    result = run("caption", tmp_path, "x.wav", *args)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert message in result.stderr
+
+
+@pytest.mark.parametrize(("option", "value"), [("--top-p", "0"), ("--repetition-penalty", "0")])
+def test_sampling_options_are_checked(tiny_bundle: Path, clip: Path, option: str, value: str) -> None:
+    result = caption(tiny_bundle, clip, option, value)
+    assert result.exit_code == 2
+    assert option in result.stderr
+    assert "greater than 0" in result.stderr
+
+
+def test_audio_at_an_address_costs_one_file(tiny_bundle: Path, clip: Path) -> None:
+    result = caption(tiny_bundle, "https://a.test/x.wav", clip)
+    assert (result.exit_code, result.stdout.count("\n"), result.stderr.count("\n")) == (1, 1, 1)
+    assert "https://a.test/x.wav is an address" in result.stderr
+
+
+def test_the_device_that_is_chosen_is_said(tiny_bundle: Path, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "choose_device", lambda: ("cpu", "there is no GPU"))
+    result = caption(tiny_bundle, clip, "--device", "auto")
+    assert (result.exit_code, result.stderr) == (0, "device: cpu (there is no GPU)\n")
+    assert caption(tiny_bundle, clip, "--device", "cpu").stderr == ""
+
+
+def test_a_device_that_auto_chose_and_that_fails_is_not_replaced(
+    tiny_bundle: Path, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "choose_device", lambda: ("cuda", "it was there a moment ago"))
+    result = caption(tiny_bundle, clip, "--device", "auto")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "error: device 'cuda' needs ONNX Runtime's CUDAExecutionProvider" in result.stderr
