@@ -92,8 +92,6 @@ def resolve(
     options: EngineOptions, decoder: DecoderFacts | None, host: Host, tuned: EngineSettings | None = None
 ) -> EngineSettings:
     """What the engines run with: what is given, else what was tuned, else the default for this decoder and host."""
-    if isinstance(options, EngineSettings):
-        return options
     tuned = tuned if options.may_be_tuned else None
     default = tuned or _defaults(decoder, host)
     weights, huge_pages = options.weights or default.weights, options.huge_pages
@@ -114,7 +112,7 @@ def resolve(
 
 def resolve_here(options: EngineOptions, decoder: DecoderFacts | None = None) -> EngineSettings:
     """As `resolve`, on this machine, whatever was tuned."""
-    return resolve(options, decoder, Host.here())
+    return options if isinstance(options, EngineSettings) else resolve(options, decoder, Host.here())
 
 
 def _defaults(decoder: DecoderFacts | None, host: Host) -> EngineSettings:
