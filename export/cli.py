@@ -52,7 +52,7 @@ def export(
     ] = None,
     audio_first: Annotated[
         bool | None,
-        typer.Option("--audio-first/--text-first", help="Order in the user's turn; default: as its variant is used."),
+        typer.Option("--audio-first/--text-first", help="Order in the user's turn; default: the variant's."),
     ] = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
@@ -112,7 +112,7 @@ def pull(
     if as_json:
         print_json(dataclasses.asdict(report) | {"folder": str(report.folder)})
         return
-    there = "" if report.fetched_bytes else ", was there already"
+    there = "" if report.fetched_bytes else ", all here already"
     typer.echo(
         f"{report.folder}: {report.repo} at {report.revision}, {report.bytes / 1e6:,.1f} MB in {len(report.files)} "
         f"files{there}"
@@ -126,7 +126,7 @@ COMMANDS = (export, pull)
 
 
 class _PullBar:
-    """Progress on stderr: one bar for all bytes and files; where that is no terminal, a line for each file."""
+    """Progress on stderr: one bar for all bytes and files, or a line for each file if that is no terminal."""
 
     def __init__(self) -> None:
         from rich.console import Console

@@ -71,16 +71,16 @@ def quantize(
     kv: KvOption = None,
     calibrate: CalibrateOption = None,
     imatrix: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Importance matrix that was measured before, GGUF.")
+        Path | None, typer.Option(metavar="FILE", help="Importance matrix in GGUF, measured before.")
     ] = None,
     save_imatrix: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Keep the importance matrix, for llama-quantize too.")
+        Path | None, typer.Option(metavar="FILE", help="Write the importance matrix here; llama-quantize reads it too.")
     ] = None,
     tensor_type: Annotated[
         list[str] | None,
         typer.Option(metavar="PATTERN=TYPE", help="Type of decoder tensors whose names match, e.g. attn_v=Q8_0."),
     ] = None,
-    min_snr: Annotated[float, typer.Option(metavar="DB", help="What `--encoder mixed` keeps at its output.")] = 30.0,
+    min_snr: Annotated[float, typer.Option(metavar="DB", help="Signal to noise that `--encoder mixed` keeps.")] = 30.0,
     threads: ThreadsOption = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
@@ -156,17 +156,21 @@ def compare(
     clips: Annotated[
         Path, typer.Option(metavar="CLIPS", help="What to compare on: a manifest (.jsonl), a folder or a file.")
     ],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the report, and what it is made of.")],
+    out: Annotated[
+        Path,
+        typer.Option(metavar="DIR", help="Folder for the report and its measurements, which a second run takes up."),
+    ],
     calibrate: Annotated[
         Path | None, typer.Option(metavar="CLIPS", help="Other clips, which importance matrices are measured on.")
     ] = None,
     events: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="JSON object: event label -> regular expression that finds it.")
+        Path | None,
+        typer.Option(metavar="FILE", help="JSON object: event label -> regular expression for answers that name it."),
     ] = None,
     max_new_tokens: TokensOption = None,
     threads: ThreadsOption = None,
     aac_metrics: Annotated[
-        bool, typer.Option("--aac-metrics", help="FENSE, CIDEr-D and SPIDEr-FL, too; needs the metrics extra and Java.")
+        bool, typer.Option("--aac-metrics", help="Add FENSE, CIDEr-D and SPIDEr-FL; needs the metrics extra and Java.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:

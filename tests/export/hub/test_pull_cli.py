@@ -51,7 +51,7 @@ def test_the_result_goes_to_stdout(fake: FakeHub) -> None:
     assert sorted(path.name for path in Path.cwd().iterdir()) == ["dasheng-base"]
 
     again = run(REPO)
-    assert (again.exit_code, again.stdout.splitlines()[0]) == (0, result.stdout.splitlines()[0] + ", was there already")
+    assert (again.exit_code, again.stdout.splitlines()[0]) == (0, result.stdout.splitlines()[0] + ", all here already")
 
 
 def test_json_is_for_machines(fake: FakeHub) -> None:
