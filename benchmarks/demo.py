@@ -30,11 +30,10 @@ from rich.text import Text
 
 from benchmarks.micro.scenes.spoken_digits import make_real_digits
 from benchmarks.micro.scenes.synthesise import named_kinds
+from benchmarks.places import DATA, MICRO
 from dasheng_edge.runtime import Caption, Captioner
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-CLIPS = REPOSITORY / "benchmarks" / "micro" / "clips"
-RECORDINGS = REPOSITORY.parent / "shared" / "data"
+CLIPS = MICRO / "clips"
 DESCRIBE = "Write an audio caption describing the sound"
 TRANSCRIBE = "Transcribe the speech into text <|en|>"
 RATE_HZ = 16_000
@@ -202,7 +201,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description="Caption the evaluation clips of MiDashengLM-micro.")
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--clips", type=Path, default=CLIPS, metavar="FOLDER")
-    parser.add_argument("--recordings", type=Path, default=RECORDINGS, metavar="FOLDER")
+    parser.add_argument("--recordings", type=Path, default=DATA, metavar="FOLDER")
     options = parser.parse_args(arguments)
     own, (real, missing) = evaluation_clips(options.clips), recorded_clips(options.recordings)
     console, progress = Console(highlight=False), Console(stderr=True)

@@ -19,13 +19,13 @@ from pathlib import Path
 from pkgutil import iter_modules
 
 from benchmarks import speed
+from benchmarks.places import REPOSITORY
 from benchmarks.records import machine
 from benchmarks.records.benchmark import LARGE, Benchmark, Target
 from benchmarks.records.plots import as_svg
 from benchmarks.records.record import (
-    REPOSITORY,
-    RESULTS,
     SCHEMA_VERSION,
+    SPEED_RESULTS,
     BenchmarkError,
     Record,
     failed,
@@ -204,7 +204,7 @@ def _seen_from(out: Path, results: Path) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 1 if a record cannot be read; a missed target is no failure of this command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the records")
+    parser.add_argument("--results", type=Path, default=SPEED_RESULTS, help="folder of the records")
     parser.add_argument("--out", type=Path, default=PAGE)
     given = parser.parse_args(arguments)
     try:

@@ -31,10 +31,7 @@ Arrow = tuple[str, str]  # importer, imported
 Graph = Mapping[str, Collection[str]]
 
 # Imports that close a circle and are still to be cut. The list only shrinks: an entry that closes none is an error.
-KNOWN_CIRCLES: frozenset[Arrow] = frozenset({
-    ("dasheng_edge.quant.compare.pareto", "dasheng_edge.quant.report.quantities"),
-    ("dasheng_edge.quant.compare.recommend", "dasheng_edge.quant.report.quantities"),
-})  # fmt: skip
+KNOWN_CIRCLES: frozenset[Arrow] = frozenset()
 
 
 @dataclass(frozen=True)

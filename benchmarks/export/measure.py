@@ -24,16 +24,15 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.export.table import as_markdown, as_table, page
+from benchmarks.places import MICRO, REPOSITORY, RESULTS
 from benchmarks.records import machine
 from benchmarks.records.measured_run import MeasuredRun, run_measured
 from benchmarks.synthetic.shapes import ARCHITECTURES, PARAMETERS, Name, parameters, shapes
 from dasheng_edge.runtime.atomic_output import replace_text
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-MICRO = REPOSITORY / "benchmarks" / "micro"
 WORK = REPOSITORY / "build" / "export-benchmark"
 RECORD = "export.json"
-DRAFTS, RESULTS = REPOSITORY / "build" / "benchmarks", REPOSITORY / "benchmarks" / "results"
+DRAFTS = REPOSITORY / "build" / "benchmarks"
 SCHEMA_VERSION = 1
 COMMAND = (sys.executable, "-c", "from dasheng_edge.runtime.cli.app import main; main()")
 ROOM = 3.0  # free disk that is asked for, in sizes of the checkpoint: itself, an intermediate file, the bundle

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peers.llama_cpp_tools import VERSION, pinned_version
-from benchmarks.records.record import REPOSITORY, BenchmarkError
+from benchmarks.places import REPOSITORY
+from benchmarks.records.record import BenchmarkError
 from dasheng_edge.runtime.bundle.manifest import KvType
 from dasheng_edge.runtime.text.llama import build_info
 

@@ -21,9 +21,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.places import REPOSITORY
 from dasheng_edge.runtime.atomic_output import replacing
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 CONSTRAINTS = REPOSITORY / "constraints.txt"
 TOOLS = ("llama-quantize", "llama-tokenize", "llama-completion", "llama-server", "llama-imatrix", "llama-bench")
 VERSION = "VERSION"  # a file beside the programs: which llama-cpp-python they were built from

@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from benchmarks.places import REPOSITORY
 from benchmarks.records.measured_run import memory_of
-from benchmarks.records.record import REPOSITORY, BenchmarkError
+from benchmarks.records.record import BenchmarkError
 from dasheng_edge.runtime.child import Child, ChildError
 
 Message = dict[str, Any]

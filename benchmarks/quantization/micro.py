@@ -19,6 +19,7 @@ from pathlib import Path
 from benchmarks.micro.scenes import captions
 from benchmarks.micro.scenes.clip_files import REFERENCES, write_clips
 from benchmarks.micro.scenes.synthesise import digit_clips, plan_scene, scene_clips
+from benchmarks.places import REPOSITORY, RESULTS
 from dasheng_edge.quant.bundle_compare import CompareOptions, compare
 from dasheng_edge.quant.compare.record import Report
 from dasheng_edge.quant.decoder.imatrix_file import write_imatrix
@@ -29,9 +30,8 @@ from dasheng_edge.runtime.engine_options import EngineOptions, resolve_here
 from dasheng_edge.runtime.progress import StepBars
 from dasheng_edge.runtime.text.decoder import Decoder
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 BUNDLE, WORK = REPOSITORY / "build" / "micro", REPOSITORY / "build" / "quantization"
-RESULTS = REPOSITORY / "benchmarks" / "results" / "quantization"
+REPORT = RESULTS / "quantization"
 DESCRIBE, TRANSCRIBE = "Write an audio caption describing the sound", "Transcribe the speech into text <|en|>"
 SCENES, DIGITS, CALIBRATION, TEXTS = 3_500_000, 3_500_000, 4_500_000, 5_500_000  # first seeds; training has others
 SCENE_COUNT, DIGIT_COUNT, CALIBRATION_COUNT, TEXT_COUNT = 200, 40, 96, 600
@@ -121,8 +121,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     report = run(given.work)
     if given.save:
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        write_report(report, RESULTS)  # without the clips' audio, which would be 2 MB
+        REPORT.mkdir(parents=True, exist_ok=True)
+        write_report(report, REPORT)  # without the clips' audio, which would be 2 MB
     print(json.dumps(summary(report)))
     return 0
 

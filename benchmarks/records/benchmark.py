@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from benchmarks.records.record import RESULTS, BenchmarkError, Record, failed, make_record, publish
+from benchmarks.records.record import SPEED_RESULTS, BenchmarkError, Record, failed, make_record, publish
 from benchmarks.records.section import Section
 from benchmarks.records.turns import MIN_ROUNDS
 from dasheng_edge.runtime.bundle.bundle import Bundle
@@ -95,5 +95,5 @@ def run(benchmark: Benchmark, given: argparse.Namespace, measure: Callable[[Bund
     except (BenchmarkError, DashengEdgeError) as error:
         return failed(benchmark.name, error)
     record = make_record(benchmark.name, bundle.manifest.name, given, facts)
-    publish(record, given.out or RESULTS / f"{benchmark.name}-{record['model']}.json", benchmark.headline(record))
+    publish(record, given.out or SPEED_RESULTS / f"{benchmark.name}-{record['model']}.json", benchmark.headline(record))
     return 0

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.places import REPOSITORY
 from dasheng_edge.runtime.machine.identity import identify, installed
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 RESULTS = (":(exclude)benchmarks/results", ":(exclude)benchmarks/RESULTS.md")
 LIBRARIES = (
     "dasheng-edge", "numpy", "onnxruntime", "onnxruntime-gpu", "llama-cpp-python", "torch", "transformers", "onnx",

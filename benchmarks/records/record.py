@@ -10,13 +10,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from benchmarks.places import RESULTS
 from benchmarks.records import machine
 from dasheng_edge.runtime.atomic_output import replace_text
 from dasheng_edge.runtime.machine.meters import cpu_use
 from dasheng_edge.runtime.text.llama import build_info
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-RESULTS = REPOSITORY / "benchmarks" / "results" / "speed"
+SPEED_RESULTS = RESULTS / "speed"
 SCHEMA_VERSION = 1
 Record: TypeAlias = Mapping[str, Any]
 BUSY = 0.05  # share of the machine that others used, above which medians over a few rounds move

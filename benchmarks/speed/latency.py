@@ -21,9 +21,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.places import REPOSITORY
 from benchmarks.records.benchmark import SMALL, Benchmark, Target, parser, run
 from benchmarks.records.plots import stacks
-from benchmarks.records.record import REPOSITORY, BenchmarkError, Record
+from benchmarks.records.record import BenchmarkError, Record
 from benchmarks.records.section import Section, table
 from benchmarks.records.turns import field, summed_up, take_turns, timed, times
 from benchmarks.synthetic.noise import GREEDY, noise, talkative_noise, write_wav

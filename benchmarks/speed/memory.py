@@ -16,10 +16,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.places import REPOSITORY
 from benchmarks.records.benchmark import SMALL, Benchmark, Target, parser, run
 from benchmarks.records.measured_run import run_measured
 from benchmarks.records.plots import Bar, Panel, bars, bars_of
-from benchmarks.records.record import REPOSITORY, BenchmarkError, Record
+from benchmarks.records.record import BenchmarkError, Record
 from benchmarks.records.section import NONE, Section, megabytes, table
 from benchmarks.records.turns import field, take_turns, times
 from benchmarks.synthetic.noise import noise, write_wav

@@ -23,6 +23,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeElapsedColumn, TransferSpeedColumn
 
+from benchmarks.places import DATA
 from benchmarks.synthetic.shapes import (
     Architecture,
     Dtype,
@@ -38,8 +39,7 @@ from benchmarks.synthetic.tokenizer import AudioIds, write_tokenizer
 from benchmarks.synthetic.weights import tensor_bytes
 from dasheng_edge.runtime.atomic_output import replacing
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-TOKENIZER = REPOSITORY.parent / "shared" / "data" / "qwen2_5_omni_tokenizer"
+TOKENIZER = DATA / "qwen2_5_omni_tokenizer"
 MAX_SHARD_BYTES = 5_000_000_000  # as transformers cuts
 HEADER_BYTES = 1 << 20  # of tokenizer, configuration and headers, at most about 16 times that
 _WIDTH = {"bf16": 2, "fp32": 4}

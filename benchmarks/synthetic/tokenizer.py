@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from benchmarks.places import MICRO
+
 AUDIO_TOKENS = ("<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>")
 # ChatML; audio and text in the order that the caller gives, no system turn of its own
-CHAT_TEMPLATE = Path(__file__).resolve().parents[1] / "micro" / "checkpoint" / "chat_template.jinja"
+CHAT_TEMPLATE = MICRO / "checkpoint" / "chat_template.jinja"
 FIRST_ADDED = 151_643  # behind the vocabulary of the BPE, the same in Qwen2, Qwen2.5 and Qwen3
 # Qwen3's added tokens in the order of their ids. Those of the second list are text to a decoder that skips
 # special tokens.

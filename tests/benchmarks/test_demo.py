@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import demo
+from benchmarks.places import DATA
 
 
 def test_recordings_that_are_not_there_are_named(tmp_path: Path) -> None:
@@ -16,9 +17,9 @@ def test_recordings_that_are_not_there_are_named(tmp_path: Path) -> None:
     assert ["fsdd" in missing[0], "jfk.flac" in missing[1]] == [True, True]
 
 
-@pytest.mark.skipif(not (demo.RECORDINGS / "fsdd").is_dir(), reason="the recordings are not here")
+@pytest.mark.skipif(not (DATA / "fsdd").is_dir(), reason="the recordings are not here")
 def test_recordings_that_are_there_are_four() -> None:
-    clips, missing = demo.recorded_clips(demo.RECORDINGS)
+    clips, missing = demo.recorded_clips(DATA)
     assert (len(clips), missing) == (4, [])
 
 

@@ -18,9 +18,10 @@ import soxr
 
 from benchmarks.micro.scenes.sentences import SENTENCES
 from benchmarks.micro.scenes.signals import RATE, Rng, Samples
+from benchmarks.places import REPOSITORY
 
 PROGRAM = "espeak-ng"
-CACHE = Path(__file__).resolve().parents[3] / "build" / "espeak"  # `build/` is not in git
+CACHE = REPOSITORY / "build" / "espeak"  # `build/` is not in git
 ESPEAK_VOICES: dict[str, tuple[str, ...]] = {
     "Chinese": ("cmn-latn-pinyin",),  # plain `cmn` of 1.51 reads the pinyin of a character as English letters
     "English": ("en-gb", "en-us", "en-gb-x-rp", "en-gb-scotland"),

@@ -33,6 +33,7 @@ from benchmarks.micro.training.base_training import event_f1
 from benchmarks.micro.training.features import FSDD, HELD_OUT_SPEAKERS, TRAINING_SPEAKERS
 from benchmarks.micro.training.micro_model import MicroModel, load_checkpoint
 from benchmarks.micro.training.tokenizer import END_OF_TEXT, IM_END, prompt_ids, token_id
+from benchmarks.places import MICRO
 from dasheng_edge.export.variants.spectrograms import LogMel
 from dasheng_edge.runtime.atomic_output import replace_text
 from dasheng_edge.runtime.captioner import Captioner
@@ -40,8 +41,7 @@ from dasheng_edge.runtime.captioner import Captioner
 if TYPE_CHECKING:
     from transformers import Qwen2TokenizerFast
 
-HERE = Path(__file__).resolve().parents[1]
-CARD, SCORES, TRAINING = HERE / "README.md", HERE / "scores.json", HERE / "training.json"
+CARD, SCORES, TRAINING = MICRO / "README.md", MICRO / "scores.json", MICRO / "training.json"
 BEGIN, END = "<!-- scores: written by evaluate.py -->", "<!-- end of scores -->"
 FIRST_SEED = 3_000_000
 RATE_HZ = 16_000
@@ -221,8 +221,8 @@ def main() -> None:
         "--bundle", type=Path, action="append", default=[], help="a bundle to score as well; repeatable"
     )
     parser.add_argument("--count", type=int, default=200, help="clips of each set")
-    parser.add_argument("--checkpoint", type=Path, default=HERE / "checkpoint")
-    parser.add_argument("--adapter", type=Path, default=HERE / "adapter", help="skipped where there is none")
+    parser.add_argument("--checkpoint", type=Path, default=MICRO / "checkpoint")
+    parser.add_argument("--adapter", type=Path, default=MICRO / "adapter", help="skipped where there is none")
     parser.add_argument("--write-card", action="store_true", help="renew scores.json and the model card")
     options = parser.parse_args()
     scores = score_all(options.checkpoint, options.adapter, options.bundle, make_clips(options.count))

@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 
 from benchmarks.micro.scenes.spoken_digits import DigitClip, make_espeak_digits, make_real_digits
 from benchmarks.micro.scenes.synthesise import make_scene
+from benchmarks.places import DATA
 from dasheng_edge.export.variants.spectrograms import LogMel
 from dasheng_edge.runtime.atomic_output import replacing
 
 SHARD_CLIPS = 500
-FSDD = Path(__file__).resolve().parents[4] / "shared" / "data" / "fsdd"
+FSDD = DATA / "fsdd"
 TRAINING_SPEAKERS = ("george", "jackson", "lucas")
 HELD_OUT_SPEAKERS = ("yweweler",)  # in no training step of any part
 

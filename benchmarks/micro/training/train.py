@@ -24,9 +24,9 @@ from benchmarks.micro.training.micro_model import EMBEDDING_ROWS, MicroModel, lo
 from benchmarks.micro.training.tokenizer import AUDIO, token_id, train_tokenizer
 from benchmarks.micro.training.training_loop import Schedule
 from benchmarks.micro.training.writing import train_writing
+from benchmarks.places import MICRO, REPOSITORY
 
-HERE = Path(__file__).resolve().parents[1]
-WORK = HERE.parents[1] / "build" / "micro-training"
+WORK = REPOSITORY / "build" / "micro-training"
 STAGES = ("features", "base", "adapter")
 
 # Seeds of the training sets, of the sets that training watches; the evaluation has others (evaluate.py).
@@ -128,7 +128,7 @@ def main() -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--stage", choices=("all", *STAGES), default="all")
     parser.add_argument("--work", type=Path, default=WORK, help="features and states (default: build/micro-training)")
-    parser.add_argument("--out", type=Path, default=HERE, help="where checkpoint/ and adapter/ are written")
+    parser.add_argument("--out", type=Path, default=MICRO, help="where checkpoint/ and adapter/ are written")
     options = parser.parse_args()
     stages = STAGES if options.stage == "all" else (options.stage,)
     options.work.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ from rich.console import Console
 from benchmarks.export import measure as export
 from benchmarks.export.measure import VARIANTS, Row, StepFailedError, choose, failures, last_json, main, measure, said
 from benchmarks.export.table import as_markdown, as_table, page, table_lines, worst
+from benchmarks.places import MICRO, REPOSITORY
 from benchmarks.records import machine, measured_run
 from benchmarks.records.measured_run import MeasuredRun, memory_of, run_measured
 from benchmarks.synthetic.shapes import ARCHITECTURES, PARAMETERS, parameters, shapes
@@ -148,7 +149,7 @@ def test_a_variant_is_a_row_of_what_the_reports_say(tmp_path: Path, stub: Callab
 
 def test_published_counts_are_expected_of_whole_models(tmp_path: Path) -> None:
     assert export.expected_parameters("7b", tmp_path, None) == PARAMETERS["7b"]
-    micro = export.expected_parameters(None, export.MICRO / "checkpoint", None)
+    micro = export.expected_parameters(None, MICRO / "checkpoint", None)
     assert micro == {"encoder": 4_869_760, "projector": 393_728, "decoder": 3_543_296}
 
 
@@ -305,14 +306,14 @@ def test_the_card_names_the_machine_and_not_its_owner() -> None:
     assert facts["usable_cores"] >= 1
     assert "numpy" in facts["versions"]
     assert platform.node() not in shown or len(platform.node()) < 4
-    assert str(machine.REPOSITORY) not in shown
+    assert str(REPOSITORY) not in shown
     assert str(Path.home()) not in shown
 
 
 def test_a_folder_outside_of_git_has_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert machine.git_state(tmp_path) == (None, False)
     monkeypatch.setenv("PATH", str(tmp_path))  # no git
-    assert machine.git_state(machine.REPOSITORY) == (None, False)
+    assert machine.git_state(REPOSITORY) == (None, False)
 
 
 def test_the_machine_command_ends_with_json(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ import pytest
 from benchmarks import render
 from benchmarks.records.benchmark import Benchmark, Target, parser, run
 from benchmarks.records.plots import Bar, Panel, as_svg, bars, number, stacks
-from benchmarks.records.record import RESULTS, BenchmarkError, make_record, publish
+from benchmarks.records.record import SPEED_RESULTS, BenchmarkError, make_record, publish
 from benchmarks.records.turns import field, summed_up, take_turns, times
 from benchmarks.render import Outcome, benchmarks, outcomes, page, read_records
 from benchmarks.speed import encoder, latency, memory, peers, throughput
@@ -110,7 +110,7 @@ def test_a_busy_machine_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_a_name_can_be_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_bundle: Path) -> None:
-    monkeypatch.setattr("benchmarks.records.benchmark.RESULTS", tmp_path)
+    monkeypatch.setattr("benchmarks.records.benchmark.SPEED_RESULTS", tmp_path)
     given = parser("Measure.", "bundle").parse_args([str(tiny_bundle), "--model", "0.6b"])
     assert run(Benchmark("memory", lambda _: {}, memory.section), given, lambda _: {"facts": 1}) == 0
     assert [(one.name, json.loads(one.read_text("utf-8"))["facts"]) for one in tmp_path.iterdir()] == [
@@ -148,9 +148,9 @@ def test_targets_are_computed_from_records(what: str, value: float, met: bool) -
     assert outcome.met is met
 
 
-def test_every_target_is_in_that_list() -> None:
-    assert len(outcomes(by_name(all_records()))) == len(TARGETS) == 19
-    assert {one.name for one in benchmarks().values()} == {one["benchmark"] for one in all_records()}
+def test_every_target_of_these_records_is_in_that_list() -> None:
+    assert sum(one.value is not None for one in outcomes(by_name(all_records()))) == 19
+    assert {one["benchmark"] for one in all_records()} <= set(benchmarks())
 
 
 def test_one_static_token_that_is_prefilled_again_is_one_too_many() -> None:
@@ -191,10 +191,10 @@ def test_the_page_shows_each_record_and_what_is_missed(tmp_path: Path, capsys: p
     assert render.main(["--results", str(results), "--out", str(out)]) == 0
 
     said = capsys.readouterr().out.splitlines()
-    assert json.loads(said[-1]) == {"page": "RESULTS.md", "met": 13, "missed": 6, "missing": 0}
+    assert json.loads(said[-1]) == {"page": "RESULTS.md", "met": 13, "missed": 6, "missing": len(TARGETS) - 19}
     assert "missed: decode, 0.6B Q4_K_M, against llama-bench" in "\n".join(said)
     text = out.read_text("utf-8")
-    assert "missing" not in text
+    assert text.count("| missing | missing |") == len(TARGETS) - 19
     assert "| encoder 630M int8 | its GEMMs alone in int8 | at least 80 % | 75.0 % | **no** |" in text
     assert "| encoder 630M int8 | PyTorch bf16 | at least 1.9× | 2.00× | yes |" in text
     assert "| ONNX Runtime int8 | 1000.0 | 1060.0 | 16.00 | 35.2 | 640 |" in text  # speed and error in one row
@@ -314,4 +314,4 @@ def test_headlines_are_the_same_numbers() -> None:
 
 @pytest.mark.skipif(not render.PAGE.exists(), reason="nothing is measured yet")
 def test_the_page_is_that_of_the_records() -> None:
-    assert render.PAGE.read_text("utf-8") == page(read_records(RESULTS), "results/speed"), "run benchmarks.render"
+    assert render.PAGE.read_text("utf-8") == page(read_records(SPEED_RESULTS), "results/speed"), "run benchmarks.render"

@@ -22,7 +22,8 @@ from benchmarks.peers.gemms import gemm_feed, matrix_shapes, operations, write_g
 from benchmarks.peers.llama_bench import PORTABLE, SAME, LlamaBench, Work, find_llama_bench, parse
 from benchmarks.peers.llama_cpp_tools import VERSION, pinned_version
 from benchmarks.peers.workers import Worker
-from benchmarks.records.record import REPOSITORY, BenchmarkError
+from benchmarks.places import REPOSITORY
+from benchmarks.records.record import BenchmarkError
 from benchmarks.speed import decoder, encoder, latency, memory, mtmd, peers, throughput
 from benchmarks.speed.decoder import Variants
 from benchmarks.speed.encoder import by_operator, profile_graph

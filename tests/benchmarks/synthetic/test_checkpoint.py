@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.synthetic import checkpoint as synthetic_checkpoint
+from benchmarks.places import MICRO
 from benchmarks.synthetic.checkpoint import TOKENIZER, Request, Written, main, write_checkpoint
 from benchmarks.synthetic.shapes import (
     ARCHITECTURES,
@@ -114,7 +114,7 @@ def test_the_window_is_torchs() -> None:
 def test_the_filterbank_is_that_of_the_front_end() -> None:
     from dasheng_edge.export.variants.spectrograms import mel_filterbank as reference
 
-    spec = open_checkpoint(synthetic_checkpoint.REPOSITORY / "benchmarks" / "micro" / "checkpoint").front_end
+    spec = open_checkpoint(MICRO / "checkpoint").front_end
     assert np.abs(mel_filterbank(257, 64) - reference(spec).numpy().reshape(257, 64)).max() < 1e-5
 
 

@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.peers.llama_cpp_tools import REPOSITORY, TOOLS
+from benchmarks.peers.llama_cpp_tools import TOOLS
+from benchmarks.places import MICRO, REPOSITORY
 from dasheng_edge.export.adapter.merge import MergedTensors
 from dasheng_edge.export.checkpoint.checkpoint import open_checkpoint
 from dasheng_edge.export.gguf.decoder import COPIED, intermediate_type, write_gguf
@@ -31,7 +32,7 @@ from dasheng_edge.runtime.text.decoder import Decoder
 from tests.fixtures.tiny_checkpoint import write_tiny_checkpoint
 
 BIN = REPOSITORY / "build" / "llama.cpp" / "bin"
-MICRO = REPOSITORY / "benchmarks" / "micro" / "checkpoint"
+CHECKPOINT = MICRO / "checkpoint"
 START_S = 60.0
 
 pytestmark = [
@@ -111,7 +112,7 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """The same file in llama-server and in the runtime."""
     which, kind = request.param.split()
     folder = tmp_path_factory.mktemp("stock")
-    checkpoint = MICRO if which == "micro" else write_tiny_checkpoint(folder / "checkpoint", variant=which)
+    checkpoint = CHECKPOINT if which == "micro" else write_tiny_checkpoint(folder / "checkpoint", variant=which)
     path = write_decoder(folder, checkpoint, kind)
     decoder = Decoder.open(path, EngineSettings(), n_ctx=512)
     with llama_server(path) as address:
@@ -161,7 +162,7 @@ def test_llama_quantize_makes_the_same_file(kind: PlainType, variant: str, sourc
 
 
 def test_llama_tokenize_finds_the_runtimes_tokens(tmp_path: Path) -> None:
-    path = write_decoder(tmp_path, MICRO, "F16")
+    path = write_decoder(tmp_path, CHECKPOINT, "F16")
     text = "Écoute: a bell 🔔\n\n  and 3.14 <|im_end|>"
     command = [str(BIN / "llama-tokenize"), "-m", str(path), "-p", text, "--ids", "--log-disable", "--no-parse-special"]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout

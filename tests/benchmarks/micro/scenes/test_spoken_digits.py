@@ -11,9 +11,10 @@ import pytest
 
 from benchmarks.micro.scenes.signals import RATE, sine
 from benchmarks.micro.scenes.spoken_digits import make_espeak_digits, make_real_digits, stretched
+from benchmarks.places import DATA
 
 needs_espeak = pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")
-RECORDINGS = Path(__file__).resolve().parents[5] / "shared" / "data" / "fsdd"
+RECORDINGS = DATA / "fsdd"
 needs_recordings = pytest.mark.skipif(not RECORDINGS.is_dir(), reason="the Free Spoken Digit Dataset is not here")
 
 

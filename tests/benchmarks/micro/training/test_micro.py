@@ -38,12 +38,12 @@ from benchmarks.micro.training.tokenizer import (
     token_id,
     train_tokenizer,
 )
+from benchmarks.places import MICRO
 from dasheng_edge.export.variants.modules import EncoderSpec
 
 if TYPE_CHECKING:
     from transformers import Qwen2TokenizerFast
 
-MICRO = Path(evaluate.__file__).parents[1]
 CHECKPOINT, ADAPTER = MICRO / "checkpoint", MICRO / "adapter"
 TEXTS = ["rain falls while a dog barks", "a dog barks, followed by rain falling", *dataset.PROMPTS] * 4
 CLIP = Clip(("a dog barks", "there is a dog barking"), "dog bark", "none", (("dog bark", 0.0, 0.5),), "4 0 7")
