@@ -85,7 +85,7 @@ def test_an_override_that_is_no_regular_expression() -> None:
 
 @pytest.mark.parametrize("stored", ["Q8_0", "Q4_K_M", "IQ2_XXS"])
 def test_a_quantized_decoder_is_not_quantized_again(source: Bundle, stored: str) -> None:
-    with pytest.raises(QuantizeError, match=rf"is {stored} already, quantizing needs F32, BF16 or F16; start from"):
+    with pytest.raises(QuantizeError, match=rf"is {stored} already.*whose decoder is F32, BF16 or F16"):
         check_decoder(stored_as(source, stored), DecoderOptions("Q3_K_M"))
     check_decoder(stored_as(source, stored), DecoderOptions(stored))  # type: ignore[arg-type]
 
@@ -131,7 +131,7 @@ def test_options_that_would_go_nowhere_are_refused(source: Bundle, tmp_path: Pat
         check_decoder(source, DecoderOptions("F32", imatrix))
     with pytest.raises(QuantizeError, match=r"--tensor-type norm matches no matrix"):  # vectors only
         check_decoder(source, DecoderOptions("Q8_0", tensor_types={"norm": Q8_0}))
-    with pytest.raises(QuantizeError, match=r"is Q8_0 already, quantizing needs F32"):
+    with pytest.raises(QuantizeError, match=r"is Q8_0 already"):
         check_decoder(stored_as(source, "Q8_0"), DecoderOptions("Q8_0", tensor_types={"attn_v": Q8_0}))
     with pytest.raises(QuantizeError, match=r"--imatrix goes with a decoder to be quantized, Q8_0 is stored"):
         check_decoder(stored_as(source, "Q8_0"), DecoderOptions("Q8_0", imatrix))
