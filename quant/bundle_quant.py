@@ -44,12 +44,12 @@ from .recipes import Recipe
 from .tolerances import MAX_LOGITS_RELATIVE, measured_tolerances, widest_tolerances
 
 IMATRIX = "imatrix.gguf"  # while the bundle is written
-MAX_SNR_DB = 140.0  # that float32 itself keeps
+MAX_SNR_DB = 140.0  # what float32 itself reaches
 
 
 @dataclass(frozen=True)
 class QuantizeOptions:
-    """One quantization: None keeps the source's."""
+    """One quantization; None: as the source has it."""
 
     source: Path
     out: Path
@@ -57,7 +57,7 @@ class QuantizeOptions:
     decoder: DecoderOptions | None = None
     kv_type: KvType | None = None
     calibrate: Path | None = None
-    importance: bool = True  # whether an importance matrix is measured on those clips, where none is given
+    importance: bool = True  # whether an importance matrix is measured on those clips, if none is given
     recipe: str | None = None
     save_imatrix: Path | None = None
     threads: int | None = None
@@ -104,7 +104,7 @@ def quantize_bundle(options: QuantizeOptions, progress: Progress | None = None) 
     """Make a bundle as `options` say, and tell `progress` about it; nothing stays if anything fails.
 
     Raises:
-        BundleError: the source cannot be used, or has no decoder and one was asked for.
+        BundleError: the source cannot be used, or has no decoder, and a decoder was asked for.
         ClipsError, AudioError: the clips or the importance matrix cannot be used.
         QuantizeError: what was asked for cannot be made of this bundle, or loses too much.
         OutputExistsError, OutputWriteError: the output is there, or cannot be written.
@@ -197,12 +197,12 @@ def _encoder(plan: _Plan, calibration: Calibration, writer: BundleWriter, steps:
     wanted, advance = plan.encoder, steps.progress.advance
     step = steps.begin(ENCODER, trials(plan.source, wanted), "measurements")
     report = quantize_encoder(plan.source, writer.path, wanted, calibration.features, plan.threads, advance)
-    if report.snr_db is None or wanted.least_snr_db is None:
+    if report.snr_db is None or wanted.limit_snr_db is None:
         step.end(unit="relative RMS", size=report.bytes, note="as in the source")
         return report
     smoothed = f", {len(report.smoothed)} matrices smoothed" if report.smoothed else ""
     note = f"{wanted.precision}: {report.snr_db:.1f} dB SNR at its output{smoothed}"
-    error, limit = relative_rms_of(report.snr_db), relative_rms_of(wanted.least_snr_db)
+    error, limit = relative_rms_of(report.snr_db), relative_rms_of(wanted.limit_snr_db)
     step.end(error, limit, "relative RMS", size=report.bytes, note=note)
     return report
 

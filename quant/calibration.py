@@ -36,7 +36,7 @@ def calibrate_on(clips: ClipSet, parts: AudioParts, advance: Advance) -> Calibra
     """Read the clips.
 
     Raises:
-        AudioError: one cannot be read.
+        AudioError: a clip cannot be read.
     """
     rate = parts.front_end.spec.sample_rate_hz
     digest, samples, features = hashlib.sha256(), 0, []
@@ -48,12 +48,12 @@ def calibrate_on(clips: ClipSet, parts: AudioParts, advance: Advance) -> Calibra
         advance(1)
     audio_s = samples / rate
     facts = CalibrationFacts(name=clips.name, clips=len(features), audio_s=round(audio_s, 3), sha256=digest.hexdigest())
-    warnings = calibration_warnings([one.log_mel for one in features], audio_s)
+    warnings = calibration_warnings([clip.log_mel for clip in features], audio_s)
     return Calibration(tuple(features), tuple(clip.prompt for clip in clips.clips), facts, warnings)
 
 
 def golden_features(golden: Sequence[GoldenClip], parts: AudioParts) -> Calibration:
-    """What a bundle brings with it, for a loss to be measured on where there are no clips."""
+    """The bundle's golden clips, on which a loss is measured if no clips are given."""
     return Calibration(tuple(parts.front_end.features([clip.samples]) for clip in golden), (None,) * len(golden), None)
 
 

@@ -1,4 +1,4 @@
-"""What a comparison compares: bundles that are there, and recipes that are made into bundles on the way."""
+"""What a comparison compares: bundles, and recipes that bundles are made by on the way."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Spec:
     """A candidate as it was asked for."""
 
     name: str
-    bundle: Path | None  # one that is there, or ...
-    recipe: Recipe | None = None  # ... what one is made of
+    bundle: Path | None  # an existing bundle, or None with ...
+    recipe: Recipe | None = None  # ... the recipe that it is made by
     imatrix: Path | None = None
 
 
@@ -46,7 +46,7 @@ def parse_specs(texts: Sequence[str], reference: str) -> list[Spec]:
     A name that several would have gives way to the text as it was typed.
 
     Raises:
-        ClipsError: one is no candidate, or is there twice.
+        ClipsError: a text is no candidate, or two are the same.
     """
     parsed = [parse_spec(text) for text in texts]
     names = [spec.name for spec in parsed]
@@ -56,7 +56,7 @@ def parse_specs(texts: Sequence[str], reference: str) -> list[Spec]:
         if name == reference:
             name = f"{'recipe' if spec.bundle is None else 'bundle'} {name}"
         folder = spec.bundle and spec.bundle.resolve()
-        if any(name == one.name or (folder and one.bundle and one.bundle.resolve() == folder) for one in specs):
+        if any(name == other.name or (folder and other.bundle and other.bundle.resolve() == folder) for other in specs):
             raise ClipsError(f"candidate {name} is there twice; name each once")
         specs.append(replace(spec, name=name))
     return specs
@@ -201,7 +201,7 @@ def _measured(spec: Spec) -> bool:
 
 
 def _stored_warnings(path: Path) -> tuple[str, ...] | None:
-    """Warnings in a file; None where there is none, or a killed run left a part of it."""
+    """Warnings in a file; None if it is missing, or cut off by a killed run."""
     try:
         return tuple(str(warning) for warning in json.loads(path.read_text("utf-8")))
     except (FileNotFoundError, ValueError):

@@ -29,8 +29,8 @@ class Recipe:
         return ", ".join(part for part in (self.encoder, decoder, self.kv_type) if part)
 
 
-# "small" takes an importance matrix where there are clips to measure one on, but does not ask for it: on micro, Q4_K_M
-# is the same with one and without (benchmarks/results/quantization).
+# "small" uses an importance matrix if there are clips to measure it on, but does not require it: on micro, Q4_K_M is
+# the same with and without (benchmarks/results/quantization).
 RECIPES: Mapping[str, Recipe] = {
     "reference": Recipe("fp32", "F16", "f16"),
     "balanced": Recipe("int8", "Q6_K", "f16"),

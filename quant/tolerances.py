@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from dasheng_edge.quant.decoder.types import (
     DECODER_TOLERANCES,
-    LARGEST_TOKEN_MARGIN,
+    MAX_TOKEN_MARGIN,
     TOKEN_MARGIN_DEVIATIONS,
     DecoderType,
 )
@@ -30,15 +30,15 @@ def widest_tolerances(
     logits_std: float = 0.0,
 ) -> Tolerances:
     """What the precisions explain, at most; `logits_std` is of the golden logits."""
-    limits, least = manifest.tolerances, encoder.least_snr_db
-    if least is not None and encoder.precision == "mixed":
-        least -= MIXED_SLACK_DB
-    audio = limits.patches_relative if least is None else max(relative_rms_of(least), limits.patches_relative)
+    limits, snr_db = manifest.tolerances, encoder.limit_snr_db
+    if snr_db is not None and encoder.precision == "mixed":
+        snr_db -= MIXED_SLACK_DB
+    audio = limits.patches_relative if snr_db is None else max(relative_rms_of(snr_db), limits.patches_relative)
     update: dict[str, float] = {"patches_relative": audio}
     if decoder is not None:
         kind, kv_type = decoder
         logits = min(DECODER_TOLERANCES[kind].logits + KV_LOGITS[kv_type] + 3 * audio, MAX_LOGITS_RELATIVE)
-        margin = LARGEST_TOKEN_MARGIN * logits_std
+        margin = MAX_TOKEN_MARGIN * logits_std
         update |= {"embeddings_relative": audio, "logits_relative": logits, "token_margin": margin}
     return limits.model_copy(update=update)
 
@@ -51,11 +51,11 @@ def measured_tolerances(report: VerifyReport, widest: Tolerances, logits_std: fl
     names = {"patches": "patches_relative", "embeddings": "embeddings_relative", "first logits": "logits_relative"}
     update = {}
     for seam, key in names.items():
-        errors = [one.error for one in report.seams if one.name == seam]
+        errors = [compared.error for compared in report.seams if compared.name == seam]
         if errors:
             update[key] = float(f"{min(max(SLACK * max(errors), 1e-4), getattr(widest, key)):.3g}")
     if "logits_relative" in update:
-        deviations = min(TOKEN_MARGIN_DEVIATIONS * update["logits_relative"], LARGEST_TOKEN_MARGIN)
-        seen = max(one.error for one in report.seams if one.name == "greedy tokens")
+        deviations = min(TOKEN_MARGIN_DEVIATIONS * update["logits_relative"], MAX_TOKEN_MARGIN)
+        seen = max(seam.error for seam in report.seams if seam.name == "greedy tokens")
         update["token_margin"] = float(f"{max(deviations * logits_std, seen):.3g}")
     return widest.model_copy(update=update)

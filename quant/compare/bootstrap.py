@@ -5,7 +5,7 @@ independent would be too narrow. The same draws serve every candidate, so that d
 
 With few clips, intervals are far too narrow: percentiles of what few values give when they are drawn again cover less
 than what other clips would give, and with one clip nothing. `COVERED` says how often an interval of 95 % holds the
-truth. Below `FEW_CLIPS`, a report says so.
+truth. Below `MIN_CLIPS`, a report says so.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ COVERAGE_PERCENT = (2.5, 97.5)
 # Clips -> percent of intervals that hold the true mean, of log-normal values with sigma 1, which are skewed like KL
 # over clips (3000 samples each, known to 1 %). Of normal values: 0, 49, 84, 90, 93 and 94.
 COVERED = {1: 0, 2: 42, 5: 72, 10: 80, 30: 87, 100: 91}
-FEW_CLIPS = 30
+MIN_CLIPS = 30
 
 
 def draws_of(clips: int, draws: int = DRAWS) -> Draws:

@@ -63,7 +63,7 @@ def measure_costs(
         for place in reversed(places) if number % 2 else places:
             measured[place].append(_turn(bundles[place], some, threads, max_new_tokens))
             advance(1)
-    return [_cost(bundle, found) for bundle, found in zip(bundles, measured, strict=True)]
+    return [_cost(bundle, turns) for bundle, turns in zip(bundles, measured, strict=True)]
 
 
 def turns_of(clips: Sequence[Clip]) -> list[list[Clip]]:
@@ -158,18 +158,18 @@ def measure(request: Mapping[str, Any], _: object = None) -> dict[str, Any]:
             prefill.append(1000 * captioner.parts.decoder.prefilled / caption.timings.prefill_ms)
         energy_j = energy.joules()
     times = [caption.timings for caption in captions]
-    found = Measurement(
+    measurement = Measurement(
         load_ms,
-        [one.front_end_ms + one.encoder_ms + one.projector_ms for one in times],
-        [one.first_token_ms for one in times],
+        [timing.front_end_ms + timing.encoder_ms + timing.projector_ms for timing in times],
+        [timing.first_token_ms for timing in times],
         prefill,
-        [one.tokens_per_s for one in times if one.decode_tokens],
-        sum(one.total_ms for one in times),
+        [timing.tokens_per_s for timing in times if timing.decode_tokens],
+        sum(timing.total_ms for timing in times),
         sum(caption.audio_s for caption in captions),
         peak_rss_bytes(),
         energy_j,
     )
-    return asdict(found)
+    return asdict(measurement)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dasheng_edge.runtime.audio.clips import ClipSet
 from dasheng_edge.runtime.bundle.manifest import DecoderFacts
 
-from .bootstrap import COVERED, FEW_CLIPS
+from .bootstrap import COVERED, MIN_CLIPS
 from .record import Cost
 
 BUSY = 0.1  # share of the machine that others use, above which speeds are no longer told apart
-SMALL_MODEL = 100_000_000  # parameters; below, what a model says about the 7B is little
+MIN_PARAMETERS = 100_000_000  # parameters; below, what a model says about the 7B is little
 
 
 def general_limits(decoder: DecoderFacts, clips: int) -> tuple[str, ...]:
@@ -33,13 +33,13 @@ def general_limits(decoder: DecoderFacts, clips: int) -> tuple[str, ...]:
         "ROUGE-L and CIDEr-D here use a simple tokeniser and are not comparable with published scores.",
         "Costs are those of this machine while this report was made.",
     ]
-    if clips < FEW_CLIPS:
+    if clips < MIN_CLIPS:
         held = ", ".join(f"{share} % with {many}" for many, share in COVERED.items() if share)
         said.append(
             f"{clips} clip{'s are' if clips > 1 else ' is'} few: intervals that are called 95 % ones are too narrow "
             f"then. In simulations with skewed values they held the truth never with 1 clip, {held}."
         )
-    if decoder.parameters < SMALL_MODEL:
+    if decoder.parameters < MIN_PARAMETERS:
         said.append(
             f"This decoder has {decoder.parameters / 1e6:.1f} M parameters, a vocabulary of {decoder.vocab_size} and a "
             "narrow task. Which order recipes come in may carry over to the 7B; how much each loses does not, since "

@@ -1,4 +1,4 @@
-"""The measurements of a comparison, each kept in a file of its own so that a killed one goes on where it was.
+"""The measurements of a comparison, each stored in a file of its own, so that a killed comparison goes on where it was.
 
 Two passes: every encoder embeds all clips, then every decoder answers all of them from the embeddings that are asked
 for. So one model is in memory at a time, and encoders and decoders can be crossed.
@@ -33,7 +33,7 @@ from .metrics import ClipDecoding, SeamSums, TokenMetrics, first_divergence, tok
 from .record import EncoderScores, LengthScores
 
 Array = NDArray[np.float32]
-_Row = TypeVar("_Row", bound="_Kept")
+_Row = TypeVar("_Row", bound="_StoredAnswer")
 PROBE_LENGTHS_S = (1, 5, 10, 30, 60)
 PROBES = 4  # of each length
 LIBRARIES = ("dasheng-edge", "onnxruntime", "onnxruntime-gpu", "llama-cpp-python")  # what computes
@@ -191,8 +191,8 @@ class ReferenceAnswers:
         return logits
 
 
-class _Kept(BaseModel):
-    """An answer as it is kept in a file."""
+class _StoredAnswer(BaseModel):
+    """An answer as it is stored in a file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -200,8 +200,8 @@ class _Kept(BaseModel):
     text: str
 
 
-class _KeptScores(_Kept):
-    """An answer of a candidate, and how it reads the reference's: one number for each of that one's tokens."""
+class _StoredScores(_StoredAnswer):
+    """A candidate's answer, and its scores of the reference's answer: a number for each token."""
 
     kl: tuple[float, ...]
     same_top1: tuple[bool, ...]
@@ -224,7 +224,7 @@ class Answering:
             self._text.decoder.close()
 
     def _opened(self) -> TextParts:
-        """Opened with the first answer that is not kept yet."""
+        """Opened with the first answer that is not stored yet."""
         if self._text is None:
             self._text = TextParts.open(self._bundle, EngineOptions().changed(threads=self._threads))
         return self._text
@@ -239,8 +239,8 @@ class Answering:
         tokens, texts = [], []
         for index, clip in enumerate(self._clips):
             path, logits = folder / f"{index}.json", folder / f"{index}.npy"
-            found = _read(path, _Kept)
-            if found is None or not _has_array(logits):
+            stored = _read(path, _StoredAnswer)
+            if stored is None or not _has_array(logits):
                 text = self._opened()
                 decoder = text.decoder
                 with _about(clip):
@@ -250,11 +250,11 @@ class Answering:
                     scored = decoder.score(segments, answer)
                 with replacing(logits) as part, part.open("wb") as file:
                     np.save(file, scored)
-                found = _Kept(tokens=answer, text=decoder.detokenize(answer))
-                replace_text(path, found.model_dump_json())
+                stored = _StoredAnswer(tokens=answer, text=decoder.detokenize(answer))
+                replace_text(path, stored.model_dump_json())
                 advance(1)
-            tokens.append(found.tokens)
-            texts.append(found.text.strip())
+            tokens.append(stored.tokens)
+            texts.append(stored.text.strip())
         return ReferenceAnswers(tuple(tokens), tuple(texts), folder)
 
     def answers(
@@ -262,19 +262,19 @@ class Answering:
     ) -> list[Answer]:
         """Answer all clips greedily, and score the reference's answers; errors as in `reference`."""
         folder.mkdir(parents=True, exist_ok=True)
-        found = []
+        answers = []
         for index, clip in enumerate(self._clips):
             path, wanted = folder / f"{index}.json", reference.tokens[index]
-            row = _read(path, _KeptScores)
+            row = _read(path, _StoredScores)
             if row is None or len(row.kl) != len(wanted):
                 row = self._answer(clip, embeddings(f"clip-{index}"), wanted, reference.logits(index))
                 replace_text(path, row.model_dump_json())
                 advance(1)
             metrics = TokenMetrics(np.array(row.kl), np.array(row.same_top1, bool), np.array(row.log_prob))
-            found.append(Answer(row.text, row.tokens, ClipDecoding(metrics, first_divergence(wanted, row.tokens))))
-        return found
+            answers.append(Answer(row.text, row.tokens, ClipDecoding(metrics, first_divergence(wanted, row.tokens))))
+        return answers
 
-    def _answer(self, clip: Clip, embeddings: Array, wanted: tuple[int, ...], logits: Array) -> _KeptScores:
+    def _answer(self, clip: Clip, embeddings: Array, wanted: tuple[int, ...], logits: Array) -> _StoredScores:
         text = self._opened()
         decoder = text.decoder
         with _about(clip):
@@ -282,7 +282,7 @@ class Answering:
             got = token_metrics(logits, decoder.score(segments, wanted), wanted)
             decoder.prefill(segments, reserve=self._limit)
             tokens = tuple(decoder.generate(self._limit))
-        return _KeptScores(
+        return _StoredScores(
             tokens=tokens, text=decoder.detokenize(tokens).strip(), kl=tuple(got.kl.tolist()),
             same_top1=tuple(got.same_top1.tolist()), log_prob=tuple(got.log_prob.tolist()),
         )  # fmt: skip
@@ -312,7 +312,7 @@ def encoder_scores(clips: int, reference: Callable[[str], Array], got: Callable[
 
 
 def _read(path: Path, kind: type[_Row]) -> _Row | None:
-    """What a file keeps; None where there is none, or it holds something else, as after a crash of the machine."""
+    """What a file holds; None if it is missing or damaged, as after a crash of the machine."""
     try:
         return kind.model_validate(json.loads(path.read_text("utf-8")))
     except (FileNotFoundError, ValueError, RecursionError):

@@ -18,7 +18,7 @@ Logits = NDArray[np.float32]
 Values = NDArray[np.float64]
 BLOCK_ROWS = 16  # rows in float64 at a time; of 152,064 tokens, 19 MB each copy
 KL_ROUNDING = 1e-9  # a divergence below minus this is no rounding; of 152,064 tokens it stays below 1e-12
-LARGEST_EXPONENT = 700.0  # of a perplexity: beyond, a double is infinite, which no report holds
+MAX_EXPONENT = 700.0  # of a perplexity: beyond, a double is infinite, which no report holds
 
 
 @dataclass(frozen=True)
@@ -98,12 +98,12 @@ def decoder_scores(clips: Sequence[ClipDecoding]) -> DecoderScores:
     return DecoderScores(
         clips=len(clips),
         tokens=int(hits[:, 1].sum()),
-        kl_mean=ratio_interval(np.array([[one.sum(), one.size] for one in kl]), draws),
+        kl_mean=ratio_interval(np.array([[clip.sum(), clip.size] for clip in kl]), draws),
         kl_median=pooled_interval(kl, 50, draws),
         kl_p90=pooled_interval(kl, 90, draws),
         kl_p99=pooled_interval(kl, 99, draws),
         same_top1=ratio_interval(hits, draws),
-        perplexity=ratio_interval(surprise, draws, lambda nats: np.exp(np.minimum(nats, LARGEST_EXPONENT))),
+        perplexity=ratio_interval(surprise, draws, lambda nats: np.exp(np.minimum(nats, MAX_EXPONENT))),
         identical=interval(np.array([float(clip.divergence is None) for clip in clips]), draws),
         first_divergence=float(np.median(diverging)) if diverging else None,
     )

@@ -1,4 +1,4 @@
-"""What a comparison found, and nothing about how it looks: the content of `report.json`.
+"""The results of a comparison, and nothing about how they look: the content of `report.json`.
 
 Divergences are in nats, shares and F1 between 0 and 1. Every interval covers 95 % and comes from a bootstrap that
 draws whole clips, since the tokens of one clip are no independent observations; with few clips it covers less (see

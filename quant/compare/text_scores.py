@@ -44,7 +44,9 @@ _BEGIN, _END = rf"(?<![^\W{_UNSPACED}])", rf"(?![^\W{_UNSPACED}])"
 def words(text: str) -> list[str]:
     """Lower-case words, without punctuation; what Unicode takes for the same characters is the same (NFKC)."""
     # Letters, marks (vowels of Indic scripts are some) and numbers.
-    kept = "".join(one if unicodedata.category(one)[0] in "LMN" or one == "'" else " " for one in _plain(text).lower())
+    kept = "".join(
+        sign if unicodedata.category(sign)[0] in "LMN" or sign == "'" else " " for sign in _plain(text).lower()
+    )
     return [word for part in kept.split() if (word := part.strip("'"))]
 
 
@@ -82,12 +84,12 @@ def read_events(path: Path) -> Patterns:
 
 def plain_events(clips: Sequence[Clip]) -> Patterns:
     """Without a file of events: a label is found by its own words, each with or without an s, in any order."""
-    found = {}
+    patterns = {}
     for label in sorted({event for clip in clips for event in clip.events or ()}):
         parts = words(label) or [_plain(label)]  # a label of punctuation alone is looked for as it stands
         look = "".join(f"(?=.*{_BEGIN}{re.escape(_singular(part))}s?{_END})" for part in parts)
-        found[label] = re.compile(f"^{look}", re.IGNORECASE | re.DOTALL)
-    return found
+        patterns[label] = re.compile(f"^{look}", re.IGNORECASE | re.DOTALL)
+    return patterns
 
 
 def _singular(word: str) -> str:
@@ -167,8 +169,8 @@ def _edits(spoken: list[str], said: list[str]) -> tuple[float, float]:
     """Edits that make what is said of what was spoken, and how much was spoken: words, or characters."""
     if not spoken:
         return float(len(said)), 0.0
-    found = jiwer.process_words(" ".join(spoken), " ".join(said))
-    return float(found.substitutions + found.deletions + found.insertions), float(len(spoken))
+    edits = jiwer.process_words(" ".join(spoken), " ".join(said))
+    return float(edits.substitutions + edits.deletions + edits.insertions), float(len(spoken))
 
 
 def _events_found(clip: Clip, text: str, patterns: Patterns) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Where a GGUF file keeps its tensors, and rows of them as float32.
+"""Where a GGUF file stores its tensors, and rows of them as float32.
 
 `gguf.GGUFReader` makes an array of every token and every merge of the vocabulary: 450 MB and six seconds for
 Qwen's. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, version 3, little-endian.
@@ -39,7 +39,7 @@ class StoredTensor:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one row; of one value where it is a vector."""
+        """Bytes of a row; of a vector, bytes of a value."""
         block, size = gguf.GGML_QUANT_SIZES[self.kind]
         return int(np.prod(self.shape[1:])) // block * size if len(self.shape) > 1 else size
 
@@ -100,7 +100,7 @@ def _skip_string(file: BinaryIO) -> None:
 
 
 def _skip_value(file: BinaryIO, kind: int) -> None:
-    """Pass over one value, of an array of strings one string after another."""
+    """Skip a value; of an array of strings, each string."""
     if kind == GGUFValueType.STRING:
         _skip_string(file)
     elif kind == GGUFValueType.ARRAY:

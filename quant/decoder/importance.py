@@ -128,12 +128,12 @@ def input_of(matrix: str) -> str | None:
     """What llama.cpp's graph calls the input of a matrix; None of the embedding, which is looked up in."""
     if matrix == HEAD:
         return HEAD_INPUT
-    found = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", matrix)
-    if not found:
+    match = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", matrix)
+    if not match:
         return None
     for source, matrices in INPUTS.items():
-        if found[2] in matrices:
-            return f"{source}-{found[1]}"
+        if match[2] in matrices:
+            return f"{source}-{match[1]}"
     return None
 
 

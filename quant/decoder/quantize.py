@@ -56,7 +56,7 @@ def parse_tensor_types(texts: tuple[str, ...]) -> dict[str, GGMLQuantizationType
     """`PATTERN=TYPE`, as `llama-quantize --tensor-type` takes them.
 
     Raises:
-        QuantizeError: one is not of that form, is no regular expression, or names no type.
+        QuantizeError: a text is not of that form, is no regular expression, or names no type.
     """
     types = {}
     for text in texts:

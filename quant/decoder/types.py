@@ -16,7 +16,7 @@ PlainType = Literal[
 # ... and these cannot be made without one. Types of 1 bit and for mixtures of experts are left out.
 ImatrixType = Literal["IQ3_XS", "IQ3_XXS", "Q2_K_S", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS"]
 DecoderType = Literal[PlainType, ImatrixType]
-# Held by the exporter as they are; the others are made by llama.cpp's quantizer.
+# The exporter writes these itself; llama.cpp's quantizer makes the others.
 COPIED_TYPES: tuple[DecoderType, ...] = ("F32", "BF16", "F16")
 NEED_IMATRIX: tuple[DecoderType, ...] = get_args(ImatrixType)
 
@@ -54,10 +54,10 @@ WORST_MATRIX = 1.5  # times the tolerance of all, which is 0.68 for Q2_K: one of
 # A token may differ where the reference's preference is within what the logits' tolerance explains: four
 # standard deviations of a logit's error, which covers 16 tokens of three clips. At most two of the logits
 # themselves, so that this says something for coarse types, too; 0.99 is the largest seen (random model, Q2_K).
-TOKEN_MARGIN_DEVIATIONS, LARGEST_TOKEN_MARGIN = 4.0, 2.0
+TOKEN_MARGIN_DEVIATIONS, MAX_TOKEN_MARGIN = 4.0, 2.0
 
 
 def token_margin(logits_std: float, kind: DecoderType) -> float:
     """Largest preference of the reference that a type may overturn, in logits."""
-    deviations = min(TOKEN_MARGIN_DEVIATIONS * DECODER_TOLERANCES[kind].logits, LARGEST_TOKEN_MARGIN)
+    deviations = min(TOKEN_MARGIN_DEVIATIONS * DECODER_TOLERANCES[kind].logits, MAX_TOKEN_MARGIN)
     return float(f"{deviations * logits_std:.3g}")

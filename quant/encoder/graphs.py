@@ -167,7 +167,7 @@ def _stored(
 
 
 def _replace(graph: ir.Graph, node: ir.Node, nodes: list[ir.Node]) -> None:
-    """Put nodes in the place of one; the last gives what it gave."""
+    """Replace a node by several; the last has its output."""
     old, new = node.outputs[0], nodes[-1].outputs[0]
     name = old.name
     new.shape, new.type = old.shape, old.type

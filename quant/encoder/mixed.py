@@ -33,8 +33,8 @@ class Choice:
 
 def group_of(matrix: str) -> str:
     """What is decided together: the matrices of a block of the encoder, or those of the projector."""
-    found = _BLOCK.fullmatch(matrix)
-    return found[1] if found else matrix.rsplit(".", 1)[0]
+    block = _BLOCK.fullmatch(matrix)
+    return block[1] if block else matrix.rsplit(".", 1)[0]
 
 
 def groups_of(matrices: Iterable[str]) -> dict[str, list[str]]:

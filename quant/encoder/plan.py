@@ -27,7 +27,7 @@ class Plan:
         """Change the matrices that a graph has.
 
         Raises:
-            QuantizeError: one does not fit.
+            QuantizeError: a weight does not fit its precision.
         """
         fold(model, self.smoothing)
         convert(model, self.precisions)
@@ -39,13 +39,13 @@ def uniform(matrices: Iterable[str], precision: MatrixPrecision) -> Plan:
 
 
 class Planner:
-    """Measures groups of matrices alone, and makes plans of what was found; `advance` hears of each group."""
+    """Measures groups of matrices alone and plans with the results; `advance` is told of each group."""
 
     def __init__(self, chain: Chain, *, smooth: bool, advance: Advance) -> None:
         self._chain, self._advance = chain, advance
         self._search = SmoothingSearch(chain) if smooth else None
         self._places = {group_of(name): index for index, stage in enumerate(chain.stages) for name in stage.matrices}
-        self._found: dict[tuple[str, MatrixPrecision], Mapping[str, Smoothing]] = {}
+        self._searched: dict[tuple[str, MatrixPrecision], Mapping[str, Smoothing]] = {}
 
     def alone(self, group: str, step: MatrixPrecision) -> float:
         """Share of the power at the end of the chain that differs with one group in a precision."""
@@ -55,7 +55,7 @@ class Planner:
         return self._chain.noise(index, plan.apply, at_end=True)
 
     def plan(self, precisions: Mapping[str, MatrixPrecision]) -> Plan:
-        """These precisions, with what smoothing was found for them, which is looked for where it was not yet."""
+        """These precisions, with the smoothing that suits them, which is searched for once."""
         smoothing: dict[str, Smoothing] = {}
         for group, members in groups_of(precisions).items():
             smoothing |= self._smoothing(group, precisions[members[0]])
@@ -64,8 +64,8 @@ class Planner:
     def _smoothing(self, group: str, step: MatrixPrecision) -> Mapping[str, Smoothing]:
         if step == "fp32":
             return {}
-        if (group, step) not in self._found:
+        if (group, step) not in self._searched:
             search = self._search if PRECISIONS[step].scales else None
-            self._found[group, step] = search.of(self._places[group], step) if search else {}
+            self._searched[group, step] = search.of(self._places[group], step) if search else {}
             self._advance(1)
-        return self._found[group, step]
+        return self._searched[group, step]

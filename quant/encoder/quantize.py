@@ -43,7 +43,7 @@ class EncoderOptions:
     smooth: bool = False
 
     @property
-    def least_snr_db(self) -> float | None:
+    def limit_snr_db(self) -> float | None:
         """SNR of the embeddings below which something is wrong, or less than was asked for; None: float32."""
         return self.min_snr_db if self.precision == "mixed" else PRECISIONS[self.precision].min_snr_db
 
@@ -54,7 +54,7 @@ class EncoderReport:
 
     bytes: int
     source_bytes: int
-    snr_db: float | None  # of the embeddings, or patches where there is no projector; None: no difference
+    snr_db: float | None  # of the embeddings, or of the patches without a projector; None: no difference
     matrices: dict[str, MatrixPrecision]
     smoothed: dict[str, float]  # matrix -> exponent
 
@@ -104,7 +104,7 @@ class _Source:
 def clip_outputs(
     spec: FrontEndSpec, place: Callable[[str], Path], clips: Sequence[Features], threads: int, names: Sequence[str]
 ) -> Iterator[Array]:
-    """float32 [tokens, llm_dim] of each clip, [patches, dim] where there is no projector."""
+    """float32 [tokens, llm_dim] of each clip, [patches, dim] without a projector."""
     encoder = Encoder(place(ENCODER), spec, threads=threads)
     projector = Projector(place(PROJECTOR), spec, threads=threads) if PROJECTOR in names else None
     for clip in clips:
@@ -160,13 +160,13 @@ def quantize_encoder(
             plan = bare
             size, deviation = _write(graphs, place, plan, wanted, options.precision)
     advance(1)
-    snr_db, least = deviation.snr_db, options.least_snr_db
-    if snr_db is not None and least is not None and not snr_db >= least:  # written so that NaN fails, too
+    snr_db, limit = deviation.snr_db, options.limit_snr_db
+    if snr_db is not None and limit is not None and not snr_db >= limit:  # written so that NaN fails, too
         raise QuantizeError(
             f"the {options.precision} encoder keeps {snr_db:.1f} dB of signal to noise at its output, "
-            f"expected at least {least:g}; nothing was written. Choose a finer --encoder"
+            f"expected at least {limit:g}; nothing was written. Choose a finer --encoder"
         )
-    smoothed = {name: found.exponent for name, found in plan.smoothing.items()}
+    smoothed = {name: smoothing.exponent for name, smoothing in plan.smoothing.items()}
     return EncoderReport(size, graphs.bytes, snr_db, dict(plan.precisions), smoothed)
 
 

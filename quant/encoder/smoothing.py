@@ -24,7 +24,7 @@ from .stages import Chain
 
 Array = NDArray[np.float32]
 EXPONENTS = (0.25, 0.5, 0.75)
-LEAST_GAIN_DB = 0.1  # behind the block; less is chance
+MIN_GAIN_DB = 0.1  # behind the block; less is chance
 _TINY = 1e-5  # of the largest magnitude: what a channel that is always zero is taken for
 
 
@@ -45,8 +45,8 @@ def smoothing_scales(activations: Array, weights: Array, exponent: float) -> Arr
 
 
 def smoothable(model: ir.Model) -> dict[str, ir.Node]:
-    """The LayerNormalization of each matrix that alone reads what it gives: of qkv and fc1."""
-    found = {}
+    """The LayerNormalization whose output a matrix alone reads, by matrix: of qkv and fc1."""
+    norms = {}
     for name, node in matrix_nodes(model).items():
         given = node.inputs[0]
         norm = given.producer() if given is not None else None
@@ -54,8 +54,8 @@ def smoothable(model: ir.Model) -> dict[str, ir.Node]:
             continue
         own = [value for value in norm.inputs[1:] if value is not None and len(value.uses()) == 1]
         if len(own) == len(norm.inputs) - 1 and all(value.is_initializer() for value in own):
-            found[name] = norm
-    return found
+            norms[name] = norm
+    return norms
 
 
 def fold(model: ir.Model, smoothing: Mapping[str, Smoothing]) -> None:
@@ -90,17 +90,17 @@ class SmoothingSearch:
 
     def of(self, index: int, precision: MatrixPrecision) -> dict[str, Smoothing]:
         """The best scales of each matrix where they gain anything, behind the stage with that matrix alone in it."""
-        found = {}
+        chosen = {}
         for name, (activations, weights) in self._largest(index).items():
-            best, least = None, self._noise(index, name, precision, None) * noise_share_of(LEAST_GAIN_DB)
+            best, lowest = None, self._noise(index, name, precision, None) * noise_share_of(MIN_GAIN_DB)
             for exponent in EXPONENTS:
                 tried = Smoothing(exponent, smoothing_scales(activations, weights, exponent))
                 noise = self._noise(index, name, precision, tried)
-                if noise < least:
-                    best, least = tried, noise
+                if noise < lowest:
+                    best, lowest = tried, noise
             if best is not None:
-                found[name] = best
-        return found
+                chosen[name] = best
+        return chosen
 
     def _noise(self, index: int, name: str, precision: MatrixPrecision, smoothing: Smoothing | None) -> float:
         def change(model: ir.Model) -> None:

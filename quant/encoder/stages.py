@@ -28,9 +28,8 @@ from .graphs import load_graph, matrix_nodes
 Array: TypeAlias = NDArray[np.float32]
 Feed: TypeAlias = Mapping[str, NDArray[Any]]
 Change: TypeAlias = Callable[[ir.Model], None]
-MOST_AUDIO_S = (
-    30.0  # of the clips that stages are measured on: half an encoder of 630 M takes 1.5 s of two cores for it
-)
+# Of the clips that stages are measured on: half an encoder of 630 M takes 1.5 s of two cores for it.
+MAX_AUDIO_S = 30.0
 LARGE_BYTES = 1 << 20  # of a weight that is not worth a copy
 _BLOCK = re.compile(r".*\.blocks\.(\d+)\..*")
 
@@ -149,11 +148,11 @@ def _stages(graphs: Mapping[str, ir.Model]) -> tuple[Stage, ...]:
     streams: dict[int, str] = {}
     nodes = matrix_nodes(encoder)
     for name, node in nodes.items():
-        found = _BLOCK.fullmatch(name)
-        assert found is not None, name
-        blocks.setdefault(int(found[1]), []).append(name)
+        match = _BLOCK.fullmatch(name)
+        assert match is not None, name
+        blocks.setdefault(int(match[1]), []).append(name)
         if name.endswith("attn.qkv"):
-            streams[int(found[1])] = _name(_before(_before(node)))
+            streams[int(match[1])] = _name(_before(_before(node)))
     last = nodes[blocks[max(blocks)][-1]]  # fc2, then its bias, then the sum with the stream
     ends = [*(streams[block] for block in sorted(blocks)), _name(_behind(_behind(last)).outputs[0])]
     given = tuple(_name(value) for value in encoder.graph.inputs)
@@ -188,10 +187,10 @@ def _name(value: ir.Value) -> str:
 
 
 def _spread(spec: FrontEndSpec, clips: Sequence[Features]) -> list[Feed]:
-    """Chunks from all over the clips, together about `MOST_AUDIO_S` long, each of at least one audio token."""
+    """Chunks from all over the clips, together about `MAX_AUDIO_S` long, each of at least one audio token."""
     feeds = [feed for clip in clips for feed in chunk_feeds(spec, clip)]
     chosen: list[Feed] = []
-    left = MOST_AUDIO_S
+    left = MAX_AUDIO_S
     for place in np.random.default_rng(0).permutation(len(feeds)):
         frames = feeds[place]["log_mel"].shape[-1]
         if left > 0 and frames >= spec.tokens_patches * spec.patch_frames:

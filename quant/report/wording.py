@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from datetime import datetime
 
-from dasheng_edge.quant.compare.bootstrap import COVERED, FEW_CLIPS
+from dasheng_edge.quant.compare.bootstrap import COVERED, MIN_CLIPS
 from dasheng_edge.quant.compare.pareto import Plane, Point
 from dasheng_edge.quant.compare.record import Report
 
@@ -95,8 +95,8 @@ def limits(report: Report) -> tuple[str, ...]:
     for model in (report.reference, *report.candidates):
         for name, score in model.task.items():
             counts[name] = min(score.clips, counts.get(name, score.clips))
-    few = [f"{score_title(name)} ({clips(count)})" for name, count in counts.items() if count < FEW_CLIPS]
-    if not few or report.settings.clips < FEW_CLIPS:
+    few = [f"{score_title(name)} ({clips(count)})" for name, count in counts.items() if count < MIN_CLIPS]
+    if not few or report.settings.clips < MIN_CLIPS:
         return report.limits
     held = ", ".join(f"{percent} % with {count}" for count, percent in COVERED.items() if percent)
     return (

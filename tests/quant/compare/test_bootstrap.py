@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dasheng_edge.quant.compare.bootstrap import (
     COVERED,
-    FEW_CLIPS,
+    MIN_CLIPS,
     change_interval,
     draws_of,
     interval,
@@ -168,4 +168,4 @@ def test_intervals_of_few_clips_hold_the_truth_as_seldom_as_is_said(clips: int) 
 
 def test_from_when_on_clips_are_enough_to_say_nothing() -> None:
     assert COVERED[1] == 0
-    assert COVERED[FEW_CLIPS] > 85
+    assert COVERED[MIN_CLIPS] > 85

@@ -13,7 +13,7 @@ from dasheng_edge.quant.encoder.mixed import group_of
 from dasheng_edge.quant.encoder.plan import Plan
 from dasheng_edge.quant.encoder.precisions import MatrixPrecision
 from dasheng_edge.quant.encoder.quantize import clip_outputs
-from dasheng_edge.quant.encoder.stages import MOST_AUDIO_S, Chain
+from dasheng_edge.quant.encoder.stages import MAX_AUDIO_S, Chain
 from dasheng_edge.runtime.audio.audio_parts import AudioParts
 from dasheng_edge.runtime.audio.front_end import Features
 from dasheng_edge.runtime.bundle.bundle import ENCODER, PROJECTOR, Bundle
@@ -87,7 +87,7 @@ def test_chunks_come_from_all_over_the_clips(source: Bundle) -> None:
     few, many = Chain(source, clips, 1), Chain(source, clips * 40, 1)
     assert len(few._feeds) > 0
     lengths = [feed["log_mel"].shape[-1] for feed in many._feeds]
-    assert MOST_AUDIO_S <= sum(lengths) / 100 < MOST_AUDIO_S + 10.08
+    assert MAX_AUDIO_S <= sum(lengths) / 100 < MAX_AUDIO_S + 10.08
     assert len(set(lengths)) >= len({feed["log_mel"].shape[-1] for feed in few._feeds})
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dasheng_edge.quant.compare.bootstrap import COVERED, FEW_CLIPS
+from dasheng_edge.quant.compare.bootstrap import COVERED, MIN_CLIPS
 from dasheng_edge.quant.compare.cost import MEASURED_CLIPS
 from dasheng_edge.quant.compare.pareto import Plane, planes
 from dasheng_edge.quant.compare.record import Interval, Report, TaskScore
@@ -100,10 +100,10 @@ def scored(clips: int, all_clips: int = 120) -> Report:
 
 
 def test_task_scores_of_few_clips_are_told_to_have_intervals_that_are_too_narrow() -> None:
-    report = scored(FEW_CLIPS - 1)
+    report = scored(MIN_CLIPS - 1)
     found = limits(report)
     assert found[:-1] == report.limits
-    assert found[-1].startswith(f"Too few clips were scored for word error rate ({FEW_CLIPS - 1} clips): ")
+    assert found[-1].startswith(f"Too few clips were scored for word error rate ({MIN_CLIPS - 1} clips): ")
     assert f"{COVERED[5]} % with 5, " in found[-1]
     for text in (page(report), document(report).replace("\\", "")):
         assert "intervals of few are too narrow" in text
@@ -115,12 +115,12 @@ def test_a_single_clip_is_named_as_one() -> None:
 
 def test_where_all_clips_are_few_the_record_says_so() -> None:
     """`compare.limits` does, and a second sentence would only repeat it."""
-    report = scored(1, FEW_CLIPS - 1)
+    report = scored(1, MIN_CLIPS - 1)
     assert limits(report) == report.limits
 
 
 def test_enough_clips_need_no_word() -> None:
-    report = scored(FEW_CLIPS)
+    report = scored(MIN_CLIPS)
     assert limits(report) == report.limits
     assert "too narrow" not in page(report)
 
