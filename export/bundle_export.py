@@ -9,9 +9,9 @@ from __future__ import annotations
 import gc
 import shutil
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -35,7 +35,7 @@ from dasheng_edge.export.graphs.front_end import export_front_end
 from dasheng_edge.export.prompt.facts import golden_prompt, prompt_facts
 from dasheng_edge.export.reference.golden import GoldenRequest, golden_mel_error, golden_tokens, write_golden
 from dasheng_edge.quant.decoder.llama_quantize import quantize
-from dasheng_edge.quant.decoder.types import DECODER_TOLERANCES, token_margin
+from dasheng_edge.quant.decoder.types import DECODER_TOLERANCES, DecoderTolerance, token_margin
 from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER, FRONT_END, GOLDEN, MODEL_CARD, PROJECTOR, Bundle
 from dasheng_edge.runtime.bundle.manifest import (
     DecoderFacts,
@@ -48,7 +48,7 @@ from dasheng_edge.runtime.bundle.manifest import (
 from dasheng_edge.runtime.bundle.writer import BundleWriter
 from dasheng_edge.runtime.errors import DashengEdgeError, ExportError, MissingExtraError, OutputWriteError
 from dasheng_edge.runtime.machine.installation import install_line
-from dasheng_edge.runtime.progress import NoProgress, Progress, StepReport
+from dasheng_edge.runtime.progress import NoProgress, Progress, Step, StepReport, Steps
 
 from .model_card import model_card
 from .options import ExportOptions
@@ -56,8 +56,6 @@ from .options import ExportOptions
 LIBRARIES = ("torch", "transformers", "onnx", "onnxscript", "gguf", "llama-cpp-python")
 ONNX_RUNTIMES = ("onnxruntime", "onnxruntime-gpu")  # two distributions of one library; one is installed
 MERGE_TOLERANCE = 1e-6  # float32 against float64
-
-
 # The fp32 encoder's seams.
 LOG_MEL_DB, ACOUSTIC_NEPERS, PATCHES, EMBEDDINGS = 1e-3, 1e-4, 1e-4, 1e-4
 MARGIN_BYTES = 100_000_000  # for what is small: front end, test vectors, headers
@@ -86,17 +84,18 @@ def export_bundle(options: ExportOptions, progress: Progress | None = None) -> E
         ExportError: a step failed, or differs from its source by more than its tolerance.
     """
     start = time.perf_counter()
-    checkpoint = open_checkpoint(options.checkpoint)
-    text = read_text(checkpoint, options) if checkpoint.decoder else None
-    merged = open_adapters(options.adapters, checkpoint)
-    export = _Export(options, merged, text, progress or NoProgress())
+    plan, steps = _plan(options), Steps(progress or NoProgress())
     with _write_errors(options), BundleWriter(options.out, overwrite=options.overwrite) as writer:
-        check_space(writer.out.parent, export.needed_bytes())
-        export.run(writer)
-        bundle = export.finish(writer)
-    return ExportReport(
-        bundle, tuple(export.steps), time.perf_counter() - start, bundle.manifest.total_bytes, export.assumed
-    )
+        check_space(writer.out.parent, plan.needed_bytes)
+        _check_adapters(plan, steps)
+        _write_graphs(plan, writer, steps)
+        _write_decoder(plan, writer, steps)
+        margin = _write_golden(plan, writer, steps)
+        manifest = _manifest(plan, margin)
+        writer.path(MODEL_CARD).write_text(_card(plan, manifest, writer, steps.reports), encoding="utf-8")
+        bundle = writer.finish(manifest)
+    seconds = time.perf_counter() - start
+    return ExportReport(bundle, tuple(steps.reports), seconds, bundle.manifest.total_bytes, plan.assumptions)
 
 
 @dataclass(frozen=True)
@@ -153,164 +152,173 @@ def library_versions() -> dict[str, str]:
     return versions
 
 
-class _Export:
-    """The steps of one export, in order."""
+@dataclass(frozen=True)
+class _Plan:
+    """What is exported, opened and checked before any work."""
 
-    def __init__(
-        self, options: ExportOptions, merged: MergedTensors, text: TextSide | None, progress: Progress
-    ) -> None:
-        self.options, self.merged, self.text, self.progress = options, merged, text, progress
-        # Before the work begins, since one may be missing.
-        self.tool, self.versions = f"dasheng-edge {version('dasheng-edge')}", library_versions()
-        self.limits = DECODER_TOLERANCES[options.decoder]
-        self.assumed = (*merged.checkpoint.assumptions, *other_bases(merged))
-        self.steps: list[StepReport] = []
-        self.token_margin = 0.0  # in logits, whose scale the golden step learns
-        self._began = 0.0
+    options: ExportOptions
+    merged: MergedTensors
+    text: TextSide | None  # None: the checkpoint has no decoder
+    tool: str
+    versions: Mapping[str, str]
 
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The checkpoint without the adapters."""
+        return self.merged.checkpoint
+
+    @property
+    def limits(self) -> DecoderTolerance:
+        """What the decoder's type may cost."""
+        return DECODER_TOLERANCES[self.options.decoder]
+
+    @property
+    def assumptions(self) -> tuple[str, ...]:
+        """What is taken for granted, a sentence each."""
+        return (*self.checkpoint.assumptions, *other_bases(self.merged))
+
+    @property
     def needed_bytes(self) -> int:
         """Most that lies on the disk at a time, roughly."""
-        parameters = self.merged.parameters
-        graphs = 4 * (parameters("audio_encoder.") + parameters("audio_projector."))
+        graphs = 4 * (self.merged.parameters("audio_encoder.") + self.merged.parameters("audio_projector."))
         return graphs + (needed_bytes(self.merged, self.options.decoder) if self.text else 0) + MARGIN_BYTES
 
-    def run(self, writer: BundleWriter) -> None:
-        """Write all files of the bundle but model card and manifest."""
-        if self.merged.adapters:
-            self._begin("adapters", len(self.merged.adapted()), "matrices")
-            for adapter in self.merged.adapters:
-                check_finite(adapter)
-            self._end("adapters", measured_merge_error(self.merged, self.progress.advance), MERGE_TOLERANCE, 0)
-        self._graphs(writer)
-        if self.text is not None:
-            self._decoder(writer)
-            check_prompt(writer.path(DECODER), self.merged.checkpoint.name, self.text.facts, self.text.prompt)
-        self._golden(writer, self.text)
 
-    def finish(self, writer: BundleWriter) -> Bundle:
-        """Write the model card, which tells what the steps measured, and the manifest."""
-        manifest = self._manifest()
-        checkpoint = self.merged.checkpoint
-        card = model_card(
-            manifest, writer.sizes(), self.steps,
-            header=card_of_checkpoint(checkpoint.folder), base_model=hub_id(checkpoint),
-            assumptions=self.assumed,
-        )  # fmt: skip
-        writer.path(MODEL_CARD).write_text(card, encoding="utf-8")
-        return writer.finish(manifest)
+def _plan(options: ExportOptions) -> _Plan:
+    """Open everything, and refuse what can be refused."""
+    checkpoint = open_checkpoint(options.checkpoint)
+    text = read_text(checkpoint, options) if checkpoint.decoder else None
+    merged = open_adapters(options.adapters, checkpoint)
+    return _Plan(options, merged, text, f"dasheng-edge {version('dasheng-edge')}", library_versions())
 
-    def _manifest(self) -> Manifest:
-        """The manifest, without the files' sizes and hashes."""
-        checkpoint, limits, text = self.merged.checkpoint, self.limits, self.text
-        parameters = self.merged.parameters
-        encoder, decoder, origin = checkpoint.encoder, checkpoint.decoder, checkpoint.origin
-        tolerances = Tolerances(
+
+def _check_adapters(plan: _Plan, steps: Steps) -> None:
+    """Measure the merge, which is computed again wherever a weight is read."""
+    merged = plan.merged
+    if merged.adapters:
+        step = steps.begin("adapters", len(merged.adapted()), "matrices")
+        for adapter in merged.adapters:
+            check_finite(adapter)
+        _end(step, measured_merge_error(merged, steps.progress.advance), MERGE_TOLERANCE)
+
+
+def _write_graphs(plan: _Plan, writer: BundleWriter, steps: Steps) -> None:
+    """Write front end, encoder and, where there is a decoder, projector."""
+    step = steps.begin(FRONT_END, 1, "graphs")
+    report = export_front_end(writer.path(FRONT_END), plan.checkpoint.front_end)
+    _end_graph(step, report, LOG_MEL_DB, "dB")
+    if report.acoustic_error is not None:
+        acoustic = GraphReport(0, report.acoustic_error, report.cases)
+        _end_graph(replace(step, name="acoustic mel"), acoustic, ACOUSTIC_NEPERS, "nepers")
+    graphs = [(ENCODER, export_encoder, PATCHES), (PROJECTOR, export_projector, EMBEDDINGS)]
+    for name, export, tolerance in graphs if plan.text else graphs[:1]:
+        step = steps.begin(name, 1, "graphs")
+        report = export(writer.path(name), plan.merged)
+        gc.collect()
+        _end_graph(step, report, tolerance, "relative RMS")
+
+
+def _write_decoder(plan: _Plan, writer: BundleWriter, steps: Steps) -> None:
+    """Write the GGUF, through an exact one where llama.cpp's quantizer makes it, and compare it with its source."""
+    if plan.text is None:
+        return
+    merged, text, kind, progress = plan.merged, plan.text, plan.options.decoder, steps.progress
+    path, first, tensors = writer.path(DECODER), intermediate_type(merged, kind), tensor_count(merged)
+    source = path if first == kind else writer.path(f"decoder.{first}.gguf")
+    step = steps.begin(DECODER, stored_bytes(merged, first), "bytes")
+    write_gguf(source, merged, text.vocabulary, first, progress.advance, text.facts.sampling)
+    if source != path:
+        progress.begin(f"{DECODER}: quantizing", tensors, "tensors")
+        quantize(source, path, kind, advance=progress.advance)
+        source.unlink()
+    progress.begin(f"{DECODER}: measuring", tensors, "tensors")
+    report = measure(path, merged, kind, progress.advance)
+    note = ", ".join(f"{count} {name}" for name, count in sorted(report.types.items()))
+    note += f"; worst: {report.worst_matrix} {report.worst_error:.2e}" if report.relative_error else ""
+    if report.fallbacks:
+        note += f"; {len(report.fallbacks)} matrices have rows that {kind} cannot divide and fell back"
+    _end(step, report.relative_error, plan.limits.weights, size=report.bytes, note=note)
+    check_tensors(report, plan.limits)
+    check_prompt(path, plan.checkpoint.name, text.facts, text.prompt)
+
+
+def _write_golden(plan: _Plan, writer: BundleWriter, steps: Steps) -> float | None:
+    """Write the test vectors; the margin that greedy tokens are allowed, in logits, where there is a decoder."""
+    path, text = writer.path(GOLDEN), plan.text
+    step = steps.begin(GOLDEN, golden_tokens(plan.merged) if text else 1, "passes")
+    request = GoldenRequest(text.prompt, text.vocabulary.stop_ids) if text else None
+    clips = write_golden(path, plan.merged, request, steps.progress.advance)
+    gc.collect()
+    size, texts = path.stat().st_size, [clip.text for clip in clips if clip.text]
+    if not texts:
+        error = golden_mel_error(writer.path(FRONT_END), plan.checkpoint.front_end, clips)
+        _end(step, error, LOG_MEL_DB, "dB", size=size, note=f"log-mel of {len(clips)} clips in the runtime")
+        return None
+    error = golden_logits_error(writer.path(DECODER), texts)
+    note = f"first logits of {DECODER} in llama.cpp, {len(clips)} clips"
+    _end(step, error, plan.limits.logits, size=size, note=note)
+    return token_margin(max(float(text.logits.std()) for text in texts), plan.options.decoder)
+
+
+def _manifest(plan: _Plan, margin: float | None) -> Manifest:
+    """The manifest, without the files' sizes and hashes."""
+    checkpoint, parameters = plan.checkpoint, plan.merged.parameters
+    encoder, decoder, origin = checkpoint.encoder, checkpoint.decoder, checkpoint.origin
+    return Manifest(
+        name=checkpoint.name,
+        variant=checkpoint.variant.name,
+        front_end=checkpoint.front_end,
+        encoder=EncoderFacts(
+            embed_dim=encoder.embed_dim, depth=encoder.depth, num_heads=encoder.num_heads,
+            parameters=parameters("audio_encoder."), precision=plan.options.encoder,
+        ),
+        projector_parameters=parameters("audio_projector.") if decoder else None,
+        decoder=None if decoder is None else DecoderFacts(
+            arch=decoder.arch, hidden_size=decoder.hidden_size, layers=decoder.layers,
+            vocab_size=decoder.vocab_size, context_length=decoder.context_length,
+            parameters=parameters(PREFIX), precision=plan.options.decoder,
+        ),
+        prompt=plan.text.facts if plan.text else None,
+        tolerances=Tolerances(
             log_mel_db=LOG_MEL_DB, patches_relative=PATCHES,
             acoustic_nepers=ACOUSTIC_NEPERS if checkpoint.front_end.acoustic else None,
             embeddings_relative=EMBEDDINGS if decoder else None,
-            logits_relative=limits.logits if decoder else None, token_margin=self.token_margin if decoder else None,
-        )  # fmt: skip
-        return Manifest(
-            name=checkpoint.name,
-            variant=checkpoint.variant.name,
-            front_end=checkpoint.front_end,
-            encoder=EncoderFacts(
-                embed_dim=encoder.embed_dim, depth=encoder.depth, num_heads=encoder.num_heads,
-                parameters=parameters("audio_encoder."), precision=self.options.encoder,
-            ),
-            projector_parameters=parameters("audio_projector.") if decoder else None,
-            decoder=None if decoder is None else DecoderFacts(
-                arch=decoder.arch, hidden_size=decoder.hidden_size, layers=decoder.layers,
-                vocab_size=decoder.vocab_size, context_length=decoder.context_length,
-                parameters=parameters(PREFIX), precision=self.options.decoder,
-            ),
-            prompt=None if text is None else text.facts,
-            tolerances=tolerances,
-            provenance=Provenance(
-                tool=self.tool, checkpoint=origin.repo if origin else checkpoint.name,
-                revision=origin.revision if origin else None, checkpoint_sha256=checkpoint.sha256(),
-                adapters=tuple(adapter.provenance for adapter in self.merged.adapters),
-                versions=self.versions,
-            ),
-            files={},
-        )  # fmt: skip
+            logits_relative=plan.limits.logits if decoder else None, token_margin=margin,
+        ),
+        provenance=Provenance(
+            tool=plan.tool, checkpoint=origin.repo if origin else checkpoint.name,
+            revision=origin.revision if origin else None, checkpoint_sha256=checkpoint.sha256(),
+            adapters=tuple(adapter.provenance for adapter in plan.merged.adapters),
+            versions=dict(plan.versions),
+        ),
+        files={},
+    )  # fmt: skip
 
-    def _graphs(self, writer: BundleWriter) -> None:
-        self._begin(FRONT_END, 1, "graphs")
-        report = export_front_end(writer.path(FRONT_END), self.merged.checkpoint.front_end)
-        self._end_graph(FRONT_END, report, LOG_MEL_DB, "dB")
-        if report.acoustic_error is not None:
-            acoustic = GraphReport(0, report.acoustic_error, report.cases)
-            self._end_graph("acoustic mel", acoustic, ACOUSTIC_NEPERS, "nepers")
-        self._begin(ENCODER, 1, "graphs")
-        report = export_encoder(writer.path(ENCODER), self.merged)
-        gc.collect()
-        self._end_graph(ENCODER, report, PATCHES, "relative RMS")
-        if self.text is None:
-            return
-        self._begin(PROJECTOR, 1, "graphs")
-        report = export_projector(writer.path(PROJECTOR), self.merged)
-        gc.collect()
-        self._end_graph(PROJECTOR, report, EMBEDDINGS, "relative RMS")
 
-    def _decoder(self, writer: BundleWriter) -> None:
-        assert self.text is not None
-        kind, path = self.options.decoder, writer.path(DECODER)
-        first = intermediate_type(self.merged, kind)
-        source = path if first == kind else writer.path(f"decoder.{first}.gguf")
-        self._begin(DECODER, stored_bytes(self.merged, first), "bytes")
-        write_gguf(source, self.merged, self.text.vocabulary, first, self.progress.advance, self.text.facts.sampling)
-        tensors = tensor_count(self.merged)
-        if source != path:
-            self.progress.begin(f"{DECODER}: quantizing", tensors, "tensors")
-            quantize(source, path, kind, advance=self.progress.advance)
-            source.unlink()
-        self.progress.begin(f"{DECODER}: measuring", tensors, "tensors")
-        report = measure(path, self.merged, kind, self.progress.advance)
-        note = ", ".join(f"{count} {name}" for name, count in sorted(report.types.items()))
-        note += f"; worst: {report.worst_matrix} {report.worst_error:.2e}" if report.relative_error else ""
-        if report.fallbacks:
-            note += f"; {len(report.fallbacks)} matrices have rows that {kind} cannot divide and fell back"
-        self._end(DECODER, report.relative_error, self.limits.weights, report.bytes, note=note)
-        check_tensors(report, self.limits)
+def _card(plan: _Plan, manifest: Manifest, writer: BundleWriter, reports: Sequence[StepReport]) -> str:
+    """The model card, which tells what the steps measured."""
+    return model_card(
+        manifest, writer.sizes(), reports,
+        header=card_of_checkpoint(plan.checkpoint.folder), base_model=hub_id(plan.checkpoint),
+        assumptions=plan.assumptions,
+    )  # fmt: skip
 
-    def _golden(self, writer: BundleWriter, text: TextSide | None) -> None:
-        path = writer.path(GOLDEN)
-        self._begin(GOLDEN, golden_tokens(self.merged) if text else 1, "passes")
-        request = GoldenRequest(text.prompt, text.vocabulary.stop_ids) if text else None
-        clips = write_golden(path, self.merged, request, self.progress.advance)
-        gc.collect()
-        size, texts = path.stat().st_size, [clip.text for clip in clips if clip.text]
-        if text is None:
-            error = golden_mel_error(writer.path(FRONT_END), self.merged.checkpoint.front_end, clips)
-            self._end(GOLDEN, error, LOG_MEL_DB, size, unit="dB", note=f"log-mel of {len(clips)} clips in the runtime")
-            return
-        scale = max(float(text.logits.std()) for text in texts)
-        self.token_margin = token_margin(scale, self.options.decoder)
-        error = golden_logits_error(writer.path(DECODER), texts)
-        self._end(
-            GOLDEN, error, self.limits.logits, size, note=f"first logits of {DECODER} in llama.cpp, {len(clips)} clips"
+
+def _end_graph(step: Step, report: GraphReport, tolerance: float, unit: str) -> None:
+    step.steps.progress.advance(1)
+    _end(step, report.error, tolerance, unit, size=report.bytes, note=f"worst of {report.cases} inputs")
+
+
+def _end(
+    step: Step, error: float, tolerance: float, unit: str = "relative RMS", *, size: int = 0, note: str = ""
+) -> None:
+    """End a step, and fail where it is out of tolerance."""
+    step.end(error, tolerance, unit, size=size, note=note)
+    if not error <= tolerance:  # written so that NaN fails, too
+        raise ExportError(
+            f"{step.name} differs from its source by {error:.3g} {unit}, expected at most {tolerance:.3g} ({note}); "
+            "nothing was written. Use the library versions of constraints.txt, or report this with the checkpoint"
         )
-
-    def _begin(self, step: str, total: int, unit: str) -> None:
-        self._began = time.perf_counter()
-        self.progress.begin(step, total, unit)
-
-    def _end_graph(self, name: str, report: GraphReport, tolerance: float, unit: str) -> None:
-        self.progress.advance(1)
-        self._end(name, report.error, tolerance, report.bytes, unit=unit, note=f"worst of {report.cases} inputs")
-
-    def _end(
-        self, name: str, error: float, tolerance: float, size: int, *, unit: str = "relative RMS", note: str = ""
-    ) -> None:
-        report = StepReport(name, error, tolerance, unit, time.perf_counter() - self._began, size, note)
-        self.progress.end(report)
-        self.steps.append(report)
-        if not error <= tolerance:  # written so that NaN fails, too
-            raise ExportError(
-                f"{name} differs from its source by {error:.3g} {unit}, expected at most {tolerance:.3g} ({note}); "
-                "nothing was written. Use the library versions of constraints.txt, or report this with the checkpoint"
-            )
 
 
 @contextmanager
