@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from dasheng_edge.export.graphs.residency import few_mapped_pages
 from dasheng_edge.quant.decoder.gguf_file import tensor_bytes
 from dasheng_edge.quant.decoder.types import WORST_MATRIX, DecoderTolerance
 from dasheng_edge.runtime.bundle.bundle import DECODER
@@ -22,6 +21,7 @@ from dasheng_edge.runtime.text.decoder import Decoder
 from dasheng_edge.runtime.text.prompt import PromptBuilder
 
 from .decoder import DecoderReport
+from .residency import few_mapped_pages
 
 
 def check_tensors(report: DecoderReport, limits: DecoderTolerance) -> None:

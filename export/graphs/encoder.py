@@ -226,6 +226,6 @@ def _save(model: ir.Model, path: Path, merged: MergedTensors, prefix: str) -> No
 
 def _compare(path: Path, cases: Sequence[Feed], wanted: Sequence[Array]) -> GraphReport:
     """Largest relative RMS difference over the cases; NaN where the graph yields one."""
-    with graph_session(path) as session:
-        errors = [relative_rms(session.run(None, case)[0], want) for case, want in zip(cases, wanted, strict=True)]
+    session = graph_session(path)
+    errors = [relative_rms(session.run(None, case)[0], want) for case, want in zip(cases, wanted, strict=True)]
     return GraphReport(graph_bytes(path), float(np.max(errors)), len(cases))

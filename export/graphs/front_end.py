@@ -87,12 +87,11 @@ def export_front_end(path: Path, spec: FrontEndSpec) -> GraphReport:
 def _compare(path: Path, spec: FrontEndSpec) -> GraphReport:
     """Largest differences over noise, silence, faint noise and a full-scale square wave of several lengths."""
     sources = [LogMel(spec), *([AcousticMel(spec.acoustic, spec.hop_length)] if spec.acoustic else [])]
-    errors = []
-    with graph_session(path) as session:
-        for waveform in _cases(spec):
-            results = session.run(None, {"waveform": waveform.numpy()})
-            wanted = [source(waveform).numpy() for source in sources]
-            errors.append([max_difference(got, want) for got, want in zip(results, wanted, strict=True)])
+    session, errors = graph_session(path), []
+    for waveform in _cases(spec):
+        results = session.run(None, {"waveform": waveform.numpy()})
+        wanted = [source(waveform).numpy() for source in sources]
+        errors.append([max_difference(got, want) for got, want in zip(results, wanted, strict=True)])
     worst = np.max(errors, axis=0)  # unlike max(), propagates NaN
     return GraphReport(path.stat().st_size, float(worst[0]), len(errors), float(worst[1]) if spec.acoustic else None)
 

@@ -187,16 +187,16 @@ def test_a_mapped_graph_computes_what_the_runtime_computes(
     report = export_encoder(path, all_merged["midashenglm"])
     feed = {"log_mel": np.full((1, 64, 400), -40, np.float32), "valid_patches": np.array([99])}
     want = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, feed)[0]
-    with graph_session(path) as session:
-        got = session.run(None, feed)[0]
+    session = graph_session(path)
+    got = session.run(None, feed)[0]
 
     assert report.error <= 2e-6
     assert np.abs(got - want).max() <= 1e-5
     with weights_file(path).open("r+b") as file:  # what is checked is what stands in the file
         file.seek(weights_file(path).stat().st_size // 2)
         file.write(b"\x00\x00\x80\x7f" * 64)  # infinity
-    with graph_session(path) as session:
-        assert not np.isfinite(session.run(None, feed)[0]).all()
+    session = graph_session(path)
+    assert not np.isfinite(session.run(None, feed)[0]).all()
 
 
 def test_an_exporter_that_fuses_nothing_is_refused(

@@ -40,8 +40,9 @@ def test_the_log_mel_is_the_same_with_and_without(tmp_path: Path) -> None:
     report = export_front_end(tmp_path / "one.onnx", FrontEndSpec())
     export_front_end(tmp_path / "two.onnx", TWO_BRANCHES)
     feed = {"waveform": np.random.default_rng(0).normal(0, 0.1, (1, 16_000)).astype(np.float32)}
-    with graph_session(tmp_path / "one.onnx") as one, graph_session(tmp_path / "two.onnx") as two:
-        assert np.array_equal(one.run(["log_mel"], feed)[0], two.run(["log_mel"], feed)[0])
+    one = graph_session(tmp_path / "one.onnx")
+    two = graph_session(tmp_path / "two.onnx")
+    assert np.array_equal(one.run(["log_mel"], feed)[0], two.run(["log_mel"], feed)[0])
 
     assert report.acoustic_error is None
     assert outputs(tmp_path / "one.onnx") == {"log_mel": [1, 64, "frames"]}
@@ -73,8 +74,8 @@ def test_another_formula_is_found_out(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_every_length_has_the_frames_of_the_counting_law(tmp_path: Path, samples: int) -> None:
     export_front_end(tmp_path / "front_end.onnx", TWO_BRANCHES)
     waveform = torch.randn(1, samples, generator=torch.Generator().manual_seed(samples)) * 0.1
-    with graph_session(tmp_path / "front_end.onnx") as session:
-        log_mel, acoustic = session.run(None, {"waveform": waveform.numpy()})
+    session = graph_session(tmp_path / "front_end.onnx")
+    log_mel, acoustic = session.run(None, {"waveform": waveform.numpy()})
     assert TWO_BRANCHES.acoustic is not None
     want = AcousticMel(TWO_BRANCHES.acoustic)(waveform).numpy()
 

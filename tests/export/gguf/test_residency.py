@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from dasheng_edge.export.gguf import residency
 from dasheng_edge.export.gguf.checks import golden_logits_error
-from dasheng_edge.export.graphs import residency
-from dasheng_edge.export.graphs.residency import SMALL_BYTES, few_mapped_pages, mapped_ranges
+from dasheng_edge.export.gguf.residency import SMALL_BYTES, few_mapped_pages, mapped_ranges
 from dasheng_edge.quant.decoder.gguf_file import tensor_bytes
 from dasheng_edge.runtime.bundle.bundle import DECODER, Bundle
 from dasheng_edge.runtime.bundle.golden import read_golden
