@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
@@ -21,6 +21,8 @@ from dasheng_edge.runtime.machine.user_cache import FOLDER_VARIABLE, cache_folde
 
 from .atomic_output import PartialOutput, not_a_file
 from .errors import DeviceError, OutputWriteError
+
+_SHARED = ("encoder_threads", "prefill_threads", "decode_threads", "kv_type", "huge_pages")  # with `EngineSettings`
 
 
 class _Model(BaseModel):
@@ -37,27 +39,19 @@ class Machine(_Model):
     engines: dict[str, str]  # distribution -> version
 
 
-class TunedChoice(_Model):
-    """Settings of the engines as files and `tune --json` have them."""
+class TunedFile(_Model):
+    """Settings, and what they were measured with. For a bundle without a decoder, the decoder's part is the default."""
 
     encoder_threads: PositiveInt
     prefill_threads: PositiveInt
     decode_threads: PositiveInt
     kv_type: KvType
-    repack: bool
+    repack: bool  # how schema 1 says `weights`
     huge_pages: bool = False
-
-    @classmethod
-    def of(cls, settings: EngineSettings) -> TunedChoice:
-        """What is stored of the settings."""
-        return cls(
-            encoder_threads=settings.encoder_threads,
-            prefill_threads=settings.prefill_threads,
-            decode_threads=settings.decode_threads,
-            kv_type=settings.kv_type,
-            repack=settings.weights == "repacked",
-            huge_pages=settings.huge_pages,
-        )
+    schema_version: Literal[1] = 1
+    bundle: str  # its name, for readers
+    manifest_sha256: str
+    machine: Machine
 
     @property
     def settings(self) -> EngineSettings:
@@ -66,23 +60,13 @@ class TunedChoice(_Model):
         Raises:
             DeviceError: they ask for more threads than there are.
         """
-        return EngineSettings(
-            encoder_threads=self.encoder_threads,
-            prefill_threads=self.prefill_threads,
-            decode_threads=self.decode_threads,
-            kv_type=self.kv_type,
-            weights="repacked" if self.repack else "mapped",
-            huge_pages=self.huge_pages,
-        )
+        shared = {name: getattr(self, name) for name in _SHARED}
+        return EngineSettings(**shared, weights="repacked" if self.repack else "mapped")
 
 
-class TunedFile(TunedChoice):
-    """A choice, and what it was measured with. For a bundle without a decoder, the decoder's part is the default."""
-
-    schema_version: Literal[1] = 1
-    bundle: str  # its name, for readers
-    manifest_sha256: str
-    machine: Machine
+def stored_fields(settings: EngineSettings) -> dict[str, Any]:
+    """Settings by the names that files and `tune --json` have for them."""
+    return {name: getattr(settings, name) for name in _SHARED} | {"repack": settings.weights == "repacked"}
 
 
 def this_machine() -> Machine:
@@ -129,7 +113,7 @@ def store_tuned(bundle: Bundle, settings: EngineSettings) -> Path:
         OutputWriteError: the cache cannot be written.
     """
     tuned = TunedFile(
-        **TunedChoice.of(settings).model_dump(),
+        **stored_fields(settings),
         bundle=bundle.manifest.name,
         manifest_sha256=sha256_of(bundle.path(MANIFEST)),
         machine=this_machine(),

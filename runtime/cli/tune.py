@@ -53,12 +53,12 @@ def tune(
 
 
 def _tune_fields(report: TuneReport) -> dict[str, object]:
-    from dasheng_edge.runtime.tuned import TunedChoice
+    from dasheng_edge.runtime.tuned import stored_fields
 
     return {
         **dataclasses.asdict(report),
         "rows": [{**dataclasses.asdict(row), "ms": row.ms} for row in report.rows],
-        "tuned": [{**vars(one), "choice": TunedChoice.of(one.choice).model_dump()} for one in report.tuned],
+        "tuned": [{**vars(one), "choice": stored_fields(one.choice)} for one in report.tuned],
     }
 
 

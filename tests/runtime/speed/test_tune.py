@@ -17,7 +17,7 @@ from dasheng_edge.runtime.errors import BundleError, DecoderError, OutputWriteEr
 from dasheng_edge.runtime.machine.devices import usable_cores
 from dasheng_edge.runtime.speed import tune as tune_module
 from dasheng_edge.runtime.speed.tune import TuneOptions, TuneReport, named, thread_counts, tune, typical_ms
-from dasheng_edge.runtime.tuned import TunedChoice, tuned_for
+from dasheng_edge.runtime.tuned import stored_fields, tuned_for
 from tests.fixtures.bundle_kinds import write_encoder_bundle
 
 CORES, HARDWARE_THREADS = 4, 8
@@ -88,7 +88,7 @@ def measured(bundle: Path, **options: object) -> TuneReport:
 
 
 def chosen(report: TuneReport) -> Mapping[str, object]:
-    return TunedChoice.of(report.tuned[0].choice).model_dump()
+    return stored_fields(report.tuned[0].choice)
 
 
 @pytest.mark.parametrize(
