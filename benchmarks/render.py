@@ -51,7 +51,7 @@ Records = Mapping[tuple[str, str], Record]  # by benchmark and model
 
 @dataclass(frozen=True)
 class Outcome:
-    """A target and what was measured; None where there is no record."""
+    """A target and the measured value, None without a record."""
 
     target: Target
     record: tuple[str, str]  # benchmark and model

@@ -127,7 +127,7 @@ def check_room(name: Name, work: Path, layers: int | None) -> None:
 
 
 def expected_parameters(name: Name | None, checkpoint: Path, layers: int | None) -> dict[str, int]:
-    """Trained values by part: the published ones, or where there are none (micro, fewer layers) those stored."""
+    """Trained values by part: the published ones, for micro and for fewer layers the stored ones."""
     if name and not layers:
         return dict(PARAMETERS[name])
     stored: dict[str, tuple[int, ...]] = {}
@@ -223,7 +223,7 @@ def failures(row: Row) -> list[str]:
 
 
 def save_record(rows: Iterable[Row], path: Path) -> dict[str, Any]:
-    """Write the record, raw values and all, and its page beside it; an older one is replaced at once or not at all."""
+    """Write the record, raw values and all, and its page beside it; an older one is replaced whole or not at all."""
     record: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "benchmark": "export",

@@ -52,7 +52,7 @@ def _error_lines(label: str, measured: Sequence[Mapping[str, Mapping[str, Any]]]
 
 
 def worst(measured: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """The largest error of each seam or step over all clips; one that is no number is the largest."""
+    """The largest error of each seam or step over all clips; NaN counts as the largest."""
     found: dict[str, Mapping[str, Any]] = {}
     for one in measured:
         name = one["name"]

@@ -5,7 +5,7 @@
 
 Scenes are made by seed (espeak-ng is needed): those that importance matrices are measured on, those that are compared
 on and those that the model was trained on are different ones. The importance matrix on text is measured on captions
-of yet other scenes, which is the best case for text: it is what the model writes. A run that was stopped goes on.
+of further scenes: the best case for text, since the model writes such captions. A stopped run can be resumed.
 """
 
 from __future__ import annotations

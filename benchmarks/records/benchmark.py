@@ -27,7 +27,7 @@ _UNITS: Mapping[Unit, tuple[float, str]] = {
 
 @dataclass(frozen=True)
 class Target:
-    """What a number of a record is to be."""
+    """A bound that a number of a record should keep."""
 
     what: str
     against: str
@@ -38,7 +38,7 @@ class Target:
     at_most: bool = False  # otherwise at least
 
     def met(self, value: float) -> bool:
-        """Whether a value is as good as it is to be; NaN is not."""
+        """Whether a value keeps the bound; NaN does not."""
         return value <= self.bound if self.at_most else value >= self.bound
 
     @property
@@ -48,7 +48,7 @@ class Target:
         return f"{'at most' if self.at_most else 'at least'} {scale * self.bound:g}{unit}"
 
     def shown(self, value: float) -> str:
-        """With a digit more than the bound has: nothing that is missed is rounded to what is met."""
+        """A value, with one digit more than the bound, so that no miss is rounded to a hit."""
         if math.isnan(value):
             return "not comparable"
         scale, unit = _UNITS[self.unit]
@@ -58,7 +58,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A module of `benchmarks.speed`: `BENCHMARK` there."""
+    """What a module of `benchmarks.speed` says about its records, as `BENCHMARK`."""
 
     name: str  # of the module and of its records
     headline: Callable[[Record], Mapping[str, Any]]  # what matters most, for the JSON at the end
@@ -69,7 +69,7 @@ class Benchmark:
 
 
 def parser(doc: str | None, *positional: str) -> argparse.ArgumentParser:
-    """Options that all speed benchmarks have, after folders such as CHECKPOINT and BUNDLE."""
+    """A parser with the folders that a benchmark asks for and the options that all have."""
     found = argparse.ArgumentParser(description=(doc or "").split("\n", 1)[0])
     for name in positional:
         found.add_argument(name, type=Path)
@@ -83,7 +83,7 @@ def parser(doc: str | None, *positional: str) -> argparse.ArgumentParser:
 
 def _rounds(text: str) -> int:
     if not text.isdigit() or int(text) < MIN_ROUNDS:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of rounds from {MIN_ROUNDS} on")
+        raise argparse.ArgumentTypeError(f"got {text!r} rounds, expected a whole number, at least {MIN_ROUNDS}")
     return int(text)
 
 

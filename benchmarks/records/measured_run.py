@@ -57,7 +57,7 @@ def run_measured(command: Sequence[str], cwd: Path) -> MeasuredRun:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End a command as Ctrl-C does, so that it removes what it has half written; by force where that takes long."""
+    """End a command as Ctrl-C does, so that it removes half-written files; kill it if that takes long."""
     process.send_signal(signal.SIGINT)
     try:
         process.wait(STOP_S)

@@ -23,13 +23,13 @@ BUSY = 0.05  # share of the machine that others used, above which medians over a
 
 
 class BenchmarkError(RuntimeError):
-    """A benchmark cannot measure what it is for; the message says why and what to do."""
+    """A benchmark cannot measure; the message says why and what to do."""
 
 
 def make_record(benchmark: str, name: str, given: argparse.Namespace, facts: Mapping[str, Any]) -> dict[str, Any]:
     """The facts with the card of the machine; `given` is what `benchmark.parser` made, and `name` the bundle's.
 
-    `others_share` is how much of the machine somebody else used meanwhile, which should be almost nothing.
+    `others_share` is the share of the machine that other programs used meanwhile; it should be near 0.
     """
     ended = cpu_use()
     others = given.began.others_share(ended)

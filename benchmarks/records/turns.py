@@ -1,4 +1,4 @@
-"""Measures variants in turns, so that what else the machine does hits all of them, and sums up what was measured."""
+"""Measures variants in turns, so that other load on the machine hits all of them, and sums up the results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MIN_ROUNDS = 5  # for a median
 def take_turns(variants: Mapping[_Name, Callable[[], _T]], rounds: int, warm_up: int = 1) -> dict[_Name, list[_T]]:
     """What each call of each variant returned, `rounds` of them, after `warm_up` rounds that are not kept.
 
-    Every second round runs backwards: nobody always comes after the same other.
+    Every second round runs backwards, so that no variant always follows the same other.
     """
     names = list(variants)
     taken: dict[_Name, list[_T]] = {name: [] for name in names}
@@ -29,7 +29,7 @@ def take_turns(variants: Mapping[_Name, Callable[[], _T]], rounds: int, warm_up:
 
 
 def timed(call: Callable[[], object]) -> Callable[[], float]:
-    """The same, but it returns the seconds that it took."""
+    """A function that calls it and returns the seconds that this took."""
 
     def run() -> float:
         start = time.perf_counter()
@@ -40,19 +40,19 @@ def timed(call: Callable[[], object]) -> Callable[[], float]:
 
 
 def summed_up(values: Sequence[float]) -> dict[str, object]:
-    """Every value with the median, p50, and p90 of them."""
+    """All values, their median as p50, and their p90."""
     return {"p50": float(np.percentile(values, 50)), "p90": float(np.percentile(values, 90)), "values": list(values)}
 
 
 def times(slower: Mapping[str, Any], faster: Mapping[str, Any]) -> float:
-    """How many times as long one takes as the other, from their sums: the median over the rounds.
+    """How many times as long the slower takes as the faster: the median over the rounds.
 
-    Round by round, because neighbours in time are treated alike by the machine.
+    The ratio is taken within each round, since the machine changes less within a round than between rounds.
     """
     pairs = zip(slower["values"], faster["values"], strict=True)
     return float(np.median([one / other for one, other in pairs]))
 
 
 def field(rows: Iterable[Mapping[str, float]], name: str) -> dict[str, object]:
-    """One field of what each turn returned, summed up."""
+    """All values of a field of what the turns returned, with p50 and p90."""
     return summed_up([row[name] for row in rows])

@@ -41,7 +41,7 @@ ROWS, CAPTION = f"{OURS}, without sampling", f"{OURS}, text and audio"
 
 
 class Variants:
-    """What is done in a turn with an open decoder; tokens per second."""
+    """Ways to use an open decoder, one for each turn; all return tokens per second."""
 
     def __init__(self, decoder: Decoder, prompt: int, generated: int) -> None:
         self._decoder, self._prompt, self._generated = decoder, prompt, generated
@@ -52,7 +52,7 @@ class Variants:
         self._text, self._audio = text, rows.astype(np.float32)
 
     def _talkative(self) -> Tokens:
-        """One token after which the model, greedily, says as much as is timed."""
+        """A token after which the model, greedily, writes at least as many tokens as are timed."""
         for _ in range(TRIES):
             start = self._tokens(1)
             self._decoder.prefill((start,), reserve=self._generated + 1)
@@ -96,7 +96,7 @@ class Variants:
         return self._generated / (time.perf_counter() - start)
 
     def rows(self) -> float:
-        """One token after another, none of which is chosen by the model: the rest is in the cache."""
+        """Random tokens, decoded one by one without sampling."""
         tokens = self._fresh(self._generated + 1)
         self._decoder.prefill((tokens[:1],), reserve=self._generated + 1)
         start = time.perf_counter()
@@ -140,7 +140,7 @@ def measure(bundle: Bundle, bench: LlamaBench, given: argparse.Namespace) -> dic
 
 
 def headline(record: Record) -> dict[str, float | str]:
-    """What matters most of a record."""
+    """The main numbers of a record."""
     found: dict[str, float | str] = {"llama_bench": record["llama_bench"]}
     for what, by_name in record["tokens_per_s"].items():
         found |= {
@@ -152,7 +152,7 @@ def headline(record: Record) -> dict[str, float | str]:
 
 
 def section(record: Record) -> Section:
-    """Tokens per second, and next to llama-bench."""
+    """Tokens per second, and the ratio to llama-bench."""
     rows, panels = [], []
     for what, by_name in record["tokens_per_s"].items():
         for name, found in by_name.items():

@@ -54,7 +54,7 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Task:
-    """What to measure; `work` is for graphs and arrays that do not stay."""
+    """What to measure; `work` holds temporary graphs and arrays."""
 
     checkpoint: Path
     bundle: Bundle
@@ -123,7 +123,7 @@ def _gemms(path: Path, shapes: Sequence[tuple[int, int]], rows: int, kind: Kind,
 
 
 def _torch(task: Task, dtype: str, features: Features, stack: ExitStack) -> tuple[Array, Callable[[], float]]:
-    """PyTorch's patches of a clip, and what encodes it once more; the process ends with the stack."""
+    """PyTorch's patches of a clip, and a function that encodes it again; the stack ends the process."""
     stored, saved = task.work / "features.npz", task.work / f"{dtype}.npy"
     acoustic = {} if features.acoustic is None else {"acoustic": features.acoustic}
     arrays = {"log_mel": features.log_mel, "samples": np.array(features.samples), **acoustic}
@@ -175,7 +175,7 @@ def by_operator(events: Iterable[Mapping[str, Any]], runs: int) -> Profile:
 
 
 def headline(record: Record) -> dict[str, float]:
-    """What matters most of a record."""
+    """The main numbers of a record."""
     seconds = record["seconds"][CHUNK]
     return {
         "int8_s": seconds[INT8]["p50"],

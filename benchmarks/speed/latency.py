@@ -1,4 +1,4 @@
-"""How long a caption takes, stage by stage, and how long a process takes to its first token.
+"""How long each stage of a caption takes, and how long a process takes until its first token.
 
     python -m benchmarks.speed.latency BUNDLE
 
@@ -176,7 +176,7 @@ def measure_imports() -> dict[str, Any]:
 
 
 def headline(record: Record) -> dict[str, float]:
-    """What matters most of a record."""
+    """The main numbers of a record."""
     first, second = (record["clips"][which]["10"] for which in (FIRST, SECOND))
     starts, imports = record["start_s"], record["import_s"]
     return {

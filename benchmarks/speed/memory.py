@@ -69,7 +69,7 @@ def _process(*arguments: str) -> Callable[[], Turn]:
 
 
 def headline(record: Record) -> dict[str, float]:
-    """What matters most of a record."""
+    """The main numbers of a record."""
     peak = record[CAPTION]["peak_rss_bytes"]["p50"]
     short, *_, long = record["encode"].values()
     return {

@@ -107,7 +107,7 @@ def _peak(worker: Worker) -> dict[str, int]:
 
 
 def headline(record: Record) -> dict[str, float]:
-    """What matters most of a record."""
+    """The main numbers of a record."""
     variants = record["variants"]
     found = {"first_token_s": variants[OURS]["first_token_s"]["p50"], "total_s": variants[OURS]["total_s"]["p50"]}
     for name, theirs in variants.items():

@@ -125,7 +125,7 @@ def section(record: Record) -> Section:
 
 
 def summary(record: Record) -> dict[str, str]:
-    """The most clips in a second."""
+    """Clips in the default batch."""
     found = record["seconds"][batch_name(record["default_batch"])]
     return {f"seconds of audio captioned in a second, {batch_name(record['default_batch'])}":
             f"{_audio_s(record, found):.0f}"}  # fmt: skip

@@ -48,7 +48,7 @@ class AudioIds:
 def write_tokenizer(folder: Path, arch: Literal["qwen2", "qwen3"], source: Path | None, rows: int) -> AudioIds:
     """Write the tokenizer files and the chat template of a decoder whose embedding has `rows` rows.
 
-    `source` is Qwen2.5-Omni's tokenizer; where there is none, a small byte-level BPE stands in.
+    `source` is Qwen2.5-Omni's tokenizer; without it, a small byte-level BPE stands in.
 
     Raises:
         ValueError: there are more tokens than rows.

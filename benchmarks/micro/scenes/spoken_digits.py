@@ -18,7 +18,7 @@ from benchmarks.micro.scenes import rooms, speech
 from benchmarks.micro.scenes.signals import RATE, Rng, Samples, band, db, filtered, loudness, ramped
 from benchmarks.micro.scenes.speech import Utterance
 
-MOST_DIGITS = 6
+MAX_DIGITS = 6
 ACCENTS = ("en-gb", "en-us", "en-gb-x-rp", "en-gb-scotland", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029")
 ESPEAK, REAL = 100, 101  # random streams, apart from those of the scenes
 STRETCH_FRAME, STRETCH_SEARCH = 480, 120  # 30 ms hold two periods of a low voice; the search covers one
@@ -98,7 +98,7 @@ def stretched(signal: Samples, factor: float) -> Samples:
 
 
 def _draw_digits(rng: Rng) -> list[int]:
-    return [int(digit) for digit in rng.integers(0, 10, int(rng.integers(1, MOST_DIGITS + 1)))]
+    return [int(digit) for digit in rng.integers(0, 10, int(rng.integers(1, MAX_DIGITS + 1)))]
 
 
 def _written(digits: Sequence[int]) -> str:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import Qwen2TokenizerFast
 
 COPIES, SCENE_FRAMES, SCENE_CLIPS = 64, 8_000, 16  # per step
-MOST_DIGITS = 6
+MAX_DIGITS = 6
 SEED = 20_263
 
 
@@ -33,7 +33,7 @@ def copies(tokenizer: Qwen2TokenizerFast, rng: np.random.Generator, count: int) 
     end, audio = token_id(tokenizer, IM_END), {token_id(tokenizer, token) for token in (AUDIO, AUDIO_BOS, AUDIO_EOS)}
     rows = []
     for _ in range(count):
-        digits = " ".join(str(digit) for digit in rng.integers(0, 10, int(rng.integers(1, MOST_DIGITS + 1))))
+        digits = " ".join(str(digit) for digit in rng.integers(0, 10, int(rng.integers(1, MAX_DIGITS + 1))))
         asked = [token for token in prompt_ids(tokenizer, f"Write {digits}", 0) if token not in audio]
         rows.append((asked, [*tokenizer.encode(digits), end]))
     length = max(len(asked) + len(said) for asked, said in rows)

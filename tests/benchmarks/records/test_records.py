@@ -84,7 +84,7 @@ def test_fewer_than_five_rounds_are_refused(capsys: pytest.CaptureFixture[str]) 
     for wrong in ("4", "-5", "many"):
         with pytest.raises(SystemExit):
             options.parse_args(["B", "--rounds", wrong])
-    assert "'many' is no number of rounds from 5 on" in capsys.readouterr().err
+    assert "got 'many' rounds, expected a whole number, at least 5" in capsys.readouterr().err
 
 
 def test_a_record_is_kept_and_the_last_line_is_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
