@@ -18,11 +18,13 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.records import machine
+from benchmarks.records.turns import take_turns, timed
 from dasheng_edge.quant.encoder.quantize import EncoderOptions, quantize_encoder
 from dasheng_edge.runtime.audio.audio_parts import AudioParts
 from dasheng_edge.runtime.audio.encoder import Encoder
@@ -56,13 +58,7 @@ def measure(bundle: Bundle, work: Path, threads: int) -> dict[str, object]:
         reports[name] = quantize_encoder(bundle, folder.joinpath, options, clips, threads)
         made_s[name] = time.perf_counter() - start
         encoders[name] = Encoder(folder / ENCODER, spec, threads=threads)
-    seconds: dict[str, list[float]] = {name: [] for name in encoders}
-    for index in range(ROUNDS + 1):
-        for name, encoder in encoders.items():
-            start = time.perf_counter()
-            encoder.patches(clip)
-            if index:  # the first round warms up
-                seconds[name].append(time.perf_counter() - start)
+    seconds = take_turns({name: timed(partial(one.patches, clip)) for name, one in encoders.items()}, ROUNDS)
     base = statistics.median(seconds["fp32"])
     return {
         name: {
