@@ -1,1 +1,1 @@
-"""Makes bundles smaller and says what that costs."""
+"""Makes bundles smaller and says what that costs. Stands on the runtime; `export` may import `quant.decoder` alone."""

@@ -1,1 +1,1 @@
-"""What a comparison measures, and what follows from it. Knows nothing of how it looks."""
+"""What a comparison measures, and what follows from it. Imports the runtime alone and knows nothing of the report."""

@@ -1,1 +1,1 @@
-"""The decoder in llama.cpp's types, and importance matrices measured on audio: all that `export` imports of `quant`."""
+"""The decoder in llama.cpp's types, and importance matrices measured on audio. Imports the runtime alone."""

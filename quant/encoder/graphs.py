@@ -42,6 +42,14 @@ def matrix_nodes(model: ir.Model) -> dict[str, ir.Node]:
     return nodes
 
 
+def weight_of(node: ir.Node) -> tuple[ir.Value, ir.TensorProtocol]:
+    """What a MatMul multiplies by, and its numbers."""
+    weight = node.inputs[1]
+    assert weight is not None
+    assert weight.const_value is not None
+    return weight, weight.const_value
+
+
 def convert(model: ir.Model, precisions: Mapping[str, MatrixPrecision]) -> None:
     """Give each matrix its precision; those that are not named stay float32.
 
@@ -52,8 +60,7 @@ def convert(model: ir.Model, precisions: Mapping[str, MatrixPrecision]) -> None:
         precision = PRECISIONS[precisions.get(name, "fp32")]
         if precision.bits == 32:
             continue
-        weight = node.inputs[1]
-        assert weight is not None
+        weight, _ = weight_of(node)
         assert weight.name is not None
         if precision.scales == "block":
             _to_blocks(model.graph, node, name, precision.bits)
@@ -103,10 +110,7 @@ def lazily(name: str, kind: ir.DataType, shape: tuple[int, ...], read: Callable[
 
 def _matrix(node: ir.Node) -> Callable[[], NDArray[np.float32]]:
     """Reads the matrix of a MatMul, each time anew."""
-    weight = node.inputs[1]
-    assert weight is not None
-    tensor = weight.const_value
-    assert tensor is not None
+    _, tensor = weight_of(node)
     return lambda: np.asarray(tensor.numpy(), np.float32)
 
 

@@ -20,7 +20,7 @@ from dasheng_edge.runtime.deviation import Deviation
 from dasheng_edge.runtime.errors import QuantizeError
 from dasheng_edge.runtime.progress import Advance, no_advance
 
-from .graphs import load_graph, matrix_nodes, save_graph, to_cuda
+from .graphs import load_graph, matrix_nodes, save_graph, to_cuda, weight_of
 from .mixed import STEPS, choose, groups_of
 from .plan import Plan, Planner, uniform
 from .precisions import PRECISIONS, EncoderPrecision, MatrixPrecision
@@ -91,14 +91,8 @@ class _Source:
 
     def matrices(self) -> dict[str, int]:
         """Values of each matrix, by its name."""
-        sizes = {}
-        for name in self.names:
-            for matrix, node in matrix_nodes(load_graph(self.bundle.path(name))).items():
-                weight = node.inputs[1]
-                assert weight is not None
-                assert weight.const_value is not None
-                sizes[matrix] = weight.const_value.size
-        return sizes
+        graphs = (load_graph(self.bundle.path(name)) for name in self.names)
+        return {matrix: weight_of(node)[1].size for graph in graphs for matrix, node in matrix_nodes(graph).items()}
 
 
 def clip_outputs(

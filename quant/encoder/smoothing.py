@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from dasheng_edge.runtime.deviation import noise_share_of
 
-from .graphs import convert, lazily, matrix_nodes
+from .graphs import convert, lazily, matrix_nodes, weight_of
 from .precisions import MatrixPrecision
 from .stages import Chain
 
@@ -68,9 +68,7 @@ def fold(model: ir.Model, smoothing: Mapping[str, Smoothing]) -> None:
         for value in norm.inputs[1:]:
             assert value is not None
             _scale(value, np.reciprocal(scales))
-        weight = nodes[name].inputs[1]
-        assert weight is not None
-        _scale(weight, scales[:, None])
+        _scale(weight_of(nodes[name])[0], scales[:, None])
 
 
 def _scale(value: ir.Value, factor: Array) -> None:
@@ -125,8 +123,5 @@ class SmoothingSearch:
 
 
 def _rows(node: ir.Node) -> Array:
-    weight = node.inputs[1]
-    assert weight is not None
-    assert weight.const_value is not None
-    largest: Array = np.abs(weight.const_value.numpy()).max(axis=1)
+    largest: Array = np.abs(weight_of(node)[1].numpy()).max(axis=1)
     return largest
