@@ -119,7 +119,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
             sources.pop(HEAD, None)
         decoder = decoder_sizes(stated, layout, tied=tied)
         assumed = (*assumed, *by_absence)
-    _check_shapes(path, layout, sources, expected_shapes(encoder, front_end, decoder))
+    _check_shapes(path, layout, sources, expected_shapes(layout.variant, encoder, front_end, decoder))
     return Checkpoint(
         folder, config, encoder, front_end, decoder, sources,
         files=tuple(sorted({source.file for source in stored.tensors.values()})),

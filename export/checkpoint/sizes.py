@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import torch
 from pydantic import PositiveFloat, PositiveInt
+from torch import nn
 
 from dasheng_edge.export.files.json_files import StatedFields, checked
-from dasheng_edge.export.variants.modules import EncoderSpec
+from dasheng_edge.export.variants.modules import AudioProjector, EncoderSpec
 from dasheng_edge.export.variants.stated import FIX, Stated, agree
 from dasheng_edge.export.variants.table import HEADS_BY_SIZE
-from dasheng_edge.export.variants.variant import DecoderSpec, Layout
+from dasheng_edge.export.variants.variant import DecoderSpec, Layout, Variant
 from dasheng_edge.runtime.bundle.front_end_spec import FrontEndSpec
 from dasheng_edge.runtime.errors import CheckpointFileError, CheckpointVariantError
 
@@ -132,37 +134,22 @@ def _check_attention(where: str, text: TextConfig) -> None:
 
 
 def expected_shapes(
-    encoder: EncoderSpec, front_end: FrontEndSpec, decoder: DecoderSpec | None
+    variant: Variant, encoder: EncoderSpec, front_end: FrontEndSpec, decoder: DecoderSpec | None
 ) -> dict[str, tuple[int, ...]]:
-    """Every tensor of a model by its canonical name."""
-    shapes = {f"audio_encoder.{name}": shape for name, shape in _encoder_shapes(encoder, front_end).items()}
-    if decoder is not None:
-        d = decoder.hidden_size
-        for name, columns in (("0", front_end.tokens_patches * encoder.embed_dim), ("2", d)):
-            shapes |= {f"audio_projector.net.{name}.weight": (d, columns), f"audio_projector.net.{name}.bias": (d,)}
-        shapes |= {f"decoder.{name}": shape for name, shape in _decoder_shapes(decoder).items()}
-    return shapes
-
-
-def _encoder_shapes(encoder: EncoderSpec, front_end: FrontEndSpec) -> dict[str, tuple[int, ...]]:
-    dim, mlp = encoder.embed_dim, int(encoder.embed_dim * encoder.mlp_ratio)
-    shapes: dict[str, tuple[int, ...]] = {
-        **{f"init_bn.{name}": (front_end.n_mels,) for name in ("weight", "bias", "running_mean", "running_var")},
-        "patch_embed.proj.weight": (dim, 1, front_end.n_mels, front_end.patch_frames),
-        "patch_embed.proj.bias": (dim,),
-        "time_pos_embed": (1, dim, 1, front_end.chunk_patches),
-        "freq_pos_embed": (1, dim, 1, 1),
-        "norm.weight": (dim,),
-        "norm.bias": (dim,),
+    """Every tensor of a model by its canonical name; encoder and projector are asked, without making their weights."""
+    with torch.device("meta"):
+        modules: dict[str, nn.Module] = {"audio_encoder": variant.encoder(encoder, front_end)}
+        if decoder is not None:
+            modules["audio_projector"] = AudioProjector(
+                encoder.embed_dim, decoder.hidden_size, front_end.tokens_patches
+            )
+    shapes = {
+        f"{part}.{name}": tuple(tensor.shape)
+        for part, module in modules.items()
+        for name, tensor in module.state_dict().items()
+        if not name.endswith(".num_batches_tracked")  # used in training only
     }
-    linears = {"attn.qkv": (3 * dim, dim), "attn.proj": (dim, dim), "mlp.fc1": (mlp, dim), "mlp.fc2": (dim, mlp)}
-    for i in range(encoder.depth):
-        for name, shape in {**linears, "norm1": (dim,), "norm2": (dim,)}.items():
-            shapes |= {f"blocks.{i}.{name}.weight": shape, f"blocks.{i}.{name}.bias": shape[:1]}
-    if front_end.acoustic:
-        shapes["acoustic.patch_embed.weight"] = (dim, 1, front_end.acoustic.n_mels, front_end.patch_frames)
-        shapes |= dict.fromkeys(("acoustic.patch_embed.bias", "acoustic.norm.weight", "acoustic.norm.bias"), (dim,))
-    return shapes
+    return shapes | {f"decoder.{name}": shape for name, shape in (_decoder_shapes(decoder) if decoder else {}).items()}
 
 
 def _decoder_shapes(decoder: DecoderSpec) -> dict[str, tuple[int, ...]]:
