@@ -1,9 +1,7 @@
-"""What the published models of the family look like: sizes, tensor names and shapes, `config.json`.
+"""What the published models of the family look like: tensor names and shapes, `config.json`.
 
-MiDashengLM-7B (editions 0804 and 1021) after its public loaders in vLLM and SGLang; its tensors and parameters add up
-to the published totals exactly. Dasheng base, 0.6B and 1.2B after the Hugging Face conversion of the original
-checkpoints. MiDashengLM-0.6B after DashengTokenizer's public code and Qwen3-0.6B: the sizes are sure, the names
-are guesses.
+Their sizes stand in the exporter's table. Tensors and parameters of MiDashengLM-7B add up to the published totals
+exactly; of MiDashengLM-0.6B the sizes are sure, the names are guesses.
 """
 
 from __future__ import annotations
@@ -11,7 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
+
+from dasheng_edge.export.variants.table import PUBLISHED
+from dasheng_edge.export.variants.variant import Published
 
 Name: TypeAlias = Literal["7b", "0.6b", "dasheng-base", "dasheng-0.6b", "dasheng-1.2b"]
 Edition: TypeAlias = Literal["0804", "1021"]
@@ -61,25 +62,21 @@ class Architecture:
         return replace(self, depth=min(layers, self.depth), decoder=decoder)
 
 
-_QWEN2_7B = Decoder("qwen2", 3584, 18944, 28, 28, 4, 128, rows=152064, positions=32768, tied=False)
-_QWEN3_600M = Decoder("qwen3", 1024, 3072, 28, 16, 8, 128, rows=151936, positions=40960, tied=True)
-_PUBLISHED = (
-    Architecture("7b", 1280, 32, 16, "bf16", decoder=_QWEN2_7B),
-    Architecture("0.6b", 768, 12, 12, "fp32", acoustic_mels=100, mel_buffers=True, decoder=_QWEN3_600M),
-    Architecture("dasheng-base", 768, 12, 12, "fp32"),
-    Architecture("dasheng-0.6b", 1280, 32, 16, "fp32"),
-    Architecture("dasheng-1.2b", 1536, 40, 24, "fp32"),
-)
-ARCHITECTURES: Mapping[Name, Architecture] = {one.name: one for one in _PUBLISHED}
+def _architecture(name: Name, model: Published) -> Architecture:
+    encoder, text = model.encoder, model.decoder
+    decoder = None if text is None else Decoder(
+        text.arch, text.hidden_size, text.intermediate_size, text.layers, text.heads, text.kv_heads, text.head_dim,
+        rows=text.vocab_size, positions=text.context_length, tied=text.tied,
+    )  # fmt: skip
+    return Architecture(
+        name, encoder.embed_dim, encoder.depth, encoder.num_heads, model.dtype, model.acoustic_mels,
+        model.mel_buffers, decoder,
+    )  # fmt: skip
 
-# Trained values by part. Those of the 7B add up to what peft prints for it, 8,281,739,904 without adapters.
-PARAMETERS: Mapping[Name, Mapping[str, int]] = {
-    "7b": {"encoder": 630_333_568, "projector": 35_789_824, "decoder": 7_615_616_512},
-    "0.6b": {"encoder": 85_447_808 + 309_504, "projector": 4_982_784, "decoder": 596_049_920},
-    "dasheng-base": {"encoder": 85_447_808},
-    "dasheng-0.6b": {"encoder": 630_333_568},
-    "dasheng-1.2b": {"encoder": 1_134_047_360},
-}
+
+_MODELS: Mapping[Name, Published] = {name: PUBLISHED["7b-1021" if name == "7b" else name] for name in get_args(Name)}
+ARCHITECTURES: Mapping[Name, Architecture] = {name: _architecture(name, model) for name, model in _MODELS.items()}
+PARAMETERS: Mapping[Name, Mapping[str, int]] = {name: model.parameters for name, model in _MODELS.items()}
 TENSORS: Mapping[Edition, int] = {"0804": 740, "1021": 738}  # of the 7B
 
 
