@@ -1,15 +1,20 @@
-"""The tool that runs the README's examples, and what the README promises about itself."""
+"""The tools that run the examples of pages and write some of them, and what the pages promise about themselves."""
 
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+import typer
 
-from benchmarks import docs
+from benchmarks import command_reference, docs
+from dasheng_edge.runtime.cli.app import build_app
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+PAGES = (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")))
+COMMANDS = typer.main.get_group(build_app())
 
 
 def example(shown: str, *, command: str = "python", python: str = "print('a 1.25 ms')") -> str:
@@ -74,9 +79,80 @@ def test_words_and_counts_are_compared(one: str, other: str) -> None:
     assert docs.comparable(one) != docs.comparable(other)
 
 
-def test_every_output_block_of_the_readme_belongs_to_an_example() -> None:
-    readme = (REPOSITORY / "README.md").read_text("utf-8")
-    assert len(re.findall(r"^```text$", readme, re.MULTILINE)) == len(docs.EXAMPLE.findall(readme))
+def test_code_of_a_shell_is_run_as_it_is_shown(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("<!-- run -->\n```sh\n# twice\necho a\necho 'b c'\n```\n\n```text\n```\n", "utf-8")
+
+    assert docs.main([str(page), "--write"]) == 0
+    assert page.read_text("utf-8").endswith("```text\na\nb c\n```\n")
+
+
+def test_a_shell_stops_at_the_first_command_that_fails() -> None:
+    text = "<!-- run -->\n```sh\nfalse\necho a\n```\n\n```text\na\n```\n"
+    assert [drift.failed for drift in docs.refresh(text)[1]] == [True]
+
+
+def test_markdown_that_a_program_writes_is_compared_as_it_is(tmp_path: Path) -> None:
+    begin, end = "<!-- run as Markdown: python -c \"print('- 0.5')\" -->\n", "<!-- end -->\n\nAfter.\n"
+    page = tmp_path / "page.md"
+    page.write_text(f"{begin}- 0.7\n{end}", "utf-8")
+
+    assert docs.main([str(page)]) == 1
+    assert docs.main([str(page), "--write"]) == 0
+    assert page.read_text("utf-8") == f"{begin}- 0.5\n{end}"
+
+
+def test_all_files_are_checked_although_the_first_has_drifted(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    pages = [tmp_path / name for name in ("a.md", "b.md")]
+    for page in pages:
+        page.write_text(example("b\n"), "utf-8")
+    assert docs.main([str(page) for page in pages]) == 1
+    assert capsys.readouterr().out.count("1 drifted") == 2
+
+
+def test_an_example_with_nothing_to_run_is_an_error() -> None:
+    (drift,) = docs.refresh("<!-- run -->\n```text\n```\n")[1]
+    assert (drift.failed, "expected code" in drift.difference) == (True, True)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_output_block_of_a_page_belongs_to_an_example(page: Path) -> None:
+    text = page.read_text("utf-8")
+    examples = [match for match in docs.EXAMPLE.finditer(text) if not match["markdown"]]
+    assert len(re.findall(r"^```(?:text|json)$", text, re.MULTILINE)) == len(examples)
+    assert text.count("<!-- run") == len(docs.EXAMPLE.findall(text))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_command_line_takes_every_command_of_a_page(page: Path) -> None:
+    context = COMMANDS.make_context("dasheng-edge", [], resilient_parsing=True)
+    for block in re.findall(r"^```sh\n(.*?)^```$", page.read_text("utf-8"), re.MULTILINE | re.DOTALL):
+        assert not re.search(r"\S +#", block), "comments stand above commands"
+        for line in re.split(r"\n|\||&&", block.replace("\\\n", " ")):
+            words = shlex.split(line, comments=True)
+            if words[:1] == ["dasheng-edge"]:
+                command = COMMANDS.get_command(context, words[1])
+                assert command is not None, line
+                command.make_context(words[1], words[2:], parent=context)  # raises where an option is not known
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_files_that_a_page_links_to_exist(page: Path) -> None:
+    prose = re.sub(r"^```.*?^```$|`[^`\n]+`", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    links = re.findall(r"\]\((?!https?:)([^)#]*)(?:#[^)]*)?\)", prose)
+    assert [link for link in links if link and not (page.parent / link).exists()] == []
+
+
+def test_the_reference_names_every_option_of_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    command_reference.main()
+    sections = capsys.readouterr().out.split("\n## ")
+    assert len(sections) == len(COMMANDS.commands)
+    for text, (name, command) in zip(sections, COMMANDS.commands.items(), strict=True):
+        assert text.removeprefix("## ").startswith(f"{name}\n")
+        options = [option for parameter in command.params for option in parameter.opts if option.startswith("--")]
+        assert [option for option in options if option not in text] == []
 
 
 @pytest.mark.parametrize("folder", ["export", "quant", "runtime"])
