@@ -12,7 +12,7 @@ from dasheng_edge.runtime.cli.app import build_app
 def main() -> None:
     """Print a section for each command, from the command line's own help."""
     group = typer.main.get_group(build_app())
-    context = typer.Context(group, info_name="dasheng-edge")
+    context = typer.Context(group, info_name="dasheng-edge", **group.context_settings)
     for name in group.list_commands(context):
         command = group.get_command(context, name)
         assert command is not None

@@ -130,9 +130,7 @@ def check(file: Path, *, write: bool) -> bool:
     before = file.read_text("utf-8")
     after, drifts = refresh(before)
     for drift in drifts:
-        print(f"{file}: {drift.command}
-{drift.difference}
-")
+        print(f"{file}: {drift.command}\n{drift.difference}\n")
     if write and after != before:
         replace_text(file, after)
     failed = sum(drift.failed for drift in drifts)

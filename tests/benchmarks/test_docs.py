@@ -11,8 +11,8 @@ import typer
 
 from benchmarks import command_reference, docs
 from dasheng_edge.runtime.cli.app import build_app
+from tests.fixtures.places import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")))
 COMMANDS = typer.main.get_group(build_app())
 

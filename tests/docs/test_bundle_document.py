@@ -16,9 +16,8 @@ from pydantic import BaseModel
 from dasheng_edge.runtime import Captioner, Manifest
 from dasheng_edge.runtime.audio.front_end import FrontEndSpec
 from dasheng_edge.runtime.bundle.bundle import REQUIRED, SCHEMA_VERSION
+from tests.fixtures.places import MICRO, REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-MICRO = REPOSITORY / "build" / "micro"
 PAGE = (REPOSITORY / "docs" / "bundle.md").read_text("utf-8")
 RATE_HZ = 16_000
 # A user's text with control tokens, a decomposed accent and white space at its ends.
@@ -114,7 +113,6 @@ def test_the_pages_reader_replays_the_golden_vectors(
 
 
 @pytest.mark.slow
-@pytest.mark.torch
 def test_the_pages_reader_reads_two_branches(reader: SimpleNamespace, tmp_path: Path) -> None:
     from dasheng_edge.export.bundle_export import export_bundle
     from dasheng_edge.export.options import ExportOptions
