@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -125,16 +127,25 @@ def test_every_output_block_of_a_page_belongs_to_an_example(page: Path) -> None:
     assert text.count("<!-- run") == len(docs.EXAMPLE.findall(text))
 
 
+def simple_commands(script: str) -> Iterator[list[str]]:
+    """The words of each command of a shell script; those of a pipe or a list come one by one."""
+    for line in script.replace("\\\n", " ").splitlines():
+        words = shlex.shlex(line, posix=True, punctuation_chars="|&;")
+        words.whitespace_split = True
+        for separator, command in itertools.groupby(words, lambda word: word in {"|", "&&", "||", ";"}):
+            if not separator:
+                yield list(command)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_command_line_takes_every_command_of_a_page(page: Path) -> None:
     context = COMMANDS.make_context("dasheng-edge", [], resilient_parsing=True)
     for block in re.findall(r"^```sh\n(.*?)^```$", page.read_text("utf-8"), re.MULTILINE | re.DOTALL):
         assert not re.search(r"\S +#", block), "comments stand above commands"
-        for line in re.split(r"\n|\||&&", block.replace("\\\n", " ")):
-            words = shlex.split(line, comments=True)
-            if words[:1] == ["dasheng-edge"]:
+        for words in simple_commands(block):
+            if words[0] == "dasheng-edge":
                 command = COMMANDS.get_command(context, words[1])
-                assert command is not None, line
+                assert command is not None, words
                 command.make_context(words[1], words[2:], parent=context)  # raises where an option is not known
 
 
