@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from dasheng_edge.runtime import Captioner, Manifest
-from dasheng_edge.runtime.audio.front_end import FrontEndSpec
-from dasheng_edge.runtime.bundle.bundle import REQUIRED, SCHEMA_VERSION
+from dasheng_edge.runtime.bundle.bundle import REQUIRED
+from dasheng_edge.runtime.bundle.front_end_spec import FrontEndSpec
+from dasheng_edge.runtime.bundle.manifest import SCHEMA_VERSION
 from tests.fixtures.places import MICRO, REPOSITORY
 
 PAGE = (REPOSITORY / "docs" / "bundle.md").read_text("utf-8")
