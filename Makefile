@@ -139,11 +139,13 @@ structure: $(STAMP_READY)  ## modules of each folder, circles of imports, longes
 	@$(BIN)/python -m tests.structure
 line-budget: structure
 
+PAGES := README.md $(wildcard docs/*.md)
+
 .PHONY: docs docs-check
-docs: $(STAMP_READY) build/micro  ## run the README's examples and paste their output into it
-	@$(BIN)/python -m benchmarks.docs README.md --write
-docs-check: $(STAMP_READY) build/micro  ## run the README's examples and compare
-	@$(BIN)/python -m benchmarks.docs README.md
+docs: $(STAMP_READY) build/micro  ## run the examples of README and docs/, and paste their output into them
+	@$(BIN)/python -m benchmarks.docs $(PAGES) --write
+docs-check: $(STAMP_READY) build/micro  ## run the examples of README and docs/, and compare
+	@$(BIN)/python -m benchmarks.docs $(PAGES)
 
 # ---- measurements, and the programs that tests compare with --------------------------------------------------
 
