@@ -6,11 +6,11 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.records.record import REPOSITORY, RESULTS
+from benchmarks.places import RESULTS
 from benchmarks.records.section import NONE, table
 from dasheng_edge.runtime.bundle.bundle import DECODER
 
-EXPORTS = REPOSITORY / "benchmarks" / "results" / "export.json"
+EXPORTS = RESULTS / "export.json"
 HEAD = ("model", "download", "bundle as exported", "`small` bundle", "its memory", "10 s of audio", "tested")
 RANDOM = "at true size, with random weights"
 
@@ -60,7 +60,7 @@ def cells(model: Model, export: dict[str, Any]) -> list[str]:
 
 def speed(benchmark: str, model: Model) -> Any:
     """A speed record; None where that was not measured."""
-    path = RESULTS / f"{benchmark}-{model.record}.json"
+    path = RESULTS / "speed" / f"{benchmark}-{model.record}.json"
     return json.loads(path.read_text("utf-8")) if path.exists() else None
 
 
