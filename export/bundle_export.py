@@ -29,9 +29,9 @@ from dasheng_edge.export.gguf.decoder import (
 from dasheng_edge.export.gguf.metadata import PREFIX, hub_id, other_bases
 from dasheng_edge.export.gguf.metadata import model_card as card_of_checkpoint
 from dasheng_edge.export.gguf.tokenizer import Vocabulary, read_vocabulary
-from dasheng_edge.export.graphs.check import GraphReport
 from dasheng_edge.export.graphs.encoder import export_encoder, export_projector
 from dasheng_edge.export.graphs.front_end import export_front_end
+from dasheng_edge.export.graphs.session import GraphReport
 from dasheng_edge.export.prompt.facts import golden_prompt, prompt_facts
 from dasheng_edge.export.reference.golden import GoldenRequest, golden_mel_error, golden_tokens, write_golden
 from dasheng_edge.quant.decoder.llama_quantize import quantize
@@ -121,7 +121,7 @@ def read_text(checkpoint: Checkpoint, options: ExportOptions) -> TextSide:
 
 
 def check_space(folder: Path, needed: int) -> None:
-    """Running out of disk after a quarter of an hour helps nobody.
+    """Refuse before the work begins what will not fit on the disk.
 
     Raises:
         OutputWriteError: there is less free space than needed.

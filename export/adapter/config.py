@@ -150,7 +150,7 @@ def adapter_origin(folder: Path) -> Origin | None:
         raise AdapterError(str(error)) from error
 
 
-def telling_name(folder: Path, origin: Origin | None) -> str:
+def adapter_name(folder: Path, origin: Origin | None) -> str:
     """What an adapter is called: on the hub, else by its folder or the first one above that says anything."""
     if origin:
         return origin.repo.rpartition("/")[2]

@@ -27,7 +27,7 @@ from dasheng_edge.runtime.deviation import relative_rms
 from dasheng_edge.runtime.errors import AdapterError
 from dasheng_edge.runtime.progress import Advance, no_advance
 
-from .config import Matcher, adapter_origin, check_folder, read_config, telling_name
+from .config import Matcher, adapter_name, adapter_origin, check_folder, read_config
 from .lora import Adapted, LowRank, Stored
 
 WEIGHTS = "adapter_model.safetensors"
@@ -149,7 +149,7 @@ def open_adapter(folder: str | Path, checkpoint: Checkpoint) -> Adapter:
     """Open an adapter in peft's layout and check that it fits the checkpoint; reads no weights.
 
     Raises:
-        AdapterError: there is none, it cannot be merged, or it was made for another model.
+        AdapterError: the folder holds no adapter, or one that cannot be merged or was made for another model.
     """
     folder = Path(folder)
     check_folder(folder)
@@ -183,7 +183,7 @@ def open_adapter(folder: str | Path, checkpoint: Checkpoint) -> Adapter:
     low_rank = dict(sorted(low_rank.items(), key=lambda item: order[item[0]]))
     origin = adapter_origin(folder)
     return Adapter(
-        telling_name(folder, origin), sha256_of(folder / WEIGHTS), low_rank, loaded, replaced,
+        adapter_name(folder, origin), sha256_of(folder / WEIGHTS), low_rank, loaded, replaced,
         facts.ensure_weight_tying, facts.base_model_name_or_path, origin,
     )  # fmt: skip
 
@@ -242,7 +242,7 @@ class _Reader:
             raise AdapterError(
                 f"{self.folder} holds {min(parts)} of {module}, but its configuration (target_modules, "
                 "exclude_modules, layers_to_transform, modules_to_save) leaves that module out, so that peft would "
-                "ignore it; mend adapter_config.json or save the adapter again"
+                "ignore it; correct adapter_config.json or save the adapter again"
             )
         kind = "lora_embedding_" if name == EMBEDDING else "lora_"
         expected = {f"{kind}A", f"{kind}B"} | ({"lora_magnitude_vector"} if self.facts.use_dora else set())
@@ -366,7 +366,7 @@ def check_finite(adapter: Adapter) -> None:
 def measured_merge_error(merged: MergedTensors, advance: Advance = no_advance) -> float:
     """Largest relative RMS difference to the same merge in float64, over one block of each adapted matrix.
 
-    NaN where there is one; `advance` is told of each matrix.
+    NaN if a weight is NaN; `advance` is told of each matrix.
     """
     errors = [0.0]
     for name in merged.adapted():

@@ -194,7 +194,7 @@ def _check_shapes(
 
 
 def _name(path: Path, config: Mapping[str, Any], origin: Origin | None) -> str:
-    """The most telling of a checkpoint's names."""
+    """The first of a checkpoint's names that says something about it."""
     names = [name.rpartition("--")[2] for name in _names(path, config, origin) if name]
     return next((name for name in names if not _GENERIC.fullmatch(name)), names[0])
 

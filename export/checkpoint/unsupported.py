@@ -42,7 +42,7 @@ def refuse_quantized(
 ) -> None:
     """Refuse packed weights, whether the configuration says so or only the tensors do, and types that are not read.
 
-    `names` are what the checkpoint may be called, the most telling first.
+    `names` are what the checkpoint may be called, the most specific first.
 
     Raises:
         CheckpointVariantError: naming the repository to use instead, or the type to save it in.

@@ -21,7 +21,7 @@ from dasheng_edge.runtime.text.decoder import Decoder
 from dasheng_edge.runtime.text.prompt import PromptBuilder
 
 from .decoder import DecoderReport
-from .residency import few_mapped_pages
+from .residency import pages_handed_back
 
 
 def check_tensors(report: DecoderReport, limits: DecoderTolerance) -> None:
@@ -84,7 +84,7 @@ def _opened(decoder_path: Path) -> Generator[Decoder]:
     decoder: Decoder | None = None
     try:
         # llama.cpp keeps what lies between the tensors' ends mapped, until it is closed.
-        with few_mapped_pages(decoder_path, *tensor_bytes(decoder_path)):
+        with pages_handed_back(decoder_path, *tensor_bytes(decoder_path)):
             decoder = Decoder.open(decoder_path, resolve_here(EngineOptions(weights="mapped")))
             yield decoder
     finally:

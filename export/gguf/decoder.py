@@ -115,7 +115,7 @@ def write_gguf(
     types = _stored_types(merged, kind)
     writer = gguf.GGUFWriter(path, _spec(merged).arch)
     try:
-        # Of a mixture there is none; the quantizer states its own when it is done.
+        # An exact file has mixed types, which have no name; the quantizer states its own when it is done.
         add_metadata(writer, merged, FILE_TYPES["F32" if kind == "exact" else kind], sampling)
         add_vocabulary(writer, vocabulary)
         for stored, name in names.items():

@@ -27,7 +27,7 @@ _MAPS = Path("/proc/self/maps")
 
 
 @contextmanager
-def few_mapped_pages(path: Path, start: int, stop: int) -> Generator[None]:
+def pages_handed_back(path: Path, start: int, stop: int) -> Generator[None]:
     """While the block runs, mapped pages of bytes [start, stop) of `path` are handed back.
 
     They must stay mapped while it runs, or until an error ends it. Nothing happens for small parts, and but on Linux.
@@ -44,7 +44,7 @@ def few_mapped_pages(path: Path, start: int, stop: int) -> Generator[None]:
             for address, size in mapped_ranges(target, start, stop):
                 libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(size), _DONTNEED)
 
-    thread = threading.Thread(target=hand_back, name="few-mapped-pages", daemon=True)
+    thread = threading.Thread(target=hand_back, name="pages-handed-back", daemon=True)
     thread.start()
     try:
         yield

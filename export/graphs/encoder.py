@@ -39,7 +39,7 @@ from dasheng_edge.runtime.deviation import relative_rms
 from dasheng_edge.runtime.errors import ExportError
 
 from .attention_layout import join_heads
-from .check import GraphReport, graph_bytes, graph_session
+from .session import GraphReport, graph_bytes, graph_session
 
 OPSET = 23  # the first with Attention
 

@@ -21,7 +21,7 @@ from dasheng_edge.export.variants.spectrograms import AcousticMel, LogMel, mel_f
 from dasheng_edge.runtime.bundle.front_end_spec import AcousticSpec, FrontEndSpec
 from dasheng_edge.runtime.deviation import max_difference
 
-from .check import GraphReport, graph_session
+from .session import GraphReport, graph_session
 
 # Power spectrum by STFT, mel filters, decibels, floor relative to the loudest bin (torchaudio's
 # MelSpectrogram and AmplitudeToDB). Measured on two cores for 10 s of audio: 9 ms by the STFT operator, 7 ms by

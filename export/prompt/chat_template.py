@@ -38,7 +38,7 @@ def read_chat_template(folder: Path) -> ChatTemplate:
     """The chat template that a processor loaded from this folder uses; of several, the one called "default".
 
     Raises:
-        CheckpointFileError: there is none, or a file does not parse.
+        CheckpointFileError: the folder has no chat template, or a file does not parse.
     """
     legacy = read_json(folder / LEGACY_TEMPLATE, missing_ok=True)
     if text := _chosen(folder, LEGACY_TEMPLATE, legacy.get("chat_template")):

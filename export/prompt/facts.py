@@ -110,7 +110,7 @@ def golden_prompt(folder: Path, facts: PromptFacts) -> list[int]:
 def _probe(tokenizer: Any, template: str, facts: PromptFacts) -> tuple[tuple[bool, bool], str]:
     """The first form of content with which transformers renders the audio once and all texts, and what comes of it.
 
-    Where there is none: the first form, and nothing.
+    If no form does so: the first form, and an empty text.
     """
     texts = {"prompt": _PROBE, "system": _PROBE if facts.system else None}
     for form in CONTENT_FORMS:
@@ -142,7 +142,7 @@ def _tokenizer(folder: Path) -> Any:
     logging.set_verbosity_error()
     try:
         return Qwen2TokenizerFast.from_pretrained(str(folder), local_files_only=True)
-    except Exception as error:  # whatever a malformed file makes of it
+    except Exception as error:  # a malformed file can raise anything
         raise CheckpointFileError(
             f"transformers cannot load the tokenizer in {folder}: {error}; take its files from the revision of the "
             "weights"
@@ -182,7 +182,7 @@ def _special_tokens(folder: Path, template: ChatTemplate, tokenizer: Any) -> dic
 
 
 def _system(asked: PromptOverrides, defaults: PromptDefaults, *, written: bool) -> tuple[str | None, str]:
-    """The system text, None where the template writes one (`written`) or there is none; and where it comes from."""
+    """The system text, None if the template writes one (`written`) or none is wanted; and where it comes from."""
     if asked.system:
         return asked.system, CHOSEN
     if written:

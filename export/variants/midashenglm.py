@@ -28,7 +28,7 @@ class MiDashengLMEncoder(ChunkedEncoder):
 
 
 def examples(spec: FrontEndSpec) -> list[Feed]:
-    """One patch, ragged ends, a last patch that is no key, no key at all; a second spectrogram where there is one."""
+    """One patch, ragged ends, a last patch that is no key, no key at all; with the second spectrogram, if any."""
     generator, full = np.random.default_rng(0), spec.chunk_patches
     sizes = [(4, 1), (4, 0), (7, 1), (12, 3), (20, 4), (400, 100), (1001, 250), (1008, full - 1), (1008, full)]
     cases: list[Feed] = []

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from dasheng_edge.export import bundle_export
 from dasheng_edge.export.bundle_export import ExportReport, export_bundle
 from dasheng_edge.export.files.pull_record import PULL_RECORD
-from dasheng_edge.export.graphs.check import GraphReport
+from dasheng_edge.export.graphs.session import GraphReport
 from dasheng_edge.export.options import ExportOptions
 from dasheng_edge.quant.decoder.types import DECODER_TOLERANCES, WORST_MATRIX, PlainType, token_margin
 from dasheng_edge.runtime.bundle.bundle import (

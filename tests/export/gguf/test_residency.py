@@ -14,7 +14,7 @@ import pytest
 
 from dasheng_edge.export.gguf import residency
 from dasheng_edge.export.gguf.checks import golden_logits_error
-from dasheng_edge.export.gguf.residency import SMALL_BYTES, few_mapped_pages, mapped_ranges
+from dasheng_edge.export.gguf.residency import SMALL_BYTES, mapped_ranges, pages_handed_back
 from dasheng_edge.quant.decoder.gguf_file import tensor_bytes
 from dasheng_edge.runtime.bundle.bundle import DECODER, Bundle
 from dasheng_edge.runtime.bundle.golden import read_golden
@@ -58,7 +58,7 @@ def test_pages_are_handed_back_and_come_again(path: Path, monkeypatch: pytest.Mo
         before = resident_file_bytes()
         assert pages[:] == content
         touched = resident_file_bytes()
-        with few_mapped_pages(path, 0, len(content)):
+        with pages_handed_back(path, 0, len(content)):
             dropped = wait_until_below(touched - 24 * MIB)
             assert pages[:] == content  # while pages come and go
 
@@ -91,23 +91,23 @@ def test_other_files_and_private_mappings_are_left_alone(path: Path, tmp_path: P
 
 
 def at_work() -> bool:
-    return any(thread.name == "few-mapped-pages" for thread in threading.enumerate())
+    return any(thread.name == "pages-handed-back" for thread in threading.enumerate())
 
 
 def test_the_thread_ends_with_the_block_even_on_an_error(path: Path) -> None:
-    with few_mapped_pages(path, 0, SMALL_BYTES):
+    with pages_handed_back(path, 0, SMALL_BYTES):
         assert at_work()
     assert not at_work()
-    with pytest.raises(ZeroDivisionError), few_mapped_pages(path, 0, SMALL_BYTES):
+    with pytest.raises(ZeroDivisionError), pages_handed_back(path, 0, SMALL_BYTES):
         _ = 1 / 0
     assert not at_work()
 
 
 def test_small_files_and_other_systems_are_left_alone(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with few_mapped_pages(path, 0, SMALL_BYTES - 1):
+    with pages_handed_back(path, 0, SMALL_BYTES - 1):
         assert not at_work()
     monkeypatch.setattr(sys, "platform", "darwin")
-    with few_mapped_pages(path, 0, SMALL_BYTES):
+    with pages_handed_back(path, 0, SMALL_BYTES):
         assert not at_work()
 
 

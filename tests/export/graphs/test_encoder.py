@@ -16,8 +16,8 @@ from torch import Tensor
 from dasheng_edge.export.adapter.merge import MergedTensors
 from dasheng_edge.export.checkpoint.checkpoint import open_checkpoint
 from dasheng_edge.export.graphs import encoder as encoder_onnx
-from dasheng_edge.export.graphs.check import graph_bytes, graph_session
 from dasheng_edge.export.graphs.encoder import export_encoder, export_projector
+from dasheng_edge.export.graphs.session import graph_bytes, graph_session
 from dasheng_edge.export.reference.encoder import stream_chunks
 from dasheng_edge.runtime.bundle.bundle import ENCODER, FRONT_END, PROJECTOR, weights_file
 from dasheng_edge.runtime.errors import ExportError

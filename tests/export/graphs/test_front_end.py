@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from dasheng_edge.export.graphs import front_end as front_end_onnx
-from dasheng_edge.export.graphs.check import graph_session
 from dasheng_edge.export.graphs.front_end import export_front_end
+from dasheng_edge.export.graphs.session import graph_session
 from dasheng_edge.export.variants.spectrograms import AcousticMel
 from dasheng_edge.runtime.bundle.front_end_spec import AcousticSpec, FrontEndSpec
 
