@@ -92,7 +92,7 @@ def test_the_list_of_packages_is_that_of_the_folders() -> None:
 
 def test_the_poison_works() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", f"{POISON}\nimport dasheng_edge.export.reference.dasheng"],
+        [sys.executable, "-c", f"{POISON}\nimport dasheng_edge.export.variants.table"],
         capture_output=True,
         check=False,
     )

@@ -1,6 +1,6 @@
 """MiDashengLM-micro: the architecture and tensor names of MiDashengLM-7B at a thousandth of its size.
 
-The encoder and the projector are `dasheng_edge.export.reference.dasheng`'s, the decoder is transformers' Qwen2.
+The encoder and the projector are those of `dasheng_edge.export.variants`, the decoder is transformers' Qwen2.
 A checkpoint is a Hugging Face folder with the file names and the fields of the published ones.
 """
 
