@@ -81,7 +81,7 @@ class RunningRequest:
     def _features(self) -> Iterator[tuple[Features, int]]:
         """Spectrograms chunk by chunk, each with its first patch; with `live`, before the clip has ended."""
         front_end = self._parts.audio.front_end
-        chunks = front_end.running(self._audio) if self._request.live else front_end.chunks(self._audio)
+        chunks = RunningFeatures(front_end, self._audio) if self._request.live else front_end.chunks(self._audio)
         for features in chunks:
             self._timer.lap("front_end")
             yield features

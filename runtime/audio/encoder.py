@@ -46,7 +46,8 @@ class Encoder:
     def chunks(self, features: Features, first: int = 0) -> Iterator[NDArray[np.float32]]:
         """As `patches`, but one chunk after another; `first` is where in its clip the first patch lies."""
         for feed in chunk_feeds(self.spec, features, first):
-            yield run_graph(self._session, feed)[0]
+            (patches,) = run_graph(self._session, feed)
+            yield patches[0]
 
 
 def chunk_feeds(spec: FrontEndSpec, features: Features, first: int = 0) -> Iterator[dict[str, NDArray[Any]]]:
@@ -82,7 +83,8 @@ class Projector:
         """
         size = len(patches) // self.spec.tokens_patches * self.spec.tokens_patches
         feed = {"patches": np.ascontiguousarray(patches[None, :size], np.float32)}
-        return np.ascontiguousarray(run_graph(self._session, feed)[0], np.float32)
+        (embeddings,) = run_graph(self._session, feed)
+        return np.ascontiguousarray(embeddings[0], np.float32)
 
     def groups(self, chunks: Iterable[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
         """The chunks of a clip, float32 [patches, audio_dim], cut anew where an audio token ends.

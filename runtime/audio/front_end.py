@@ -9,14 +9,12 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dasheng_edge.runtime.audio.onnx_session import check_graph, onnx_session
+from dasheng_edge.runtime.audio.onnx_session import check_graph, onnx_session, run_graph
 from dasheng_edge.runtime.bundle.front_end_spec import FrontEndSpec
-from dasheng_edge.runtime.errors import DeviceError
 from dasheng_edge.runtime.machine.devices import Device
 
 
@@ -82,18 +80,35 @@ class FrontEnd:
 
         Raises what `features` raises.
         """
-        stream = FrameStream(self, self.spec.chunk_frames)
-        parts = deque(stream.all(blocks))
-        floor = max(log_mel.max() for log_mel, *_ in parts) - np.float32(self.spec.top_db)
-        first = 0
+        parts = deque(self.computed(blocks))
+        floor = max(log_mel.max() for (log_mel, *_), _ in parts) - np.float32(self.spec.top_db)
+        first, samples = 0, parts[-1][1]
         while parts:
-            log_mel, *others = parts.popleft()
-            yield Features(np.maximum(log_mel, floor), others[0] if others else None, stream.samples), first
+            (log_mel, *others), _ = parts.popleft()
+            yield Features(np.maximum(log_mel, floor), others[0] if others else None, samples), first
             first += log_mel.shape[1] // self.spec.patch_frames
 
-    def running(self, blocks: Iterable[NDArray[np.float32]]) -> RunningFeatures:
-        """As `chunks`, but while the blocks come; see `RunningFeatures` for what that changes."""
-        return RunningFeatures(self, blocks)
+    def computed(self, blocks: Iterable[NDArray[np.float32]]) -> Iterator[tuple[list[NDArray[np.float32]], int]]:
+        """What the graph returns, [bands, frames] of each output, for a chunk as soon as its waveform has come.
+
+        With each goes how many samples have come so far, at the end those of the padding included.
+        """
+        spec, context = self.spec, self.edge_frames + self.CUTS
+        hop, size = spec.hop_length, spec.chunk_frames
+        waveform, samples = np.zeros(0, np.float32), 0  # from frame `start` on
+        start = done = 0  # frames cut off in front, frames computed
+        for block in blocks:
+            waveform = np.concatenate([waveform, block])
+            samples += len(block)
+            while len(waveform) >= (done - start + size + context) * hop:
+                yield self.frames(waveform, done - start, size), samples
+                done += size
+                keep = max(0, done - context)
+                waveform = waveform[(keep - start) * hop :]
+                start = keep
+        padded = spec.padded_samples_of(samples)
+        waveform = np.pad(waveform, (0, padded - samples))
+        yield self.frames(waveform, done - start, spec.frames_of(padded) - done), padded
 
     def frames(self, waveform: NDArray[np.float32], first: int, count: int) -> list[NDArray[np.float32]]:
         """Frames [first, first + count) of a stretch of the clip, one array for each output of the graph.
@@ -119,7 +134,7 @@ class FrontEnd:
         for cut in range(self.edge_frames, self.edge_frames + self.CUTS):
             begin = max(0, first - cut)
             end = min(len(waveform), (first + count - 1 + cut) * hop)
-            results = self._run(waveform[None, begin * hop : end])
+            results = run_graph(self._session, {"waveform": waveform[None, begin * hop : end]})
             log_mel = results[0]
             true = self.edge_frames if begin else 0
             last = log_mel.shape[-1] - (0 if end == len(waveform) else self.edge_frames)
@@ -128,55 +143,6 @@ class FrontEnd:
             if not raised or log_mel.max() <= log_mel[0, :, true:last].max():
                 break
         return [result[0, :, first - begin : first - begin + count] for result in results]
-
-    def _run(self, waveform: NDArray[np.float32]) -> list[NDArray[Any]]:
-        """The graph's outputs for float32 [1, samples]."""
-        try:
-            outputs: list[NDArray[Any]] = self._session.run(None, {"waveform": waveform})
-        except Exception as error:  # ONNX Runtime's exceptions share no other base
-            raise DeviceError(
-                f"ONNX Runtime failed on {self._session.get_providers()[0]} with waveform {waveform.shape}: {error}; "
-                "free memory, or choose another device"
-            ) from error
-        return outputs
-
-
-class FrameStream:
-    """Frames of one clip, `size` at a time while its waveform comes; each a list of what the graph returns."""
-
-    def __init__(self, front_end: FrontEnd, size: int) -> None:
-        self.samples = 0  # that were seen, and at the end those of the silence that a short clip is padded with
-        self._front_end, self._size = front_end, size
-        self._context = front_end.edge_frames + front_end.CUTS
-        self._waveform = np.zeros(0, np.float32)  # from frame `start` on
-        self._start = self._done = 0  # frames cut off in front, frames computed
-
-    def all(self, blocks: Iterable[NDArray[np.float32]]) -> Iterator[list[NDArray[np.float32]]]:
-        """The frames of a whole clip."""
-        for block in blocks:
-            yield from self.push(block)
-        yield self.end()
-
-    def push(self, block: NDArray[np.float32]) -> Iterator[list[NDArray[np.float32]]]:
-        """Take float32 [n] samples, and give what is complete: [bands, size] of each output."""
-        hop = self._front_end.spec.hop_length
-        self._waveform = np.concatenate([self._waveform, block])
-        self.samples += len(block)
-        while len(self._waveform) >= (self._done - self._start + self._size + self._context) * hop:
-            yield self._front_end.frames(self._waveform, self._done - self._start, self._size)
-            self._done += self._size
-            keep = max(0, self._done - self._context)
-            self._waveform = self._waveform[(keep - self._start) * hop :]
-            self._start = keep
-
-    def end(self) -> list[NDArray[np.float32]]:
-        """The frames that are left, at least one."""
-        spec = self._front_end.spec
-        if self.samples < spec.min_samples:
-            self._waveform = np.pad(self._waveform, (0, spec.min_samples - self.samples))
-            self.samples = spec.min_samples
-        count = spec.frames_of(self.samples) - self._done
-        return self._front_end.frames(self._waveform, self._done - self._start, count)
 
 
 class RunningFeatures(Iterator[tuple[Features, int]]):
@@ -190,7 +156,7 @@ class RunningFeatures(Iterator[tuple[Features, int]]):
     def __init__(self, front_end: FrontEnd, blocks: Iterable[NDArray[np.float32]]) -> None:
         self.deviation_db = 0.0
         self._spec = front_end.spec
-        self._parts = self._computed(FrameStream(front_end, front_end.spec.chunk_frames), blocks)
+        self._parts = front_end.computed(blocks)
         self._loudest = -np.inf
         self._lowest = np.inf
         self._patches = 0
@@ -204,12 +170,3 @@ class RunningFeatures(Iterator[tuple[Features, int]]):
         self._lowest = min(self._lowest, float(limited.min()))
         first, self._patches = self._patches, self._patches + log_mel.shape[1] // self._spec.patch_frames
         return Features(limited, others[0] if others else None, samples), first
-
-    @staticmethod
-    def _computed(
-        stream: FrameStream, blocks: Iterable[NDArray[np.float32]]
-    ) -> Iterator[tuple[list[NDArray[np.float32]], int]]:
-        for block in blocks:
-            for part in stream.push(block):
-                yield part, stream.samples
-        yield stream.end(), stream.samples

@@ -128,22 +128,21 @@ def onnx_session(path: Path, device: Device, threads: int) -> onnxruntime.Infere
     return session
 
 
-def run_graph(session: onnxruntime.InferenceSession, feed: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
-    """The output of a graph that has one.
+def run_graph(session: onnxruntime.InferenceSession, feed: dict[str, NDArray[Any]]) -> list[NDArray[np.float32]]:
+    """The outputs of a graph.
 
     Raises:
         DeviceError: ONNX Runtime failed, for lack of memory mostly.
     """
     try:
-        (output,) = session.run(None, feed)
+        outputs: list[NDArray[np.float32]] = session.run(None, feed)
     except Exception as error:  # ONNX Runtime's exceptions share no other base
         shapes = ", ".join(f"{name} {value.shape}" for name, value in feed.items())
         raise DeviceError(
             f"ONNX Runtime failed on {session.get_providers()[0]} with {shapes}: {error}; free memory, or choose "
             "another device"
         ) from error
-    result: NDArray[np.float32] = output
-    return result
+    return outputs
 
 
 def check_graph(

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dasheng_edge.runtime.audio.audio_parts import AudioParts
+from dasheng_edge.runtime.audio.front_end import RunningFeatures
 from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.engine_options import EngineSettings
@@ -39,7 +40,7 @@ def audio(tiny_bundle: Path) -> AudioParts:
 
 
 def live_patches(audio: AudioParts, waveform: np.ndarray, size: int = 1600) -> tuple[np.ndarray, float]:
-    running = audio.front_end.running(blocks(waveform, size))
+    running = RunningFeatures(audio.front_end, blocks(waveform, size))
     chunks = [chunk for features, first in running for chunk in audio.encoder.chunks(features, first)]
     return np.concatenate(chunks), running.deviation_db
 
@@ -78,7 +79,7 @@ def test_the_deviation_is_what_was_not_raised(audio: AudioParts) -> None:
     waveform = np.concatenate([
         1e-3 * np.sin(np.arange(CHUNK + 8000, dtype=np.float32) * 0.2).astype(np.float32), noise(CHUNK, level=1.0),
     ])  # fmt: skip
-    running = audio.front_end.running(blocks(waveform))
+    running = RunningFeatures(audio.front_end, blocks(waveform))
     got = np.concatenate([features.log_mel for features, _ in running], axis=1)
     want = audio.front_end.features([waveform]).log_mel
     below = want - got
