@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dasheng_edge.runtime.audio.audio_parts import AudioParts
 from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.bundle.golden import AUDIO_MARK, GoldenClip, GoldenText, read_golden
 from dasheng_edge.runtime.bundle.manifest import Tolerances
 from dasheng_edge.runtime.engine_options import EngineOptions
-from dasheng_edge.runtime.text.prompt import Prompt
 
 from .deviation import logits_relative_rms, max_difference, relative_rms
-from .errors import DashengEdgeError, DecoderError, DeviceError, PromptError
+from .errors import DecoderError, DeviceError, PromptError
 from .parts import Parts
-
-Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -76,62 +72,37 @@ def verify_bundle(bundle: Bundle, options: EngineOptions | None = None) -> Verif
 
 def _seams(audio: AudioParts, clip: GoldenClip, limits: Tolerances, parts: Parts | None = None) -> Iterator[Seam]:
     """The comparisons of one clip. Behind a part that fails there is nothing to compare, so its seam is the last."""
+    seam = Seam(clip.name, "log-mel", np.nan, limits.log_mel_db, "dB")  # the one that is next
     try:
         features = audio.front_end.features([clip.samples])
-    except DeviceError as failure:
-        yield _failed(clip.name, "log-mel", limits.log_mel_db, "dB", failure)
-        return
-    yield Seam(clip.name, "log-mel", max_difference(features.log_mel, clip.log_mel), limits.log_mel_db, "dB")
-    if features.acoustic is not None and clip.acoustic_mel is not None:
-        error = max_difference(features.acoustic, clip.acoustic_mel)
-        yield Seam(clip.name, "acoustic mel", error, _stated(limits.acoustic_nepers), "nepers")
-    try:
+        yield replace(seam, error=max_difference(features.log_mel, clip.log_mel))
+        if features.acoustic is not None and clip.acoustic_mel is not None:
+            error = max_difference(features.acoustic, clip.acoustic_mel)
+            yield Seam(clip.name, "acoustic mel", error, _stated(limits.acoustic_nepers), "nepers")
+        seam = Seam(clip.name, "patches", np.nan, limits.patches_relative, "relative")
         patches = audio.encoder.patches(features)
-    except DeviceError as failure:
-        yield _failed(clip.name, "patches", limits.patches_relative, "relative", failure)
-        return
-    yield Seam(clip.name, "patches", relative_rms(patches, clip.patches), limits.patches_relative, "relative")
-    if parts is not None and clip.text is not None:
-        yield from _text_seams(parts, clip.name, patches, clip.text, limits)
-
-
-def _text_seams(parts: Parts, name: str, patches: Array, text: GoldenText, limits: Tolerances) -> Iterator[Seam]:
-    embeddings_limit, logits_limit = _stated(limits.embeddings_relative), _stated(limits.logits_relative)
-    try:
+        yield replace(seam, error=relative_rms(patches, clip.patches))
+        if parts is None or clip.text is None:
+            return
+        seam = Seam(clip.name, "embeddings", np.nan, _stated(limits.embeddings_relative), "relative")
         embeddings = parts.audio.projector.embeddings(patches)
-    except DeviceError as failure:  # the patches are of another width, mostly
-        yield _failed(name, "embeddings", embeddings_limit, "relative", failure)
-        return
-    yield Seam(name, "embeddings", relative_rms(embeddings, text.embeddings), embeddings_limit, "relative")
-    try:
+        yield replace(seam, error=relative_rms(embeddings, clip.text.embeddings))
+        seam = Seam(clip.name, "prompt", np.nan, 0.0, "tokens")
         prompt = parts.prompts.build()
-    except PromptError as failure:
-        yield _failed(name, "prompt", 0.0, "tokens", failure)
-        return
-    yield Seam(name, "prompt", 0.0 if prompt.ids(AUDIO_MARK) == text.prompt.tolist() else float("inf"), 0.0, "tokens")
-    try:
-        logits, tokens = _decode(parts, prompt, embeddings, len(text.tokens))
-    except DecoderError as failure:  # NaN on the way, mostly
-        yield _failed(name, "first logits", logits_limit, "relative", failure)
-        return
-    yield Seam(name, "first logits", logits_relative_rms(logits, text.logits), logits_limit, "relative")
-    yield Seam(name, "greedy tokens", token_margin(tokens, text), _stated(limits.token_margin), "logits")
-
-
-def _failed(clip: str, name: str, tolerance: float, unit: str, failure: DashengEdgeError) -> Seam:
-    return Seam(clip, name, float("nan"), tolerance, unit, str(failure))
+        yield replace(seam, error=0.0 if prompt.ids(AUDIO_MARK) == clip.text.prompt.tolist() else np.inf)
+        seam = Seam(clip.name, "first logits", np.nan, _stated(limits.logits_relative), "relative")
+        parts.decoder.prefill(prompt.rows(embeddings), reserve=len(clip.text.tokens))
+        logits, tokens = parts.decoder.logits(), list(parts.decoder.generate(len(clip.text.tokens)))
+        yield replace(seam, error=logits_relative_rms(logits, clip.text.logits))
+        yield Seam(clip.name, "greedy tokens", token_margin(tokens, clip.text), _stated(limits.token_margin), "logits")
+    except (DeviceError, PromptError, DecoderError) as failure:  # another width or NaN, mostly
+        yield replace(seam, note=str(failure))
 
 
 def _stated(limit: float | None) -> float:
     """A tolerance that the manifest's own check has asked for."""
     assert limit is not None
     return limit
-
-
-def _decode(parts: Parts, prompt: Prompt, embeddings: Array, count: int) -> tuple[Array, list[int]]:
-    """The first logits and `count` greedy tokens, fewer if generation ends by itself."""
-    parts.decoder.prefill(prompt.rows(embeddings), reserve=count)
-    return parts.decoder.logits(), list(parts.decoder.generate(count))
 
 
 def token_margin(tokens: list[int], text: GoldenText) -> float:

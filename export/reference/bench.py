@@ -123,7 +123,7 @@ def check_sizes(checkpoint: Checkpoint, wanted: Mapping[str, object]) -> None:
 
 
 def measure(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Do what `transformers_peer.compare` asks for; times in milliseconds, one for each round and clip.
+    """Do what `bench --against` asks for; times in milliseconds, one for each round and clip.
 
     Raises:
         CheckpointError: the checkpoint cannot be opened, or is not the bundle's.

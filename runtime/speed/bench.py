@@ -1,12 +1,17 @@
-"""How fast a bundle is on this machine, stage by stage: rounds over the same clips, after a warm-up round."""
+"""How fast a bundle is on this machine, stage by stage: rounds over the same clips, after a warm-up round.
+
+Its peer is the checkpoint in PyTorch and transformers, with the same clips and prompt, in a process of its own.
+"""
 
 from __future__ import annotations
 
 import io
 import platform
+import tempfile
 import wave
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
 
@@ -16,18 +21,23 @@ from dasheng_edge.runtime.audio.read import read_audio
 from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.caption import Caption
 from dasheng_edge.runtime.captioner import Captioner
+from dasheng_edge.runtime.child import Child, ChildError
 from dasheng_edge.runtime.engine_options import EngineOptions
+from dasheng_edge.runtime.errors import CheckpointError, MissingExtraError
 from dasheng_edge.runtime.machine.devices import Device
 from dasheng_edge.runtime.machine.identity import identify, installed
+from dasheng_edge.runtime.machine.installation import install_line
 from dasheng_edge.runtime.machine.meters import EnergyMeter, peak_rss_bytes
+from dasheng_edge.runtime.text.prompt import Prompt
 from dasheng_edge.runtime.tuned import tuned_for
-
-from .transformers_peer import Against, SameWork, check_transformers, compare, joined
 
 # `Timings` says what each is: all but the first token's are parts of the total, first_token is a sum of some.
 STAGES = ("audio_decode", "front_end", "encoder", "projector", "prefill", "first_token", "decode", "total")
 SYNTHETIC_S = 10.0
 _SYNTHETIC_HZ = 44_100  # so that it is resampled, as most files are
+PEER_MODULE = "dasheng_edge.export.reference.bench"  # started by name: the runtime must not import upwards
+# Instructions without which bfloat16 is slower than float32.
+_BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 
 
 @dataclass(frozen=True)
@@ -53,7 +63,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class AgainstReport:
-    """The same clips, prompt and number of tokens in PyTorch and transformers."""
+    """The same clips, prompt and number of tokens in PyTorch and transformers; reading audio files is not in it."""
 
     dtype: str
     load_ms: float
@@ -117,12 +127,22 @@ def bench(options: BenchOptions, say: Callable[[str], None] = lambda _: None) ->
         load_ms = 1000 * (perf_counter() - start)
         clips = options.audio or (synthetic_clip(),)
         report = _report(options, captioner, _caption_rounds(captioner, clips, options, say), load_ms)
-        if options.checkpoint is None:
-            return report
-        work = _same_work(captioner, clips, report)
+        bundle, prompt = captioner.bundle, captioner.parts.prompts.build(None)
+    if options.checkpoint is None:
+        return report
     say(f"the same with {options.checkpoint} in transformers")
-    against = compare(work, options.checkpoint)  # with the bundle closed
-    return replace(report, against=_against(against, report))
+    return replace(report, against=_against(bundle, prompt, clips, options.checkpoint, report))
+
+
+def check_transformers() -> None:
+    """Raises MissingExtraError if there is nothing to compare with."""
+    missing = [name for name in ("torch", "transformers") if find_spec(name) is None]
+    if not missing and (find_spec("dasheng_edge.export") is None or find_spec(PEER_MODULE) is None):
+        missing = ["the exporter"]
+    if missing:
+        raise MissingExtraError(
+            f"--against transformers needs {' and '.join(missing)}; run {install_line('export', 'cpu')}"
+        )
 
 
 def _caption_rounds(
@@ -173,29 +193,49 @@ def _report(options: BenchOptions, captioner: Captioner, rounds: _Rounds, load_m
     )
 
 
-def _same_work(captioner: Captioner, clips: Sequence[str | bytes], report: BenchReport) -> SameWork:
-    rate_hz = captioner.bundle.manifest.front_end.sample_rate_hz
-    return SameWork(
-        captioner.bundle,
-        tuple(joined(list(read_audio(clip, sample_rate_hz=rate_hz))) for clip in clips),
-        captioner.parts.prompts.build(None),
-        report.new_tokens,
-        report.rounds,
-        report.prefill_threads,
-    )
+def _against(
+    bundle: Bundle, prompt: Prompt, clips: Sequence[str | bytes], checkpoint: Path, report: BenchReport
+) -> AgainstReport:
+    """Run the checkpoint on the CPU, in bfloat16 if this CPU computes in it, or else in float32.
 
+    An adapter that is merged into the bundle changes no speed, so the checkpoint is run without.
 
-def _against(peer: Against, report: BenchReport) -> AgainstReport:
-    times = peer.stages_ms
+    Raises:
+        CheckpointError: the checkpoint cannot be opened or is not the bundle's, or the process failed; the message has
+            its words.
+    """
+    encoder, decoder, rate_hz = bundle.manifest.encoder, bundle.decoder_facts, bundle.manifest.front_end.sample_rate_hz
+    dtype = "bfloat16" if _BFLOAT16_FLAGS & set(identify().cpu_flags) else "float32"
+    request = {
+        "checkpoint": str(checkpoint),
+        "sizes": {
+            "embed_dim": encoder.embed_dim, "depth": encoder.depth, "hidden_size": decoder.hidden_size,
+            "layers": decoder.layers, "vocab_size": decoder.vocab_size,
+        },
+        "prompt": prompt.rows(None), "new_tokens": report.new_tokens, "rounds": report.rounds,
+        "threads": report.prefill_threads, "dtype": dtype,
+    }  # fmt: skip
+    waveforms = [np.concatenate(list(read_audio(clip, sample_rate_hz=rate_hz))) for clip in clips]
+    with tempfile.TemporaryDirectory() as folder:
+        stored = Path(folder) / "clips.npz"
+        np.savez(stored, *waveforms)
+        try:
+            with Child(PEER_MODULE) as child:
+                measured = child.ask({**request, "clips": str(stored)})
+        except ChildError as error:
+            raise CheckpointError(
+                f"running {checkpoint} in transformers ended with {error.status}: {error.said}"
+            ) from error
+    times: dict[str, list[float]] = measured["stages_ms"]  # a value for each round and clip
     steps = [count - 1 for count in report.new_tokens] * report.rounds
     rates = [1000 * count / ms for count, ms in zip(steps, times["decode"], strict=True) if count]
     return AgainstReport(
-        peer.dtype,
-        peer.load_ms,
-        {stage: _spread(values) for stage, values in times.items()},
-        _rates(rates) if rates else None,
-        sum(times["total"]) / (1000 * report.rounds * report.audio_s),
-        peer.peak_rss_bytes,
+        dtype=dtype,
+        load_ms=measured["load_ms"],
+        stages_ms={stage: _spread(values) for stage, values in times.items()},
+        decode_tokens_per_s=_rates(rates) if rates else None,
+        real_time_factor=sum(times["total"]) / (1000 * report.rounds * report.audio_s),
+        peak_rss_bytes=measured["peak_rss_bytes"],
     )
 
 

@@ -15,7 +15,7 @@ from dasheng_edge.export.reference.bench import STAGES, check_sizes, measure
 from dasheng_edge.export.reference.encoder import load_encoder, load_projector
 from dasheng_edge.runtime.child import Child
 from dasheng_edge.runtime.errors import CheckpointError
-from dasheng_edge.runtime.speed.transformers_peer import MODULE
+from dasheng_edge.runtime.speed.bench import PEER_MODULE
 from tests.fixtures.whole_decoder import whole_decoder
 
 
@@ -71,7 +71,7 @@ def test_another_checkpoint_is_refused(checkpoint: Checkpoint) -> None:
 
 
 def test_the_child_answers_or_raises_what_is_wrong(request_of: dict[str, object]) -> None:
-    with Child(MODULE) as child:
+    with Child(PEER_MODULE) as child:
         assert set(child.ask(request_of)) == {"load_ms", "stages_ms", "peak_rss_bytes"}
         with pytest.raises(CheckpointError, match="pass the checkpoint"):
             child.ask(request_of | {"sizes": {}})

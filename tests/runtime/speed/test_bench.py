@@ -18,7 +18,6 @@ from dasheng_edge.runtime.engine_options import EngineOptions, EngineSettings
 from dasheng_edge.runtime.errors import AudioNotFoundError, BundleKindError, MissingExtraError
 from dasheng_edge.runtime.machine.devices import usable_cores
 from dasheng_edge.runtime.speed import bench as bench_module
-from dasheng_edge.runtime.speed import transformers_peer as bench_against
 from dasheng_edge.runtime.speed.bench import SYNTHETIC_S, BenchOptions, BenchReport, bench, machine_line, synthetic_clip
 from dasheng_edge.runtime.tuned import store_tuned
 from tests.fixtures.audio_files import Format, sine, write_audio
@@ -158,10 +157,10 @@ def test_wrong_usage(tiny_bundle: Path, args: list[str], said: str) -> None:
     assert said in " ".join(result.stderr.replace("\u2502", " ").split())
 
 
-@pytest.mark.parametrize("missing", ["torch", "transformers", "dasheng_edge.export", bench_against.MODULE])
+@pytest.mark.parametrize("missing", ["torch", "transformers", "dasheng_edge.export", bench_module.PEER_MODULE])
 def test_without_the_exporter_there_is_nothing_to_compare_with(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
-    monkeypatch.setattr(bench_against, "find_spec", lambda name: None if name == missing else find_spec(name))
+    monkeypatch.setattr(bench_module, "find_spec", lambda name: None if name == missing else find_spec(name))
     with pytest.raises(MissingExtraError, match=r"--against transformers needs .*pip install .*\[export,cpu\]"):
         measured(tiny_bundle, checkpoint=tmp_path)
