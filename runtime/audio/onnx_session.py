@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from dasheng_edge.runtime.errors import BundleFileError, DeviceError, MissingExtraError
-from dasheng_edge.runtime.machine.devices import Device
+from dasheng_edge.runtime.machine.devices import EXTRAS, PROVIDERS, Device
 from dasheng_edge.runtime.machine.installation import install_line
 
 if TYPE_CHECKING:
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     import onnxruntime
     from numpy.typing import NDArray
 
-PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-EXTRAS: dict[Device, str] = {"cpu": "cpu", "cuda": "gpu"}  # of the package, which bring that provider
 # An ONNX graph of one node, y = x + x, both float32 [1], at opset 13: what a provider is tried with.
 _TRIAL_GRAPH = bytes.fromhex(
     "08083a350a0e0a01780a017812017922034164641201675a0f0a0178120a0a08080112040a020801620f0a0179120a0a08080112040a02080142040a00100d"

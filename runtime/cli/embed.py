@@ -25,7 +25,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from dasheng_edge.runtime.jobs.embed_files import EmbeddedFile
+    from dasheng_edge.runtime.output.embed_files import EmbeddedFile
 
 
 def embed(
@@ -50,8 +50,8 @@ def embed(
     check_stdin(audio)
     _check_out(out, audio)
     from dasheng_edge.runtime.embedder import Embedder
-    from dasheng_edge.runtime.jobs.embed_files import embed_files
-    from dasheng_edge.runtime.jobs.embeddings_file import EmbeddingsWriter
+    from dasheng_edge.runtime.output.embed_files import embed_files
+    from dasheng_edge.runtime.output.embeddings_file import EmbeddingsWriter
 
     writer = EmbeddingsWriter(out, overwrite=overwrite)
     results: list[EmbeddedFile] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -12,6 +12,8 @@ from dasheng_edge.runtime.errors import DeviceError
 
 Device = Literal["cpu", "cuda"]
 DEVICES: tuple[Device, ...] = get_args(Device)
+PROVIDERS: Mapping[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}  # of ONNX Runtime
+EXTRAS: Mapping[Device, str] = {"cpu": "cpu", "cuda": "gpu"}  # of this package, which bring that provider
 DeviceChoice = Literal["cpu", "cuda", "auto"]  # what a user may ask for: "auto" is what `choose_device` finds
 
 _CPU_FOLDER = Path("/sys/devices/system/cpu")

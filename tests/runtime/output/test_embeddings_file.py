@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 
 from dasheng_edge.runtime.embedder import Embedding
 from dasheng_edge.runtime.errors import OutputExistsError, OutputWriteError
-from dasheng_edge.runtime.jobs.embeddings_file import EmbeddingsWriter
+from dasheng_edge.runtime.output.embeddings_file import EmbeddingsWriter
 from tests.fixtures.full_disk import largest_file
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has neither these locks nor SIGKILL")
 
 WRITER = """
 import sys, time
-from dasheng_edge.runtime.jobs.embeddings_file import EmbeddingsWriter
+from dasheng_edge.runtime.output.embeddings_file import EmbeddingsWriter
 with EmbeddingsWriter(sys.argv[1]):
     print("opened", flush=True)
     time.sleep(60)
@@ -107,7 +107,7 @@ def test_a_file_that_cannot_be_opened_leaves_nothing(tmp_path: Path, monkeypatch
     def fail(*_: object) -> None:
         raise PermissionError(1, "Operation not permitted")
 
-    monkeypatch.setattr("dasheng_edge.runtime.jobs.embeddings_file.zipfile.ZipFile", fail)
+    monkeypatch.setattr("dasheng_edge.runtime.output.embeddings_file.zipfile.ZipFile", fail)
     with pytest.raises(OutputWriteError, match="Operation not permitted"):
         write(tmp_path / "new" / "folders" / "x.npz")
     assert list(tmp_path.iterdir()) == []

@@ -9,8 +9,8 @@ import pytest
 
 from dasheng_edge.runtime.embedder import Embedder
 from dasheng_edge.runtime.errors import AudioNotFoundError
-from dasheng_edge.runtime.jobs.embed_files import EmbeddedFile, embed_files
-from dasheng_edge.runtime.jobs.embeddings_file import EmbeddingsWriter
+from dasheng_edge.runtime.output.embed_files import EmbeddedFile, embed_files
+from dasheng_edge.runtime.output.embeddings_file import EmbeddingsWriter
 from tests.fixtures.audio_files import Format, sine, write_audio
 
 
