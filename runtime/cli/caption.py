@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dasheng_edge.runtime.errors import AudioError, DecoderError, DeviceError
+from dasheng_edge.runtime.output.caption_formats import CAPTION_FORMATS, CaptionFormat, TextFormat
 
 from .options import (
     AudioArgument,
@@ -22,7 +23,7 @@ from .options import (
     TokensOption,
     check_stdin,
     engine_options,
-    print_json,
+    name_option,
     say,
 )
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from dasheng_edge.runtime.captioner import Captioner
 
 MIN_REPACKING_CLIPS = 10  # for fewer clips, it does not pay to have the weights repacked: see `EngineOptions`
+FormatOption = Annotated[str, name_option([*CAPTION_FORMATS], "FORMAT", "How captions are printed", flag="--format")]
 TemperatureOption = Annotated[
     float | None, typer.Option(min=0.0, metavar="T", help="0: always the likeliest token. Default: the bundle's.")
 ]
@@ -64,6 +66,7 @@ def caption(
         str | None, typer.Option(metavar="TEXT", help="System text, '' for none; default: the bundle's.")
     ] = None,
     stream: Annotated[bool, typer.Option("--stream", help="Print the text while it is generated.")] = False,
+    lines: FormatOption = "text",
     as_json: JsonLinesOption = False,
     max_new_tokens: TokensOption = None,
     temperature: TemperatureOption = None,
@@ -91,8 +94,9 @@ def caption(
     A file that cannot be read costs one line on stderr and exit code 1; the others are still captioned. A file that is
     longer than the model answers well about (3.5 minutes) is captioned in windows of 30 s every 15 s.
     """
-    if stream and as_json:
-        raise typer.BadParameter("--stream prints text and --json prints objects; choose one")
+    name = "json" if as_json else lines
+    if stream and name != "text":
+        raise typer.BadParameter(f"--stream prints text as it comes, {name} whole captions; choose one of them")
     if batch > 1 and (stream or live):
         raise typer.BadParameter("--batch works on several clips at a time, --stream and --live on one; choose one")
     windows = _windows(window, hop, live=live)
@@ -107,7 +111,7 @@ def caption(
     with Captioner.open(bundle, options=engine, check_sha256=check_sha256) as captioner:
         question = _Question(captioner, prompt, system, max_new_tokens, _sampling(captioner, options), live)
         clips = _clips(captioner, audio, windows, live=live)
-        good = _Output(stream=stream, as_json=as_json, alone=len(audio) == 1).show_all(clips, question, batch)
+        good = _Output(CAPTION_FORMATS[name](len(audio) == 1), stream).show_all(clips, question, batch)
     if not good:
         raise typer.Exit(1)
 
@@ -215,11 +219,10 @@ def _sampling(captioner: Captioner, options: dict[str, float | None]) -> Samplin
 
 @dataclasses.dataclass(frozen=True)
 class _Output:
-    """How captions are printed."""
+    """Where captions are printed, and how."""
 
+    lines: CaptionFormat
     stream: bool
-    as_json: bool
-    alone: bool
 
     def show_all(self, clips: Iterator[_Clip], question: _Question, batch: int) -> bool:
         """Print captions of clips, `batch` of them decoded together; returns whether all went well.
@@ -254,7 +257,7 @@ class _Output:
                 raise clip.error
             run = question.stream(clip.audio)
             if self.stream:
-                _print_pieces(run, self._label(clip))
+                _print_pieces(run, TextFormat(self.lines.single_file).label(clip.name, _window(clip)))
             self.print(run.finish(), clip)
         except (AudioError, DecoderError, DeviceError) as error:
             self.fail(clip.name, error)
@@ -263,39 +266,21 @@ class _Output:
 
     def print(self, result: Caption, clip: _Clip) -> None:
         """Print a caption, unless its pieces were printed, and its warnings."""
-        window = _window(clip)
-        if self.as_json:
-            times = {"start_s": window.start_s, "end_s": window.end_s} if window is not None else {}
-            print_json({"audio": clip.name, **times, **_caption_fields(result)})
-        elif not self.stream:
-            # One line per file or window, so that the output of several can be cut by lines.
-            text = result.text if self.alone and window is None else " ".join(result.text.split())
-            typer.echo(self._label(clip) + text)
+        if not self.stream:
+            typer.echo(self.lines.caption(clip.name, _window(clip), result))
         for warning in result.warnings:
             say(f"warning: {clip.name}: {warning}")
 
-    def _label(self, clip: _Clip) -> str:
-        label = "" if self.alone or self.as_json else f"{clip.name}: "
-        window = _window(clip)
-        return label if window is None else label + f"[{_clock(window.start_s)}-{_clock(window.end_s)}] "
-
     def fail(self, name: str, error: Exception) -> None:
         """Print why a file has no caption."""
-        if self.as_json:
-            print_json({"audio": name, "error": str(error), "error_type": type(error).__name__})
+        if line := self.lines.error(name, error):
+            typer.echo(line)
         say(f"error: {error}")
 
 
 def _window(clip: _Clip) -> Span | None:
     """The part of a file that a clip is; None if it is the whole."""
     return None if clip.span is None or clip.span.whole else clip.span
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(seconds, 60)
-    hours, minutes = divmod(int(minutes), 60)
-    whole = f"{rest:04.1f}" if rest % 1 else f"{int(rest):02d}"
-    return f"{hours}:{minutes:02d}:{whole}" if hours else f"{minutes}:{whole}"
 
 
 def _print_pieces(run: Iterator[str], label: str) -> None:
@@ -308,9 +293,3 @@ def _print_pieces(run: Iterator[str], label: str) -> None:
     finally:
         if started:
             typer.echo()
-
-
-def _caption_fields(result: Caption) -> dict[str, object]:
-    timings = {key: round(value, 3) for key, value in dataclasses.asdict(result.timings).items()}
-    speed = round(result.timings.tokens_per_s, 2)
-    return {**dataclasses.asdict(result), "timings": timings, "tokens_per_s": speed}

@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from dasheng_edge.runtime.engine_options import EngineOptions
 
 
-def name_option(names: Sequence[str], metavar: str, text: str, listed: str = "") -> Any:
+def name_option(names: Sequence[str], metavar: str, text: str, listed: str = "", *, flag: str | None = None) -> Any:
     """An option that takes one of a closed set of names, in any case; the help lists them, as `listed` if given."""
     return typer.Option(
+        *([flag] if flag else []),
         parser=partial(_parse_name, names=names),
         autocompletion=lambda: [*names],
         metavar=metavar,

@@ -17,7 +17,6 @@ from dasheng_edge.runtime.audio.read import AudioSource, ReadAudio
 from dasheng_edge.runtime.caption import Caption, CaptionStream
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.cli import app as cli
-from dasheng_edge.runtime.cli.caption import _clock
 from dasheng_edge.runtime.engine_options import EngineOptions
 from dasheng_edge.runtime.errors import DecoderError
 
@@ -217,10 +216,3 @@ def test_a_file_that_breaks_costs_its_windows_only(tiny_bundle: Path, clip: Path
     assert done.exit_code == 1
     assert "error: " in done.stderr
     assert len(done.stdout.splitlines()) == 1
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0, "0:00"), (61, "1:01"), (59.5, "0:59.5"), (3600, "1:00:00"), (3661.5, "1:01:01.5")]
-)
-def test_times(seconds: float, text: str) -> None:
-    assert _clock(seconds) == text
