@@ -100,7 +100,7 @@ def pull(
     Only what the export reads is fetched, and all of it is checked: no code, no pickles. After an interruption the
     same command goes on where it stopped. HF_ENDPOINT names another hub, HF_TOKEN a token for private models.
     """
-    module = load("dasheng_edge.export.hub.pull", "pull", "export", "cpu")
+    module = load("dasheng_edge.export.hub.pull", "pull", "pull")
     options: PullOptions = module.PullOptions(model_id, revision, out)
     try:
         with _PullBar() as progress:

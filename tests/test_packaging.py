@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ from packaging.utils import canonicalize_name
 
 import dasheng_edge
 from dasheng_edge import runtime
+from tests.fixtures.hub_server import ENCODER, safetensors, serve_hub
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGES = ("export", "quant", "runtime")
@@ -34,8 +36,10 @@ for name in ("torch", "transformers", "onnx", "onnxscript", "optimum", "peft", "
 """
 
 
-def run(*command: str | Path, cwd: Path = REPOSITORY) -> str:
-    done = subprocess.run(command, cwd=cwd, capture_output=True, encoding="utf-8", check=False, timeout=1800)
+def run(*command: str | Path, cwd: Path = REPOSITORY, **environment: str) -> str:
+    done = subprocess.run(
+        command, cwd=cwd, env=os.environ | environment, capture_output=True, encoding="utf-8", check=False, timeout=1800
+    )  # fmt: skip
     assert done.returncode == 0, f"{command} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -88,6 +92,22 @@ def test_the_list_of_packages_is_that_of_the_folders() -> None:
     inits = [path for name in PACKAGES for path in (REPOSITORY / name).rglob("__init__.py")]
     expected = {".".join(installed_path(path).parent.parts) for path in inits}
     assert set(re.findall(r'"(.*?)"', listed)) == expected
+
+
+def test_pull_downloads_without_the_export_extra(tmp_path: Path) -> None:
+    with serve_hub() as fake:
+        fake.repositories["mispeech/dasheng-base"] = {"config.json": b"{}", "model.safetensors": safetensors(*ENCODER)}
+        code = f"""{POISON}
+for name in ("huggingface_hub", "dasheng_edge.export", "dasheng_edge.quant"):
+    del sys.modules[name]
+from dasheng_edge.export.hub.client import Hub
+from dasheng_edge.export.hub.pull import PullOptions, pull
+report = pull(PullOptions("mispeech/dasheng-base"), hub=Hub({fake.endpoint!r}, waits_s=()))
+print(*report.files)
+"""
+        printed = run(sys.executable, "-c", code, cwd=tmp_path, NO_PROXY="127.0.0.1,localhost")
+    assert printed.split() == ["config.json", "model.safetensors"]
+    assert (tmp_path / "dasheng-base" / "model.safetensors").is_file()
 
 
 def test_the_poison_works() -> None:

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, get_args
 
+from dasheng_edge.export.variants.specs import Published
 from dasheng_edge.export.variants.table import PUBLISHED
-from dasheng_edge.export.variants.variant import Published
 
 Name: TypeAlias = Literal["7b", "0.6b", "dasheng-base", "dasheng-0.6b", "dasheng-1.2b"]
 Edition: TypeAlias = Literal["0804", "1021"]

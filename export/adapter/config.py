@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from dasheng_edge.export.files.json_files import StatedFields, checked
+from dasheng_edge.export.files.names import ADAPTER_CONFIG, CONFIG, SWIFT_ENCODER, WHOLE_ENCODER
 from dasheng_edge.export.files.pull_record import Origin, read_origin
 from dasheng_edge.runtime.errors import AdapterError, CheckpointFileError
 
@@ -50,9 +51,8 @@ class LoraFacts(StatedFields):
     ensure_weight_tying: bool = False
 
 
-CONFIG = "adapter_config.json"
-BESIDE = "vit.safetensors"  # ms-swift, "lora_llm": LoRA for the language model, all of the encoder
-_BELOW = (f"*/{CONFIG}", f"*/*/{CONFIG}")  # where a training run has its adapters; ms-swift: v0-DATE/checkpoint-N
+# Where a training run has its adapters; ms-swift: v0-DATE/checkpoint-N.
+_BELOW = (f"*/{ADAPTER_CONFIG}", f"*/*/{ADAPTER_CONFIG}")
 # Names of folders that say nothing about the adapter in them; further up than this none is asked.
 _GENERIC = re.compile(
     r"(adapters?|lora|default|best|last|final|model|outputs?|checkpoint(-\d+)?|v\d+-\d{8}-\d{6}|snapshots|[0-9a-f]{40}|\.*)"
@@ -86,24 +86,24 @@ def check_folder(folder: Path) -> None:
         AdapterError: it is not, and where the adapter is, if one can be seen.
     """
     if folder.is_file():
-        raise AdapterError(f"{folder} is a file, expected the folder with {CONFIG}: give {folder.parent}")
-    if (folder / CONFIG).is_file():
-        if (folder / BESIDE).exists():
+        raise AdapterError(f"{folder} is a file, expected the folder with {ADAPTER_CONFIG}: give {folder.parent}")
+    if (folder / ADAPTER_CONFIG).is_file():
+        if (folder / SWIFT_ENCODER).exists():
             raise AdapterError(
-                f"{folder} holds {BESIDE}, an encoder that ms-swift trained in full beside the adapter, which is not "
-                "supported; merge it with `swift export --merge_lora true` and export the whole model"
+                f"{folder} holds {SWIFT_ENCODER}, {WHOLE_ENCODER}; merge it with `swift export --merge_lora true` and "
+                "export the whole model"
             )
         return
     if below := sorted((path.parent for depth in _BELOW for path in folder.glob(depth)), key=_training_step):
         raise AdapterError(
             f"{folder} is not an adapter but holds {len(below)}: give one of them, the newest is {below[-1]}"
         )
-    if (folder / "config.json").is_file():
+    if (folder / CONFIG).is_file():
         raise AdapterError(
             f"{folder} is not an adapter but a whole checkpoint (it has a config.json): if it was merged or trained "
             "in full, export it by itself, as the checkpoint"
         )
-    raise AdapterError(f"{folder} is not an adapter: no {CONFIG} in it; give the folder that peft saved")
+    raise AdapterError(f"{folder} is not an adapter: no {ADAPTER_CONFIG} in it; give the folder that peft saved")
 
 
 def _training_step(folder: Path) -> tuple[list[int], str]:
@@ -117,7 +117,7 @@ def read_config(folder: Path) -> LoraFacts:
     Raises:
         AdapterError: it cannot be read, or asks for what cannot be merged.
     """
-    path = folder / CONFIG
+    path = folder / ADAPTER_CONFIG
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -194,8 +194,8 @@ class Matcher:
     def __init__(self, folder: Path, facts: LoraFacts) -> None:
         from peft import LoraConfig
 
-        self.facts = facts
-        _check_patterns(folder / CONFIG, facts)
+        self.facts, path = facts, folder / ADAPTER_CONFIG
+        _check_patterns(path, facts)
         try:
             self._config = LoraConfig(
                 target_modules=facts.target_modules,
@@ -205,7 +205,7 @@ class Matcher:
                 modules_to_save=facts.modules_to_save,
             )
         except ValueError as error:
-            raise AdapterError(f"{folder / CONFIG}: peft refuses it: {error}; save the adapter again") from error
+            raise AdapterError(f"{path}: peft refuses it: {error}; save the adapter again") from error
 
     def is_target(self, module: str) -> bool:
         """Whether peft would give a module LoRA matrices."""

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from dasheng_edge.export.checkpoint.checkpoint import Checkpoint
 from dasheng_edge.export.checkpoint.sizes import EMBEDDING, HEAD
+from dasheng_edge.export.files.names import ADAPTER_WEIGHTS
 from dasheng_edge.export.files.pull_record import Origin
 from dasheng_edge.export.files.tensor_files import Source, equal_tensors, row_blocks, tensors_in
 from dasheng_edge.runtime.bundle.bundle import sha256_of
@@ -30,7 +31,6 @@ from dasheng_edge.runtime.progress import Advance, no_advance
 from .config import Matcher, adapter_name, adapter_origin, check_folder, read_config
 from .lora import Adapted, LowRank, Stored
 
-WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."  # peft's, before the checkpoint's own names
 MEASURED_BYTES = 4 << 20  # of each adapted matrix, when the merge is measured
 
@@ -178,24 +178,24 @@ def open_adapter(folder: str | Path, checkpoint: Checkpoint) -> Adapter:
     low_rank = dict(reader.low_rank(module, parts) for module, parts in factors.items())
     loaded, replaced = reader.whole(whole, factors)
     if not low_rank and not replaced and not loaded:
-        raise AdapterError(f"{folder / WEIGHTS} holds no tensor, expected lora_A and lora_B matrices")
+        raise AdapterError(f"{folder / ADAPTER_WEIGHTS} holds no tensor, expected lora_A and lora_B matrices")
     order = {name: position for position, name in enumerate((*checkpoint.sources, HEAD))}  # peft merges in this order
     low_rank = dict(sorted(low_rank.items(), key=lambda item: order[item[0]]))
     origin = adapter_origin(folder)
     return Adapter(
-        adapter_name(folder, origin), sha256_of(folder / WEIGHTS), low_rank, loaded, replaced,
+        adapter_name(folder, origin), sha256_of(folder / ADAPTER_WEIGHTS), low_rank, loaded, replaced,
         facts.ensure_weight_tying, facts.base_model_name_or_path, origin,
     )  # fmt: skip
 
 
 def _read_header(folder: Path) -> dict[str, Source]:
-    path = folder / WEIGHTS
+    path = folder / ADAPTER_WEIGHTS
     if not path.is_file():
         others = sorted(file.name for pattern in ("*.safetensors", "*.bin") for file in folder.glob(pattern))
         pickled = " (a pickle, which is not opened)" if others and others[0].endswith(".bin") else ""
         raise AdapterError(
-            f"{folder} has no {WEIGHTS} (found {others[0] if others else 'none'}{pickled}); save it with peft's "
-            "save_pretrained(safe_serialization=True), which writes one such file"
+            f"{folder} has no {ADAPTER_WEIGHTS} (found {others[0] if others else 'none'}{pickled}); save it with "
+            "peft's save_pretrained(safe_serialization=True), which writes one such file"
         )
     try:
         tensors = tensors_in(path)

@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 
 from dasheng_edge.export.files.json_files import checked, read_json
+from dasheng_edge.export.files.names import ADAPTER_CONFIG, CONFIG, INDEX, PREPROCESSOR, TORCH_SUFFIXES, WEIGHTS
 from dasheng_edge.export.files.pull_record import Origin, read_origin
-from dasheng_edge.export.files.tensor_files import INDEX, WEIGHTS, Source, equal_tensors, read_header, read_shards
-from dasheng_edge.export.files.torch_file import SUFFIXES, read_torch_file
-from dasheng_edge.export.variants.modules import EncoderSpec
+from dasheng_edge.export.files.tensor_files import Source, equal_tensors, read_header, read_shards
+from dasheng_edge.export.files.torch_file import read_torch_file
+from dasheng_edge.export.variants.specs import DecoderSpec, EncoderSpec
 from dasheng_edge.export.variants.stated import FIX, Stated
 from dasheng_edge.export.variants.table import VARIANTS
-from dasheng_edge.export.variants.variant import Assumption, DecoderSpec, Layout, Renames, Variant
+from dasheng_edge.export.variants.variant import Assumption, Layout, Renames, Variant
 from dasheng_edge.runtime.bundle.front_end_spec import FrontEndSpec
 from dasheng_edge.runtime.errors import CheckpointVariantError
 
@@ -36,8 +37,7 @@ from .unsupported import not_a_checkpoint, not_a_folder, refuse_other_models, re
 _GENERIC = re.compile(r"(final|merged|model|output|outputs|checkpoint|checkpoint-\d+|snapshots|[0-9a-f]{40}|\.*)")
 
 
-ASSUMPTIONS = (
-    *(assumption for variant in VARIANTS.values() for assumption in variant.assumptions),
+ASSUMPTIONS = (  # beside those of the variant
     Assumption(
         "heads by size", "the encoder has as many attention heads as the published one of its size",
         "the encoder's attention", "the configuration does not say it, and tensors cannot",
@@ -65,12 +65,13 @@ class Checkpoint:
     name: str = ""  # for people; never a path
     origin: Origin | None = None
     ignored: tuple[str, ...] = ()  # tensors that inference does not need, by stored name
-    assumed: tuple[str, ...] = ()  # keys of ASSUMPTIONS
+    assumed: tuple[str, ...] = ()  # keys of what is taken for granted
 
     @property
     def assumptions(self) -> tuple[str, ...]:
         """What is taken for granted in exporting it, a sentence each; mostly nothing."""
-        return tuple(str(entry) for entry in ASSUMPTIONS if entry.key in self.assumed)
+        entries = (*self.variant.code.assumptions, *ASSUMPTIONS)
+        return tuple(str(entry) for entry in entries if entry.key in self.assumed)
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows [start, stop) of a tensor, float32."""
@@ -108,7 +109,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     refuse_other_models(path, config)
     refuse_quantized(path, config, stored.tensors, _names(path, config, origin))
     layout = find_layout(path, config, stored.tensors)
-    extractor = folder / "preprocessor_config.json"
+    extractor = folder / PREPROCESSOR
     mel = read_json(extractor, missing_ok=True)
     stated = Stated(str(path), stored.stated_by, config, mel, str(extractor))
     encoder, front_end, assumed = encoder_sizes(stated, layout)
@@ -125,7 +126,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         files=tuple(sorted({source.file for source in stored.tensors.values()})),
         variant=layout.variant, renames=layout.renames, name=_name(path, config, origin), origin=origin,
         ignored=tuple(layout.ignored),
-        assumed=(*(entry.key for entry in layout.variant.assumptions if entry.always), *assumed),
+        assumed=(*(entry.key for entry in layout.variant.code.assumptions if entry.always), *assumed),
     )  # fmt: skip
 
 
@@ -141,19 +142,19 @@ class _Stored:
 
 
 def _read(path: Path) -> _Stored:
-    if path.is_file() and path.suffix in SUFFIXES:
+    if path.is_file() and path.suffix in TORCH_SUFFIXES:
         return _Stored(path, path.parent, *read_torch_file(path), f'"config" in {path.name}')
     if not path.is_dir():
         raise not_a_folder(path)
     has_tensors = (path / INDEX).is_file() or (path / WEIGHTS).is_file()
-    torch_files = [file for file in path.iterdir() if file.suffix in SUFFIXES]
-    if not has_tensors and len(torch_files) == 1 and not (path / "adapter_config.json").is_file():
+    torch_files = [file for file in path.iterdir() if file.suffix in TORCH_SUFFIXES]
+    if not has_tensors and len(torch_files) == 1 and not (path / ADAPTER_CONFIG).is_file():
         return _read(torch_files[0])
-    if not has_tensors or not (path / "config.json").is_file():
+    if not has_tensors or not (path / CONFIG).is_file():
         raise not_a_checkpoint(path)
-    config = read_json(path / "config.json")
+    config = read_json(path / CONFIG)
     tensors = read_shards(path / INDEX) if (path / INDEX).is_file() else read_header(path / WEIGHTS)
-    return _Stored(path, path, config, tensors, str(path / "config.json"))
+    return _Stored(path, path, config, tensors, str(path / CONFIG))
 
 
 def _tied(stated: Stated, sources: Mapping[str, Source]) -> tuple[bool, tuple[str, ...]]:
@@ -204,6 +205,6 @@ def _names(path: Path, config: Mapping[str, Any], origin: Origin | None) -> Iter
     path = path.resolve()
     if origin:
         yield origin.repo.rpartition("/")[2]
-    yield path.stem if path.suffix in SUFFIXES else path.name
+    yield path.stem if path.suffix in TORCH_SUFFIXES else path.name
     yield re.split(r"[/\\]", str(config.get("_name_or_path") or "").rstrip("/\\"))[-1]
     yield from (parent.name for parent in list(path.parents)[:2] if parent != Path.home())  # called as its owner

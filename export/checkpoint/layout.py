@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from dasheng_edge.export.files.tensor_files import Source
+from dasheng_edge.export.variants.specs import Arch
 from dasheng_edge.export.variants.table import VARIANTS
-from dasheng_edge.export.variants.variant import Arch, Layout, Renames, StoredTensors, Variant, canonical_name
+from dasheng_edge.export.variants.variant import Layout, Renames, StoredTensors, Variant, canonical_name
 from dasheng_edge.runtime.errors import CheckpointVariantError
 
 # Modules of an encoder. The original wraps the batch norm in a Sequential, so that it is `init_bn.1`.
@@ -95,7 +96,7 @@ def _renames(tensors: StoredTensors, variant: Variant) -> Renames:
         rules |= {decoder + name: f"decoder.model.{name}" for name in _DECODER_MODULES}
         rules[f"{tensors.prefix('net.0.weight')}net"] = "audio_projector.net"
         rules |= {f"{head}lm_head": "decoder.lm_head" for head in tensors.prefixes("lm_head.weight")}
-    rules |= variant.branch(tensors, _most_special_first(rules))
+    rules |= variant.code.branch(tensors, _most_special_first(rules))
     return tuple(
         rule
         for rule in _most_special_first(rules)

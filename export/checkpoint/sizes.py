@@ -7,10 +7,11 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import nn
 
 from dasheng_edge.export.files.json_files import StatedFields, checked
-from dasheng_edge.export.variants.modules import AudioProjector, EncoderSpec
+from dasheng_edge.export.variants.modules import AudioProjector
+from dasheng_edge.export.variants.specs import DecoderSpec, EncoderSpec
 from dasheng_edge.export.variants.stated import FIX, Stated, agree
 from dasheng_edge.export.variants.table import HEADS_BY_SIZE
-from dasheng_edge.export.variants.variant import DecoderSpec, Layout, Variant
+from dasheng_edge.export.variants.variant import Layout, Variant
 from dasheng_edge.runtime.bundle.front_end_spec import FrontEndSpec
 from dasheng_edge.runtime.errors import CheckpointFileError, CheckpointVariantError
 
@@ -55,7 +56,7 @@ def encoder_sizes(stated: Stated, layout: Layout) -> tuple[EncoderSpec, FrontEnd
     Raises:
         CheckpointFileError: the configuration contradicts the tensors.
     """
-    heads, front_end, assumed = layout.variant.read(stated, layout)
+    heads, front_end, assumed = layout.variant.code.read(stated, layout)
     sizes = layout.encoder_sizes()
     dim, depth = sizes["embed_dim"], sizes["depth"]
     used = heads or HEADS_BY_SIZE.get((dim, depth))
@@ -138,7 +139,7 @@ def expected_shapes(
 ) -> dict[str, tuple[int, ...]]:
     """Every tensor of a model by its canonical name; encoder and projector are asked, without making their weights."""
     with torch.device("meta"):
-        modules: dict[str, nn.Module] = {"audio_encoder": variant.encoder(encoder, front_end)}
+        modules: dict[str, nn.Module] = {"audio_encoder": variant.code.encoder(encoder, front_end)}
         if decoder is not None:
             modules["audio_projector"] = AudioProjector(
                 encoder.embed_dim, decoder.hidden_size, front_end.tokens_patches

@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dasheng_edge.export.files.tensor_files import INDEX, WEIGHTS, Source
-from dasheng_edge.export.files.torch_file import SUFFIXES
+from dasheng_edge.export.files.names import ADAPTER_CONFIG, CONFIG, INDEX, TORCH_SUFFIXES, WEIGHTS
 from dasheng_edge.export.variants.table import EXPORTABLE
 from dasheng_edge.runtime.errors import CheckpointNotFoundError, CheckpointVariantError
 from dasheng_edge.runtime.names import address_hint
+
+if TYPE_CHECKING:  # no torch here: what downloads refuses models by these rules, too
+    from dasheng_edge.export.files.tensor_files import Source
 
 READABLE_DTYPES = ("F32", "F16", "BF16")
 _PLAIN_DTYPES = ("F64", "C64", "C128", "I64", "BOOL")  # are not read either, but nobody packs weights into them
@@ -107,9 +109,9 @@ def not_a_folder(path: Path) -> CheckpointNotFoundError:
 
 def not_a_checkpoint(folder: Path) -> CheckpointNotFoundError:
     """The error for a folder without config.json or without tensors, by what lies in it."""
-    has_config = (folder / "config.json").is_file()
-    torch_files = sorted(path.name for path in folder.iterdir() if path.suffix in SUFFIXES)
-    if (folder / "adapter_config.json").is_file():
+    has_config = (folder / CONFIG).is_file()
+    torch_files = sorted(path.name for path in folder.iterdir() if path.suffix in TORCH_SUFFIXES)
+    if (folder / ADAPTER_CONFIG).is_file():
         reason = "it is a LoRA adapter; give the checkpoint that it was trained on, and this with --adapter"
     elif (folder / "manifest.json").is_file():
         reason = "it is a bundle, the result of an export; give the checkpoint that it was made from"
@@ -136,14 +138,14 @@ def not_a_checkpoint(folder: Path) -> CheckpointNotFoundError:
 
 def _training_outputs(folder: Path) -> str | None:
     """What to give of a training's output folder: the merged model, or the last adapter with its base."""
-    if (folder / "final" / "config.json").is_file():
+    if (folder / "final" / CONFIG).is_file():
         return f"give the merged model in it, {folder / 'final'}"
     steps = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
-    if final := [path for path in (folder / "final",) if (path / "adapter_config.json").is_file()]:
+    if final := [path for path in (folder / "final",) if (path / ADAPTER_CONFIG).is_file()]:
         steps = final
     if not steps:
         return None
     last = max(steps, key=lambda path: int(path.name.rpartition("-")[2]) if path.name != "final" else 0)
-    if (last / "adapter_config.json").is_file():
+    if (last / ADAPTER_CONFIG).is_file():
         return f"give the checkpoint that it started from, and {last} with --adapter"
     return f"give the model in it, {last}"

@@ -20,7 +20,6 @@ from dasheng_edge.runtime.errors import CheckpointFileError
 
 from .tensor_files import DTYPES, Source
 
-SUFFIXES = (".pt", ".pth")
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, TypeError, KeyError, pickle.UnpicklingError)
 _EXPECTED = 'expected the published Dasheng file, {"model": tensors, "config": fields}'

@@ -21,7 +21,7 @@ from torch import Tensor
 from dasheng_edge.export.adapter.merge import MergedTensors
 from dasheng_edge.export.checkpoint.sizes import EMBEDDING, HEAD
 from dasheng_edge.export.files.tensor_files import row_blocks
-from dasheng_edge.export.variants.variant import DecoderSpec
+from dasheng_edge.export.variants.specs import DecoderSpec
 from dasheng_edge.quant.decoder.gguf_file import gguf_tensors, sampled_rows
 from dasheng_edge.quant.decoder.llama_quantize import FILE_TYPES
 from dasheng_edge.quant.decoder.types import PlainType

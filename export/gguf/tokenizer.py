@@ -15,6 +15,7 @@ from gguf import TokenType
 from pydantic import Field, NonNegativeInt
 
 from dasheng_edge.export.files.json_files import StatedFields, checked, read_json
+from dasheng_edge.export.files.names import GENERATION, TOKENIZER, TOKENIZER_CONFIG
 from dasheng_edge.export.prompt.chat_template import read_audio_tokens, read_chat_template
 from dasheng_edge.runtime.errors import CheckpointFileError, CheckpointVariantError
 
@@ -110,7 +111,7 @@ def read_vocabulary(folder: Path, rows: int) -> Vocabulary:
         CheckpointFileError: a file is missing or does not parse, or there are more tokens than rows.
         CheckpointVariantError: the tokenizer is not Qwen2's kind, or lacks a token that audio needs.
     """
-    path = folder / "tokenizer.json"
+    path = folder / TOKENIZER
     if not path.is_file():
         raise CheckpointFileError(
             f"{path} is missing; save it with `AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)`"
@@ -124,8 +125,8 @@ def read_vocabulary(folder: Path, rows: int) -> Vocabulary:
     for token in (audio.audio, audio.bos, audio.eos, IM_START, IM_END):
         if token not in tokens:
             raise CheckpointVariantError(f"{path} has no token {token}, so no audio can be put into a prompt")
-    config = read_json(folder / "tokenizer_config.json", missing_ok=True)
-    generation = read_json(folder / "generation_config.json", missing_ok=True)
+    config = read_json(folder / TOKENIZER_CONFIG, missing_ok=True)
+    generation = read_json(folder / GENERATION, missing_ok=True)
     ends = _other_ends(folder, tokens, generation.get("eos_token_id"))
     return Vocabulary(
         tuple(tokens),
@@ -189,7 +190,7 @@ def _other_ends(folder: Path, tokens: list[str], stated: object) -> list[int]:
     ]
     if len(ids) < len(listed):
         raise CheckpointFileError(
-            f"{folder / 'generation_config.json'}: eos_token_id is {stated!r}, expected ids below {len(tokens)}; "
+            f"{folder / GENERATION}: eos_token_id is {stated!r}, expected ids below {len(tokens)}; "
             "take it from the revision of the weights"
         )
     ends = [index for index in dict.fromkeys(ids) if tokens[index] not in ENDS_BY_TEXT]

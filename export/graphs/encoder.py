@@ -96,7 +96,7 @@ def export_encoder(path: Path, merged: MergedTensors) -> GraphReport:
     """
     encoder, spec, variant = meta_encoder(merged), merged.checkpoint.front_end, merged.checkpoint.variant
     frames = torch.export.Dim("frames", min=spec.patch_frames, max=spec.chunk_frames)
-    cases = variant.examples(spec)
+    cases = variant.code.examples(spec)
     chunks = [{name: torch.from_numpy(case[name]) for name in variant.inputs} for case in cases]
     dynamic = {name: {2: frames} if value.ndim == 3 else {} for name, value in chunks[-1].items()}
     module = _OneChunk(encoder, variant.inputs)

@@ -11,11 +11,17 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dasheng_edge.export.adapter.config import BESIDE
-from dasheng_edge.export.adapter.config import CONFIG as ADAPTER_CONFIG
-from dasheng_edge.export.adapter.merge import WEIGHTS as ADAPTER_WEIGHTS
 from dasheng_edge.export.checkpoint.unsupported import plain_repository, refuse_other_models
-from dasheng_edge.export.files.tensor_files import INDEX, WEIGHTS
+from dasheng_edge.export.files.names import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    CONFIG,
+    INDEX,
+    SIDE_FILES,
+    SWIFT_ENCODER,
+    WEIGHTS,
+    WHOLE_ENCODER,
+)
 from dasheng_edge.export.variants.table import EXPORTABLE
 from dasheng_edge.runtime.errors import (
     AdapterError,
@@ -26,12 +32,6 @@ from dasheng_edge.runtime.errors import (
 
 from .client import HubFile, Repository
 
-CONFIG = "config.json"
-CHECKPOINT_SIDE_FILES = (
-    CONFIG, "generation_config.json", "preprocessor_config.json", "processor_config.json",
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
-)  # fmt: skip
 PAPERS = re.compile(r"(README|LICEN[CS]E|NOTICE)(\.(md|txt))?", re.IGNORECASE)  # what it is, and on what terms
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _SHARD = re.compile(r"\w[\w.-]*\.safetensors", re.ASCII)
@@ -63,17 +63,17 @@ def needed_files(repository: Repository, read: Read, head: Head) -> tuple[HubFil
     if INDEX not in files and WEIGHTS not in files:
         if ADAPTER_CONFIG not in files or ADAPTER_WEIGHTS not in files:
             raise _no_safetensors(repository)
-        if BESIDE in files:
+        if SWIFT_ENCODER in files:
             raise AdapterError(
-                f"{repository.name} holds {BESIDE}, an encoder that ms-swift trained in full beside the adapter, which "
-                "is not supported; ask its owner for the whole model, merged with `swift export --merge_lora true`"
+                f"{repository.name} holds {SWIFT_ENCODER}, {WHOLE_ENCODER}; ask its owner for the whole model, merged "
+                "with `swift export --merge_lora true`"
             )
         names: Iterable[str] = (*papers, ADAPTER_CONFIG, ADAPTER_WEIGHTS)
         return tuple(files[name] for name in names)
     if CONFIG not in files:
         raise CheckpointNotFoundError(f"{repository.name} is not a checkpoint: it holds weights and no {CONFIG}")
     _refuse_by_name(repository)
-    side = [*papers, *(name for name in CHECKPOINT_SIDE_FILES if name in files)]
+    side = [*papers, *(name for name in SIDE_FILES if name in files)]
     if INDEX in files:
         weight_map = _weight_map(repository, read)
         weights = INDEX, *sorted(set(weight_map.values()))

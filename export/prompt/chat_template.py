@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dasheng_edge.export.files.json_files import read_json
+from dasheng_edge.export.files.names import LEGACY_TEMPLATE, PROCESSOR, SPECIAL_TOKENS, TEMPLATE, TOKENIZER_CONFIG
 from dasheng_edge.runtime.errors import CheckpointFileError
 
-TEMPLATE, LEGACY_TEMPLATE = "chat_template.jinja", "chat_template.json"
 DEFAULT_TEMPLATE = "additional_chat_templates/default.jinja"
-PROCESSOR, TOKENIZER, SPECIAL_TOKENS = "processor_config.json", "tokenizer_config.json", "special_tokens_map.json"
 
 
 @dataclass(frozen=True)
@@ -46,11 +45,11 @@ def read_chat_template(folder: Path) -> ChatTemplate:
     for name in (TEMPLATE, DEFAULT_TEMPLATE):
         if (folder / name).is_file() or (folder / name).is_symlink():  # one that leads nowhere is an error
             return ChatTemplate(_read_text(folder / name), name)
-    for name in (PROCESSOR, TOKENIZER):
+    for name in (PROCESSOR, TOKENIZER_CONFIG):
         if text := _chosen(folder, name, read_json(folder / name, missing_ok=True).get("chat_template")):
             return ChatTemplate(text, name)
     raise CheckpointFileError(
-        f"{folder} has no chat template: expected {TEMPLATE}, or chat_template in {TOKENIZER}; take it from the "
+        f"{folder} has no chat template: expected {TEMPLATE}, or chat_template in {TOKENIZER_CONFIG}; take it from the "
         "repository that the weights come from"
     )
 
@@ -94,12 +93,12 @@ def _read_text(path: Path) -> str:
 
 def _stated(folder: Path, key: str) -> Iterator[str]:
     """What each file that may says about a token, as text or as an object with "content"; the processor's first."""
-    tokenizer = read_json(folder / TOKENIZER, missing_ok=True)
+    tokenizer = read_json(folder / TOKENIZER_CONFIG, missing_ok=True)
     extra = tokenizer.get("extra_special_tokens")
     places = {
         PROCESSOR: read_json(folder / PROCESSOR, missing_ok=True),
-        f"{TOKENIZER}: extra_special_tokens": extra if isinstance(extra, dict) else {},
-        TOKENIZER: tokenizer,
+        f"{TOKENIZER_CONFIG}: extra_special_tokens": extra if isinstance(extra, dict) else {},
+        TOKENIZER_CONFIG: tokenizer,
         SPECIAL_TOKENS: read_json(folder / SPECIAL_TOKENS, missing_ok=True),
     }
     for where, stated in places.items():

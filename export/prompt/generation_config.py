@@ -8,9 +8,9 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from dasheng_edge.export.files.json_files import checked, read_json
+from dasheng_edge.export.files.names import GENERATION
 from dasheng_edge.runtime.bundle.manifest import Sampling
 
-GENERATION = "generation_config.json"
 # An answer's length is reserved in the context before it begins, and files that state 32768 mean "no limit". This is
 # what a decoder's first context holds, several minutes of dense speech.
 LONGEST = 2048

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from dasheng_edge.export.adapter.merge import MergedTensors
 from dasheng_edge.export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from dasheng_edge.export.variants.modules import ChunkedEncoder
-from dasheng_edge.export.variants.variant import DecoderSpec
+from dasheng_edge.export.variants.specs import DecoderSpec
 from dasheng_edge.runtime.child import serve
 from dasheng_edge.runtime.errors import CheckpointError
 from dasheng_edge.runtime.machine.meters import peak_rss_bytes

@@ -18,7 +18,7 @@ from torch import Tensor
 from dasheng_edge.export.adapter.merge import MergedTensors
 from dasheng_edge.export.checkpoint.sizes import EMBEDDING, HEAD
 from dasheng_edge.export.files.tensor_files import row_blocks
-from dasheng_edge.export.variants.variant import DecoderSpec
+from dasheng_edge.export.variants.specs import DecoderSpec
 from dasheng_edge.runtime.bundle.golden import AUDIO_MARK, GoldenText
 from dasheng_edge.runtime.progress import Advance, no_advance
 

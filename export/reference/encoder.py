@@ -41,7 +41,7 @@ def meta_encoder(merged: MergedTensors, depth: int | None = None) -> ChunkedEnco
     spec = merged.checkpoint.encoder
     with torch.device("meta"):
         spec = spec if depth is None else dataclasses.replace(spec, depth=depth)
-        return merged.checkpoint.variant.encoder(spec, merged.checkpoint.front_end)
+        return merged.checkpoint.variant.code.encoder(spec, merged.checkpoint.front_end)
 
 
 def meta_projector(merged: MergedTensors) -> AudioProjector:

@@ -15,7 +15,7 @@ from dasheng_edge.runtime.bundle.front_end_spec import FrontEndSpec
 from .modules import Chunk, ChunkedEncoder
 from .spectrograms import noise_mel
 from .stated import FIX, EncoderConfig, Stated, agree, front_end_spec
-from .variant import Feed, Layout, Read
+from .variant import Code, Feed, Layout, Read
 
 _MEL_FIELDS = ("n_fft", "win_size", "hop_size", "f_min", "f_max")  # of a Dasheng feature extractor
 
@@ -67,3 +67,6 @@ def read(stated: Stated, layout: Layout) -> Read:
     known = checked(EncoderConfig, stated.source, audio, FIX)
     spec = front_end_spec(stated.source, known, sizes, 1)
     return known.num_heads, spec.model_copy(update={"pads_last_chunk": True}), ()
+
+
+CODE = Code(DashengEncoder, read, examples)

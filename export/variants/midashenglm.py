@@ -12,7 +12,7 @@ from dasheng_edge.runtime.bundle.front_end_spec import FrontEndSpec
 from .modules import ChunkedEncoder
 from .spectrograms import noise_mel
 from .stated import FIX, EncoderConfig, Stated, agree, front_end_spec
-from .variant import Feed, Layout, Read
+from .variant import Code, Feed, Layout, Read
 
 CLASS_HEADS = 12  # of MiDashengLM's encoder class: what config.json leaves out is the class's default
 
@@ -58,3 +58,6 @@ def read_projector(stated: Stated, layout: Layout) -> int:
     joined = max(1, layout.sources["audio_projector.net.0.weight"].shape[1] // dim)
     agree(stated.source, "", stated.config, {"subsample_factor": joined})
     return joined
+
+
+CODE = Code(MiDashengLMEncoder, read, examples)

@@ -15,11 +15,12 @@ from dasheng_edge.runtime.bundle.front_end_spec import AcousticSpec, FrontEndSpe
 from dasheng_edge.runtime.errors import CheckpointFileError, CheckpointVariantError
 
 from . import midashenglm
-from .modules import Chunk, EncoderSpec
+from .modules import Chunk
+from .specs import EncoderSpec
 from .stated import FIX, EncoderConfig, Stated, agree, front_end_spec
-from .variant import Assumption, Feed, Layout, Read, Renames, StoredTensors, canonical_name
+from .variant import Assumption, Code, Feed, Layout, Read, Renames, StoredTensors, canonical_name
 
-CONVOLUTION = "patch_embed.weight"  # without `.proj`: no other encoder has one
+_CONVOLUTION = "patch_embed.weight"  # of the acoustic branch
 _CODE = "the code of mispeech/dashengtokenizer does so"
 
 
@@ -77,7 +78,7 @@ def _kept(case: Feed, spec: FrontEndSpec) -> Any:
 
 def branch(stored: StoredTensors, renames: Renames) -> Mapping[str, str]:
     """The second convolution, and its norm, which may hang elsewhere."""
-    acoustic = stored.prefix(CONVOLUTION)
+    acoustic = stored.prefix(_CONVOLUTION)
     rules = {f"{acoustic}patch_embed": "audio_encoder.acoustic.patch_embed"}
     if norm := _acoustic_norm(stored, acoustic, renames):
         rules[norm] = "audio_encoder.acoustic.norm"
@@ -86,7 +87,7 @@ def branch(stored: StoredTensors, renames: Renames) -> Mapping[str, str]:
 
 def _acoustic_norm(stored: StoredTensors, acoustic: str, renames: Renames) -> str | None:
     """The norm that is neither the encoder's nor the decoder's; of several, the one beside the convolution."""
-    dim = stored.sources[acoustic + CONVOLUTION].shape[0]
+    dim = stored.sources[acoustic + _CONVOLUTION].shape[0]
     norms = [
         name.removesuffix(".weight")
         for name, source in stored.sources.items()
@@ -196,7 +197,7 @@ def _stored_windows(layout: Layout, mels: int) -> dict[str, int]:
     return stored | ({"win_length_patch": windows[0][0]} if len(windows) == 1 else {})
 
 
-ASSUMPTIONS = (
+_ASSUMPTIONS = (
     Assumption(
         "tokenizer names", "the encoder's modules are called as in DashengTokenizer's code, under some prefix",
         "all encoder tensors", "every tensor must be matched, by the end of its name and by its shape", always=True,
@@ -239,3 +240,5 @@ ASSUMPTIONS = (
         "the prompt", "<|AUDIO|>, <|audio_bos|> and <|audio_eos|> are texts of the 7B's tokens", always=True,
     ),
 )  # fmt: skip
+
+CODE = Code(DashengTokenizerEncoder, read, examples, branch, _ASSUMPTIONS)

@@ -10,7 +10,6 @@ Sources: Dasheng (arXiv 2406.06992), MiDashengLM (arXiv 2508.03983).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
@@ -19,15 +18,7 @@ from torch import Tensor, nn
 
 from dasheng_edge.runtime.bundle.front_end_spec import FrontEndSpec
 
-
-@dataclass(frozen=True)
-class EncoderSpec:
-    """Sizes of a Dasheng encoder; the defaults are MiDashengLM-7B's (630.3 M parameters)."""
-
-    embed_dim: int = 1280
-    depth: int = 32
-    num_heads: int = 16
-    mlp_ratio: float = 4.0
+from .specs import EncoderSpec
 
 
 class PatchEmbed(nn.Module):

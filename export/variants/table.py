@@ -13,9 +13,8 @@ from collections.abc import Mapping
 
 from dasheng_edge.runtime.bundle.manifest import Sampling
 
-from . import dasheng, midashenglm, midashenglm_tokenizer
-from .modules import EncoderSpec
-from .variant import DecoderSpec, PromptDefaults, Published, Variant
+from .specs import DecoderSpec, EncoderSpec, PromptDefaults, Published
+from .variant import Variant
 
 # What a caption is asked for in the published evaluation of MiDashengLM (evaluate/prompt.csv).
 CAPTION_PROMPT = "Write an audio caption describing the sound"
@@ -42,10 +41,8 @@ _ROWS = (
         "midashenglm",
         marks=(("embed_tokens.weight", None), ("net.0.weight", None)),
         encoder_name="Dasheng",
-        encoder=midashenglm.MiDashengLMEncoder,
-        read=midashenglm.read,
+        module="midashenglm",
         inputs=("log_mel", "valid_patches"),
-        examples=midashenglm.examples,
         required=_REQUIRED,
         extractor_required=_WAVEFORM_REQUIRED,
         published=(
@@ -68,17 +65,13 @@ _ROWS = (
     ),
     Variant(
         "midashenglm-tokenizer",
-        marks=((midashenglm_tokenizer.CONVOLUTION, 4),),
+        marks=(("patch_embed.weight", 4),),  # without `.proj`: no other encoder has one
         encoder_name="DashengTokenizer",
-        encoder=midashenglm_tokenizer.DashengTokenizerEncoder,
-        read=midashenglm_tokenizer.read,
+        module="midashenglm_tokenizer",
         inputs=("log_mel", "acoustic_mel", "valid_patches", "kept_patches"),
-        examples=midashenglm_tokenizer.examples,
         required=_REQUIRED,
         extractor_required=_WAVEFORM_REQUIRED,
-        branch=midashenglm_tokenizer.branch,
         sizing={"audio_encoder.acoustic.patch_embed.weight": 4},  # [dim, 1, mels, patch frames]
-        assumptions=midashenglm_tokenizer.ASSUMPTIONS,
         published=(
             Published(
                 "0.6b", ("mispeech/midashenglm-0.6b-fp32",), EncoderSpec(768, 12, 12),
@@ -97,10 +90,8 @@ _ROWS = (
         "dasheng",
         marks=(),
         encoder_name="Dasheng",
-        encoder=dasheng.DashengEncoder,
-        read=dasheng.read,
+        module="dasheng",
         inputs=("log_mel", "padded_patches"),
-        examples=dasheng.examples,
         decodes=False,
         section="encoder_kwargs",
         required={**_REQUIRED, "pad_last": True, "top_db": 120},

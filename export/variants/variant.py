@@ -1,80 +1,34 @@
-"""What the exporter must know about a member of the family, and a checkpoint's tensors, sorted by it."""
+"""What the exporter must know about a member of the family, and a checkpoint's tensors, sorted by it.
+
+No import of torch: the table is read by what downloads, too. A variant's code is imported when it is first asked for.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from functools import cached_property
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from dasheng_edge.export.files.tensor_files import Source
 from dasheng_edge.runtime.bundle.front_end_spec import FrontEndSpec
-from dasheng_edge.runtime.bundle.manifest import Sampling
 from dasheng_edge.runtime.errors import CheckpointVariantError
 
-from .modules import ChunkedEncoder, EncoderSpec
+from .specs import Arch, Published
 from .stated import Stated
 
-Arch: TypeAlias = Literal["qwen2", "qwen3"]
+if TYPE_CHECKING:
+    from dasheng_edge.export.files.tensor_files import Source
+
+    from .modules import ChunkedEncoder
+
 Feed: TypeAlias = Mapping[str, npt.NDArray[np.float32] | npt.NDArray[np.int64]]  # inputs of a graph, by name
 Renames: TypeAlias = tuple[tuple[str, str], ...]  # (stored module, canonical module), the most special first
 # Attention heads if they are stated or implied, the front end, and keys of the assumptions that these rest on.
 Read: TypeAlias = tuple[int | None, FrontEndSpec, tuple[str, ...]]
-
-
-@dataclass(frozen=True)
-class DecoderSpec:
-    """Sizes of a Qwen2 or Qwen3 decoder."""
-
-    arch: Arch
-    hidden_size: int
-    intermediate_size: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int  # width of one attention head; heads * head_dim need not be hidden_size (Qwen3)
-    vocab_size: int  # rows of the embedding, which may be more than the tokenizer has tokens
-    context_length: int
-    rms_norm_eps: float
-    rope_theta: float
-    tied: bool = False  # the head is the embedding: there is no decoder.lm_head.weight
-
-
-_GREEDY = Sampling()
-
-
-@dataclass(frozen=True)
-class PromptDefaults:
-    """What holds where the checkpoint says nothing."""
-
-    prompt: str
-    audio_first: bool
-    source: str  # what it rests on
-    system: str | None = None
-    sampling: Sampling = _GREEDY  # where generation_config.json does not say whether to sample
-    max_new_tokens: int = 128
-
-
-@dataclass(frozen=True)
-class Published:
-    """A published model: its sizes, how it is stored, and how it is asked."""
-
-    name: str
-    repositories: tuple[str, ...]  # that hold plain float weights, hence can be exported
-    encoder: EncoderSpec
-    parameters: Mapping[str, int]  # trained values by part
-    decoder: DecoderSpec | None = None
-    dtype: Literal["bf16", "fp32"] = "fp32"  # of the repository that people take
-    acoustic_mels: int = 0  # 0: no acoustic branch
-    mel_buffers: bool = False  # whether filterbank and window are stored, too
-    prompt: PromptDefaults | None = None
-
-    @property
-    def widths(self) -> tuple[int, int]:
-        """Of encoder and decoder: what tells it from models of people's own."""
-        return self.encoder.embed_dim, self.decoder.hidden_size if self.decoder else 0
 
 
 @dataclass(frozen=True)
@@ -132,16 +86,25 @@ def _no_branch(_: StoredTensors, __: Renames) -> Mapping[str, str]:
 
 
 @dataclass(frozen=True)
+class Code:
+    """What a variant's module does with a checkpoint."""
+
+    encoder: type[ChunkedEncoder]  # the reference
+    read: Callable[[Stated, Layout], Read]  # from config.json and tensors
+    examples: Callable[[FrontEndSpec], list[Feed]]  # chunks that catch mistakes; the last is traced by the exporter
+    branch: Callable[[StoredTensors, Renames], Mapping[str, str]] = _no_branch  # further modules: stored -> canonical
+    assumptions: tuple[Assumption, ...] = ()  # that it rests on, or may
+
+
+@dataclass(frozen=True)
 class Variant:
     """One row of the table."""
 
     name: str  # in manifests
     marks: tuple[tuple[str, int | None], ...]  # (end of a tensor's name, its dimensions): one of them tells the variant
     encoder_name: str  # for people
-    encoder: type[ChunkedEncoder]  # the reference
-    read: Callable[[Stated, Layout], Read]  # from config.json and tensors
+    module: str  # beside this one, with its code as `CODE`
     inputs: tuple[str, ...]  # of the encoder's graph
-    examples: Callable[[FrontEndSpec], list[Feed]]  # chunks that catch mistakes; the last is traced by the exporter
     decodes: bool = True
     section: str = "audio_encoder_config"  # of config.json, that describes the encoder
     required: Mapping[str, object] = field(
@@ -149,12 +112,16 @@ class Variant:
     )  # fields that would change the computation, with the only value implemented
     extractor_required: Mapping[str, object] = field(default_factory=dict)  # the same of preprocessor_config.json
     ignored: tuple[str, ...] = ()  # beginnings of names that are not needed, beside what no variant needs
-    branch: Callable[[StoredTensors, Renames], Mapping[str, str]] = _no_branch  # further modules: stored -> canonical
     sizing: Mapping[str, int] = field(
         default_factory=dict
     )  # further tensors that sizes are read from, and their dimensions
-    assumptions: tuple[Assumption, ...] = ()  # that it rests on, or may
     published: tuple[Published, ...] = ()
+
+    @cached_property
+    def code(self) -> Code:
+        """Its code, which needs torch."""
+        code: Code = import_module(f".{self.module}", __package__).CODE
+        return code
 
     @property
     def title(self) -> str:

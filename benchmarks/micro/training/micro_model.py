@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from benchmarks.micro.training.tokenizer import AUDIO, END_OF_TEXT, IM_END, save_tokenizer, token_id
 from dasheng_edge.export.variants.midashenglm import MiDashengLMEncoder
-from dasheng_edge.export.variants.modules import Attention, AudioProjector, Block, EncoderSpec
+from dasheng_edge.export.variants.modules import Attention, AudioProjector, Block
+from dasheng_edge.export.variants.specs import EncoderSpec
 from dasheng_edge.runtime.atomic_output import replacing
 from dasheng_edge.runtime.bundle.front_end_spec import FrontEndSpec
 

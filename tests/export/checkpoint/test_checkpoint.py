@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from dasheng_edge.export.checkpoint.checkpoint import open_checkpoint
 from dasheng_edge.export.files.json_files import read_json
 from dasheng_edge.export.files.tensor_files import row_blocks
-from dasheng_edge.export.variants.modules import EncoderSpec
+from dasheng_edge.export.variants.specs import EncoderSpec
 from dasheng_edge.runtime.errors import CheckpointFileError, CheckpointNotFoundError, CheckpointVariantError
 from tests.fixtures.tiny_checkpoint import tiny_shapes, write_tiny_checkpoint
 

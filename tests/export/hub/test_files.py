@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dasheng_edge.export.files.names import CONFIG, SIDE_FILES
 from dasheng_edge.export.hub.client import HubFile, Repository
-from dasheng_edge.export.hub.files import CHECKPOINT_SIDE_FILES, CONFIG, PICKLES, is_adapter, needed_files
+from dasheng_edge.export.hub.files import PICKLES, is_adapter, needed_files
 from dasheng_edge.runtime.errors import (
     AdapterError,
     CheckpointFileError,
@@ -63,7 +64,7 @@ WHOLE = {
     ),
     "adapter": ({ADAPTER_CONFIG: "{}", ADAPTER_WEIGHTS: ""}, {ADAPTER_CONFIG, ADAPTER_WEIGHTS}),
 }  # fmt: skip
-SIDE = [name for name in CHECKPOINT_SIDE_FILES if name != CONFIG]
+SIDE = [name for name in SIDE_FILES if name != CONFIG]
 PAPERS = ["README.md", "LICENSE", "LICENSE.txt", "LICENCE.md", "NOTICE", "license.txt"]
 UNWANTED = [
     "modeling_midashenglm.py", "setup.py", "pytorch_model.bin", "model.pt", "training_args.bin", "optimizer.pt",
@@ -81,7 +82,7 @@ UNWANTED = [
 )
 def test_all_that_is_needed_and_nothing_else(kind: str, side: set[str], papers: set[str], extra: set[str]) -> None:
     files, least = WHOLE[kind]
-    extra -= {*least, *CHECKPOINT_SIDE_FILES, *PAPERS, WEIGHTS, INDEX}
+    extra -= {*least, *SIDE_FILES, *PAPERS, WEIGHTS, INDEX}
     fetched = needed({**files, **dict.fromkeys(side | papers | extra, "")})
 
     assert len(fetched) == len(set(fetched))

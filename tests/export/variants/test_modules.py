@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from dasheng_edge.export.variants.midashenglm import MiDashengLMEncoder
-from dasheng_edge.export.variants.modules import AudioProjector, EncoderSpec
+from dasheng_edge.export.variants.modules import AudioProjector
+from dasheng_edge.export.variants.specs import EncoderSpec
 from dasheng_edge.export.variants.spectrograms import LogMel, mel_filterbank
 from dasheng_edge.runtime.bundle.front_end_spec import FrontEndSpec
 

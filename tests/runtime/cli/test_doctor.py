@@ -26,6 +26,7 @@ def installed(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
 
 BASE = tuple(name for name, extras in dependencies().items() if not extras)
 EXPORT = tuple(name for name, extras in dependencies().items() if "export" in extras)
+PULL = tuple(name for name, extras in dependencies().items() if "pull" in extras)
 QUANT = tuple(name for name, extras in dependencies().items() if "quant" in extras)
 
 
@@ -40,7 +41,7 @@ def test_this_machine() -> None:
 
 
 def test_both_distributions_of_onnx_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
-    installed(monkeypatch, *BASE, "onnxruntime", "onnxruntime-gpu", *EXPORT, *QUANT)
+    installed(monkeypatch, *BASE, "onnxruntime", "onnxruntime-gpu", *EXPORT, *PULL, *QUANT)
     report = examine()
     (problem,) = report.problems
     assert "pip uninstall -y onnxruntime onnxruntime-gpu" in problem
@@ -52,7 +53,7 @@ def test_no_onnx_runtime_and_no_exporter(monkeypatch: pytest.MonkeyPatch) -> Non
     report = examine()
     assert any(install_line("cpu") in problem for problem in report.problems)
     assert report.onnx_providers == ()
-    assert set(report.missing_extras) == {"cpu", "export", "quant"}
+    assert set(report.missing_extras) == set().union(*dependencies().values()) - {"gpu"}
 
 
 def test_nothing_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +101,7 @@ def test_this_distribution_is_read() -> None:
 
 
 def test_only_quant_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    installed(monkeypatch, *BASE, "onnxruntime", *EXPORT)
+    installed(monkeypatch, *BASE, "onnxruntime", *EXPORT, *PULL)
     assert set(examine().missing_extras) == {"quant"}
 
 

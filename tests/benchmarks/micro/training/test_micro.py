@@ -39,7 +39,7 @@ from benchmarks.micro.training.tokenizer import (
     train_tokenizer,
 )
 from benchmarks.places import MICRO
-from dasheng_edge.export.variants.modules import EncoderSpec
+from dasheng_edge.export.variants.specs import EncoderSpec
 
 if TYPE_CHECKING:
     from transformers import Qwen2TokenizerFast
