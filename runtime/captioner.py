@@ -7,7 +7,6 @@ import weakref
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 
 from dasheng_edge.runtime.audio.read import AudioSource
 from dasheng_edge.runtime.bundle.bundle import Bundle
@@ -15,7 +14,7 @@ from dasheng_edge.runtime.bundle.manifest import Sampling
 from dasheng_edge.runtime.engine_options import EngineOptions
 from dasheng_edge.runtime.machine.devices import Device
 from dasheng_edge.runtime.machine.user_cache import cache_folder
-from dasheng_edge.runtime.text.batch_decoder import MAX_SEQUENCES, BatchDecoder
+from dasheng_edge.runtime.text.batch_decoder import MAX_SEQUENCES, batch_answers
 from dasheng_edge.runtime.text.prefix_cache import PrefixCache, prefix_model
 
 from .caption import Caption, CaptionStream
@@ -75,9 +74,7 @@ class Captioner:
     def __enter__(self) -> Captioner:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -153,7 +150,7 @@ class Captioner:
     ) -> list[Caption]:
         """Caption clips, `batch` of them decoded together; arguments and errors as in `stream`.
 
-        Greedy answers are those of `caption`, see `BatchDecoder`. `timings` of a clip are those of its own audio and
+        Greedy answers are those of `caption`, see `batch_answers`. `timings` of a clip are those of its own audio and
         prefill; the time of decoding is shared equally.
         """
         if not 1 <= batch <= MAX_SEQUENCES:
@@ -199,6 +196,5 @@ class Captioner:
         for asked in requests:
             running.append(RunningRequest(self.bundle, self.parts, asked))
             prompts.append(running[-1].rows())
-        decoder = BatchDecoder(self.parts.decoder)
-        answers = decoder.answers(prompts, requests[0].max_new_tokens, requests[0].sampling)
+        answers = batch_answers(self.parts.decoder, prompts, requests[0].max_new_tokens, requests[0].sampling)
         return [request.answered(answer) for request, answer in zip(running, answers, strict=True)]

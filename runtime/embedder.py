@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,9 +64,7 @@ class Embedder:
     def __enter__(self) -> Embedder:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @property
@@ -86,11 +84,8 @@ class Embedder:
         Raises:
             CaptionerBusyError: another thread is embedding right now.
         """
-        self._acquire()
-        try:
+        with self._busy():
             self._parts = None
-        finally:
-            self._lock.release()
 
     def embed(self, audio: AudioSource) -> Embedding:
         """Embed one clip, however long; `audio` is what `read_audio` takes.
@@ -106,19 +101,22 @@ class Embedder:
             CaptionerBusyError: the embedder is closed, or busy with another clip.
             DeviceError: ONNX Runtime failed.
         """
-        self._acquire()
-        try:
+        with self._busy():
             if self._parts is None:
                 raise CaptionerBusyError("the embedder is closed; open a new one")
             return self._embed(self._parts, audio)
-        finally:
-            self._lock.release()
 
-    def _acquire(self) -> None:
+    @contextmanager
+    def _busy(self) -> Generator[None]:
+        """No other thread embeds meanwhile."""
         if not self._lock.acquire(blocking=False):
             raise CaptionerBusyError(
                 "the embedder is busy with another clip; wait for it, or open one embedder per thread"
             )
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     def _embed(self, parts: AudioParts, audio: AudioSource) -> Embedding:
         spec = self.bundle.manifest.front_end

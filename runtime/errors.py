@@ -1,37 +1,5 @@
 """Every error that dasheng-edge raises on purpose; that of `child` is one more, which its callers translate.
 
-::
-
-    DashengEdgeError
-    |-- AudioError(ValueError)              what was given as audio cannot be used
-    |   |-- AudioNotFoundError(FileNotFoundError)
-    |   |-- AudioDecodeError                not audio, or broken on the way
-    |   |-- AudioEmptyError                 no sample in it
-    |   `-- AudioTooLongError               its tokens do not fit the decoder's context
-    |-- PromptError(ValueError)             the prompt cannot be rendered or does not fit
-    |-- BundleError                         the bundle cannot be used
-    |   |-- BundleNotFoundError(FileNotFoundError)
-    |   |-- BundleManifestError(ValueError) the manifest is not readable or not of this schema
-    |   |-- BundleFileError(ValueError)     a file is missing, truncated, altered or outside the bundle
-    |   |-- BundleKindError(ValueError)     it holds an encoder only, and a decoder is needed
-    |   `-- BundleVerifyError               a seam is outside the tolerance that the manifest states
-    |-- CheckpointError(ValueError)         the checkpoint cannot be exported
-    |   |-- CheckpointNotFoundError(FileNotFoundError)
-    |   |-- CheckpointFileError             a shard is missing, truncated or not safetensors
-    |   `-- CheckpointVariantError          not a variant that the exporter knows
-    |-- AdapterError(ValueError)            the adapter cannot be read or does not fit the checkpoint
-    |-- ExportError(RuntimeError)           a step of the export failed, or its error is too large
-    |-- QuantizeError(RuntimeError)         a bundle cannot be quantized as asked, or loses too much by it
-    |-- LlamaQuantizeError                  llama.cpp's quantizer failed: both an ExportError and a QuantizeError
-    |-- ClipsError(ValueError)              a manifest of clips, or what it lists, cannot be used
-    |-- DownloadError(ConnectionError)      the hub cannot be reached, refuses, or sends something else
-    |-- OutputExistsError(FileExistsError)  the output is there and --overwrite was not given
-    |-- OutputWriteError(OSError)           the output cannot be written (disk full, read-only)
-    |-- DeviceError(RuntimeError)           the device that was asked for is not there
-    |-- DecoderError(RuntimeError)          llama.cpp refused to load or to decode
-    |-- CaptionerBusyError(RuntimeError)    one Captioner or Embedder was used by two threads at once, or after close
-    `-- MissingExtraError(ImportError)      an optional dependency is not installed
-
 Each message says what was attempted, what was got, what was expected and how to fix it.
 A leaf also inherits the builtin that a caller would catch.
 """

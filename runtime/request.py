@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from time import perf_counter
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dasheng_edge.runtime.audio.front_end import Features, RunningFeatures
 from dasheng_edge.runtime.audio.read import AudioSource, ReadAudio, Waveform, describe_audio, read_audio
@@ -88,15 +87,11 @@ class RunningRequest:
         if isinstance(chunks, RunningFeatures):
             self._deviation_db = chunks.deviation_db
 
-    def _patches(self) -> Iterator[NDArray[np.float32]]:
-        """Patches of each chunk, float32 [patches, audio_dim]."""
-        for features, first in self._features():
-            yield from self._parts.audio.encoder.chunks(features, first)
-
     def _embeddings(self) -> Iterator[Embeddings]:
         """One row per audio token, float32 [tokens, llm_dim], a group of chunks at a time."""
-        projector = self._parts.audio.projector
-        for group in projector.groups(self._patches()):
+        encoder, projector = self._parts.audio.encoder, self._parts.audio.projector
+        patches = (chunk for features, first in self._features() for chunk in encoder.chunks(features, first))
+        for group in projector.groups(patches):
             self._timer.lap("encoder")
             embeddings = projector.embeddings(group)
             self._timer.lap("projector")

@@ -205,13 +205,11 @@ def read_clips(path: Path) -> ClipSet:
         raise ClipsError(f"{path} lists no clip; expected a JSON object with the key 'audio' on each line")
     given: dict[str, int] = {}
     for number, row in rows:
-        if row.id in given:
+        if row.id is not None and given.setdefault(row.id, number) != number:
             raise ClipsError(
                 f"{path}, line {number}: the id {row.id!r} is there twice; give each clip its own, or none (line "
                 f"{given[row.id]} has it too)"
             )
-        if row.id is not None:
-            given[row.id] = number
     taken = set(given)
     return ClipSet(printable(path.name), tuple(_clip(path, number, row, taken) for number, row in rows))
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import zipfile
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -113,9 +112,7 @@ class EmbeddingsWriter:
             raise RuntimeError("EmbeddingsWriter is used outside its `with` block")
         return self._zip
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         zipped, self._zip = self._zip, None
         if zipped is not None:
             with contextlib.suppress(OSError, ValueError):  # the disk is full, or an entry is open still

@@ -312,10 +312,8 @@ def typical_ms(run: Callable[[], object]) -> float:
 
 def encode_ms(bundle: Bundle, threads: int) -> float:
     """Waveform of CLIP_S seconds to audio embeddings, in milliseconds; to patches if the bundle has no decoder."""
-    settings, samples = (
-        EngineSettings(encoder_threads=threads),
-        round(CLIP_S * bundle.manifest.front_end.sample_rate_hz),
-    )
+    settings = EngineSettings(encoder_threads=threads)
+    samples = round(CLIP_S * bundle.manifest.front_end.sample_rate_hz)
     waveform = np.random.default_rng(0).normal(0, 0.1, samples).astype(np.float32)
     if bundle.manifest.decoder:
         input_parts = AudioInputParts.open(bundle, settings)

@@ -47,10 +47,8 @@ class PrefixCache:
         state = self._memory.get(tokens)
         if state is None:
             state = self._read(tokens)
-            if state is not None:
-                self._keep(tokens, state)
-        else:
-            self._memory.move_to_end(tokens)
+        if state is not None:
+            self._keep(tokens, state)
         return state
 
     def store(self, tokens: Tokens, state: bytes) -> None:

@@ -7,7 +7,7 @@ computation is stopped.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -37,21 +37,11 @@ class TokenRows:
 
     def __init__(self, open_context: OpenContext, n_embd: int) -> None:
         self._open_context, self._n_embd = open_context, n_embd
-        self._kept: OrderedDict[Tokens, NDArray[np.float32]] = OrderedDict()
+        self._kept = lru_cache(MAX_KEPT)(self._look_up)
 
     def of(self, tokens: Tokens) -> NDArray[np.float32] | None:
         """float32 [n, n_embd]; None if this llama.cpp does not show them, or if there are too many tokens."""
-        if not 0 < len(tokens) <= _CONTEXT:
-            return None
-        if tokens not in self._kept:
-            rows = self._look_up(tokens)
-            if rows is None:
-                return None
-            self._kept[tokens] = rows
-        self._kept.move_to_end(tokens)
-        while len(self._kept) > MAX_KEPT:
-            self._kept.popitem(last=False)
-        return self._kept[tokens]
+        return self._kept(tokens) if 0 < len(tokens) <= _CONTEXT else None
 
     def _look_up(self, tokens: Tokens) -> NDArray[np.float32] | None:
         seen: list[NDArray[np.float32]] = []

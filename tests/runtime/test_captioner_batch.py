@@ -10,7 +10,7 @@ import pytest
 from dasheng_edge.runtime.bundle.manifest import Sampling
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.errors import AudioNotFoundError, CaptionerBusyError, DecoderError, PromptError
-from dasheng_edge.runtime.text.batch_decoder import MAX_SEQUENCES, BatchDecoder
+from dasheng_edge.runtime.text.batch_decoder import MAX_SEQUENCES, batch_answers
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MICRO, CLIPS = REPOSITORY / "build" / "micro", REPOSITORY / "benchmarks" / "micro" / "clips"
@@ -66,12 +66,11 @@ def test_what_is_refused(captioner: Captioner) -> None:
 
 def test_prompts_that_cannot_be_decoded(captioner: Captioner) -> None:
     decoder = captioner.parts.decoder
-    batch = BatchDecoder(decoder)
     with pytest.raises(DecoderError, match="0 prompts were given together; expected 1 to"):
-        batch.answers([], 4, Sampling())
+        batch_answers(decoder, [], 4, Sampling())
     with pytest.raises(DecoderError, match="the prompt is empty"):
-        batch.answers([[(1, 2)], [()]], 4, Sampling())
+        batch_answers(decoder, [[(1, 2)], [()]], 4, Sampling())
     with pytest.raises(DecoderError, match=r"the longest request needs .* positions"):
-        batch.answers([[(1, 2)]], decoder.context_length, Sampling())
+        batch_answers(decoder, [[(1, 2)]], decoder.context_length, Sampling())
     with pytest.raises(DecoderError, match="NaN"):
-        batch.answers([[np.full((2, decoder.n_embd), np.nan, np.float32)]], 4, Sampling())
+        batch_answers(decoder, [[np.full((2, decoder.n_embd), np.nan, np.float32)]], 4, Sampling())

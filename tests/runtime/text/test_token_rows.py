@@ -9,7 +9,9 @@ import pytest
 from numpy.typing import NDArray
 
 from dasheng_edge.runtime.text import token_rows
+from dasheng_edge.runtime.text.context import Context
 from dasheng_edge.runtime.text.decoder import Decoder
+from dasheng_edge.runtime.text.llama import Watch
 from dasheng_edge.runtime.text.token_rows import MAX_KEPT, TokenRows
 
 
@@ -47,16 +49,21 @@ def test_the_decoders_own_rows_are_left_alone(decoder: Decoder) -> None:
     np.testing.assert_array_equal(decoder.logits(), want)
 
 
-def test_only_the_last_few_are_kept(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = TokenRows(decoder.new_context, decoder.n_embd)
+def test_only_the_last_few_are_kept(decoder: Decoder) -> None:
+    looked_up: list[int] = []
+
+    def new_context(n_ctx: int, *, watch: Watch) -> Context:
+        looked_up.append(n_ctx)
+        return decoder.new_context(n_ctx, watch=watch)
+
+    rows = TokenRows(new_context, decoder.n_embd)
     for token in range(MAX_KEPT + 1):
         rows.of((token,))
-    looked_up: list[object] = []
-    monkeypatch.setattr(rows, "_look_up", looked_up.append)
+    assert len(looked_up) == MAX_KEPT + 1
     assert rows.of((MAX_KEPT,)) is not None
-    assert looked_up == []
-    assert rows.of((0,)) is None
-    assert looked_up == [(0,)]
+    assert len(looked_up) == MAX_KEPT + 1
+    assert rows.of((0,)) is not None
+    assert len(looked_up) == MAX_KEPT + 2
 
 
 def test_no_tokens_and_too_many_are_not_looked_up(decoder: Decoder) -> None:
