@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from dasheng_edge.runtime.audio.read import AudioSource
     from dasheng_edge.runtime.audio.windows import Span
     from dasheng_edge.runtime.bundle.manifest import Sampling
-    from dasheng_edge.runtime.caption import Caption, CaptionStream
+    from dasheng_edge.runtime.caption import Caption
     from dasheng_edge.runtime.captioner import Captioner
 
 MIN_REPACKING_CLIPS = 10  # for fewer clips, it does not pay to have the weights repacked: see `EngineOptions`
@@ -109,9 +109,11 @@ def caption(
     }  # fmt: skip
     engine = engine_options(device, threads, mapped=len(audio) < MIN_REPACKING_CLIPS and windows is None)
     with Captioner.open(bundle, options=engine, check_sha256=check_sha256) as captioner:
-        question = _Question(captioner, prompt, system, max_new_tokens, _sampling(captioner, options), live)
-        clips = _clips(captioner, audio, windows, live=live)
-        good = _Output(CAPTION_FORMATS[name](len(audio) == 1), stream).show_all(clips, question, batch)
+        run = _Run(
+            captioner, prompt, system, max_new_tokens, _sampling(captioner, options),
+            live=live, lines=CAPTION_FORMATS[name](len(audio) == 1), stream=stream,
+        )  # fmt: skip
+        good = run.show_all(_clips(captioner, audio, windows, live=live), batch)
     if not good:
         raise typer.Exit(1)
 
@@ -132,30 +134,6 @@ def _windows(window: float | None, hop: float | None, *, live: bool) -> tuple[fl
     except AudioError as error:
         raise typer.BadParameter(str(error)) from error
     return window, step
-
-
-@dataclasses.dataclass(frozen=True)
-class _Question:
-    """What every clip is asked."""
-
-    captioner: Captioner
-    prompt: str | None
-    system: str | None
-    max_new_tokens: int | None
-    sampling: Sampling
-    live: bool
-
-    def stream(self, audio: AudioSource) -> CaptionStream:
-        return self.captioner.stream(
-            audio, self.prompt, system=self.system, max_new_tokens=self.max_new_tokens, sampling=self.sampling,
-            live=self.live,
-        )  # fmt: skip
-
-    def batch(self, clips: Sequence[AudioSource]) -> Sequence[Caption]:
-        return self.captioner.caption_batch(
-            clips, self.prompt, system=self.system, max_new_tokens=self.max_new_tokens, sampling=self.sampling,
-            batch=len(clips),
-        )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,19 +164,16 @@ def _clips(
 
 
 def _spans(captioner: Captioner, source: AudioSource, name: str, windows: tuple[float, float] | None) -> Iterator[Span]:
-    """The whole clip if the model answers well about all of it, else windows."""
+    """The whole clip if the model answers well about all of it, else windows; only windows if they were asked for."""
     from dasheng_edge.runtime.audio.windows import HOP_S, WINDOW_S, spans
 
     rate_hz = captioner.bundle.manifest.front_end.sample_rate_hz
-    if windows is not None:
-        yield from spans(source, rate_hz, window_s=windows[0], hop_s=windows[1])
-        return
-    comfortable_s = captioner.bundle.prompt_facts.comfortable_s
-    for place, span in enumerate(spans(source, rate_hz, whole_s=comfortable_s, window_s=WINDOW_S, hop_s=HOP_S)):
-        if not place and not span.whole:
-            why = f"{name} is longer than {comfortable_s:g} s, beyond which this model's answers get worse"
-            how = f"it is captioned in windows of {WINDOW_S:g} s every {HOP_S:g} s (see --window)"
-            say(f"note: {why}; {how}")
+    whole_s = 0.0 if windows else captioner.bundle.prompt_facts.comfortable_s
+    window_s, hop_s = windows or (WINDOW_S, HOP_S)
+    for place, span in enumerate(spans(source, rate_hz, whole_s=whole_s, window_s=window_s, hop_s=hop_s)):
+        if not windows and not place and not span.whole:
+            why = f"{name} is longer than {whole_s:g} s, beyond which this model's answers get worse"
+            say(f"note: {why}; it is captioned in windows of {window_s:g} s every {hop_s:g} s (see --window)")
         yield span
 
 
@@ -218,13 +193,19 @@ def _sampling(captioner: Captioner, options: dict[str, float | None]) -> Samplin
 
 
 @dataclasses.dataclass(frozen=True)
-class _Output:
-    """Where captions are printed, and how."""
+class _Run:
+    """What every clip is asked, and how the answers are printed."""
 
+    captioner: Captioner
+    prompt: str | None
+    system: str | None
+    max_new_tokens: int | None
+    sampling: Sampling
+    live: bool
     lines: CaptionFormat
     stream: bool
 
-    def show_all(self, clips: Iterator[_Clip], question: _Question, batch: int) -> bool:
+    def show_all(self, clips: Iterator[_Clip], batch: int) -> bool:
         """Print captions of clips, `batch` of them decoded together; returns whether all went well.
 
         A window that fails ends its file.
@@ -232,35 +213,44 @@ class _Output:
         failed: set[int] = set()
         going = (clip for clip in clips if clip.file not in failed)
         while group := list(islice(going, batch)):
-            captions = iter(self._batch([clip.audio for clip in group if clip.error is None], question))
+            captions = iter(self._batch([clip.audio for clip in group if clip.error is None]))
             for clip in group:
                 result = next(captions, None) if clip.error is None else None
                 if result is not None:
                     self.print(result, clip)
-                elif clip.file not in failed and not self.show(question, clip):
+                elif clip.file not in failed and not self.show(clip):
                     failed.add(clip.file)
         return not failed
 
-    @staticmethod
-    def _batch(clips: Sequence[AudioSource], question: _Question) -> Sequence[Caption]:
+    def _batch(self, clips: Sequence[AudioSource]) -> Sequence[Caption]:
         """Captions of clips decoded together; none for a clip alone, or if they do not fit together."""
+        if len(clips) < 2:
+            return ()
         try:
-            return question.batch(clips) if len(clips) > 1 else ()
+            return self.captioner.caption_batch(
+                clips, self.prompt, system=self.system, max_new_tokens=self.max_new_tokens, sampling=self.sampling,
+                batch=len(clips),
+            )  # fmt: skip
         except (AudioError, DecoderError, DeviceError) as error:
             say(f"note: {len(clips)} clips cannot be decoded together ({error}); they are decoded one by one")
             return ()
 
-    def show(self, question: _Question, clip: _Clip) -> bool:
+    def show(self, clip: _Clip) -> bool:
         """Print the caption of a clip, or why there is none; returns whether there is one."""
         try:
             if clip.error is not None:
                 raise clip.error
-            run = question.stream(clip.audio)
+            answer = self.captioner.stream(
+                clip.audio, self.prompt, system=self.system, max_new_tokens=self.max_new_tokens,
+                sampling=self.sampling, live=self.live,
+            )  # fmt: skip
             if self.stream:
-                _print_pieces(run, TextFormat(self.lines.single_file).label(clip.name, _window(clip)))
-            self.print(run.finish(), clip)
+                _print_pieces(answer, TextFormat(self.lines.single_file).label(clip.name, _window(clip)))
+            self.print(answer.finish(), clip)
         except (AudioError, DecoderError, DeviceError) as error:
-            self.fail(clip.name, error)
+            if line := self.lines.error(clip.name, error):
+                typer.echo(line)
+            say(f"error: {error}")
             return False
         return True
 
@@ -270,12 +260,6 @@ class _Output:
             typer.echo(self.lines.caption(clip.name, _window(clip), result))
         for warning in result.warnings:
             say(f"warning: {clip.name}: {warning}")
-
-    def fail(self, name: str, error: Exception) -> None:
-        """Print why a file has no caption."""
-        if line := self.lines.error(name, error):
-            typer.echo(line)
-        say(f"error: {error}")
 
 
 def _window(clip: _Clip) -> Span | None:

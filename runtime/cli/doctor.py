@@ -63,19 +63,16 @@ def _print_doctor(report: DoctorReport) -> None:
 def dependencies() -> dict[str, frozenset[str]]:
     """Distributions that ours asked for when it was installed -> the extras that bring each; none: the base."""
     table: dict[str, frozenset[str]] = {}
-    for line in _requirements():
+    try:
+        requirements = metadata.requires(DISTRIBUTION) or []
+    except metadata.PackageNotFoundError:  # run from its sources
+        requirements = []
+    for line in requirements:
         name, extras = _NAME.match(line), frozenset(_EXTRA.findall(line))
         if name and OWN_ENVIRONMENT not in extras:
             base = not extras or table.get(name[0]) == frozenset()
             table[name[0]] = frozenset() if base else table.get(name[0], frozenset()) | extras
     return table
-
-
-def _requirements() -> list[str]:
-    try:
-        return metadata.requires(DISTRIBUTION) or []
-    except metadata.PackageNotFoundError:  # run from its sources
-        return []
 
 
 @dataclass(frozen=True)
@@ -94,8 +91,8 @@ def examine() -> DoctorReport:
     """Look at everything; raises nothing."""
     extras_of = dependencies()
     versions = {name: version_of(name) for name in dict.fromkeys((DISTRIBUTION, *extras_of, *ENGINES))}
-    problems = [_missing(name) for name, extras in extras_of.items() if not extras and versions[name] is None]
-    problems += _runtime_problems(versions)
+    absent = [name for name, extras in extras_of.items() if not extras and versions[name] is None]
+    problems = [f"{name} is not installed; run {install_line()}" for name in absent] + _runtime_problems(versions)
     providers, problem = _guarded(_onnx_providers, versions["onnxruntime"] or versions["onnxruntime-gpu"])
     problems += problem
     llama, problem = _guarded(_llama_build, versions["llama-cpp-python"])
@@ -110,10 +107,6 @@ def examine() -> DoctorReport:
         missing_extras=_missing_extras(extras_of, versions),
         problems=tuple(problems),
     )
-
-
-def _missing(name: str) -> str:
-    return f"{name} is not installed; run {install_line()}"
 
 
 def _runtime_problems(versions: dict[str, str | None]) -> list[str]:

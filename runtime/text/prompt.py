@@ -190,7 +190,7 @@ class PromptBuilder:
                 )
         # The longest first, so that no token hides a longer one that it begins.
         names = sorted({*control, *tokenizer.added_tokens}, key=len, reverse=True)
-        self._special = re.compile("|".join(map(re.escape, names)))
+        self._special = re.compile(f"({'|'.join(map(re.escape, names))})")  # in brackets, `split` keeps them
 
     def build(self, prompt: str | None = None, *, system: str | None = None, clips: int = 1) -> Prompt:
         """One request's prompt; None means the bundle's default, and `system=""` no system turn but the template's.
@@ -236,7 +236,7 @@ class PromptBuilder:
         """Tokens of the rendered text, cut where audio goes."""
         facts, control = self._facts, {**self._tokenizer.added_tokens, **self._tokenizer.control_tokens}
         bos, eos = control[facts.audio_bos_token], control[facts.audio_eos_token]
-        pieces = self._pieces(rendered)
+        pieces = [piece for piece in self._special.split(rendered) if piece]  # special tokens, and runs between them
         tokens: list[int] = []
         clip = 0
         for index, piece in enumerate(pieces):
@@ -253,15 +253,6 @@ class PromptBuilder:
                 tokens = [eos] if bare else []
                 clip += 1
         yield Text(tuple(tokens))
-
-    def _pieces(self, rendered: str) -> list[str]:
-        """Special tokens and the runs of text between them, in order, without empty runs."""
-        pieces: list[str] = []
-        end = 0
-        for match in self._special.finditer(rendered):
-            pieces += [rendered[end : match.start()], match.group()]
-            end = match.end()
-        return [piece for piece in (*pieces, rendered[end:]) if piece]
 
     def _plain(self, run: str, texts: list[str]) -> tuple[int, ...]:
         text = _MARK_PATTERN.sub(lambda match: texts[int(match.group(1))].strip(), run)
