@@ -18,7 +18,6 @@ from typing import TypeAlias
 from dasheng_edge.quant.compare.aac_scores import aac_library, check_references, extra_scores
 from dasheng_edge.quant.compare.bootstrap import DRAWS
 from dasheng_edge.quant.compare.cost import measure_costs, measured_clips, turns_of
-from dasheng_edge.quant.compare.limits import calibration_limits, general_limits, machine_limits
 from dasheng_edge.quant.compare.measurements import (
     Answer,
     Answering,
@@ -46,7 +45,7 @@ from dasheng_edge.quant.compare.record import (
     TaskScore,
 )
 from dasheng_edge.quant.compare.text_scores import Patterns, check_events, read_events, score_texts
-from dasheng_edge.quant.report.report import recommendation, write_report
+from dasheng_edge.quant.report.report import limits, recommendation, write_report
 from dasheng_edge.runtime.audio.clips import Clip, find_clips
 from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.errors import DashengEdgeError, OutputWriteError
@@ -357,11 +356,13 @@ def _machine() -> dict[str, str]:
 
 def _limits(plan: _Plan, entries: Sequence[_Entry], costs: Sequence[Cost]) -> tuple[str, ...]:
     """What these figures cannot say."""
-    warnings = dict.fromkeys(warning for entry in entries for warning in entry.made.warnings)
-    return (
-        *general_limits(plan.reference.decoder_facts, len(plan.clips)),
-        *(f"Left out: {why}." for why in plan.usable.left_out),
-        *calibration_limits(plan.usable.clips, plan.origin.calibration),
-        *(f"{warning[:1].upper()}{warning[1:]}." for warning in warnings),
-        *machine_limits(costs, plan.threads),
+    clips, calibration = plan.usable.clips, plan.origin.calibration
+    return limits(
+        plan.reference.decoder_facts,
+        len(plan.clips),
+        plan.threads,
+        left_out=plan.usable.left_out,
+        shared=clips.shared_with(calibration) if calibration else 0,
+        warnings=dict.fromkeys(warning for entry in entries for warning in entry.made.warnings),
+        costs=costs,
     )

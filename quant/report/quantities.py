@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
-from dasheng_edge.quant.compare.record import Interval
+from dasheng_edge.quant.compare.record import Interval, Quantiles, SeamScores
 
 NONE = "–"  # what was not measured, or does not exist
 _MINUS = "−"
@@ -31,6 +32,9 @@ def fixed(value: float, decimals: int, *, signed: bool = False) -> str:
     if not text.strip("0.,"):
         return text
     return f"{_MINUS if value < 0 else '+' if signed else ''}{text}"
+
+
+bits, cosine = partial(fixed, decimals=2), partial(fixed, decimals=6)  # a weight's, and one that is very near to 1
 
 
 def between(low: str, high: str) -> str:
@@ -78,22 +82,28 @@ def _rounded(value: float, digits: int) -> float:
     return float(f"{value:.{(min(digits, 2) if abs(value) < 1e-4 else digits) - 1}e}")
 
 
-def decimals(interval: Interval) -> tuple[str, str]:
-    """A score and its interval; of perplexities near 1, three decimals are what tells models apart."""
-    value, low, high = (fixed(part, 3) for part in (interval.value, interval.low, interval.high))
+def decimals(interval: Interval, *, scale: float = 1, places: int = 3, signed: bool = False) -> tuple[str, str]:
+    """A figure and its interval; of scores and perplexities near 1, three decimals are what tells models apart."""
+    value, low, high = (
+        fixed(scale * part, places, signed=signed) for part in (interval.value, interval.low, interval.high)
+    )
     return value, between(low, high)
 
 
-def percent(interval: Interval) -> tuple[str, str]:
+def percent(share: Interval) -> tuple[str, str]:
     """A share and its interval, in percent."""
-    value, low, high = (fixed(100 * share, 1) for share in (interval.value, interval.low, interval.high))
-    return f"{value} %", between(low, high)
+    value, ends = decimals(share, scale=100, places=1)
+    return f"{value} %", ends
 
 
-def points(interval: Interval, *, signed: bool = True) -> tuple[str, str]:
+def points(change: Interval, *, signed: bool = True) -> tuple[str, str]:
     """The change of a score and its interval, in points: hundredths."""
-    value, low, high = (fixed(100 * part, 1, signed=signed) for part in (interval.value, interval.low, interval.high))
-    return value, between(low, high)
+    return decimals(change, scale=100, places=1, signed=signed)
+
+
+def median(times: Quantiles) -> tuple[str, str]:
+    """The median of times and their 90th percentile."""
+    return figure(times.p50), f"p90 {figure(times.p90)}"
 
 
 def megabytes(size: int) -> str:
@@ -104,6 +114,11 @@ def megabytes(size: int) -> str:
 def decibels(snr_db: float | None) -> str:
     """An SNR, without the unit; None is no difference at all."""
     return "exact" if snr_db is None else fixed(snr_db, 1)
+
+
+def snr(scores: SeamScores) -> str:
+    """The SNR of embeddings."""
+    return decibels(scores.snr_db)
 
 
 def seconds(value: float) -> str:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from dasheng_edge.quant.compare.recommend import Verdict
-from dasheng_edge.quant.compare.record import Recommendation, Rejected, Report
+from dasheng_edge.quant.compare.record import Cost, Recommendation, Rejected, Report
 from dasheng_edge.runtime.atomic_output import PartialOutput, not_a_file
 from dasheng_edge.runtime.audio.clips import Clip
+from dasheng_edge.runtime.bundle.manifest import DecoderFacts
 
 from .answers import side_by_side
 from .audio import embedded
@@ -29,6 +30,28 @@ def recommendation(verdict: Verdict) -> Recommendation:
         if judged.candidate is not taken
     )
     return Recommendation(choice=taken.name if taken else None, reason=words.reason(verdict), rejected=rejected)
+
+
+def limits(  # noqa: PLR0913
+    decoder: DecoderFacts,
+    clips: int,
+    threads: tuple[int, int],
+    *,
+    left_out: Sequence[str] = (),
+    shared: int = 0,
+    warnings: Iterable[str] = (),
+    costs: Sequence[Cost] = (),
+) -> tuple[str, ...]:
+    """What a comparison of so many clips with a decoder cannot say, in sentences.
+
+    `threads` are those of the comparison and of its noise floor, `left_out` why clips were, `shared` how many were
+    calibrated on, too, and `warnings` are those of candidates that were made.
+    """
+    text = environment().get_template("limits.jinja").render(
+        decoder=decoder, clips=clips, threads=threads, left_out=left_out, shared=shared, warnings=warnings,
+        costs=costs,
+    )  # fmt: skip
+    return tuple(filter(None, text.splitlines()))
 
 
 def document(report: Report) -> str:

@@ -86,6 +86,11 @@ def when(report: Report) -> str:
         return report.created
 
 
+def held() -> str:
+    """How often intervals of 95 % hold the truth, by the number of clips."""
+    return ", ".join(f"{percent} % with {count}" for count, percent in COVERED.items() if percent)
+
+
 def limits(report: Report) -> tuple[str, ...]:
     """What the figures cannot say: what the record has of it, and which task scores rest on too few clips.
 
@@ -98,12 +103,11 @@ def limits(report: Report) -> tuple[str, ...]:
     few = [f"{score_title(name)} ({clips(count)})" for name, count in counts.items() if count < MIN_CLIPS]
     if not few or report.settings.clips < MIN_CLIPS:
         return report.limits
-    held = ", ".join(f"{percent} % with {count}" for count, percent in COVERED.items() if percent)
     return (
         *report.limits,
         (
             f"Too few clips were scored for {', '.join(few)}: intervals of few are too narrow. In simulations with "
-            f"skewed values, what is called 95 % held the truth in {held} clips, and never with one."
+            f"skewed values, what is called 95 % held the truth in {held()} clips, and never with one."
         ),
     )
 

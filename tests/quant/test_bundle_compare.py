@@ -18,10 +18,10 @@ from dasheng_edge.quant import bundle_compare as compare_module
 from dasheng_edge.quant.bundle_compare import REFERENCE, CompareOptions, compare
 from dasheng_edge.quant.candidates import parse_spec
 from dasheng_edge.quant.compare.cost import measure_costs
-from dasheng_edge.quant.compare.limits import general_limits, machine_limits
 from dasheng_edge.quant.compare.measurements import Answering, joined
 from dasheng_edge.quant.compare.record import Interval, Report, TaskScore
 from dasheng_edge.quant.recipes import RECIPES, Recipe
+from dasheng_edge.quant.report.report import limits
 from dasheng_edge.runtime.audio.audio_parts import AudioInputParts
 from dasheng_edge.runtime.audio.clips import read_clips
 from dasheng_edge.runtime.bundle.bundle import Bundle
@@ -313,20 +313,22 @@ def test_the_noise_floor_is_of_another_number_of_threads(
     monkeypatch.setattr(compare_module, "usable_cores", lambda: 1, raising=False)
     plan = compare_module._plan(options(clips, tmp_path / "out", "fp32/Q8_0"), NoProgress())
     assert plan.threads == (1, other)
-    assert ("The noise floor says nothing: " in " ".join(machine_limits([], plan.threads))) == (other == 1)
+    told = " ".join(limits(plan.reference.decoder_facts, 30, plan.threads))
+    assert ("The noise floor says nothing: " in told) == (other == 1)
 
 
 @pytest.mark.parametrize(("share", "said"), [(None, False), (0.05, False), (0.35, True)])
 def test_a_busy_machine_is_told(share: float | None, said: bool) -> None:
     cost = fake_report.report().candidates[0].cost.model_copy(update={"others_share": share})
-    assert ("Other programs used up to 35% of the machine" in " ".join(machine_limits([cost], (2, 1)))) == said
+    told = " ".join(limits(Bundle.open(MICRO).decoder_facts, 30, (2, 1), costs=[cost]))
+    assert ("Other programs used up to 35% of the machine" in told) == said
 
 
 def test_intervals_of_many_clips_are_as_they_are_called() -> None:
     decoder = Bundle.open(MICRO).decoder_facts
-    assert any("1 clip is few" in text for text in general_limits(decoder, 1))
-    assert any("29 clips are few" in text for text in general_limits(decoder, 29))
-    assert not any("too narrow" in text for text in general_limits(decoder, 30))
+    assert any("1 clip is few" in text for text in limits(decoder, 1, (2, 1)))
+    assert any("29 clips are few" in text for text in limits(decoder, 29, (2, 1)))
+    assert not any("too narrow" in text for text in limits(decoder, 30, (2, 1)))
 
 
 def test_a_file_that_may_not_be_used_is_named(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from dasheng_edge.quant.compare.record import Interval, Report
 from dasheng_edge.quant.report.quantities import NONE
-from dasheng_edge.quant.report.tables import lengths, quality, tasks
+from dasheng_edge.quant.report.tables import Table, lengths
+from dasheng_edge.quant.report.templates import environment
 from tests.fixtures import fake_report
 
 
 def column(head: tuple[str, ...], name: str) -> int:
     return next(index for index, title in enumerate(head) if title.startswith(name))
+
+
+def table_of(report: Report, heading: str) -> Table:
+    """The table of a section, as both documents have it."""
+    texts: Any = environment().get_template("texts.jinja").make_module({"report": report})
+    (made,) = (made for name, _, made in texts.sections if name == heading)
+    assert isinstance(made, Table)
+    return made
 
 
 def with_perplexity(interval: Interval) -> Report:
@@ -27,8 +38,9 @@ def with_perplexity(interval: Interval) -> Report:
 
 
 def test_a_perplexity_has_the_digits_that_tell_it_from_the_references() -> None:
-    table = quality(with_perplexity(Interval(value=1.0846, low=1.0768, high=1.0925)))
-    assert table is not None
+    table = table_of(
+        with_perplexity(Interval(value=1.0846, low=1.0768, high=1.0925)), "How near each is to the reference"
+    )
     place = column(table.head, "Perplexity")
     reference, candidate = (row.cells[place] for row in table.rows)
     assert (reference.text, reference.aside) == ("1.083", "[1.075, 1.091]")
@@ -36,7 +48,7 @@ def test_a_perplexity_has_the_digits_that_tell_it_from_the_references() -> None:
 
 
 def test_the_reference_has_its_perplexity_and_no_distance_from_itself() -> None:
-    table = quality(fake_report.report(fake_report.NAMES[:2], 1))
+    table = table_of(fake_report.report(fake_report.NAMES[:2], 1), "How near each is to the reference")
     first = table.rows[0]
     assert first.role == "reference"
     assert {len(row.cells) for row in table.rows} == {len(table.head)}
@@ -61,8 +73,7 @@ def with_clips(counts: dict[str, int], other: dict[str, int]) -> Report:
 
 def test_a_task_score_says_on_how_many_clips() -> None:
     counts = {"event_f1": 200, "word_error_rate": 1, "rouge_l": 240}
-    table = tasks(with_clips(counts, {**counts, "rouge_l": 238}))
-    assert table is not None
+    table = table_of(with_clips(counts, {**counts, "rouge_l": 238}), "Task scores")
     assert table.head[2::2] == (
         "Event F1 (higher is better, 200 clips)",
         "Word error rate (lower is better, 1 clip)",

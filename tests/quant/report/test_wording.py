@@ -114,7 +114,7 @@ def test_a_single_clip_is_named_as_one() -> None:
 
 
 def test_where_all_clips_are_few_the_record_says_so() -> None:
-    """`compare.limits` does, and a second sentence would only repeat it."""
+    """`report.limits` does, and a second sentence would only repeat it."""
     report = scored(1, MIN_CLIPS - 1)
     assert limits(report) == report.limits
 
