@@ -131,6 +131,7 @@ def test_a_second_run_measures_nothing_again(
     assert [one.both for one in again.candidates] == [one.both for one in before.candidates]
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = options(clips, tmp_path / "out", "fp32/Q8_0")
     answer = Answering._answer
@@ -150,6 +151,7 @@ def test_a_killed_run_goes_on(clips: Path, tmp_path: Path, monkeypatch: pytest.M
     assert len(calls) == 6 + (4 + 4 + 4 - 5)  # the reference, the candidate and the noise floor, without what was done
 
 
+@pytest.mark.slow
 def test_published_scores_are_asked_for(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, int, bool]] = []
 
@@ -261,6 +263,7 @@ def test_a_full_disk_is_an_output_error(clips: Path, tmp_path: Path, monkeypatch
         compare(options(clips, tmp_path / "out", "fp32/Q8_0"))
 
 
+@pytest.mark.slow
 def test_an_importance_matrix_may_come_first(clips: Path, tmp_path: Path) -> None:
     asked = options(clips, tmp_path / "out", "fp32/Q4_K_M+imatrix", "fp32/Q5_K_M+imatrix", calibrate=clips)
     report = compare(asked)
@@ -273,6 +276,7 @@ def test_an_importance_matrix_may_come_first(clips: Path, tmp_path: Path) -> Non
     assert again == about_clips  # nothing was made, and it is known still
 
 
+@pytest.mark.slow
 def test_figures_belong_to_their_reference(tmp_path: Path) -> None:
     rows = [{"audio": str(CLIPS / NAMES[0]), "id": "a"}, {"audio": str(CLIPS / NAMES[1]), "id": "b", "prompt": ""}]
     path = tmp_path / "clips.jsonl"
@@ -292,6 +296,7 @@ def test_figures_belong_to_their_reference(tmp_path: Path) -> None:
     assert [clip.prompt for clip in first.clips] == ["Write an audio caption describing the sound", ""]
 
 
+@pytest.mark.slow
 def test_a_name_that_is_no_utf8_does_not_lose_the_report(tmp_path: Path) -> None:
     folder = tmp_path / "clips"
     folder.mkdir()

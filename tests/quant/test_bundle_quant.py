@@ -52,6 +52,7 @@ def test_every_recipe_makes_a_bundle_that_verifies_and_captions(tmp_path: Path, 
         assert captioner.caption(CLIP).text.startswith("a guitar plays")
 
 
+@pytest.mark.slow
 def test_the_manifest_says_how_it_was_made(tmp_path: Path) -> None:
     options = quantize_options(MICRO, tmp_path / "out", Recipe("int8", "Q4_K_M", "q8_0"), tensor_types=("attn_v=Q8_0",))
     made = replace(options, calibrate=CLIPS, save_imatrix=tmp_path / "imatrix.gguf", recipe="small")

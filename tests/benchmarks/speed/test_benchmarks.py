@@ -311,6 +311,7 @@ def test_a_process_that_says_nothing_is_an_error() -> None:
         latency._output([sys.executable, "-c", "import sys; print('oh', file=sys.stderr); sys.exit(3)"])
 
 
+@pytest.mark.slow
 def test_llama_cpp_hears_with_an_encoder_of_whispers_shape(
     run: Run, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
