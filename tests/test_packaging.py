@@ -176,8 +176,8 @@ def test_wheel_holds_the_three_packages_and_nothing_else(wheel: Path) -> None:
     assert any(name.endswith("licenses/LICENSE") for name in metadata)
     sources = [path for name in PACKAGES for path in (REPOSITORY / name).rglob("*.py")]
     typed = [REPOSITORY / name / "py.typed" for name in (*PACKAGES, "runtime/package")]
-    data = [path for kind in ("jinja", "css") for path in (REPOSITORY / "quant" / "report").glob(f"*.{kind}")]
-    assert len(data) == 5
+    data = [path for name in PACKAGES for kind in ("jinja", "css") for path in (REPOSITORY / name).rglob(f"*.{kind}")]
+    assert len(data) == 6
     expected = {str(installed_path(path)) for path in [*sources, *typed, *data]}
     assert names - set(metadata) == expected
 
