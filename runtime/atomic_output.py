@@ -14,7 +14,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,8 +71,7 @@ class PartialOutput:
         self.out = Path(out)
         self._overwrite, self._what, self._why_not, self._option = overwrite, what, why_not, option
         self._path: Path | None = None
-        self._lock: FileLock | None = None
-        self._made: list[Path] = []  # folders above `out`, the innermost first
+        self._undo = ExitStack()
         with self.write_errors():
             self.out = _resolved(self.out)  # a link stays, and what it points to is replaced
             self._check_out()
@@ -97,21 +96,22 @@ class PartialOutput:
 
     def open(self, *, folder: bool) -> None:
         """Make the temporary file or folder; if that fails, nothing stays."""
-        try:
-            with self.write_errors():
-                self._made = list(takewhile(lambda parent: not parent.exists(), self.out.parents))
-                self.out.parent.mkdir(parents=True, exist_ok=True)
-                self._lock = _lock(self._lock_path, self.out, self._option)
-                if self._lock is not None:
-                    self._clean_up()
-                self._check_out()  # something may have been put back
-                path = self.out.with_name(f"{self._prefix}{secrets.token_hex(4)}")
-                # Not with `tempfile`, whose files only their owner may read, whatever the umask.
-                path.mkdir() if folder else path.touch(exist_ok=False)
-                self._path = path
-        except BaseException:
-            self.discard()
-            raise
+        with self.write_errors(), ExitStack() as undo:
+            missing = list(takewhile(lambda parent: not parent.exists(), self.out.parents))
+            for parent in reversed(missing):
+                undo.callback(_remove_empty, parent)
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            lock = _lock(self._lock_path, self.out, self._option)
+            if lock is not None:
+                undo.callback(lock.release)
+                undo.callback(_remove, self._lock_path)
+                self._clean_up()
+            self._check_out()  # something may have been put back
+            path = self.out.with_name(f"{self._prefix}{secrets.token_hex(4)}")
+            undo.callback(_remove, path)
+            # Not with `tempfile`, whose files only their owner may read, whatever the umask.
+            path.mkdir() if folder else path.touch(exist_ok=False)
+            self._path, self._undo = path, undo.pop_all()
 
     def move(self) -> None:
         """Give it the final name, and end.
@@ -122,23 +122,12 @@ class PartialOutput:
         """
         self._check_out()
         _move(self.path, self.out)
-        self._path, self._made = None, []
         self.discard()
 
     def discard(self) -> None:
         """Remove what there is, folders that were made for it included, and end. Harmless when repeated."""
-        if self._path is not None:
-            _remove(self._path)
-            self._path = None
-        if self._lock is not None:
-            with suppress(OSError):
-                self._lock_path.unlink()
-            self._lock.release()
-            self._lock = None
-        for parent in self._made:
-            with suppress(OSError):  # somebody else uses it by now
-                parent.rmdir()
-        self._made = []
+        self._path = None
+        self._undo.close()
 
     @contextmanager
     def write_errors(self) -> Generator[None]:
@@ -187,6 +176,11 @@ def _remove(path: Path) -> None:
     else:
         with suppress(OSError):
             path.unlink()
+
+
+def _remove_empty(folder: Path) -> None:
+    with suppress(OSError):  # the output is in it, or somebody else uses it by now
+        folder.rmdir()
 
 
 def _move(path: Path, out: Path) -> None:

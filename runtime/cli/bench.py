@@ -72,10 +72,9 @@ def bench(
 
 def _print_bench(report: BenchReport) -> None:
     from rich.table import Table
-    from rich.text import Text
 
     other = report.against
-    table = Table("stage", title=Text(f"bench {report.bundle}"))
+    table = Table("stage", title=f"bench {report.bundle}")
     for heading in ("p50", "p90", *([f"transformers, {other.dtype}"] if other else [])):
         table.add_column(heading, justify="right")
 

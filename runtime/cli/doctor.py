@@ -39,7 +39,6 @@ def doctor(as_json: JsonOption = False) -> None:
 
 def _print_doctor(report: DoctorReport) -> None:
     from rich.table import Table
-    from rich.text import Text
 
     memory = f"{report.memory_gib:.1f} GiB" if report.memory_gib is not None else "unknown"
     versions = [f"{name} {found or '- not installed'}" for name, found in report.versions.items()]
@@ -56,7 +55,7 @@ def _print_doctor(report: DoctorReport) -> None:
         "optional": "\n".join(f"{name}: {line}" for name, line in report.missing_extras.items()) or "all there",
         "problems": "\n".join(report.problems) or "none",
     }.items():
-        table.add_row(key, Text(value), end_section=True)
+        table.add_row(key, value, end_section=True)
     print_table(table)
 
 

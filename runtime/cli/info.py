@@ -24,13 +24,12 @@ def info(bundle: BundleArgument, as_json: JsonOption = False) -> None:
         print_json(manifest)
         return
     from rich.table import Table
-    from rich.text import Text  # in a plain string, Rich would read [x] as markup
 
-    table = Table(title=Text(f"{manifest.name} ({manifest.variant})"), show_header=False)
+    table = Table(title=f"{manifest.name} ({manifest.variant})", show_header=False)
     for name, text in manifest_sections(manifest):
-        table.add_row(name, Text(text), end_section=True)
+        table.add_row(name, text, end_section=True)
     sizes = {**{name: facts.bytes for name, facts in manifest.files.items()}, "total": manifest.total_bytes}
-    table.add_row("files", Text("\n".join(f"{name}: {size / 1e6:,.3f} MB" for name, size in sizes.items())))
+    table.add_row("files", "\n".join(f"{name}: {size / 1e6:,.3f} MB" for name, size in sizes.items()))
     print_table(table)
 
 

@@ -117,11 +117,11 @@ def print_json(value: object) -> None:
 
 
 def print_table(table: Table) -> None:
-    """Print a table to stdout; what is wider than the terminal goes on in the next line."""
+    """Print a table to stdout; what is wider than the terminal goes on in the next line, and [x] is no markup."""
     from rich.console import Console
 
     for column in table.columns:
         column.overflow = "fold"
     console = Console()
     # Piped, Rich assumes 80 columns and would break long values.
-    Console(width=None if console.is_terminal else 120).print(table)
+    Console(width=None if console.is_terminal else 120, markup=False, emoji=False).print(table)

@@ -76,7 +76,6 @@ def _forget(folders: tuple[Path, ...], *, as_json: bool) -> None:
 
 def _print_tune(report: TuneReport) -> None:
     from rich.table import Table
-    from rich.text import Text
 
     table = Table("bundle", "part", "setting", title="tune")
     for heading in ("time", "gain"):
@@ -88,9 +87,7 @@ def _print_tune(report: TuneReport) -> None:
             table.add_section()
         before = row
         gain = "default" if row.default else f"{row.gain:+.1%}"
-        table.add_row(
-            Text(row.bundle), row.part, Text(row.setting), f"{row.ms:,.2f} ms", gain, "yes" if row.chosen else ""
-        )
+        table.add_row(row.bundle, row.part, row.setting, f"{row.ms:,.2f} ms", gain, "yes" if row.chosen else "")
     print_table(table)
     for reason in report.reasons:
         typer.echo(reason)

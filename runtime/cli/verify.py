@@ -60,15 +60,14 @@ def _number(seam: Seam) -> str:
 
 def _print_verify(report: VerifyReport) -> None:
     from rich.table import Table
-    from rich.text import Text
 
     columns = ("seam", "clips", "largest error", "on clip", "tolerance", "ok")
-    table = Table(*columns, title=Text(f"verify {report.bundle}"))
+    table = Table(*columns, title=f"verify {report.bundle}")
     for name in dict.fromkeys(seam.name for seam in report.seams):
         seams = [seam for seam in report.seams if seam.name == name]
         # NaN compares with nothing, so it is put first by hand.
         worst = max(seams, key=lambda seam: math.inf if math.isnan(seam.error) else seam.error)
         ok = "yes" if all(seam.ok for seam in seams) else "NO"
         tolerance = f"{worst.tolerance:g} {worst.unit}"
-        table.add_row(name, str(len(seams)), _number(worst), Text(worst.clip), tolerance, ok)
+        table.add_row(name, str(len(seams)), _number(worst), worst.clip, tolerance, ok)
     print_table(table)

@@ -145,31 +145,24 @@ class Decoder(TextModel):
 
     def _lead(self, lead: Tokens) -> int:
         """Have exactly these rows in the cache; returns how many of them were not decoded now."""
-        same = self._same(lead)
-        state = self.prefixes.load(lead) if self.prefixes is not None and same < len(lead) else None
-        if state is not None:
-            same = len(lead) if self._restored(lead, state) else 0
-        if same < len(lead) or state is None:
-            self._rewind(same)
+        context, prefixes, same = self._context, self.prefixes, self._same(lead)
+        assert context is not None
+        state = prefixes.load(lead) if prefixes is not None and same < len(lead) else None
+        self._rewind(same if state is None else 0)
+        if prefixes is not None and state is not None:
+            same = len(lead) if context.restore(0, state) else 0
+            self._past = same
+            if not same:
+                prefixes.drop(lead)
         if same < len(lead):
             self._decode(np.array(lead[same:], np.int32), outputs=0)
-            if self.prefixes is not None and self._context is not None and len(lead) >= MIN_TOKENS:
-                self.prefixes.store(lead, self._context.state(0))
+            if prefixes is not None and len(lead) >= MIN_TOKENS:
+                prefixes.store(lead, context.state(0))
         return same
 
     def _same(self, lead: Tokens) -> int:
         """How many leading tokens are those of the previous request."""
         return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(lead, self._kept, strict=False)))
-
-    def _restored(self, lead: Tokens, state: bytes) -> bool:
-        assert self._context is not None
-        assert self.prefixes is not None
-        self._rewind(0)
-        if not self._context.restore(0, state):
-            self.prefixes.drop(lead)
-            return False
-        self._past = len(lead)
-        return True
 
     def checked(self, segment: Tokens | Embeddings) -> NDArray[Any]:
         """Token ids as int32 [n], or embeddings as contiguous float32 [n, n_embd].
@@ -290,11 +283,8 @@ class Decoder(TextModel):
                 yield token
                 if self.is_end(token) or not left:
                     return
-                self._extend(token)
+                if self._past >= self.n_ctx:
+                    raise DecoderError(f"the context of {self.n_ctx} positions is full; reserve room for more tokens")
+                self._decode(np.array([token], np.int32), outputs=1)
         finally:
             sampler.close()
-
-    def _extend(self, token: int) -> None:
-        if self._past >= self.n_ctx:
-            raise DecoderError(f"the context of {self.n_ctx} positions is full; reserve room for the new tokens")
-        self._decode(np.array([token], np.int32), outputs=1)
