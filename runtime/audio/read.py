@@ -146,11 +146,10 @@ def _gathered(blocks: Iterable[Waveform], size: int) -> Iterator[Waveform]:
 
 def _array_blocks(array: object, rate: object) -> Iterator[tuple[int, Waveform]]:
     checked = _checked_rate(rate, "the audio array")
-    for one in array if isinstance(array, Iterator) else (array,):
-        yield from _array_block(one, checked)
-
-
-def _array_block(array: object, checked: int) -> Iterator[tuple[int, Waveform]]:
+    if isinstance(array, Iterator):
+        for part in array:
+            yield from _array_blocks(part, checked)
+        return
     samples = np.asarray(array)
     if samples.dtype.kind == "i" and samples.dtype.itemsize > 4:
         raise AudioError(
@@ -301,7 +300,8 @@ def _decoded(container: av.container.InputContainer, name: str) -> Iterator[tupl
                 seconds += frame.samples / rate
                 yield rate, _mono(frame, name)
         # Tags (Lyrics3, or padding) behind the last frame of an MP3 look to FFmpeg like one more packet.
-        if bad is not None and not 0 < _mp3_s(container) - MP3_SLACK_S <= seconds:
+        mp3_s = _stated_s(container) if container.format.name == "mp3" else None
+        if bad is not None and not (mp3_s and 0 < mp3_s - MP3_SLACK_S <= seconds):
             raise bad
     except av.error.FFmpegError as error:
         raise AudioDecodeError(
@@ -318,19 +318,18 @@ def _declared_s(container: av.container.InputContainer) -> float | None:
     """The length that the header states, where that can be relied upon."""
     if container.format.name not in LENGTH_SLACK_S:
         return None
-    stream = container.streams.audio[0]
-    if stream.duration is not None and stream.time_base is not None:
-        return float(stream.duration * stream.time_base)
+    if (stated_s := _stated_s(container)) is not None:
+        return stated_s
     if container.duration is not None and len(container.streams) == 1:
         return container.duration / 1e6  # microseconds (AV_TIME_BASE)
     return None
 
 
-def _mp3_s(container: av.container.InputContainer) -> float:
-    """The length that FFmpeg found or estimated, of an MP3; otherwise 0."""
+def _stated_s(container: av.container.InputContainer) -> float | None:
+    """The length that FFmpeg found or estimated of the audio track."""
     stream = container.streams.audio[0]
-    if container.format.name != "mp3" or stream.duration is None or stream.time_base is None:
-        return 0.0
+    if stream.duration is None or stream.time_base is None:
+        return None
     return float(stream.duration * stream.time_base)
 
 

@@ -30,7 +30,9 @@ def install_line(*extras: str) -> str:
         pins = f"-c {typed_path(constraints)} " if constraints.is_file() else ""
         line = f"pip install {pins}-e {typed_path(wanted.replace(DISTRIBUTION, str(folder)))}"
     else:
-        line = f"pip install {typed_path(f'{wanted} @ {_url(origin)}')}"
+        system = origin.get("vcs_info", {}).get("vcs")
+        address = f"{system}+{origin['url']}" if system else origin["url"]  # that pip takes
+        line = f"pip install {typed_path(f'{wanted} @ {address}')}"
     return line + (CPU_TORCH if "export" in extras and sys.platform == "linux" else "")
 
 
@@ -48,9 +50,3 @@ def _checkout(origin: dict[str, Any]) -> Path | None:
     if not origin.get("dir_info", {}).get("editable"):
         return None
     return Path(url2pathname(urlsplit(origin["url"]).path))
-
-
-def _url(origin: dict[str, Any]) -> str:
-    """An address that pip takes."""
-    system = origin.get("vcs_info", {}).get("vcs")
-    return f"{system}+{origin['url']}" if system else origin["url"]

@@ -70,12 +70,6 @@ class EmbeddingsWriter:
 
     def __enter__(self) -> EmbeddingsWriter:
         self._partial.open(folder=False)
-        try:
-            with self._partial.write_errors():
-                self._zip = zipfile.ZipFile(self._partial.path, "w", zipfile.ZIP_STORED)
-        except BaseException:
-            self._partial.discard()
-            raise
         return self
 
     def add(self, name: str, embedding: Embedding) -> None:
@@ -101,15 +95,14 @@ class EmbeddingsWriter:
         self._zip = None
 
     def _write(self, name: str, array: NDArray[Any]) -> None:
-        zipped = self._opened()
         # A fixed date, so that the same clips make the same file.
         entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
-        with self._partial.write_errors(), zipped.open(entry, "w", force_zip64=True) as file:
+        with self._partial.write_errors(), self._opened().open(entry, "w", force_zip64=True) as file:
             np.lib.format.write_array(file, array, allow_pickle=False)
 
     def _opened(self) -> zipfile.ZipFile:
         if self._zip is None:
-            raise RuntimeError("EmbeddingsWriter is used outside its `with` block")
+            self._zip = zipfile.ZipFile(self._partial.path, "w", zipfile.ZIP_STORED)
         return self._zip
 
     def __exit__(self, *_: object) -> None:

@@ -166,12 +166,13 @@ def _caption_rounds(
 
 def _report(options: BenchOptions, captioner: Captioner, rounds: _Rounds, load_ms: float) -> BenchReport:
     captions, used = rounds.captions, captioner.parts.decoder.settings
+    manifest, decoder = captioner.bundle.manifest, captioner.bundle.decoder_facts
     times, once = [caption.timings for caption in captions], captions[: len(captions) // options.rounds]
     rates = [timings.tokens_per_s for timings in times if timings.decode_tokens]
     return BenchReport(
         bundle=options.bundle,
-        model=captioner.bundle.manifest.name,
-        precision=_precision(captioner.bundle, used.kv_type),
+        model=manifest.name,
+        precision=f"encoder {manifest.encoder.precision}, decoder {decoder.precision}, keys and values {used.kv_type}",
         device=used.device,
         prefill_threads=used.prefill_threads,
         decode_threads=used.decode_threads,
@@ -237,11 +238,6 @@ def _against(
         real_time_factor=sum(times["total"]) / (1000 * report.rounds * report.audio_s),
         peak_rss_bytes=measured["peak_rss_bytes"],
     )
-
-
-def _precision(bundle: Bundle, kv_type: str) -> str:
-    decoder = bundle.decoder_facts
-    return f"encoder {bundle.manifest.encoder.precision}, decoder {decoder.precision}, keys and values {kv_type}"
 
 
 def _spread(values: Sequence[float], slow: int = 90) -> Spread:
