@@ -49,16 +49,22 @@ class RunningRequest:
         self._parts, self._request, self._front_end = parts, request, bundle.manifest.front_end
         self._decoder_facts, self._prompt_facts = bundle.decoder_facts, bundle.prompt_facts
         read_ms = request.audio.reading_ms if isinstance(request.audio, ReadAudio) else 0.0
-        self._timer = _StageTimer(read_ms)
+        self._ms = {"front_end": read_ms}  # by stage; reading the audio is a part of the first
+        self._last = perf_counter()
         self._prompt = parts.prompts.build(request.prompt, system=request.system)
-        self._timer.lap("prompt")
+        self._lap("prompt")
         self._audio = self._audio_blocks(read_ms)
         self._audio_tokens = 0
         self._deviation_db = 0.0  # of the spectrogram, from that of the whole clip; see `RunningFeatures`
         self._before_ms = self._waited_ms = 0.0  # before the first token: since the call, and since the last sample
         self._tokens: list[int] = []  # the last may be one that ends the answer
         self._token_ms: list[float] = []
-        self._pieces: list[str] = []
+
+    def _lap(self, stage: str) -> None:
+        """The time since the last lap was spent on this stage."""
+        now = perf_counter()
+        self._ms[stage] = self._ms.get(stage, 0.0) + 1000.0 * (now - self._last)
+        self._last = now
 
     def _audio_blocks(self, read_ms: float) -> _AudioBlocks:
         """The audio, which is refused as soon as it is longer than the decoder has room for."""
@@ -82,7 +88,7 @@ class RunningRequest:
         front_end = self._parts.audio.front_end
         chunks = RunningFeatures(front_end, self._audio) if self._request.live else front_end.chunks(self._audio)
         for features in chunks:
-            self._timer.lap("front_end")
+            self._lap("front_end")
             yield features
         if isinstance(chunks, RunningFeatures):
             self._deviation_db = chunks.deviation_db
@@ -92,12 +98,12 @@ class RunningRequest:
         encoder, projector = self._parts.audio.encoder, self._parts.audio.projector
         patches = (chunk for features, first in self._features() for chunk in encoder.chunks(features, first))
         for group in projector.groups(patches):
-            self._timer.lap("encoder")
+            self._lap("encoder")
             embeddings = projector.embeddings(group)
-            self._timer.lap("projector")
+            self._lap("projector")
             self._audio_tokens += len(embeddings)
             yield embeddings
-        self._timer.lap("encoder")  # of a last chunk that was too short for another group
+        self._lap("encoder")  # of a last chunk that was too short for another group
 
     def rows(self) -> list[Tokens | Embeddings]:
         """The prompt with the embeddings of all audio, for the decoder.
@@ -117,15 +123,15 @@ class RunningRequest:
         if self._request.live:
             before, after = self._prompt.around_audio()
             decoder.begin(before, reserve=reserve + len(after))
-            self._timer.lap("prefill")
+            self._lap("prefill")
             for embeddings in self._embeddings():
                 decoder.append(embeddings, reserve=reserve + len(after))
-                self._timer.lap("prefill")
+                self._lap("prefill")
             decoder.append(after, reserve=reserve)
         else:
             decoder.prefill(self.rows(), reserve=reserve)
-        self._timer.lap("prefill")
-        self._before_ms = self._timer.total_ms()
+        self._lap("prefill")
+        self._before_ms = sum(self._ms.values())
         self._waited_ms = 1000.0 * (perf_counter() - self._audio.ended_s)
 
     def generate(self) -> Iterator[str]:
@@ -134,10 +140,8 @@ class RunningRequest:
         Raises what `Decoder.generate` raises.
         """
         decoder, request = self._parts.decoder, self._request
-        for piece in decoder.text_pieces(self._timed(decoder.generate(request.max_new_tokens, request.sampling))):
-            if piece:
-                self._pieces.append(piece)
-                yield piece
+        tokens = self._timed(decoder.generate(request.max_new_tokens, request.sampling))
+        yield from filter(None, decoder.text_pieces(tokens))
 
     def _timed(self, tokens: Iterator[int]) -> Iterator[int]:
         while True:
@@ -151,24 +155,23 @@ class RunningRequest:
 
     def answered(self, answer: Answer) -> Caption:
         """The caption of rows that were decoded with those of other requests."""
-        self._timer.ms["prefill"] = answer.prefill_ms
-        self._before_ms = sum(self._timer.ms.values())
+        self._ms["prefill"] = answer.prefill_ms
+        self._before_ms = sum(self._ms.values())
         self._waited_ms = self._before_ms - self._audio.read_ms
         self._tokens, self._token_ms = list(answer.tokens), list(answer.spent_ms)
-        self._pieces = [self._parts.decoder.detokenize(answer.tokens)]
         return self.caption()
 
     def caption(self) -> Caption:
         """The whole caption, once all is generated."""
         ended = self._parts.decoder.is_end(self._tokens[-1])
         return Caption(
-            text="".join(self._pieces),
+            text=self._parts.decoder.detokenize(self._tokens),
             tokens=tuple(self._tokens[:-1] if ended else self._tokens),
             finish_reason="stop" if ended else "length",
             audio_s=self._audio.samples / self._front_end.sample_rate_hz,
             prompt_tokens=self._prompt.text_tokens,
             audio_tokens=self._audio_tokens,
-            timings=self._timings(self._timer.ms, self._audio.read_ms, self._token_ms),
+            timings=self._timings(self._ms, self._audio.read_ms, self._token_ms),
             warnings=tuple(self._warnings()),
         )
 
@@ -196,25 +199,6 @@ class RunningRequest:
             louder = "it got louder after parts of it were encoded"
             below = f"quiet bins of those lie up to {self._deviation_db:.1f} dB below those of the whole clip"
             yield f"{louder}: {below}; caption it as a file, without --live, for the exact numbers"
-
-
-class _StageTimer:
-    """Time by stage, in milliseconds; reading the audio, before, took `read_ms`."""
-
-    def __init__(self, read_ms: float) -> None:
-        self._last = perf_counter()
-        self._start = self._last - read_ms / 1000
-        self.ms: dict[str, float] = {"front_end": read_ms}
-
-    def lap(self, stage: str) -> None:
-        """The time since the last lap was spent on this stage."""
-        now = perf_counter()
-        self.ms[stage] = self.ms.get(stage, 0.0) + 1000.0 * (now - self._last)
-        self._last = now
-
-    def total_ms(self) -> float:
-        """Since the start."""
-        return 1000.0 * (perf_counter() - self._start)
 
 
 @dataclass

@@ -113,9 +113,8 @@ def caption(
             captioner, prompt, system, max_new_tokens, _sampling(captioner, options),
             live=live, lines=CAPTION_FORMATS[name](len(audio) == 1), stream=stream,
         )  # fmt: skip
-        good = run.show_all(_clips(captioner, audio, windows, live=live), batch)
-    if not good:
-        raise typer.Exit(1)
+        if not run.show_all(_clips(captioner, audio, windows, live=live), batch):
+            raise typer.Exit(1)
 
 
 def _windows(window: float | None, hop: float | None, *, live: bool) -> tuple[float, float] | None:

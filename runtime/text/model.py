@@ -53,30 +53,21 @@ def load_model(path: str | Path, settings: EngineSettings) -> Any:
     # that keeps weights out of their layout turns off repacking too, so it is left on elsewhere.
     params.use_extra_bufts = repacked and b"AMX_INT8 = 1" not in llama.llama_print_system_info()
     params.load_mode = _LOAD_READ if huge_pages or (repacked and device == "cpu") else _LOAD_MAPPED
-    signals = HeldSignals()
-    pages = HugePages() if huge_pages else None
-    following = llama.llama_progress_callback(_Loading(signals, pages))
-    params.progress_callback = following
+    signals, pages = HeldSignals(), [HugePages()] if huge_pages else []
+
+    def go_on(_: float, __: object) -> bool:
+        while pages:  # at the first call, all buffers are allocated and none is filled
+            pages.pop().ask()
+        return not signals.caught
+
+    callback = llama.llama_progress_callback(go_on)  # must outlive the call
+    params.progress_callback = callback
     log.lines.clear()
     with signals.held():
         model = llama.llama_model_load_from_file(os.fsencode(path), params)
     if not model:
         raise DecoderError(f"llama.cpp cannot load {path}: {log.last()}; export the bundle again")
     return model
-
-
-class _Loading:
-    """llama.cpp's progress callback: at the first call, all buffers are allocated and none is filled."""
-
-    def __init__(self, signals: HeldSignals, pages: HugePages | None) -> None:
-        self._signals, self._pages = signals, pages
-
-    def __call__(self, _: float, __: object) -> bool:
-        """Whether to go on."""
-        pages, self._pages = self._pages, None
-        if pages is not None:
-            pages.ask()
-        return not self._signals.caught
 
 
 class TextModel:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,9 @@ from dasheng_edge.runtime.bundle.bundle import DECODER
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.engine_options import EngineOptions, EngineSettings, Host
 from dasheng_edge.runtime.text import huge_pages
-from dasheng_edge.runtime.text import model as text_model
 from dasheng_edge.runtime.text.decoder import Decoder
 from dasheng_edge.runtime.text.huge_pages import MIN_BYTES, HugePages
+from dasheng_edge.runtime.text.llama import llama_cpp_library
 
 PROMPT = ((1, 2, 3),)
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="others have no such pages")
@@ -107,13 +108,18 @@ def test_a_few_clips_are_not_worth_it(tiny_bundle: Path, asked: list[bool], monk
 
 def test_ctrl_c_ends_the_loading(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = []
+    llama = llama_cpp_library()
+    callback = llama.llama_progress_callback
 
-    def interrupted(self: text_model._Loading, *_: object) -> bool:
-        told.append(True)
-        signal.raise_signal(signal.SIGINT)
-        return not self._signals.caught
+    def interrupted(go_on: Callable[[float, object], bool]) -> object:
+        def told_once(progress: float, data: object) -> bool:
+            told.append(True)
+            signal.raise_signal(signal.SIGINT)
+            return go_on(progress, data)
 
-    monkeypatch.setattr(text_model._Loading, "__call__", interrupted)
+        return callback(told_once)
+
+    monkeypatch.setattr(llama, "llama_progress_callback", interrupted)
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         Decoder.open(tiny_bundle / DECODER, EngineSettings())
