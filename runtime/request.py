@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -164,19 +164,8 @@ class RunningRequest:
     def caption(self) -> Caption:
         """The whole caption, once all is generated."""
         ended = self._parts.decoder.is_end(self._tokens[-1])
-        return Caption(
-            text=self._parts.decoder.detokenize(self._tokens),
-            tokens=tuple(self._tokens[:-1] if ended else self._tokens),
-            finish_reason="stop" if ended else "length",
-            audio_s=self._audio.samples / self._front_end.sample_rate_hz,
-            prompt_tokens=self._prompt.text_tokens,
-            audio_tokens=self._audio_tokens,
-            timings=self._timings(self._ms, self._audio.read_ms, self._token_ms),
-            warnings=tuple(self._warnings()),
-        )
-
-    def _timings(self, ms: dict[str, float], read_ms: float, token_ms: Sequence[float]) -> Timings:
-        return Timings(
+        ms, read_ms, token_ms = self._ms, self._audio.read_ms, self._token_ms
+        timings = Timings(
             audio_decode_ms=read_ms,
             front_end_ms=ms["front_end"] - read_ms,
             encoder_ms=ms["encoder"],
@@ -187,6 +176,16 @@ class RunningRequest:
             decode_ms=sum(token_ms[1:]),
             total_ms=self._before_ms + sum(token_ms),
             decode_tokens=len(token_ms) - 1,
+        )
+        return Caption(
+            text=self._parts.decoder.detokenize(self._tokens),
+            tokens=tuple(self._tokens[:-1] if ended else self._tokens),
+            finish_reason="stop" if ended else "length",
+            audio_s=self._audio.samples / self._front_end.sample_rate_hz,
+            prompt_tokens=self._prompt.text_tokens,
+            audio_tokens=self._audio_tokens,
+            timings=timings,
+            warnings=tuple(self._warnings()),
         )
 
     def _warnings(self) -> Iterator[str]:

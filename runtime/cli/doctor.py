@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
-from typing import TypeVar
 
 import typer
 
@@ -18,7 +18,6 @@ from dasheng_edge.runtime.machine.installation import DISTRIBUTION, install_line
 from .options import JsonOption, print_json, print_table
 
 OWN_ENVIRONMENT = "metrics"  # an extra that is installed apart from the others
-_T = TypeVar("_T")
 # "torch>=2.9; extra == 'export'", as the metadata of a distribution has it.
 _NAME, _EXTRA = re.compile(r"[A-Za-z0-9._-]+"), re.compile(r"extra\s*==\s*[\"']([a-z]+)[\"']")
 
@@ -92,15 +91,21 @@ def examine() -> DoctorReport:
     versions = {name: version_of(name) for name in dict.fromkeys((DISTRIBUTION, *extras_of, *ENGINES))}
     absent = [name for name, extras in extras_of.items() if not extras and versions[name] is None]
     problems = [f"{name} is not installed; run {install_line()}" for name in absent] + _runtime_problems(versions)
-    providers, problem = _guarded(_onnx_providers, versions["onnxruntime"] or versions["onnxruntime-gpu"])
-    problems += problem
-    llama, problem = _guarded(_llama_build, versions["llama-cpp-python"])
-    problems += problem
-    system, offload = llama or ("", False)
+    providers, system, offload = [], "", False
+    if versions["onnxruntime"] or versions["onnxruntime-gpu"]:
+        with _guarded(problems):
+            from dasheng_edge.runtime.audio.onnx_session import load_onnxruntime
+
+            providers = load_onnxruntime().get_available_providers()
+    if versions["llama-cpp-python"]:
+        with _guarded(problems):
+            from dasheng_edge.runtime.text.llama import build_info
+
+            system, offload = build_info()
     return DoctorReport(
         **vars(identify()),
         versions=versions,
-        onnx_providers=providers or (),
+        onnx_providers=tuple(providers),
         llama_system=system,
         llama_gpu_offload=offload,
         missing_extras=_missing_extras(extras_of, versions),
@@ -128,23 +133,10 @@ def _missing_extras(extras_of: dict[str, frozenset[str]], versions: dict[str, st
     return lines
 
 
-def _onnx_providers() -> tuple[str, ...]:
-    from dasheng_edge.runtime.audio.onnx_session import load_onnxruntime
-
-    return tuple(load_onnxruntime().get_available_providers())
-
-
-def _llama_build() -> tuple[str, bool]:
-    from dasheng_edge.runtime.text.llama import build_info
-
-    return build_info()
-
-
-def _guarded(look: Callable[[], _T], installed: str | None) -> tuple[_T | None, list[str]]:
-    """What `look` finds; a library that is installed but does not load is a problem."""
-    if installed is None:
-        return None, []
+@contextmanager
+def _guarded(problems: list[str]) -> Generator[None]:
+    """A library that is installed but does not load is a problem."""
     try:
-        return look(), []
+        yield
     except (MissingExtraError, ImportError, OSError, RuntimeError, AttributeError) as error:
-        return None, [f"an installed library does not load: {error}; reinstall it"]
+        problems.append(f"an installed library does not load: {error}; reinstall it")

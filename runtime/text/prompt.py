@@ -32,17 +32,21 @@ class Tokenizer(Protocol):
     @property
     def special_texts(self) -> Mapping[str, str]:
         """Texts of `bos_token`, `eos_token` and `pad_token`, as far as the tokenizer has them, for the template."""
+        ...
 
     @property
     def control_tokens(self) -> Mapping[str, int]:
         """Tokens that plain text never contains, by their text."""
+        ...
 
     @property
     def added_tokens(self) -> Mapping[str, int]:
         """Whole-word tokens that plain text may contain, such as `<tool_call>`."""
+        ...
 
     def tokenize(self, text: str, parse_special: bool = False) -> tuple[int, ...]:
         """Token ids of a text; with parse_special False control tokens in it are plain text."""
+        ...
 
 
 @dataclass(frozen=True)
