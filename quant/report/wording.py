@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from datetime import datetime
 
 from dasheng_edge.quant.compare.bootstrap import COVERED, MIN_CLIPS
@@ -62,22 +61,6 @@ def point_label(plane: Plane, point: Point) -> str:
     return f"{point.number} {point.name}: {y_title(plane)} {figure(point.y.value)}, {x_title(plane)} {figure(point.x)}"
 
 
-def front_note(drawn: Sequence[Plane]) -> str:
-    """What the marks in plots mean, those that are there."""
-    points = [(plane, point) for plane in drawn for point in plane.points]
-    marks = ["Dotted lines are the reference's figures", "bars are 95 % intervals"]
-    if any(point.chosen for _, point in points):
-        marks.append("the diamond is the recommended candidate")
-    if any(plane.task is None and point.y.value <= 0 for plane, point in points):
-        marks.append("a triangle is a value below the axis")
-    if any(plane.band and plane.band.high > 0 for plane in drawn):
-        marks.append("the band in plots of KL is what rounding alone does")
-    return (
-        f"The front is coloured: {FRONT}. {', '.join(marks[:-1])} and {marks[-1]}. Numbers are those of the tables. A "
-        "number is left out if there is no room for it."
-    )
-
-
 def when(report: Report) -> str:
     """Day and minute, or what the report says if that is no date."""
     try:
@@ -110,21 +93,3 @@ def limits(report: Report) -> tuple[str, ...]:
             f"skewed values, what is called 95 % held the truth in {held()} clips, and never with one."
         ),
     )
-
-
-def calibration(report: Report) -> str:
-    """Which clips were calibrated on, and which candidates were not made in this run."""
-    given = report.settings.calibration_clips
-    if given is not None:
-        return clips(given)
-    brought = sum(model.recipe.imatrix is not None for model in report.candidates)
-    if not brought:
-        return "no clips were given to this run"
-    have, matrices = ("has", "an importance matrix that was") if brought == 1 else ("have", "importance matrices")
-    return f"no clips were given to this run; {brought} of the candidates {have} {matrices} made elsewhere"
-
-
-def differing(count: int, total: int) -> str:
-    if count == 0:
-        return "All candidates say what the reference says"
-    return f"{count} of {total} candidates say something else"

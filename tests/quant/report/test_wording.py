@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 
 from dasheng_edge.quant.compare.bootstrap import COVERED, MIN_CLIPS
@@ -9,8 +12,22 @@ from dasheng_edge.quant.compare.cost import MEASURED_CLIPS
 from dasheng_edge.quant.compare.pareto import Plane, planes
 from dasheng_edge.quant.compare.record import Interval, Report, TaskScore
 from dasheng_edge.quant.report.report import document, page
-from dasheng_edge.quant.report.wording import FRONT, calibration, front_note, limits, plot_caption, y_title
+from dasheng_edge.quant.report.templates import environment
+from dasheng_edge.quant.report.wording import FRONT, limits, plot_caption, y_title
 from tests.fixtures import fake_report
+
+
+def texts(report: Report) -> Any:
+    """What both documents say in the same words."""
+    return environment().get_template("texts.jinja").make_module({"report": report})
+
+
+def calibration(report: Report) -> str:
+    return str(texts(report).calibration(report))
+
+
+def front_note(drawn: Sequence[Plane]) -> str:
+    return str(texts(fake_report.report()).front_note(drawn))
 
 
 def beaten_by_the_reference() -> Report:
