@@ -35,7 +35,7 @@ from dasheng_edge.export.graphs.session import GraphReport
 from dasheng_edge.export.prompt.facts import golden_prompt, prompt_facts
 from dasheng_edge.export.reference.golden import GoldenRequest, golden_mel_error, golden_tokens, write_golden
 from dasheng_edge.quant.decoder.llama_quantize import quantize
-from dasheng_edge.quant.decoder.types import DECODER_TOLERANCES, DecoderTolerance, token_margin
+from dasheng_edge.quant.decoder.types import DECODER_TOLERANCES, DecoderOptions, DecoderTolerance, token_margin
 from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER, FRONT_END, GOLDEN, MODEL_CARD, PROJECTOR, Bundle
 from dasheng_edge.runtime.bundle.manifest import (
     DecoderFacts,
@@ -229,7 +229,7 @@ def _write_decoder(plan: _Plan, writer: BundleWriter, steps: Steps) -> None:
     write_gguf(source, merged, text.vocabulary, first, progress.advance, text.facts.sampling)
     if source != path:
         progress.begin(f"{DECODER}: quantizing", tensors, "tensors")
-        quantize(source, path, kind, advance=progress.advance)
+        quantize(source, path, DecoderOptions(kind), advance=progress.advance)
         source.unlink()
     progress.begin(f"{DECODER}: measuring", tensors, "tensors")
     report = measure(path, merged, kind, progress.advance)

@@ -54,7 +54,6 @@ from dasheng_edge.runtime.machine.identity import identify, installed
 from dasheng_edge.runtime.progress import NoProgress, Progress, Steps
 
 from .candidates import (
-    Made,
     Origin,
     Spec,
     check_candidate,
@@ -170,14 +169,11 @@ class _Entry:
     """A bundle that is compared, and the names of its parts."""
 
     name: str
-    made: Made
+    bundle: Bundle
+    warnings: tuple[str, ...]  # while it was made
     threads: int
     encoder: str
     decoder: str
-
-    @property
-    def bundle(self) -> Bundle:
-        return self.made.bundle
 
 
 Embeddings: TypeAlias = Mapping[str, Callable[[str], Array]]  # encoder -> what reads embeddings by key
@@ -228,9 +224,9 @@ def _measured(plan: _Plan, progress: Progress) -> _Measured:
 
 
 def _entry(plan: _Plan, spec: Spec, threads: int, progress: Progress) -> _Entry:
-    made = make_candidate(spec, plan.origin, progress)
-    check_same_model(plan.reference, made.bundle)
-    return _Entry(spec.name, made, threads, encoder_id(made.bundle, threads), decoder_id(made.bundle, threads))
+    bundle, warnings = make_candidate(spec, plan.origin, progress)
+    check_same_model(plan.reference, bundle)
+    return _Entry(spec.name, bundle, warnings, threads, encoder_id(bundle, threads), decoder_id(bundle, threads))
 
 
 def _embeddings(plan: _Plan, entries: Sequence[_Entry], progress: Progress) -> Embeddings:
@@ -357,12 +353,12 @@ def _machine() -> dict[str, str]:
 def _limits(plan: _Plan, entries: Sequence[_Entry], costs: Sequence[Cost]) -> tuple[str, ...]:
     """What these figures cannot say."""
     clips, calibration = plan.usable.clips, plan.origin.calibration
+    warnings = [warning for entry in entries for warning in entry.warnings]
     return limits(
         plan.reference.decoder_facts,
         len(plan.clips),
         plan.threads,
-        left_out=plan.usable.left_out,
         shared=clips.shared_with(calibration) if calibration else 0,
-        warnings=dict.fromkeys(warning for entry in entries for warning in entry.made.warnings),
+        notes=[*(f"left out: {why}" for why in plan.usable.left_out), *dict.fromkeys(warnings)],
         costs=costs,
     )

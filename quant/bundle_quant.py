@@ -13,16 +13,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
-from dasheng_edge.quant.decoder.imatrix_file import Imatrix, read_imatrix, write_imatrix
+from dasheng_edge.quant.decoder.imatrix_file import Imatrix, read_imatrix, saved_imatrix, write_imatrix
 from dasheng_edge.quant.decoder.importance import audio_importance
 from dasheng_edge.quant.decoder.quantize import (
-    DecoderOptions,
     check_decoder,
     parse_tensor_types,
     quantize_decoder,
 )
-from dasheng_edge.quant.decoder.saved_imatrix import saved_imatrix
-from dasheng_edge.quant.decoder.types import COPIED_TYPES, DECODER_TOLERANCES, DecoderType
+from dasheng_edge.quant.decoder.types import COPIED_TYPES, DECODER_TOLERANCES, DecoderOptions, DecoderType
 from dasheng_edge.quant.encoder.precisions import EncoderPrecision
 from dasheng_edge.quant.encoder.quantize import EncoderOptions, EncoderReport, check_encoder, quantize_encoder, trials
 from dasheng_edge.runtime.audio.audio_parts import AudioParts

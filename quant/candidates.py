@@ -11,8 +11,8 @@ from typing import get_args
 
 from dasheng_edge.quant.compare.measurements import key_of
 from dasheng_edge.quant.compare.record import RecipeFacts
-from dasheng_edge.quant.decoder.quantize import DecoderOptions, check_decoder
-from dasheng_edge.quant.decoder.types import COPIED_TYPES, NEED_IMATRIX, DecoderType
+from dasheng_edge.quant.decoder.quantize import check_decoder
+from dasheng_edge.quant.decoder.types import COPIED_TYPES, NEED_IMATRIX, DecoderOptions, DecoderType
 from dasheng_edge.quant.encoder.precisions import EncoderPrecision
 from dasheng_edge.quant.encoder.quantize import check_encoder
 from dasheng_edge.runtime.audio.clips import ClipSet, find_clips, printable
@@ -149,21 +149,13 @@ def check_candidate(spec: Spec, origin: Origin) -> None:
         raise QuantizeError(f"candidate {spec.name} cannot be made of the reference: {error}") from error
 
 
-@dataclass(frozen=True)
-class Made:
-    """A candidate's bundle, and what was warned of while it was made."""
-
-    bundle: Bundle
-    warnings: tuple[str, ...] = ()
-
-
-def make_candidate(spec: Spec, origin: Origin, progress: Progress) -> Made:
-    """The candidate's bundle, made now if it is not stored yet.
+def make_candidate(spec: Spec, origin: Origin, progress: Progress) -> tuple[Bundle, tuple[str, ...]]:
+    """The candidate's bundle, made now if it is not stored yet, and what was warned of while it was made.
 
     Raises what `quantize_bundle` raises.
     """
     if spec.bundle is not None:
-        return Made(Bundle.open(spec.bundle))
+        return Bundle.open(spec.bundle), ()
     assert spec.recipe is not None
     given = sha256_of(spec.imatrix) if spec.imatrix else ""
     key = key_of(*origin.facts, repr(spec.recipe), given)
@@ -176,7 +168,7 @@ def make_candidate(spec: Spec, origin: Origin, progress: Progress) -> Made:
         notes.parent.mkdir(parents=True, exist_ok=True)
         warnings = quantize_bundle(options, progress).warnings
         notes.write_text(json.dumps(warnings), "utf-8")
-    return Made(Bundle.open(out), warnings)
+    return Bundle.open(out), warnings
 
 
 def _audio_imatrix(origin: Origin, progress: Progress) -> Path:

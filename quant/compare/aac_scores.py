@@ -13,13 +13,10 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, Literal, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
-
 from dasheng_edge.runtime.errors import ClipsError, MissingExtraError
 from dasheng_edge.runtime.machine.installation import install_line
 
-from .bootstrap import change_interval, draws_of, interval
+from .bootstrap import task_score
 from .record import TaskScore
 
 AacMetric: TypeAlias = Literal["fense", "cider_d", "spider_fl"]
@@ -54,17 +51,11 @@ def extra_scores(
     assert reference_answers is None or len(reference_answers) == len(answers)
     check_references(references)
     library = aac_library()
-    draws = draws_of(len(answers))
     scores = {}
     for metric in metrics:
         got = _by_clip(library, metric, answers, references)
-        change = None
-        if reference_answers is not None:
-            want = _by_clip(library, metric, reference_answers, references)
-            change = change_interval(_means(got), _means(want), draws)
-        scores[TITLES[metric]] = TaskScore(
-            value=interval(got, draws), change=change, clips=len(got), better="higher"
-        )  # fmt: skip
+        want = None if reference_answers is None else _by_clip(library, metric, reference_answers, references)
+        scores[TITLES[metric]] = task_score(got, want, "higher")
     return scores
 
 
@@ -98,8 +89,8 @@ def aac_library() -> Any:
 
 def _by_clip(
     library: Any, metric: AacMetric, answers: Sequence[str], references: Sequence[Sequence[str]]
-) -> NDArray[np.float64]:
-    """float64 [clips]."""
+) -> list[tuple[float, float]]:
+    """The score of each clip, and the 1 that it counts for."""
     try:
         _, by_clip = library.evaluate(
             [_line(text) for text in answers],
@@ -109,14 +100,9 @@ def _by_clip(
         )
     except (OSError, RuntimeError, ValueError) as error:  # no Java, no network, nothing downloaded
         raise MissingExtraError(f"aac-metrics cannot compute {metric}: {error}; {_PREPARE}") from error
-    return np.array(by_clip[metric].tolist(), np.float64)
+    return [(value, 1.0) for value in by_clip[metric].tolist()]
 
 
 def _line(text: str) -> str:
     """On one line, since the tokeniser takes each line for a text."""
     return " ".join(text.split()) or _EMPTY
-
-
-def _means(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[clips] -> [clips, 2], sums over counts."""
-    return np.stack([values, np.ones(len(values))], axis=1)

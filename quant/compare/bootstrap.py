@@ -11,14 +11,16 @@ truth. Below `MIN_CLIPS`, a report says so.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .record import Interval
+from .record import Interval, TaskScore
 
 Values = NDArray[np.float64]
 Draws = NDArray[np.int64]
+Pairs = Sequence[tuple[float, float]]  # of each clip, numerator and denominator
 DRAWS, SEED = 1000, 0
 COVERAGE_PERCENT = (2.5, 97.5)
 # Clips -> percent of intervals that hold the true mean, of log-normal values with sigma 1, which are skewed like KL
@@ -48,6 +50,13 @@ def change_interval(sums: Values, reference: Values, draws: Draws) -> Interval:
     """The same ratio less the reference's, paired by clip."""
     drawn = _ratio(sums[draws].sum(axis=1)) - _ratio(reference[draws].sum(axis=1))
     return _interval(float((_ratio(sums.sum(axis=0)[None]) - _ratio(reference.sum(axis=0)[None]))[0]), drawn)
+
+
+def task_score(got: Pairs, reference: Pairs | None, better: Literal["higher", "lower"]) -> TaskScore:
+    """A score that is sum over sum, such as errors over words, and its change against the reference's, if given."""
+    sums, draws = np.array(got, np.float64), draws_of(len(got))
+    change = None if reference is None else change_interval(sums, np.array(reference, np.float64), draws)
+    return TaskScore(value=ratio_interval(sums, draws), change=change, clips=len(got), better=better)
 
 
 def pooled_interval(values: Sequence[Values], percent: float, draws: Draws) -> Interval:

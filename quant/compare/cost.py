@@ -139,23 +139,22 @@ def _quantiles(values: Sequence[float]) -> Quantiles:
 
 def measure(request: Mapping[str, Any], _: object = None) -> dict[str, Any]:
     """What the child does."""
-    clips = [
-        (Clip(name, Path(path), offset, duration), prompt) for name, path, offset, duration, prompt in request["clips"]
-    ]
+    clips = [Clip(name, Path(path), *span_and_prompt) for name, path, *span_and_prompt in request["clips"]]
     start = time.perf_counter()
     with Captioner.open(request["bundle"], threads=request["threads"], check_sha256=False) as captioner:
         load_ms = 1000 * (time.perf_counter() - start)
         rate = captioner.bundle.manifest.front_end.sample_rate_hz
-        limit = request["max_new_tokens"]
-        first, prompt = clips[0]
-        captioner.caption((first.read(rate), rate), prompt, max_new_tokens=limit)
+
+        def caption(clip: Clip) -> Caption:
+            return captioner.caption((clip.read(rate), rate), clip.prompt, max_new_tokens=request["max_new_tokens"])
+
+        caption(clips[0])
         energy = EnergyMeter()
         captions: list[Caption] = []
         prefill: list[float] = []
-        for clip, prompt in clips:
-            caption = captioner.caption((clip.read(rate), rate), prompt, max_new_tokens=limit)
-            captions.append(caption)
-            prefill.append(1000 * captioner.parts.decoder.prefilled / caption.timings.prefill_ms)
+        for clip in clips:
+            captions.append(caption(clip))
+            prefill.append(1000 * captioner.parts.decoder.prefilled / captions[-1].timings.prefill_ms)
         energy_j = energy.joules()
     times = [caption.timings for caption in captions]
     measurement = Measurement(

@@ -50,11 +50,10 @@ def token_metrics(reference: Logits, logits: Logits, answer: Sequence[int]) -> T
     assert len(reference) == len(logits) == len(answer)
     if reference.shape != logits.shape:
         raise QuantizeError(_differing("logits of so many tokens", reference, logits))
-    for whose, values in (("reference's", reference), ("candidate's", logits)):
-        if not np.isfinite(values).all():
-            raise DecoderError(
-                f"the {whose} decoder computed logits that are not finite; run `dasheng-edge verify` on its bundle"
-            )
+    if whose := _not_finite(reference, logits):
+        raise DecoderError(
+            f"the {whose} decoder computed logits that are not finite; run `dasheng-edge verify` on its bundle"
+        )
     kl, log_prob = np.empty(len(answer)), np.empty(len(answer))
     for start in range(0, len(answer), BLOCK_ROWS):
         rows = slice(start, start + BLOCK_ROWS)
@@ -71,6 +70,12 @@ def _differing(what: str, reference: Logits, got: Logits) -> str:
         f"cannot compare {what}: {got.shape[1]}, the reference's are {reference.shape[1]}; expected bundles of one "
         "model: quantize the reference itself"
     )
+
+
+def _not_finite(reference: Logits, got: Logits) -> str:
+    """Whose values are not finite; "" if all are."""
+    values = {"reference's": reference, "candidate's": got}
+    return next((whose for whose, each in values.items() if not np.isfinite(each).all()), "")
 
 
 def log_softmax(logits: Logits) -> Values:
@@ -127,12 +132,11 @@ class SeamSums:
         if reference.shape[1] != got.shape[1]:
             raise QuantizeError(_differing("embeddings of so many values", reference, got))
         assert len(reference) == len(got)
-        for whose, values in (("reference's", reference), ("candidate's", got)):
-            if not np.isfinite(values).all():
-                raise QuantizeError(
-                    f"the {whose} encoder computed embeddings that are not finite; run `dasheng-edge verify` on its "
-                    "bundle, and try another precision of the encoder"
-                )
+        if whose := _not_finite(reference, got):
+            raise QuantizeError(
+                f"the {whose} encoder computed embeddings that are not finite; run `dasheng-edge verify` on its "
+                "bundle, and try another precision of the encoder"
+            )
         want, have = reference.astype(np.float64), got.astype(np.float64)
         self.deviation.add(have, want)
         norms = np.linalg.norm(want, axis=1) * np.linalg.norm(have, axis=1)

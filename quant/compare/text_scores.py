@@ -25,7 +25,7 @@ from dasheng_edge.runtime.audio.clips import Clip
 from dasheng_edge.runtime.bundle.manifest import UNREADABLE
 from dasheng_edge.runtime.errors import ClipsError
 
-from .bootstrap import change_interval, draws_of, ratio_interval
+from .bootstrap import task_score
 from .record import TaskScore
 
 Sums = NDArray[np.float64]
@@ -146,14 +146,9 @@ def score_texts(
     for name, judged, better, measure in measures:
         if not judged:
             continue
-        got = np.array([measure(clip, texts[clip.id]) for clip in judged], np.float64)
-        draws = draws_of(len(judged))
-        change = None
-        if reference is not None:
-            want = np.array([measure(clip, reference[clip.id]) for clip in judged], np.float64)
-            change = change_interval(got, want, draws)
-        value = ratio_interval(got, draws)
-        scores[name] = TaskScore(value=value, change=change, clips=len(judged), better=better)
+        got = [measure(clip, texts[clip.id]) for clip in judged]
+        want = None if reference is None else [measure(clip, reference[clip.id]) for clip in judged]
+        scores[name] = task_score(got, want, better)
     return scores
 
 

@@ -18,12 +18,6 @@ from gguf import GGMLQuantizationType, GGUFValueType
 
 from dasheng_edge.runtime.errors import ExportError
 
-_WIDTHS = {  # bytes of a value
-    GGUFValueType.UINT8: 1, GGUFValueType.INT8: 1, GGUFValueType.BOOL: 1,
-    GGUFValueType.UINT16: 2, GGUFValueType.INT16: 2,
-    GGUFValueType.UINT32: 4, GGUFValueType.INT32: 4, GGUFValueType.FLOAT32: 4,
-    GGUFValueType.UINT64: 8, GGUFValueType.INT64: 8, GGUFValueType.FLOAT64: 8,
-}  # fmt: skip
 SAMPLED_VALUES = 1 << 18  # of each tensor, at each of SAMPLED_PLACES, when an error is measured
 SAMPLED_PLACES = 4
 
@@ -109,9 +103,14 @@ def _skip_value(file: BinaryIO, kind: int) -> None:
             for _ in range(length):
                 _skip_string(file)
         else:
-            file.seek(length * _WIDTHS[GGUFValueType(kind)], 1)
+            file.seek(length * _width(kind), 1)
     else:
-        file.seek(_WIDTHS[GGUFValueType(kind)], 1)
+        file.seek(_width(kind), 1)
+
+
+def _width(kind: int) -> int:
+    """Bytes of a number."""
+    return np.dtype(gguf.GGUFReader.gguf_scalar_to_np[GGUFValueType(kind)]).itemsize
 
 
 def _described(file: BinaryIO) -> tuple[str, GGMLQuantizationType, tuple[int, ...], int]:

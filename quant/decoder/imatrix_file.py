@@ -6,7 +6,9 @@ squares over rows, and `NAME.counts` float32 [1, 1], the number of rows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +16,8 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from dasheng_edge.runtime.errors import ClipsError
+from dasheng_edge.runtime.atomic_output import PartialOutput
+from dasheng_edge.runtime.errors import ClipsError, OutputExistsError
 
 _SUMS, _COUNTS = ".in_sum2", ".counts"
 _KEYS = ("imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size")
@@ -114,3 +117,45 @@ def _facts(reader: gguf.GGUFReader) -> tuple[list[str], int, int]:
         raise ValueError(f"it lacks one of {', '.join(_KEYS)}")
     datasets, chunks, chunk_size = (found.contents() for found in fields if found is not None)
     return list(datasets), int(chunks), int(chunk_size)
+
+
+@contextmanager
+def saved_imatrix(
+    path: Path | None, bundles: tuple[Path, ...], *, overwrite: bool
+) -> Generator[Callable[[Path], None]]:
+    """What copies a measured file to `path`, which gets its name when the block ends without an error.
+
+    Raises:
+        OutputExistsError: something is there that is no importance matrix, or may not be overwritten; or the place lies
+            in one of the bundles.
+        OutputWriteError: it cannot be written.
+    """
+    if path is None:
+        yield lambda _: None
+        return
+    for folder in bundles:
+        if path.resolve().is_relative_to(folder.resolve()):
+            raise OutputExistsError(f"{path} lies in the bundle {folder}; choose another --save-imatrix")
+    output = PartialOutput(
+        path, overwrite=overwrite, what="an importance matrix", why_not=_why_no_imatrix, option="--save-imatrix"
+    )
+
+    def save(measured: Path) -> None:
+        with output.write_errors():
+            shutil.copyfile(measured, output.path)
+
+    output.open(folder=False)
+    try:
+        yield save
+        with output.write_errors():
+            output.move()
+    finally:
+        output.discard()
+
+
+def _why_no_imatrix(path: Path) -> str:
+    try:
+        read_imatrix(path)
+    except ClipsError as error:
+        return str(error)
+    return ""

@@ -13,18 +13,18 @@ import ctypes
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from gguf import GGMLQuantizationType, LlamaFileType
+from gguf import LlamaFileType
 
 from dasheng_edge.runtime.child import Child, ChildError, Tell, serve
 from dasheng_edge.runtime.errors import LlamaQuantizeError, OutputWriteError
 from dasheng_edge.runtime.progress import Advance, no_advance
 
 from .imatrix_file import Imatrix, read_imatrix
-from .types import DecoderType
+from .types import DecoderOptions, DecoderType
 
 FILE_TYPES: Mapping[str, LlamaFileType] = {
     name: LlamaFileType["ALL_F32" if name == "F32" else f"MOSTLY_{name}"] for name in get_args(DecoderType)
@@ -37,16 +37,6 @@ _VALUE_BYTES = 127  # of a string in the metadata that is set while quantizing
 
 
 @dataclass(frozen=True)
-class Guidance:
-    """What the quantizer is told beside the file type."""
-
-    imatrix: Path | None = None  # read as `llama-quantize --imatrix` reads it
-    # Regular expression that is searched in a tensor's name -> its type, as `llama-quantize --tensor-type` takes
-    # them; the first that matches holds.
-    tensor_types: Mapping[str, GGMLQuantizationType] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class Request:
     """What the child is asked for."""
 
@@ -54,17 +44,12 @@ class Request:
     target: str
     file_type: int
     threads: int = 0  # 0: one per core
-    imatrix: str | None = None  # a GGUF file
+    imatrix: str = ""  # a GGUF file, if there is one
     tensor_types: tuple[tuple[str, int], ...] = ()  # regular expression, enum ggml_type; the first that matches
 
 
 def quantize(
-    source: Path,
-    target: Path,
-    kind: DecoderType,
-    threads: int = 0,
-    advance: Advance = no_advance,
-    guidance: Guidance | None = None,
+    source: Path, target: Path, options: DecoderOptions, threads: int = 0, advance: Advance = no_advance
 ) -> None:
     """Quantize a GGUF file; `advance` is told of each tensor that is begun, 0 threads means one per core.
 
@@ -72,22 +57,20 @@ def quantize(
         OutputWriteError: llama.cpp could not write the file.
         LlamaQuantizeError: llama.cpp refused for another reason, with its own words, or its process ended.
     """
-    guidance = guidance or Guidance()
-    request = Request(
-        str(source), str(target), int(FILE_TYPES[kind]), threads, str(guidance.imatrix) if guidance.imatrix else None,
-        tuple((pattern, int(stored)) for pattern, stored in guidance.tensor_types.items()),
-    )  # fmt: skip
+    tensor_types = tuple((pattern, int(stored)) for pattern, stored in options.tensor_types.items())
+    file_type, imatrix = int(FILE_TYPES[options.kind]), str(options.imatrix or "")
+    request = Request(str(source), str(target), file_type, threads, imatrix, tensor_types)
     said: list[str] = []  # llama.cpp's warnings and errors
     whole = False
     try:
         with Child(__name__) as child:
             code = child.ask(asdict(request), lambda told: advance(1) if told is None else said.append(told))
         if code:
-            raise _refused(target, kind, " ".join(said))
+            raise _refused(target, options.kind, " ".join(said))
         whole = True
     except ChildError as error:
         raise _refused(
-            target, kind, f"its process ended with {error.status}: {' '.join(said) or error.said}"
+            target, options.kind, f"its process ended with {error.status}: {' '.join(said) or error.said}"
         ) from error
     finally:
         if not whole:

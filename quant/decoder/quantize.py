@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
@@ -19,8 +18,8 @@ from dasheng_edge.runtime.progress import Advance, no_advance
 from .gguf_file import gguf_tensors, sampled_rows
 from .imatrix_file import read_imatrix
 from .importance import unused
-from .llama_quantize import Guidance, quantize
-from .types import COPIED_TYPES, NEED_IMATRIX, DecoderType
+from .llama_quantize import quantize
+from .types import COPIED_TYPES, NEED_IMATRIX, DecoderOptions, DecoderType
 
 # What single tensors may be stored in: types of file types, so that the loss can be measured.
 TENSOR_TYPES = tuple(
@@ -32,15 +31,6 @@ TENSOR_TYPES = tuple(
 )  # fmt: skip
 # What Python's regular expressions have and those of C++ have not.
 _NOT_IN_CPP = re.compile(r"\(\?(?![:=!])[^)]?|(?<!\\)[*+?}]\+")
-
-
-@dataclass(frozen=True)
-class DecoderOptions:
-    """What the decoder is made in."""
-
-    kind: DecoderType
-    imatrix: Path | None = None
-    tensor_types: Mapping[str, GGMLQuantizationType] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -150,7 +140,7 @@ def quantize_decoder(
     if options.kind == stored and not options.tensor_types:
         shutil.copyfile(path, target)
     else:
-        quantize(path, target, options.kind, threads, advance, Guidance(options.imatrix, options.tensor_types))
+        quantize(path, target, options, threads, advance)
     return measure(path, target)
 
 

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, get_args
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from gguf import GGMLQuantizationType
 
 # Best first. These need no importance matrix, ...
 PlainType = Literal[
@@ -19,6 +24,17 @@ DecoderType = Literal[PlainType, ImatrixType]
 # The exporter writes these itself; llama.cpp's quantizer makes the others.
 COPIED_TYPES: tuple[DecoderType, ...] = ("F32", "BF16", "F16")
 NEED_IMATRIX: tuple[DecoderType, ...] = get_args(ImatrixType)
+
+
+@dataclass(frozen=True)
+class DecoderOptions:
+    """What a decoder is made in."""
+
+    kind: DecoderType
+    imatrix: Path | None = None  # read as `llama-quantize --imatrix` reads it
+    # Regular expression that is searched in a tensor's name -> its type, as `llama-quantize --tensor-type` takes
+    # them; the first that matches holds.
+    tensor_types: Mapping[str, GGMLQuantizationType] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

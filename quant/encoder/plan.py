@@ -1,19 +1,103 @@
-"""What becomes of each matrix of an encoder: its precision, and whether its inputs are smoothed."""
+"""What becomes of each matrix of an encoder: its precision, and whether its inputs are smoothed.
+
+`mixed` is the smallest encoder that keeps a stated SNR: a precision for each block, chosen by what it costs at the
+output. Each block is quantized alone to each precision, and the noise that this adds at the output is measured. Noise
+powers of different blocks are taken to add up, which the finished encoder is then measured for: where they add up to
+more, the blocks that free most noise for a byte get a finer precision until it holds.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from dasheng_edge.runtime.deviation import noise_share_of
 from dasheng_edge.runtime.progress import Advance
 
 from .graphs import convert
-from .mixed import group_of, groups_of
 from .precisions import PRECISIONS, MatrixPrecision
 from .smoothing import Smoothing, SmoothingSearch, fold
 from .stages import Chain
+
+# The smallest first.
+STEPS: tuple[MatrixPrecision, ...] = tuple(sorted(PRECISIONS, key=lambda name: PRECISIONS[name].value_bytes))
+_BLOCK = re.compile(r"(.*\.blocks\.\d+)\..*")
+
+Alone = Callable[[str, MatrixPrecision], float]
+Noise = Callable[[Mapping[str, MatrixPrecision]], float]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Precision of each matrix, and the share of the output's power that differs with them."""
+
+    precisions: dict[str, MatrixPrecision]
+    noise: float
+
+
+def group_of(matrix: str) -> str:
+    """What is decided together: the matrices of a block of the encoder, or those of the projector."""
+    block = _BLOCK.fullmatch(matrix)
+    return block[1] if block else matrix.rsplit(".", 1)[0]
+
+
+def groups_of(matrices: Iterable[str]) -> dict[str, list[str]]:
+    """The matrices of each group."""
+    groups: dict[str, list[str]] = {}
+    for matrix in matrices:
+        groups.setdefault(group_of(matrix), []).append(matrix)
+    return groups
+
+
+def choose(matrices: Mapping[str, int], min_snr_db: float, alone: Alone, whole: Noise) -> Choice:
+    """Choose for matrices of so many values each.
+
+    `alone` measures the model with one group in a precision, `whole` with all matrices in theirs. It always ends, since
+    float32 everywhere adds no noise.
+    """
+    groups = groups_of(matrices)
+    values = {group: sum(matrices[matrix] for matrix in members) for group, members in groups.items()}
+    budget = noise_share_of(min_snr_db)
+    added: dict[tuple[str, MatrixPrecision], float] = {
+        (group, step): alone(group, step) if step != "fp32" else 0.0 for group in groups for step in STEPS
+    }
+    chosen = dict.fromkeys(groups, 0)  # place in STEPS
+
+    def estimate() -> float:
+        return sum(added[group, STEPS[step]] for group, step in chosen.items())
+
+    factor = 1.0  # what is measured over what was estimated
+    while True:
+        while factor * estimate() > budget:
+            group, step = _finer(chosen, added, values)
+            chosen[group] = step
+        precisions: dict[str, MatrixPrecision] = {
+            matrix: STEPS[chosen[group]] for group, members in groups.items() for matrix in members
+        }
+        got = whole(precisions)
+        if got <= budget:
+            return Choice(precisions, got)
+        factor = max(factor, got / estimate() if estimate() else 1.0)
+        group, step = _finer(chosen, added, values)
+        chosen[group] = step
+
+
+def _finer(
+    chosen: Mapping[str, int], added: Mapping[tuple[str, MatrixPrecision], float], values: Mapping[str, int]
+) -> tuple[str, int]:
+    """The group and its finer step that remove most noise for a byte."""
+
+    def gain(group: str, step: int) -> float:
+        saved = added[group, STEPS[chosen[group]]] - added[group, STEPS[step]]
+        finer, coarser = PRECISIONS[STEPS[step]], PRECISIONS[STEPS[chosen[group]]]
+        more = values[group] * (finer.value_bytes - coarser.value_bytes)
+        return saved / more
+
+    options = [(group, step) for group, now in chosen.items() for step in range(now + 1, len(STEPS))]
+    return max(options, key=lambda option: gain(*option))
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,7 @@ from dasheng_edge.runtime.errors import QuantizeError
 from dasheng_edge.runtime.progress import Advance, no_advance
 
 from .graphs import load_graph, matrix_nodes, save_graph, to_cuda, weight_of
-from .mixed import STEPS, choose, groups_of
-from .plan import Plan, Planner, uniform
+from .plan import STEPS, Plan, Planner, choose, groups_of, uniform
 from .precisions import PRECISIONS, EncoderPrecision, MatrixPrecision
 from .stages import Chain
 

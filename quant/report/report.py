@@ -32,25 +32,25 @@ def recommendation(verdict: Verdict) -> Recommendation:
     return Recommendation(choice=taken.name if taken else None, reason=words.reason(verdict), rejected=rejected)
 
 
-def limits(  # noqa: PLR0913
+def limits(
     decoder: DecoderFacts,
     clips: int,
     threads: tuple[int, int],
     *,
-    left_out: Sequence[str] = (),
     shared: int = 0,
-    warnings: Iterable[str] = (),
+    notes: Iterable[str] = (),
     costs: Sequence[Cost] = (),
 ) -> tuple[str, ...]:
     """What a comparison of so many clips with a decoder cannot say, in sentences.
 
-    `threads` are those of the comparison and of its noise floor, `left_out` why clips were, `shared` how many were
-    calibrated on, too, and `warnings` are those of candidates that were made.
+    `threads` are those of the comparison and of its noise floor, `shared` is how many of the clips were calibrated on,
+    too, and `notes` say what was left out or warned of.
     """
-    text = environment().get_template("limits.jinja").render(
-        decoder=decoder, clips=clips, threads=threads, left_out=left_out, shared=shared, warnings=warnings,
-        costs=costs,
-    )  # fmt: skip
+    text = (
+        environment()
+        .get_template("limits.jinja")
+        .render(decoder=decoder, clips=clips, threads=threads, shared=shared, notes=notes, costs=costs)
+    )
     return tuple(filter(None, text.splitlines()))
 
 

@@ -29,7 +29,7 @@ from dasheng_edge.export.reference.decoder import greedy_texts
 from dasheng_edge.export.reference.encoder import load_encoder, load_projector
 from dasheng_edge.export.variants.spectrograms import LogMel, mel_filterbank
 from dasheng_edge.quant.decoder.llama_quantize import quantize
-from dasheng_edge.quant.decoder.types import DECODER_TOLERANCES, DecoderType, PlainType
+from dasheng_edge.quant.decoder.types import DECODER_TOLERANCES, DecoderOptions, DecoderType, PlainType
 from dasheng_edge.runtime.audio.encoder import Encoder, Projector
 from dasheng_edge.runtime.audio.front_end import Features
 from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER, FRONT_END, PROJECTOR
@@ -155,7 +155,7 @@ def decoders(merged: MergedTensors, tiny_bundle: Path, tmp_path_factory: pytest.
         if kind in COPIED:
             write_gguf(path, merged, read_vocabulary(merged.checkpoint.folder, 448), kind)
         else:
-            quantize(tiny_bundle / DECODER, path, kind, threads=1)
+            quantize(tiny_bundle / DECODER, path, DecoderOptions(kind), threads=1)
         return Decoder.open(path, EngineSettings(), n_ctx=256)
 
     return open_as

@@ -15,7 +15,8 @@ from dasheng_edge.quant import bundle_quant, tolerances
 from dasheng_edge.quant.bundle_quant import QuantizeOptions, quantize_bundle, quantize_options
 from dasheng_edge.quant.decoder.gguf_file import gguf_tensors
 from dasheng_edge.quant.decoder.imatrix_file import Imatrix, read_imatrix, write_imatrix
-from dasheng_edge.quant.decoder.quantize import DecoderOptions, parse_tensor_types
+from dasheng_edge.quant.decoder.quantize import parse_tensor_types
+from dasheng_edge.quant.decoder.types import DecoderOptions
 from dasheng_edge.quant.encoder.graphs import load_graph, save_graph
 from dasheng_edge.quant.encoder.quantize import EncoderOptions
 from dasheng_edge.quant.recipes import RECIPES, Recipe

@@ -153,7 +153,7 @@ def test_warnings_are_collected_and_kept(tmp_path: Path, made: list[Path]) -> No
     def warned() -> list[str]:
         origin = origin_of(reference, tmp_path / "made", tmp_path / "clip.wav", 1)
         made = [make_candidate(parse_spec(text), origin, NoProgress()) for text in ("int8/F16", "fp32/Q8_0")]
-        return list(dict.fromkeys(warning for one in made for warning in one.warnings))
+        return list(dict.fromkeys(warning for _, warnings in made for warning in warnings))
 
     want = ["these clips are few", "1 made", "2 made"]
     assert warned() == want

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from dasheng_edge.quant import bundle_quant
 from dasheng_edge.quant.bundle_quant import QuantizeOptions, QuantizeReport
-from dasheng_edge.quant.decoder.quantize import DecoderOptions
+from dasheng_edge.quant.decoder.types import DecoderOptions
 from dasheng_edge.quant.encoder.quantize import EncoderOptions
 from dasheng_edge.quant.recipes import RECIPES
 from dasheng_edge.runtime.bundle.bundle import Bundle

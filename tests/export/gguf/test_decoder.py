@@ -29,7 +29,7 @@ from dasheng_edge.export.gguf.tokenizer import Vocabulary, read_vocabulary
 from dasheng_edge.quant.decoder import gguf_file
 from dasheng_edge.quant.decoder.gguf_file import gguf_tensors
 from dasheng_edge.quant.decoder.llama_quantize import quantize
-from dasheng_edge.quant.decoder.types import DECODER_TOLERANCES, PlainType
+from dasheng_edge.quant.decoder.types import DECODER_TOLERANCES, DecoderOptions, PlainType
 from dasheng_edge.runtime.errors import ExportError
 from tests.fixtures.tiny_checkpoint import ROWS, write_tiny_adapter, write_tiny_checkpoint
 
@@ -135,7 +135,7 @@ def test_a_nan_in_a_matrix_is_the_worst(f32: Path, merged: MergedTensors, tmp_pa
 
 def test_progress_is_told_of_each_tensor(f32: Path, merged: MergedTensors, tmp_path: Path) -> None:
     quantized: list[int] = []
-    quantize(f32, tmp_path / "x.gguf", "Q8_0", threads=1, advance=quantized.append)
+    quantize(f32, tmp_path / "x.gguf", DecoderOptions("Q8_0"), threads=1, advance=quantized.append)
     measured: list[int] = []
     measure(tmp_path / "x.gguf", merged, "Q8_0", measured.append)
 
@@ -167,7 +167,7 @@ def test_the_quantizer_is_fed_with_what_is_exact(merged: MergedTensors, tmp_path
 def test_llama_cpp_quantizes_to_every_type(
     kind: PlainType, f32: Path, merged: MergedTensors, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    quantize(f32, tmp_path / "x.gguf", kind, threads=1)
+    quantize(f32, tmp_path / "x.gguf", DecoderOptions(kind), threads=1)
     report = measure(tmp_path / "x.gguf", merged, kind)
 
     assert DECODER_TOLERANCES[kind].weights / 2 <= report.relative_error <= DECODER_TOLERANCES[kind].weights
@@ -200,7 +200,7 @@ def test_the_space_that_is_asked_for_is_enough_and_not_much_more(
     write_gguf(tmp_path / "first", merged, vocabulary, first)
     used += (tmp_path / "first").stat().st_size
     if first != kind:
-        quantize(tmp_path / "first", tmp_path / "second", kind, threads=1)
+        quantize(tmp_path / "first", tmp_path / "second", DecoderOptions(kind), threads=1)
         used += (tmp_path / "second").stat().st_size
 
     files = 1 if kind in COPIED else 2

@@ -16,6 +16,7 @@ from dasheng_edge.export.gguf.decoder import write_gguf
 from dasheng_edge.export.gguf.metadata import model_card, other_bases
 from dasheng_edge.export.gguf.tokenizer import read_vocabulary
 from dasheng_edge.quant.decoder.llama_quantize import FILE_TYPES, quantize
+from dasheng_edge.quant.decoder.types import DecoderOptions
 from dasheng_edge.runtime.bundle.manifest import Sampling
 from tests.fixtures.adapter_files import change_config, state, write_free_head
 from tests.fixtures.tiny_checkpoint import CHAT_TEMPLATE, ROWS, write_tiny_adapter, write_tiny_checkpoint
@@ -215,7 +216,7 @@ def test_sampling_is_that_of_the_bundle(tiny_checkpoint: Path, tmp_path: Path) -
 @pytest.mark.parametrize("kind", ["Q4_K_M", "Q8_0", "IQ4_NL"])
 def test_the_quantizer_states_its_type_and_keeps_the_rest(kind: Any, tiny_checkpoint: Path, tmp_path: Path) -> None:
     before = written(tmp_path / "x.gguf", MergedTensors(open_checkpoint(tiny_checkpoint)), Sampling())
-    quantize(tmp_path / "x.gguf", tmp_path / "y.gguf", kind, threads=1)
+    quantize(tmp_path / "x.gguf", tmp_path / "y.gguf", DecoderOptions(kind), threads=1)
     after = {name: field.contents() for name, field in gguf.GGUFReader(tmp_path / "y.gguf").fields.items()}
 
     assert after["general.file_type"] == FILE_TYPES[kind]

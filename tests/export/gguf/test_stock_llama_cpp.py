@@ -25,7 +25,7 @@ from dasheng_edge.export.gguf.decoder import COPIED, intermediate_type, write_gg
 from dasheng_edge.export.gguf.tokenizer import read_vocabulary
 from dasheng_edge.quant.decoder.gguf_file import gguf_tensors
 from dasheng_edge.quant.decoder.llama_quantize import quantize
-from dasheng_edge.quant.decoder.types import PlainType
+from dasheng_edge.quant.decoder.types import DecoderOptions, PlainType
 from dasheng_edge.runtime.bundle.manifest import Sampling
 from dasheng_edge.runtime.engine_options import EngineSettings
 from dasheng_edge.runtime.text.decoder import Decoder
@@ -64,7 +64,7 @@ def write_decoder(folder: Path, checkpoint: Path, kind: PlainType) -> Path:
     vocabulary = read_vocabulary(checkpoint, spec.vocab_size)
     write_gguf(first, merged, vocabulary, intermediate_type(merged, kind), sampling=Sampling())
     if first != path:
-        quantize(first, path, kind, threads=1)
+        quantize(first, path, DecoderOptions(kind), threads=1)
     return path
 
 
@@ -152,7 +152,7 @@ def test_the_chat_endpoint_says_the_same(messages: Any, served: tuple[str, Decod
 @pytest.mark.parametrize("source", ["F16", "BF16"])
 def test_llama_quantize_makes_the_same_file(kind: PlainType, variant: str, source: PlainType, tmp_path: Path) -> None:
     whole = write_decoder(tmp_path, write_tiny_checkpoint(tmp_path / "checkpoint", variant=variant), source)
-    quantize(whole, tmp_path / "ours.gguf", kind, threads=1)
+    quantize(whole, tmp_path / "ours.gguf", DecoderOptions(kind), threads=1)
     command = [str(BIN / "llama-quantize"), str(whole), str(tmp_path / "theirs.gguf"), kind, "1"]
     subprocess.run(command, check=True, capture_output=True)
     ours, theirs = gguf_tensors(tmp_path / "ours.gguf"), gguf_tensors(tmp_path / "theirs.gguf")

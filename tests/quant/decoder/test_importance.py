@@ -17,8 +17,8 @@ from dasheng_edge.export.adapter.merge import open_adapters
 from dasheng_edge.export.checkpoint.checkpoint import open_checkpoint
 from dasheng_edge.quant.decoder.imatrix_file import read_imatrix, write_imatrix
 from dasheng_edge.quant.decoder.importance import CHUNK_ROWS, audio_importance, input_of, text_importance, unused
-from dasheng_edge.quant.decoder.llama_quantize import Guidance, quantize
-from dasheng_edge.quant.decoder.types import DecoderType
+from dasheng_edge.quant.decoder.llama_quantize import quantize
+from dasheng_edge.quant.decoder.types import DecoderOptions, DecoderType
 from dasheng_edge.runtime.bundle.bundle import DECODER, Bundle
 from dasheng_edge.runtime.engine_options import EngineSettings
 from dasheng_edge.runtime.errors import DecoderError, QuantizeError
@@ -118,8 +118,8 @@ def test_llama_quantize_makes_the_same_file(tmp_path: Path, monkeypatch: pytest.
     subprocess.run(
         [PROGRAMS / "llama-quantize", *options, MICRO, "theirs.gguf", kind, "1"], check=True, capture_output=True
     )
-    guidance = Guidance(Path("imatrix.gguf"), {"attn_v": GGMLQuantizationType.Q8_0})
-    quantize(MICRO, Path("ours.gguf"), kind, 1, guidance=guidance)
+    types = {"attn_v": GGMLQuantizationType.Q8_0}
+    quantize(MICRO, Path("ours.gguf"), DecoderOptions(kind, Path("imatrix.gguf"), types), 1)
     assert Path("ours.gguf").read_bytes() == Path("theirs.gguf").read_bytes()
 
 

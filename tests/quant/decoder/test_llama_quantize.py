@@ -17,6 +17,7 @@ import pytest
 
 from dasheng_edge.quant.decoder import llama_quantize as quantizer
 from dasheng_edge.quant.decoder.llama_quantize import quantize
+from dasheng_edge.quant.decoder.types import DecoderOptions
 from dasheng_edge.runtime.errors import ExportError, LlamaQuantizeError, OutputWriteError, QuantizeError
 from tests.fixtures.full_disk import largest_file
 
@@ -42,7 +43,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_each_tensor_is_told(whole: Path, tmp_path: Path) -> None:
     begun: list[int] = []
-    quantize(whole, tmp_path / "x.gguf", "Q8_0", threads=1, advance=begun.append)
+    quantize(whole, tmp_path / "x.gguf", DecoderOptions("Q8_0"), threads=1, advance=begun.append)
 
     assert begun == [1] * 20
     assert (tmp_path / "x.gguf").stat().st_size < whole.stat().st_size / 3
@@ -53,7 +54,7 @@ def test_what_llama_cpp_refuses_is_said_in_its_words(tmp_path: Path) -> None:
     with pytest.raises(
         LlamaQuantizeError, match=r"could not quantize the decoder to Q8_0: .*fail.*; try another --decoder"
     ):
-        quantize(tmp_path / "broken.gguf", tmp_path / "x.gguf", "Q8_0")
+        quantize(tmp_path / "broken.gguf", tmp_path / "x.gguf", DecoderOptions("Q8_0"))
     assert not (tmp_path / "x.gguf").exists()
 
 
@@ -62,7 +63,7 @@ def test_a_full_disk_is_an_output_error(whole: Path, tmp_path: Path) -> None:
         largest_file(200_000),
         pytest.raises(OutputWriteError, match=r"cannot write x\.gguf: .*free some space or choose another --out"),
     ):
-        quantize(whole, tmp_path / "x.gguf", "Q8_0", threads=1)
+        quantize(whole, tmp_path / "x.gguf", DecoderOptions("Q8_0"), threads=1)
     assert not (tmp_path / "x.gguf").exists()
 
 
@@ -73,7 +74,7 @@ def test_a_child_that_is_killed_is_an_error(whole: Path, tmp_path: Path) -> None
             os.kill(int(child), signal.SIGKILL)
 
     with pytest.raises(LlamaQuantizeError, match="could not quantize the decoder to Q4_K_M: its process ended with -9"):
-        quantize(whole, tmp_path / "x.gguf", "Q4_K_M", threads=1, advance=kill)
+        quantize(whole, tmp_path / "x.gguf", DecoderOptions("Q4_K_M"), threads=1, advance=kill)
     assert not (tmp_path / "x.gguf").exists()
 
 
@@ -82,7 +83,7 @@ def test_an_interruption_ends_the_child_and_leaves_nothing(whole: Path, tmp_path
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        quantize(whole, tmp_path / "x.gguf", "Q4_K_M", threads=1, advance=interrupt)
+        quantize(whole, tmp_path / "x.gguf", DecoderOptions("Q4_K_M"), threads=1, advance=interrupt)
     assert not (tmp_path / "x.gguf").exists()
 
 

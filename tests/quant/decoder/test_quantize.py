@@ -15,13 +15,12 @@ from dasheng_edge.quant.decoder.gguf_file import gguf_tensors
 from dasheng_edge.quant.decoder.imatrix_file import Entry, Imatrix, read_imatrix, write_imatrix
 from dasheng_edge.quant.decoder.importance import input_of
 from dasheng_edge.quant.decoder.quantize import (
-    DecoderOptions,
     check_decoder,
     measure,
     parse_tensor_types,
     quantize_decoder,
 )
-from dasheng_edge.quant.decoder.types import DECODER_TOLERANCES, DecoderType
+from dasheng_edge.quant.decoder.types import DECODER_TOLERANCES, DecoderOptions, DecoderType
 from dasheng_edge.runtime.bundle.bundle import DECODER, Bundle
 from dasheng_edge.runtime.errors import BundleKindError, ClipsError, DashengEdgeError, QuantizeError
 from tests.fixtures.bundle_kinds import write_encoder_bundle

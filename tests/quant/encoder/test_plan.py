@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from dasheng_edge.quant.encoder.mixed import STEPS, Alone, Noise, choose, group_of
+from dasheng_edge.quant.encoder.plan import STEPS, Alone, Noise, choose, group_of
 from dasheng_edge.quant.encoder.precisions import PRECISIONS, MatrixPrecision
 
 MATRICES = {f"audio_encoder.blocks.{i}.{part}": 1000 for i in range(3) for part in ("attn.qkv", "mlp.fc1")}
