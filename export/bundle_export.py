@@ -114,8 +114,7 @@ def read_text(checkpoint: Checkpoint, options: ExportOptions) -> TextSide:
         CheckpointError: a file is missing, broken or of a tokenizer that is not known.
         ExportError: the chat template cannot be rendered.
     """
-    assert checkpoint.decoder is not None
-    vocabulary = read_vocabulary(checkpoint.folder, checkpoint.decoder.vocab_size)
+    vocabulary = read_vocabulary(checkpoint.folder, checkpoint.text_decoder.vocab_size)
     facts = prompt_facts(checkpoint, options.overrides, adapted=bool(options.adapters))
     return TextSide(vocabulary, facts, golden_prompt(checkpoint.folder, facts))
 

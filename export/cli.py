@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from dasheng_edge.export.prompt.overrides import PromptOverrides
 from dasheng_edge.quant.decoder.types import PlainType
 from dasheng_edge.runtime.cli.options import JsonOption, OverwriteOption, load, name_option, print_json, say
 from dasheng_edge.runtime.progress import StepBars, typed_path
 
-from .options import EncoderPrecision, ExportOptions
+from .hub.progress import PullBar
+from .options import EncoderPrecision, ExportOptions, PromptOverrides
 
 if TYPE_CHECKING:
     from dasheng_edge.export.hub.pull import PullOptions, PullReport
@@ -103,7 +103,7 @@ def pull(
     module = load("dasheng_edge.export.hub.pull", "pull", "pull")
     options: PullOptions = module.PullOptions(model_id, revision, out)
     try:
-        with _PullBar() as progress:
+        with PullBar() as progress:
             report: PullReport = module.pull(options, progress)
     except (KeyboardInterrupt, SystemExit):  # Ctrl-C, SIGTERM
         if note := module.left_behind(options.partial):
@@ -123,60 +123,3 @@ def pull(
 
 
 COMMANDS = (export, pull)
-
-
-class _PullBar:
-    """Progress on stderr: one bar for all bytes and files, or a line for each file if that is no terminal."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import (  # fmt: skip
-            BarColumn,
-            DownloadColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-            TransferSpeedColumn,
-        )
-
-        columns = TextColumn("{task.fields[files]}"), BarColumn(), DownloadColumn()
-        speed = TransferSpeedColumn(), TimeRemainingColumn()
-        self._console = Console(stderr=True)
-        quiet = not self._console.is_terminal
-        self._bar = Progress(*columns, *speed, console=self._console, transient=True, disable=quiet)
-        self._task = self._bar.add_task("", total=None, files="asking the hub")
-        self._files, self._done = 0, 0
-        self._bytes = self._total_bytes = 0
-
-    def __enter__(self) -> _PullBar:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def begin(self, files: int, total_bytes: int) -> None:
-        self._files, self._done = files, 0
-        self._bytes, self._total_bytes = 0, total_bytes
-        self._bar.update(self._task, total=total_bytes, files=f"0/{files} files")
-        self._log()
-
-    def advance(self, amount_bytes: int) -> None:
-        self._bytes += amount_bytes
-        self._bar.advance(self._task, amount_bytes)
-
-    def file_done(self) -> None:
-        self._done += 1
-        self._bar.update(self._task, files=f"{self._done}/{self._files} files")
-        self._log()
-
-    def wait(self, reason: str, seconds: float) -> None:
-        self._line(f"{reason}; trying again in {seconds:g} s")
-
-    def _log(self) -> None:
-        if not self._console.is_terminal:
-            mb, total_mb = self._bytes / 1e6, self._total_bytes / 1e6
-            self._line(f"{self._done}/{self._files} files, {mb:,.1f} of {total_mb:,.1f} MB")
-
-    def _line(self, text: str) -> None:
-        self._console.print(text, highlight=False, soft_wrap=True, markup=False)

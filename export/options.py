@@ -6,10 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from dasheng_edge.export.prompt.overrides import PromptOverrides
 from dasheng_edge.quant.decoder.types import PlainType
 
 EncoderPrecision = Literal["fp32"]  # `dasheng-edge quantize` makes the others
+
+
+@dataclass(frozen=True)
+class PromptOverrides:
+    """What is said about the prompt instead; None: as the checkpoint or its variant says, `system=""`: none."""
+
+    prompt: str | None = None
+    system: str | None = None
+    audio_first: bool | None = None  # order in the user's turn
 
 
 _AS_THE_CHECKPOINT_SAYS = PromptOverrides()

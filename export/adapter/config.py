@@ -6,19 +6,19 @@ The fields are those of peft's LoraConfig, as peft, ms-swift and mdl-toolkit sav
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from dasheng_edge.export.files.json_files import StatedFields, checked
+from dasheng_edge.export.files.json_files import StatedFields, checked, read_json
 from dasheng_edge.export.files.names import ADAPTER_CONFIG, CONFIG, SWIFT_ENCODER, WHOLE_ENCODER
-from dasheng_edge.export.files.pull_record import Origin, read_origin
-from dasheng_edge.runtime.errors import AdapterError, CheckpointFileError
+from dasheng_edge.export.files.pull_record import Origin
+from dasheng_edge.runtime.errors import AdapterError
 
 _Rank = Annotated[int, Field(gt=0, lt=1 << 31)]
 
@@ -115,14 +115,11 @@ def read_config(folder: Path) -> LoraFacts:
     """The configuration of an adapter, after everything that is not LoRA or DoRA has been refused.
 
     Raises:
-        AdapterError: it cannot be read, or asks for what cannot be merged.
+        AdapterError: it asks for what cannot be merged.
+        CheckpointFileError: it cannot be read, or a field is not what it should be.
     """
     path = folder / ADAPTER_CONFIG
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise AdapterError(f"cannot read {path}: {error}; save the adapter again") from error
-    config: dict[str, Any] = content if isinstance(content, dict) else {}
+    config = read_json(path)
     if (kind := config.get("peft_type")) != "LORA":
         raise AdapterError(f"{path}: peft_type is {kind!r}, only 'LORA' can be merged; {_MERGE}")
     for key, value in config.items():
@@ -132,22 +129,7 @@ def read_config(folder: Path) -> LoraFacts:
     _check_initialisation(path, config.get("init_lora_weights", True))
     if config.get("target_modules") is None:
         raise AdapterError(f"{path}: target_modules is not stated, so that peft would load nothing; save it again")
-    try:
-        return checked(LoraFacts, str(path), config, "save the adapter again")
-    except CheckpointFileError as error:
-        raise AdapterError(str(error)) from error
-
-
-def adapter_origin(folder: Path) -> Origin | None:
-    """Where an adapter was pulled from, if it was.
-
-    Raises:
-        AdapterError: the record of that is broken.
-    """
-    try:
-        return read_origin(folder)
-    except CheckpointFileError as error:
-        raise AdapterError(str(error)) from error
+    return checked(LoraFacts, str(path), config, "save the adapter again")
 
 
 def adapter_name(folder: Path, origin: Origin | None) -> str:
@@ -238,20 +220,18 @@ def _modules_above(module: str) -> list[str]:
 
 
 def _check_patterns(path: Path, facts: LoraFacts) -> None:
-    """What peft takes as regular expressions must be some."""
-    patterns = [("target_modules", facts.target_modules), ("exclude_modules", facts.exclude_modules)]
-    stated = [(field, value) for field, value in patterns if isinstance(value, str)]
-    stated += [("rank_pattern", key) for key in facts.rank_pattern or ()]
-    stated += [("alpha_pattern", key) for key in facts.alpha_pattern or ()]
-    stated += [("modules_to_save", entry) for entry in facts.modules_to_save or ()]
-    many = [facts.layers_pattern] if isinstance(facts.layers_pattern, str) else facts.layers_pattern or ()
-    stated += [("layers_pattern", entry) for entry in many]
-    for field, pattern in stated:
-        _check_pattern(f"{path}: {field}", pattern)
-
-
-def _check_pattern(field: str, pattern: str) -> None:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise AdapterError(f"{field} has {pattern!r}, not a regular expression ({error}); save it again") from error
+    """What peft takes as regular expressions must be some; where it takes a list for names, a list is left alone."""
+    layers = [facts.layers_pattern] if isinstance(facts.layers_pattern, str) else facts.layers_pattern
+    stated: dict[str, Iterable[object]] = {
+        "target_modules": [facts.target_modules], "exclude_modules": [facts.exclude_modules],
+        "rank_pattern": facts.rank_pattern or (), "alpha_pattern": facts.alpha_pattern or (),
+        "modules_to_save": facts.modules_to_save or (), "layers_pattern": layers or (),
+    }  # fmt: skip
+    for field, patterns in stated.items():
+        for pattern in patterns:
+            try:
+                re.compile(pattern if isinstance(pattern, str) else "")
+            except re.error as error:  # noqa: PERF203  # it names the pattern
+                raise AdapterError(
+                    f"{path}: {field} has {pattern!r}, not a regular expression ({error}); save it again"
+                ) from error

@@ -1,4 +1,4 @@
-"""The arithmetic of LoRA and DoRA, by blocks of rows: a matrix as it is stored, and what adapters make of it.
+"""The arithmetic of LoRA and DoRA, by blocks of rows: what adapters make of a stored matrix.
 
 LoRA (arXiv 2106.09685) adds s * B @ A to a matrix W, with s = alpha / r, or alpha / sqrt(r) where rank-stabilised
 (arXiv 2312.03732). DoRA (arXiv 2402.09353) then gives each row of the sum a trained length m:
@@ -35,11 +35,11 @@ class LowRank:
 
     def add(self, weight: Tensor, start: int, stop: int) -> Tensor:
         """Rows [start, stop) of the matrix with the product added, in their dtype; `weight` is used up."""
-        a = self.a.rows(0, self.a.shape[0]).to(weight.dtype).flatten(1)
+        a = self.a.rows(0, self.a.shape[0], weight.dtype).flatten(1)
         if self.embedding:
-            b = self.b.rows(0, self.b.shape[0]).to(weight.dtype)
+            b = self.b.rows(0, self.b.shape[0], weight.dtype)
             return weight.addmm_(a[:, start:stop].T, b.T, alpha=self.scale)
-        b = self.b.rows(start, stop).to(weight.dtype).flatten(1)
+        b = self.b.rows(start, stop, weight.dtype).flatten(1)
         return weight.flatten(1).addmm_(b, a, alpha=self.scale).view(weight.shape)
 
     def sources(self) -> Iterator[tuple[str, Source]]:
@@ -51,26 +51,10 @@ class LowRank:
 
 
 @dataclass(frozen=True)
-class Stored:
-    """A tensor as it stands in a file, the checkpoint's or an adapter's."""
-
-    source: Source
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its shape."""
-        return self.source.shape
-
-    def rows(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
-        """Rows [start, stop) in a floating-point type, as a copy."""
-        return self.source.rows(start, stop).to(dtype)
-
-
-@dataclass(frozen=True)
 class Adapted:
     """A matrix with one more adapter merged in."""
 
-    before: Stored | Adapted
+    before: Source | Adapted
     change: LowRank
 
     @property
@@ -83,7 +67,7 @@ class Adapted:
         weight = self.change.add(self.before.rows(start, stop, dtype), start, stop)
         if (stored := self.change.magnitude) is None:
             return weight
-        magnitude = stored.rows(0, stored.shape[0]).to(dtype).flatten()
+        magnitude = stored.rows(0, stored.shape[0], dtype).flatten()
         if self.change.embedding:
             return weight.mul_(magnitude / self._column_norms.to(dtype))
         factor = magnitude[start:stop] / weight.flatten(1).norm(dim=1)

@@ -15,21 +15,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from dasheng_edge.export.checkpoint.checkpoint import Checkpoint
 from dasheng_edge.export.checkpoint.sizes import EMBEDDING, HEAD
 from dasheng_edge.export.files.names import ADAPTER_WEIGHTS
-from dasheng_edge.export.files.pull_record import Origin
-from dasheng_edge.export.files.tensor_files import Source, equal_tensors, row_blocks, tensors_in
+from dasheng_edge.export.files.pull_record import Origin, read_origin
+from dasheng_edge.export.files.tensor_files import Source, equal_tensors, read_header, row_blocks
 from dasheng_edge.runtime.bundle.bundle import sha256_of
 from dasheng_edge.runtime.deviation import relative_rms
-from dasheng_edge.runtime.errors import AdapterError
+from dasheng_edge.runtime.errors import AdapterError, CheckpointFileError
 from dasheng_edge.runtime.progress import Advance, no_advance
 
-from .config import Matcher, adapter_name, adapter_origin, check_folder, read_config
-from .lora import Adapted, LowRank, Stored
+from .config import Matcher, adapter_name, check_folder, read_config
+from .lora import Adapted, LowRank
 
 PREFIX = "base_model.model."  # peft's, before the checkpoint's own names
 MEASURED_BYTES = 4 << 20  # of each adapted matrix, when the merge is measured
@@ -73,7 +72,7 @@ class MergedTensors:
     adapters: tuple[Adapter, ...] = ()
 
     @cached_property
-    def _weights(self) -> Mapping[str, Stored | Adapted]:
+    def _weights(self) -> Mapping[str, Source | Adapted]:
         return _merge(self.checkpoint, self.adapters)
 
     @property
@@ -118,25 +117,23 @@ def _is_tied(checkpoint: Checkpoint) -> bool:
     return checkpoint.decoder is not None and checkpoint.decoder.tied
 
 
-def _merge(checkpoint: Checkpoint, adapters: Iterable[Adapter]) -> Mapping[str, Stored | Adapted]:
+def _merge(checkpoint: Checkpoint, adapters: Iterable[Adapter]) -> Mapping[str, Source | Adapted]:
     """Every tensor, as what peft makes of it.
 
     While the head is the embedding, the two are one tensor for peft, too: it changes both by what is merged into
     either. A copy that modules_to_save puts in the place of one of them sets the other free.
     """
-    weights: dict[str, Stored | Adapted] = {name: Stored(source) for name, source in checkpoint.sources.items()}
+    weights: dict[str, Source | Adapted] = dict(checkpoint.sources)
     for adapter in adapters:
         tied = _is_tied(checkpoint) and HEAD not in weights
         shared = {HEAD: EMBEDDING} if tied else {}
-        for name, source in adapter.loaded.items():
-            weights[shared.get(name, name)] = Stored(source)
+        weights |= {shared.get(name, name): source for name, source in adapter.loaded.items()}
         for name, change in adapter.low_rank.items():
             target = shared.get(name, name)
             weights[target] = Adapted(weights[target], change)
         if tied and not adapter.keeps_tie and {EMBEDDING, HEAD} & adapter.replaced.keys():
             weights[HEAD], shared = weights[EMBEDDING], {}
-        for name, source in adapter.replaced.items():
-            weights[shared.get(name, name)] = Stored(source)
+        weights |= {shared.get(name, name): source for name, source in adapter.replaced.items()}
     return weights
 
 
@@ -151,13 +148,19 @@ def open_adapter(folder: str | Path, checkpoint: Checkpoint) -> Adapter:
     Raises:
         AdapterError: the folder holds no adapter, or one that cannot be merged or was made for another model.
     """
-    folder = Path(folder)
+    try:
+        return _opened(Path(folder), checkpoint)
+    except CheckpointFileError as error:  # one of its files is broken
+        raise AdapterError(str(error)) from error
+
+
+def _opened(folder: Path, checkpoint: Checkpoint) -> Adapter:
     check_folder(folder)
     facts = read_config(folder)
     reader = _Reader(folder, Matcher(folder, facts), checkpoint)
     factors: dict[str, dict[str, Source]] = {}
     whole: dict[str, Source] = {}
-    for stored, source in _read_header(folder).items():
+    for stored, source in _read_tensors(folder).items():
         name = stored.removeprefix(PREFIX)
         if name == stored:
             raise AdapterError(f"{folder}: tensor {stored} does not begin with {PREFIX}; save the adapter with peft")
@@ -181,14 +184,14 @@ def open_adapter(folder: str | Path, checkpoint: Checkpoint) -> Adapter:
         raise AdapterError(f"{folder / ADAPTER_WEIGHTS} holds no tensor, expected lora_A and lora_B matrices")
     order = {name: position for position, name in enumerate((*checkpoint.sources, HEAD))}  # peft merges in this order
     low_rank = dict(sorted(low_rank.items(), key=lambda item: order[item[0]]))
-    origin = adapter_origin(folder)
+    origin = read_origin(folder)
     return Adapter(
         adapter_name(folder, origin), sha256_of(folder / ADAPTER_WEIGHTS), low_rank, loaded, replaced,
         facts.ensure_weight_tying, facts.base_model_name_or_path, origin,
     )  # fmt: skip
 
 
-def _read_header(folder: Path) -> dict[str, Source]:
+def _read_tensors(folder: Path) -> dict[str, Source]:
     path = folder / ADAPTER_WEIGHTS
     if not path.is_file():
         others = sorted(file.name for pattern in ("*.safetensors", "*.bin") for file in folder.glob(pattern))
@@ -197,11 +200,7 @@ def _read_header(folder: Path) -> dict[str, Source]:
             f"{folder} has no {ADAPTER_WEIGHTS} (found {others[0] if others else 'none'}{pickled}); save it with "
             "peft's save_pretrained(safe_serialization=True), which writes one such file"
         )
-    try:
-        tensors = tensors_in(path)
-    except (SafetensorError, OSError) as error:
-        raise AdapterError(f"{path} is truncated or not safetensors ({error}); copy it again") from error
-    used = {name: source for name, source in tensors.items() if not name.endswith(".num_batches_tracked")}
+    used = {name: source for name, source in read_header(path).items() if not name.endswith(".num_batches_tracked")}
     if packed := {source.dtype for source in used.values()} - {"F32", "F16", "BF16", "F64"}:
         raise AdapterError(f"{path} holds {_listed(packed)} values, expected floating-point ones; save it unquantized")
     return used

@@ -73,6 +73,12 @@ class Checkpoint:
         entries = (*self.variant.code.assumptions, *ASSUMPTIONS)
         return tuple(str(entry) for entry in entries if entry.key in self.assumed)
 
+    @property
+    def text_decoder(self) -> DecoderSpec:
+        """The decoder of a checkpoint that has one."""
+        assert self.decoder is not None
+        return self.decoder
+
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows [start, stop) of a tensor, float32."""
         return self.sources[name].rows(start, stop)

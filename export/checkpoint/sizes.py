@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import nn
@@ -137,38 +139,49 @@ def _check_attention(where: str, text: TextConfig) -> None:
 def expected_shapes(
     variant: Variant, encoder: EncoderSpec, front_end: FrontEndSpec, decoder: DecoderSpec | None
 ) -> dict[str, tuple[int, ...]]:
-    """Every tensor of a model by its canonical name; encoder and projector are asked, without making their weights."""
+    """Every tensor of a model by its canonical name; its modules are asked, without making their weights."""
     with torch.device("meta"):
         modules: dict[str, nn.Module] = {"audio_encoder": variant.code.encoder(encoder, front_end)}
         if decoder is not None:
             modules["audio_projector"] = AudioProjector(
                 encoder.embed_dim, decoder.hidden_size, front_end.tokens_patches
             )
+            modules["decoder"] = decoder_modules(decoder)["model"](decoder_config(decoder))
     shapes = {
         f"{part}.{name}": tuple(tensor.shape)
         for part, module in modules.items()
         for name, tensor in module.state_dict().items()
         if not name.endswith(".num_batches_tracked")  # used in training only
     }
-    return shapes | {f"decoder.{name}": shape for name, shape in (_decoder_shapes(decoder) if decoder else {}).items()}
-
-
-def _decoder_shapes(decoder: DecoderSpec) -> dict[str, tuple[int, ...]]:
-    d, wide = decoder.hidden_size, decoder.intermediate_size
-    q, kv = decoder.heads * decoder.head_dim, decoder.kv_heads * decoder.head_dim
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (decoder.vocab_size, d)}
-    if not decoder.tied:
-        shapes["lm_head.weight"] = (decoder.vocab_size, d)
-    shapes["model.norm.weight"] = (d,)
-    layer: dict[str, tuple[int, ...]] = {
-        "self_attn.q_proj": (q, d), "self_attn.k_proj": (kv, d), "self_attn.v_proj": (kv, d),
-        "self_attn.o_proj": (d, q), "mlp.gate_proj": (wide, d), "mlp.up_proj": (wide, d), "mlp.down_proj": (d, wide),
-        "input_layernorm": (d,), "post_attention_layernorm": (d,),
-    }  # fmt: skip
-    norms = {"self_attn.q_norm": (decoder.head_dim,), "self_attn.k_norm": (decoder.head_dim,)}
-    for i in range(decoder.layers):
-        for name, shape in (layer | (norms if decoder.arch == "qwen3" else {})).items():
-            shapes[f"model.layers.{i}.{name}.weight"] = shape
-            if decoder.arch == "qwen2" and name.endswith(("q_proj", "k_proj", "v_proj")):
-                shapes[f"model.layers.{i}.{name}.bias"] = shape[:1]
+    if decoder is not None and decoder.tied:
+        del shapes[HEAD]
     return shapes
+
+
+def decoder_modules(spec: DecoderSpec) -> dict[str, Any]:
+    """transformers' classes of an architecture: whole model, layer, norm and rotary embedding."""
+    if spec.arch == "qwen3":
+        from transformers.models.qwen3 import modeling_qwen3 as qwen3
+
+        return {
+            "model": qwen3.Qwen3ForCausalLM, "layer": qwen3.Qwen3DecoderLayer,
+            "norm": qwen3.Qwen3RMSNorm, "rotary": qwen3.Qwen3RotaryEmbedding,
+        }  # fmt: skip
+    from transformers.models.qwen2 import modeling_qwen2 as qwen2
+
+    return {
+        "model": qwen2.Qwen2ForCausalLM, "layer": qwen2.Qwen2DecoderLayer,
+        "norm": qwen2.Qwen2RMSNorm, "rotary": qwen2.Qwen2RotaryEmbedding,
+    }  # fmt: skip
+
+
+def decoder_config(spec: DecoderSpec) -> Any:
+    """transformers' configuration of a decoder."""
+    from transformers import Qwen2Config, Qwen3Config
+
+    return (Qwen3Config if spec.arch == "qwen3" else Qwen2Config)(
+        hidden_size=spec.hidden_size, intermediate_size=spec.intermediate_size, num_hidden_layers=spec.layers,
+        num_attention_heads=spec.heads, num_key_value_heads=spec.kv_heads, head_dim=spec.head_dim,
+        vocab_size=spec.vocab_size, max_position_embeddings=spec.context_length, rms_norm_eps=spec.rms_norm_eps,
+        rope_theta=spec.rope_theta, tie_word_embeddings=spec.tied, attn_implementation="sdpa",
+    )  # fmt: skip

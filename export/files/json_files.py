@@ -25,7 +25,7 @@ def read_json(path: Path, *, missing_ok: bool = False) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:  # the last where brackets are nested too deep
-        raise CheckpointFileError(f"cannot read {path}: {error}; download it again") from error
+        raise CheckpointFileError(f"cannot read {path}: {error}; download or copy it again") from error
     if not isinstance(content, dict):
         raise CheckpointFileError(f"{path} holds a {type(content).__name__}, expected a JSON object")
     return content

@@ -34,8 +34,8 @@ class Source(ABC):
     shape: tuple[int, ...]
 
     @abstractmethod
-    def rows(self, start: int, stop: int) -> Tensor:
-        """Rows [start, stop) as a float32 copy."""
+    def rows(self, start: int, stop: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Rows [start, stop) as a copy: as float32 holds them, in a floating-point type."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,12 @@ class SafetensorsSource(Source):
 
     offset: int  # of the first byte, in the file
 
-    def rows(self, start: int, stop: int) -> Tensor:
+    def rows(self, start: int, stop: int, dtype: torch.dtype = torch.float32) -> Tensor:
         start, stop, _ = slice(start, stop).indices(self.shape[0])
-        dtype = DTYPES[self.dtype]
-        row_bytes = dtype.itemsize * torch.Size(self.shape[1:]).numel()
-        values = read_values(self.file, dtype, (stop - start) * row_bytes, self.offset + start * row_bytes)
-        return values.reshape(stop - start, *self.shape[1:]).to(torch.float32)
+        stored = DTYPES[self.dtype]
+        row_bytes = stored.itemsize * torch.Size(self.shape[1:]).numel()
+        values = read_values(self.file, stored, (stop - start) * row_bytes, self.offset + start * row_bytes)
+        return values.reshape(stop - start, *self.shape[1:]).to(torch.float32).to(dtype)
 
 
 def read_values(file: Path, dtype: torch.dtype, size: int, offset: int) -> Tensor:
@@ -77,13 +77,21 @@ def equal_tensors(one: Source, other: Source) -> bool:
     )
 
 
-def tensors_in(path: Path) -> dict[str, Source]:
-    """All tensors of a safetensors file by name; raises SafetensorError or OSError where it is not one.
+def read_header(path: Path) -> dict[str, Source]:
+    """All tensors of a safetensors file by name.
 
     The format: eight bytes for the length of a JSON header, the header, the data that its offsets count from.
+
+    Raises:
+        CheckpointFileError: it is truncated or no safetensors file.
     """
-    with safe_open(path, framework="np"):
-        pass  # the library checks the header, and that the data are as long as it says
+    try:
+        with safe_open(path, framework="np"):
+            pass  # the library checks the header, and that the data are as long as it says
+    except (SafetensorError, OSError) as error:
+        raise CheckpointFileError(
+            f"{path} is truncated or not safetensors ({path.stat().st_size} bytes: {error}); download or copy it again"
+        ) from error
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
@@ -94,20 +102,6 @@ def tensors_in(path: Path) -> dict[str, Source]:
         )
         for name, entry in header.items()
     }
-
-
-def read_header(path: Path) -> dict[str, Source]:
-    """All tensors of a safetensors file of a checkpoint.
-
-    Raises:
-        CheckpointFileError: it is truncated or no safetensors file.
-    """
-    try:
-        return tensors_in(path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointFileError(
-            f"{path} is truncated or not safetensors ({path.stat().st_size} bytes: {error}); download it again"
-        ) from error
 
 
 def read_shards(index: Path) -> dict[str, Source]:

@@ -31,8 +31,8 @@ class TorchSource(Source):
 
     tensor: Tensor = field(repr=False, compare=False)
 
-    def rows(self, start: int, stop: int) -> Tensor:
-        return self.tensor[start:stop].to(torch.float32, copy=True).contiguous()
+    def rows(self, start: int, stop: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return self.tensor[start:stop].to(torch.float32, copy=True).contiguous().to(dtype)
 
 
 def read_torch_file(path: Path) -> tuple[dict[str, Any], dict[str, Source]]:

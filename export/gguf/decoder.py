@@ -21,7 +21,6 @@ from torch import Tensor
 from dasheng_edge.export.adapter.merge import MergedTensors
 from dasheng_edge.export.checkpoint.sizes import EMBEDDING, HEAD
 from dasheng_edge.export.files.tensor_files import row_blocks
-from dasheng_edge.export.variants.specs import DecoderSpec
 from dasheng_edge.quant.decoder.gguf_file import gguf_tensors, sampled_rows
 from dasheng_edge.quant.decoder.llama_quantize import FILE_TYPES
 from dasheng_edge.quant.decoder.types import PlainType
@@ -113,7 +112,7 @@ def write_gguf(
     """
     names = _tensor_names(merged)
     types = _stored_types(merged, kind)
-    writer = gguf.GGUFWriter(path, _spec(merged).arch)
+    writer = gguf.GGUFWriter(path, merged.checkpoint.text_decoder.arch)
     try:
         # An exact file has mixed types, which have no name; the quantizer states its own when it is done.
         add_metadata(writer, merged, FILE_TYPES["F32" if kind == "exact" else kind], sampling)
@@ -168,15 +167,9 @@ def measure(path: Path, merged: MergedTensors, kind: PlainType, advance: Advance
     )
 
 
-def _spec(merged: MergedTensors) -> DecoderSpec:
-    spec = merged.checkpoint.decoder
-    assert spec is not None, "a checkpoint without a decoder has no GGUF"
-    return spec
-
-
 def _tensor_names(merged: MergedTensors) -> dict[str, str]:
     """llama.cpp's tensor names -> the checkpoint's."""
-    spec = _spec(merged)
+    spec = merged.checkpoint.text_decoder
     mapping = gguf.get_tensor_name_map(ARCHITECTURES[spec.arch], spec.layers)
     names: dict[str, str] = {}
     for name in merged.names(PREFIX):

@@ -153,8 +153,7 @@ def _add_sampling(writer: gguf.GGUFWriter, sampling: Sampling) -> None:
 
 
 def _add_sizes(writer: gguf.GGUFWriter, checkpoint: Checkpoint) -> None:
-    spec = checkpoint.decoder
-    assert spec is not None
+    spec = checkpoint.text_decoder
     writer.add_context_length(spec.context_length)
     writer.add_embedding_length(spec.hidden_size)
     writer.add_block_count(spec.layers)

@@ -16,7 +16,6 @@ from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from filelock import FileLock, Timeout
 
@@ -34,42 +33,11 @@ from dasheng_edge.runtime.errors import (
 from .client import BLOCK_BYTES, Digest, Hub, HubFile, Repository
 from .files import is_adapter, needed_files
 from .model_id import HUBS, parse_model_id
+from .progress import PullProgress
 
 LOCK = ".lock"
 _CHOOSE = "choose another --out, or move what is there to another place"
 _NEW_RECORD = f"{PULL_RECORD}.incomplete"
-
-
-class PullProgress(Protocol):
-    """Who is told how a download goes on."""
-
-    def begin(self, files: int, total_bytes: int) -> None:
-        """So much is to be there in the end."""
-
-    def advance(self, amount_bytes: int) -> None:
-        """So much more is there; what an earlier attempt left counts."""
-
-    def file_done(self) -> None:
-        """One more file is there and is what the hub says."""
-
-    def wait(self, reason: str, seconds: float) -> None:
-        """The connection broke, and there is another attempt in so many seconds."""
-
-
-class NoProgress:
-    """Reports to nobody."""
-
-    def begin(self, files: int, total_bytes: int) -> None:
-        """Nothing."""
-
-    def advance(self, amount_bytes: int) -> None:
-        """Nothing."""
-
-    def file_done(self) -> None:
-        """Nothing."""
-
-    def wait(self, reason: str, seconds: float) -> None:
-        """Nothing."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +86,7 @@ def pull(options: PullOptions, progress: PullProgress | None = None, hub: Hub | 
     start = time.perf_counter()
     hub = hub or Hub()
     repository = hub.repository(*_wanted(options, hub))
-    download = _Download(options.folder, options.partial, progress or NoProgress(), hub, repository)
+    download = _Download(options.folder, options.partial, progress or PullProgress(), hub, repository)
     fetched_bytes = 0
     with _file_errors(download.partial):
         pulled_before = _was_pulled(download)

@@ -11,6 +11,7 @@ import jinja2
 
 from dasheng_edge.export.checkpoint.checkpoint import Checkpoint
 from dasheng_edge.export.files.names import GENERATION
+from dasheng_edge.export.options import PromptOverrides
 from dasheng_edge.export.variants.specs import PromptDefaults
 from dasheng_edge.export.variants.table import PUBLISHED, README_PROMPT, TRAINED_FURTHER
 from dasheng_edge.runtime.bundle.golden import AUDIO_MARK
@@ -20,7 +21,6 @@ from dasheng_edge.runtime.text.prompt import CONTENT_FORMS, chat_messages, templ
 
 from .chat_template import AudioTokens, ChatTemplate, read_audio_tokens, read_chat_template
 from .generation_config import LONGEST, GenerationConfig, read_generation_config
-from .overrides import PromptOverrides
 
 # What a published model is asked where the checkpoint says nothing, and what those are that somebody trained further.
 PROMPT_DEFAULTS: Mapping[str, PromptDefaults] = {

@@ -19,14 +19,12 @@ from torch import Tensor, nn
 
 from dasheng_edge.export.adapter.merge import MergedTensors
 from dasheng_edge.export.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from dasheng_edge.export.variants.modules import ChunkedEncoder
-from dasheng_edge.export.variants.specs import DecoderSpec
+from dasheng_edge.export.checkpoint.sizes import decoder_config, decoder_modules
 from dasheng_edge.runtime.child import serve
 from dasheng_edge.runtime.errors import CheckpointError
 from dasheng_edge.runtime.machine.meters import peak_rss_bytes
 
-from .decoder import decoder_config, decoder_modules
-from .encoder import ENCODER_PREFIX, PROJECTOR_PREFIX, meta_encoder, meta_projector, reference_features
+from .encoder import ENCODER_PREFIX, PROJECTOR_PREFIX, load_weights, meta_encoder, meta_projector, reference_features
 
 STAGES = ("front_end", "encoder", "projector", "prefill", "decode", "total")
 
@@ -35,13 +33,12 @@ class TransformersModel:
     """All parts in one precision."""
 
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
-        assert checkpoint.decoder is not None
         merged = MergedTensors(checkpoint)
         self.spec, self.dtype = checkpoint.front_end, dtype
         self.encoder, self.projector = meta_encoder(merged), meta_projector(merged)
-        _load(self.encoder, _tensors(merged, ENCODER_PREFIX, dtype))
-        _load(self.projector, _tensors(merged, PROJECTOR_PREFIX, dtype))
-        self.decoder = _decoder(merged, checkpoint.decoder, dtype)
+        load_weights(self.encoder, _tensors(merged, ENCODER_PREFIX, dtype))
+        load_weights(self.projector, _tensors(merged, PROJECTOR_PREFIX, dtype))
+        self.decoder = _decoder(merged, dtype)
         self.embed: nn.Module = self.decoder.get_input_embeddings()
 
     @torch.inference_mode()
@@ -82,7 +79,8 @@ class TransformersModel:
         return logits[:, -1:].argmax(-1)
 
 
-def _decoder(merged: MergedTensors, spec: DecoderSpec, dtype: torch.dtype) -> Any:
+def _decoder(merged: MergedTensors, dtype: torch.dtype) -> Any:
+    spec = merged.checkpoint.text_decoder
     config, modules = decoder_config(spec), decoder_modules(spec)
     with torch.device("meta"):
         decoder = modules["model"](config)
@@ -90,20 +88,13 @@ def _decoder(merged: MergedTensors, spec: DecoderSpec, dtype: torch.dtype) -> An
     state = _tensors(merged, "decoder.", dtype)
     if merged.tied:
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
-    _load(decoder, state)
+    load_weights(decoder, state)
     return decoder
 
 
 def _tensors(merged: MergedTensors, prefix: str, dtype: torch.dtype) -> dict[str, Tensor]:
     """One converted after the other, since all of them in float32 may not fit."""
     return {name.removeprefix(prefix): merged.tensor(name).to(dtype) for name in merged.names(prefix)}
-
-
-def _load(module: nn.Module, state: dict[str, Tensor]) -> None:
-    if isinstance(module, ChunkedEncoder):
-        state["init_bn.num_batches_tracked"] = torch.zeros((), dtype=torch.int64)  # used in training only
-    module.load_state_dict(state, assign=True)
-    module.eval().requires_grad_(requires_grad=False)
 
 
 def check_sizes(checkpoint: Checkpoint, wanted: Mapping[str, object]) -> None:

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from dasheng_edge.export.adapter.merge import MergedTensors
-from dasheng_edge.export.checkpoint.sizes import EMBEDDING, HEAD
+from dasheng_edge.export.checkpoint.sizes import EMBEDDING, HEAD, decoder_config, decoder_modules
 from dasheng_edge.export.files.tensor_files import row_blocks
-from dasheng_edge.export.variants.specs import DecoderSpec
 from dasheng_edge.runtime.bundle.golden import AUDIO_MARK, GoldenText
 from dasheng_edge.runtime.progress import Advance, no_advance
 
@@ -42,8 +41,8 @@ class ReferenceDecoder:
 
     def __init__(self, merged: MergedTensors) -> None:
         self._merged = merged
-        self._config = decoder_config(_spec(merged))
-        self._modules = decoder_modules(_spec(merged))
+        self._config = decoder_config(merged.checkpoint.text_decoder)
+        self._modules = decoder_modules(merged.checkpoint.text_decoder)
         self._rotary = self._modules["rotary"](self._config)
 
     def embed(self, tokens: Sequence[int]) -> Tensor:
@@ -54,7 +53,7 @@ class ReferenceDecoder:
     def step(self, sequences: Sequence[Decoding]) -> Tensor:
         """Decode the rows of each sequence; returns the logits of each last row, float32 [sequences, vocab]."""
         hidden = [sequence.rows[None] for sequence in sequences]
-        for index in range(_spec(self._merged).layers):
+        for index in range(self._config.num_hidden_layers):
             hidden = self._layer(index, hidden, sequences)
         for sequence in sequences:
             sequence.past += len(sequence.rows)
@@ -82,35 +81,6 @@ class ReferenceDecoder:
             )
             results.append(out[0] if isinstance(out, tuple) else out)
         return results
-
-
-def decoder_modules(spec: DecoderSpec) -> dict[str, Any]:
-    """transformers' classes of an architecture: whole model, layer, norm and rotary embedding."""
-    if spec.arch == "qwen3":
-        from transformers.models.qwen3 import modeling_qwen3 as qwen3
-
-        return {
-            "model": qwen3.Qwen3ForCausalLM, "layer": qwen3.Qwen3DecoderLayer,
-            "norm": qwen3.Qwen3RMSNorm, "rotary": qwen3.Qwen3RotaryEmbedding,
-        }  # fmt: skip
-    from transformers.models.qwen2 import modeling_qwen2 as qwen2
-
-    return {
-        "model": qwen2.Qwen2ForCausalLM, "layer": qwen2.Qwen2DecoderLayer,
-        "norm": qwen2.Qwen2RMSNorm, "rotary": qwen2.Qwen2RotaryEmbedding,
-    }  # fmt: skip
-
-
-def decoder_config(spec: DecoderSpec) -> Any:
-    """transformers' configuration of a decoder."""
-    from transformers import Qwen2Config, Qwen3Config
-
-    return (Qwen3Config if spec.arch == "qwen3" else Qwen2Config)(
-        hidden_size=spec.hidden_size, intermediate_size=spec.intermediate_size, num_hidden_layers=spec.layers,
-        num_attention_heads=spec.heads, num_key_value_heads=spec.kv_heads, head_dim=spec.head_dim,
-        vocab_size=spec.vocab_size, max_position_embeddings=spec.context_length, rms_norm_eps=spec.rms_norm_eps,
-        rope_theta=spec.rope_theta, tie_word_embeddings=spec.tied, attn_implementation="sdpa",
-    )  # fmt: skip
 
 
 def greedy_texts(
@@ -154,8 +124,3 @@ def _golden(prompt: Sequence[int], audio: Tensor, text: Decoding) -> GoldenText:
     assert text.first is not None
     tokens, margins = np.array(text.tokens, np.int32), np.array(text.margins, np.float32)
     return GoldenText(audio.numpy(), np.array(prompt, np.int32), text.first, tokens, margins)
-
-
-def _spec(merged: MergedTensors) -> DecoderSpec:
-    assert merged.checkpoint.decoder is not None
-    return merged.checkpoint.decoder

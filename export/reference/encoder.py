@@ -25,14 +25,14 @@ ENCODER_PREFIX, PROJECTOR_PREFIX = "audio_encoder.", "audio_projector."
 def load_encoder(merged: MergedTensors) -> ChunkedEncoder:
     """The reference encoder in float32 with the merged weights, ready for inference."""
     encoder = meta_encoder(merged)
-    _load(encoder, merged.state_dict(ENCODER_PREFIX))
+    load_weights(encoder, merged.state_dict(ENCODER_PREFIX))
     return encoder
 
 
 def load_projector(merged: MergedTensors) -> AudioProjector:
     """The reference projector in float32 with the merged weights."""
     projector = meta_projector(merged)
-    _load(projector, merged.state_dict(PROJECTOR_PREFIX))
+    load_weights(projector, merged.state_dict(PROJECTOR_PREFIX))
     return projector
 
 
@@ -47,10 +47,9 @@ def meta_encoder(merged: MergedTensors, depth: int | None = None) -> ChunkedEnco
 def meta_projector(merged: MergedTensors) -> AudioProjector:
     """The projector without weights."""
     checkpoint = merged.checkpoint
-    assert checkpoint.decoder is not None
     with torch.device("meta"):
         return AudioProjector(
-            checkpoint.encoder.embed_dim, checkpoint.decoder.hidden_size, checkpoint.front_end.tokens_patches
+            checkpoint.encoder.embed_dim, checkpoint.text_decoder.hidden_size, checkpoint.front_end.tokens_patches
         )
 
 
@@ -80,17 +79,17 @@ def stream_chunks(merged: MergedTensors, chunks: Sequence[Chunk]) -> list[Tensor
     """Patches float32 [batch, patches, embed_dim] of each chunk; equals `ChunkedEncoder.forward_chunk`."""
     encoder = meta_encoder(merged, depth=0)  # what comes before and after the blocks
     names = [name for name in merged.names(ENCODER_PREFIX) if not name.startswith(f"{ENCODER_PREFIX}blocks.")]
-    _load(encoder, {name.removeprefix(ENCODER_PREFIX): merged.tensor(name) for name in names})
+    load_weights(encoder, {name.removeprefix(ENCODER_PREFIX): merged.tensor(name) for name in names})
     rows = [encoder.embed(chunk) for chunk in chunks]
     for index in range(merged.checkpoint.encoder.depth):
         with torch.device("meta"):
             block = Block(merged.checkpoint.encoder)
-        _load(block, merged.state_dict(f"{ENCODER_PREFIX}blocks.{index}."))
+        load_weights(block, merged.state_dict(f"{ENCODER_PREFIX}blocks.{index}."))
         rows = [block(x, chunk.get("valid_patches")) for x, chunk in zip(rows, chunks, strict=True)]
     return [encoder.finish(x, chunk) for x, chunk in zip(rows, chunks, strict=True)]
 
 
-def _load(module: nn.Module, state: dict[str, Tensor]) -> None:
+def load_weights(module: nn.Module, state: dict[str, Tensor]) -> None:
     """Put weights into a module that has none, and make it ready for inference."""
     if isinstance(module, ChunkedEncoder):
         state["init_bn.num_batches_tracked"] = torch.zeros((), dtype=torch.int64)  # used in training only

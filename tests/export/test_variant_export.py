@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from dasheng_edge.export.bundle_export import ExportReport, export_bundle
-from dasheng_edge.export.options import ExportOptions
-from dasheng_edge.export.prompt.overrides import PromptOverrides
+from dasheng_edge.export.options import ExportOptions, PromptOverrides
 from dasheng_edge.quant.decoder.types import PlainType
 from dasheng_edge.runtime.bundle.bundle import ENCODER, FRONT_END, GOLDEN, MODEL_CARD, Bundle
 from dasheng_edge.runtime.captioner import Captioner

@@ -15,6 +15,7 @@ import pytest
 from dasheng_edge.export.checkpoint.checkpoint import open_checkpoint
 from dasheng_edge.export.files.pull_record import PULL_RECORD, Origin
 from dasheng_edge.export.hub.client import BLOCK_BYTES, Hub
+from dasheng_edge.export.hub.progress import PullProgress
 from dasheng_edge.export.hub.pull import LOCK, PullOptions, pull
 from dasheng_edge.runtime.errors import CheckpointNotFoundError, DownloadError, OutputWriteError
 from tests.fixtures.hub_server import FakeHub, serve_hub
@@ -60,7 +61,7 @@ def files_in(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != PULL_RECORD}
 
 
-class Watched:
+class Watched(PullProgress):
     """Progress that is looked at."""
 
     def __init__(self) -> None:

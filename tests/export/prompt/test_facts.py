@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dasheng_edge.export.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from dasheng_edge.export.options import PromptOverrides
 from dasheng_edge.export.prompt.chat_template import AudioTokens, read_audio_tokens, read_chat_template
 from dasheng_edge.export.prompt.facts import PROMPT_DEFAULTS, edition, golden_prompt, prompt_facts
-from dasheng_edge.export.prompt.overrides import PromptOverrides
 from dasheng_edge.export.variants.table import CAPTION_PROMPT, README_PROMPT, VARIANTS
 from dasheng_edge.runtime.bundle.golden import AUDIO_MARK
 from dasheng_edge.runtime.bundle.manifest import PromptFacts
