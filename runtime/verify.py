@@ -59,18 +59,17 @@ def verify_bundle(bundle: Bundle, options: EngineOptions | None = None) -> Verif
     """
     options = options or EngineOptions()
     clips, limits = read_golden(bundle), bundle.manifest.tolerances
-    if bundle.manifest.decoder is None:
-        audio = AudioParts.open(bundle, options)
-        return VerifyReport(str(bundle.folder), tuple(seam for clip in clips for seam in _seams(audio, clip, limits)))
-    parts = Parts.open(bundle, options)
+    parts = Parts.open(bundle, options) if bundle.manifest.decoder else None
+    audio = parts.audio if parts else AudioParts.open(bundle, options)
     try:
-        seams = tuple(seam for clip in clips for seam in _seams(parts.audio, clip, limits, parts))
+        seams = tuple(seam for clip in clips for seam in _seams(audio, clip, limits, parts))
     finally:
-        parts.decoder.close()
+        if parts is not None:
+            parts.decoder.close()
     return VerifyReport(str(bundle.folder), seams)
 
 
-def _seams(audio: AudioParts, clip: GoldenClip, limits: Tolerances, parts: Parts | None = None) -> Iterator[Seam]:
+def _seams(audio: AudioParts, clip: GoldenClip, limits: Tolerances, parts: Parts | None) -> Iterator[Seam]:
     """The comparisons of one clip. Behind a part that fails there is nothing to compare, so its seam is the last."""
     seam = Seam(clip.name, "log-mel", np.nan, limits.log_mel_db, "dB")  # the one that is next
     try:

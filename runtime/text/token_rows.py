@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .context import BATCH, Context
+from .context import Context
 from .llama import Watch
 from .model import Tokens
 
@@ -52,17 +52,10 @@ class TokenRows:
 
         watch = Watch(lambda name: name == LOOKED_UP, see)
         context = self._open_context(_CONTEXT, watch=watch)
-        count = len(tokens)
-        assert count <= BATCH
         try:
-            context.decode(
-                np.array(tokens, np.int32), np.arange(count, dtype=np.int32), np.zeros(count, np.int32),
-                np.zeros(count, np.int8),
-            )  # fmt: skip
+            context.extend(np.array(tokens, np.int32), sequence=0, past=0, outputs=0)
         except _Seen:
             pass
         finally:
             context.close()
-        if not seen or seen[0].shape != (count, self._n_embd):
-            return None
-        return seen[0]
+        return seen[0] if seen and seen[0].shape == (len(tokens), self._n_embd) else None
