@@ -75,6 +75,8 @@ class PartialOutput:
         with self.write_errors():
             self.out = _resolved(self.out)  # a link stays, and what it points to is replaced
             self._check_out()
+        self._prefix = f".{self.out.name}.partial-"
+        self._lock_path = self.out.with_name(f".{self.out.name}.lock")
 
     def _check_out(self) -> None:
         if not self.out.exists():
@@ -143,14 +145,6 @@ class PartialOutput:
         """What to tell the user about a failed write."""
         fix = f"{'free some space or ' if error.errno in _FULL else ''}choose another {self._option}"
         return OutputWriteError(f"cannot write {self.out}: {error.strerror or error}; nothing was left behind: {fix}")
-
-    @property
-    def _prefix(self) -> str:
-        return f".{self.out.name}.partial-"
-
-    @property
-    def _lock_path(self) -> Path:
-        return self.out.with_name(f".{self.out.name}.lock")
 
     def _clean_up(self) -> None:
         """Put back or remove what killed writers left: whoever holds the lock is the only writer alive."""

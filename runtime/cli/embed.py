@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,6 +25,8 @@ from .options import (
 )
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from dasheng_edge.runtime.output.embed_files import EmbeddedFile
 
 
@@ -59,11 +61,10 @@ def embed(
     options = engine_options(device, threads)
     with Embedder.open(bundle, options=options, check_sha256=check_sha256) as embedder, writer:
         dim = embedder.dim
-        with _progress(len(audio), shown=not as_json) as advance:
-            for result in embed_files(embedder, writer, audio):
+        with _bars(len(audio), shown=not as_json) as bars:
+            for result in bars.track(embed_files(embedder, writer, audio), len(audio), description="embed"):
                 results.append(result)
                 _print_result(result, dim, as_json=as_json)
-                advance()
     done = [result for result in results if result.error is None]
     if done and not as_json:
         frames, audio_s = sum(result.frames for result in done), sum(result.audio_s for result in done)
@@ -108,18 +109,12 @@ def _print(text: str, *, err: bool = False) -> None:
             os.dup2(nowhere.fileno(), stream.fileno())  # also for what Python flushes when it ends
 
 
-@contextmanager
-def _progress(files: int, *, shown: bool) -> Generator[Callable[[], object]]:
+def _bars(files: int, *, shown: bool) -> Progress:
     """A bar on stderr if that is a terminal and there is more than one file."""
     from rich.console import Console
     from rich.progress import Progress
 
     console = Console(stderr=True)
+    hidden = not (shown and console.is_terminal and files > 1)
     # Rich would print to the bar's console, stderr, what goes to stdout.
-    bars = Progress(
-        *Progress.get_default_columns(), console=console, transient=True, redirect_stdout=False,
-        disable=not (shown and console.is_terminal and files > 1),
-    )  # fmt: skip
-    with bars:
-        task = bars.add_task("embed", total=files)
-        yield lambda: bars.advance(task)
+    return Progress(console=console, transient=True, redirect_stdout=False, disable=hidden)

@@ -100,16 +100,6 @@ class BenchReport:
     against: AgainstReport | None = None
 
 
-@dataclass(frozen=True)
-class _Rounds:
-    """All rounds over all clips, in the order in which they were captioned."""
-
-    captions: tuple[Caption, ...]
-    prefill_tokens_per_s: tuple[float, ...]
-    energy_j: float | None
-    energy_problem: str
-
-
 def bench(options: BenchOptions, say: Callable[[str], None] = lambda _: None) -> BenchReport:
     """Caption the clips in several rounds; then the same in transformers if a checkpoint is given.
 
@@ -126,7 +116,11 @@ def bench(options: BenchOptions, say: Callable[[str], None] = lambda _: None) ->
     with Captioner.open(options.bundle, options=options.engine, check_sha256=False) as captioner:
         load_ms = 1000 * (perf_counter() - start)
         clips = options.audio or (synthetic_clip(),)
-        report = _report(options, captioner, _caption_rounds(captioner, clips, options, say), load_ms)
+        say("warming up")
+        for clip in clips:
+            captioner.caption(clip, max_new_tokens=options.max_new_tokens)
+        energy = EnergyMeter()
+        report = _report(options, captioner, _caption_rounds(captioner, clips, options, say), energy, load_ms)
         bundle, prompt = captioner.bundle, captioner.parts.prompts.build(None)
     if options.checkpoint is None:
         return report
@@ -147,25 +141,26 @@ def check_transformers() -> None:
 
 def _caption_rounds(
     captioner: Captioner, clips: Sequence[str | bytes], options: BenchOptions, say: Callable[[str], None]
-) -> _Rounds:
-    captions: list[Caption] = []
-    rates: list[float] = []
-    say("warming up")
-    for clip in clips:
-        captioner.caption(clip, max_new_tokens=options.max_new_tokens)
-    energy = EnergyMeter()
+) -> list[tuple[Caption, float]]:
+    """All rounds over all clips, in their order: each caption, and how many rows a second its prefill took in."""
+    captions: list[tuple[Caption, float]] = []
     for index in range(options.rounds):
         say(f"round {index + 1} of {options.rounds}")
         for clip in clips:
             caption = captioner.caption(clip, max_new_tokens=options.max_new_tokens)
-            captions.append(caption)
-            rates.append(1000 * captioner.parts.decoder.prefilled / caption.timings.prefill_ms)
+            captions.append((caption, 1000 * captioner.parts.decoder.prefilled / caption.timings.prefill_ms))
+    return captions
+
+
+def _report(
+    options: BenchOptions,
+    captioner: Captioner,
+    measured: Sequence[tuple[Caption, float]],
+    energy: EnergyMeter,
+    load_ms: float,
+) -> BenchReport:
     energy_j = energy.joules()
-    return _Rounds(tuple(captions), tuple(rates), energy_j, energy.problem)
-
-
-def _report(options: BenchOptions, captioner: Captioner, rounds: _Rounds, load_ms: float) -> BenchReport:
-    captions, used = rounds.captions, captioner.parts.decoder.settings
+    captions, used = [caption for caption, _ in measured], captioner.parts.decoder.settings
     manifest, decoder = captioner.bundle.manifest, captioner.bundle.decoder_facts
     times, once = [caption.timings for caption in captions], captions[: len(captions) // options.rounds]
     rates = [timings.tokens_per_s for timings in times if timings.decode_tokens]
@@ -183,13 +178,13 @@ def _report(options: BenchOptions, captioner: Captioner, rounds: _Rounds, load_m
         new_tokens=tuple(caption.timings.decode_tokens + 1 for caption in once),
         load_ms=load_ms,
         stages_ms={stage: _spread([getattr(timings, f"{stage}_ms") for timings in times]) for stage in STAGES},
-        prefill_tokens_per_s=_rates(rounds.prefill_tokens_per_s),
+        prefill_tokens_per_s=_rates([rate for _, rate in measured]),
         decode_tokens_per_s=_rates(rates) if rates else None,
         real_time_factor=sum(timings.total_ms for timings in times)
         / sum(1000 * caption.audio_s for caption in captions),
         peak_rss_bytes=peak_rss_bytes(),
-        energy_j=None if rounds.energy_j is None else rounds.energy_j / len(captions),
-        energy_problem=rounds.energy_problem,
+        energy_j=None if energy_j is None else energy_j / len(captions),
+        energy_problem=energy.problem,
         machine=machine_line(),
     )
 
