@@ -53,7 +53,7 @@ class LoraFacts(StatedFields):
 
 # Where a training run has its adapters; ms-swift: v0-DATE/checkpoint-N.
 _BELOW = (f"*/{ADAPTER_CONFIG}", f"*/*/{ADAPTER_CONFIG}")
-# Names of folders that say nothing about the adapter in them; further up than this none is asked.
+# Names of folders that say nothing about the adapter in them; at most `_ABOVE` folders above it are looked at.
 _GENERIC = re.compile(
     r"(adapters?|lora|default|best|last|final|model|outputs?|checkpoint(-\d+)?|v\d+-\d{8}-\d{6}|snapshots|[0-9a-f]{40}|\.*)"
 )
@@ -80,10 +80,10 @@ _REASONS = {
 
 
 def check_folder(folder: Path) -> None:
-    """That a folder is one adapter, as peft, ms-swift or mdl-toolkit (`checkpoint-N`) leaves it; nothing is opened.
+    """Refuse a folder that is no adapter as peft, ms-swift or mdl-toolkit (`checkpoint-N`) writes it; opens no file.
 
     Raises:
-        AdapterError: it is not, and where the adapter is, if one can be seen.
+        AdapterError: it says where the adapter is, if a subfolder or the parent holds it.
     """
     if folder.is_file():
         raise AdapterError(f"{folder} is a file, expected the folder with {ADAPTER_CONFIG}: give {folder.parent}")
@@ -96,7 +96,7 @@ def check_folder(folder: Path) -> None:
         return
     if below := sorted((path.parent for depth in _BELOW for path in folder.glob(depth)), key=_training_step):
         raise AdapterError(
-            f"{folder} is not an adapter but holds {len(below)}: give one of them, the newest is {below[-1]}"
+            f"{folder} is not an adapter but holds {len(below)}: give the one to merge; the newest is {below[-1]}"
         )
     if (folder / CONFIG).is_file():
         raise AdapterError(
@@ -133,7 +133,7 @@ def read_config(folder: Path) -> LoraFacts:
 
 
 def adapter_name(folder: Path, origin: Origin | None) -> str:
-    """What an adapter is called: on the hub, else by its folder or the first one above that says anything."""
+    """What an adapter is called: on the hub, else by its folder or the nearest above whose name says anything."""
     if origin:
         return origin.repo.rpartition("/")[2]
     path = folder.resolve()

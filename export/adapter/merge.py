@@ -33,7 +33,7 @@ from .lora import Adapted, LowRank
 PREFIX = "base_model.model."  # peft's, before the checkpoint's own names
 MEASURED_BYTES = 4 << 20  # of each adapted matrix, when the merge is measured
 
-# What peft calls the tensors beside a module -> which one it is.
+# Ends of the names that peft gives to the tensors beside a module -> which of them it is.
 _FACTORS = {
     ".lora_A.weight": "lora_A", ".lora_B.weight": "lora_B",
     ".lora_embedding_A": "lora_embedding_A", ".lora_embedding_B": "lora_embedding_B",
@@ -78,10 +78,10 @@ class MergedTensors:
     @property
     def tied(self) -> bool:
         """Whether the head is still the embedding after the merge."""
-        return _is_tied(self.checkpoint) and HEAD not in self._weights
+        return self.checkpoint.tied and HEAD not in self._weights
 
     def names(self, prefix: str) -> list[str]:
-        """Canonical names of the tensors under a prefix, in the checkpoint's order; a head set free is the last."""
+        """Canonical names of the tensors under a prefix, in the checkpoint's order; an untied head is the last."""
         return [name for name in self._weights if name.startswith(prefix)]
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -89,7 +89,7 @@ class MergedTensors:
         return self._weights[name].shape
 
     def parameters(self, prefix: str) -> int:
-        """Trained values under a prefix, as `Checkpoint.parameters` counts them; a head set free is some more."""
+        """Trained values under a prefix, as `Checkpoint.parameters` counts them; an untied head counts, too."""
         return sum(torch.Size(self.shape(name)).numel() for name in self.names(prefix) if ".running_" not in name)
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
@@ -113,19 +113,15 @@ class MergedTensors:
         return {name.removeprefix(prefix): self.tensor(name) for name in self.names(prefix)}
 
 
-def _is_tied(checkpoint: Checkpoint) -> bool:
-    return checkpoint.decoder is not None and checkpoint.decoder.tied
-
-
 def _merge(checkpoint: Checkpoint, adapters: Iterable[Adapter]) -> Mapping[str, Source | Adapted]:
     """Every tensor, as what peft makes of it.
 
-    While the head is the embedding, the two are one tensor for peft, too: it changes both by what is merged into
-    either. A copy that modules_to_save puts in the place of one of them sets the other free.
+    While the head is the embedding, peft has one tensor for both, too: what is merged into either changes both. A copy
+    that modules_to_save puts in the place of either ends that.
     """
     weights: dict[str, Source | Adapted] = dict(checkpoint.sources)
     for adapter in adapters:
-        tied = _is_tied(checkpoint) and HEAD not in weights
+        tied = checkpoint.tied and HEAD not in weights
         shared = {HEAD: EMBEDDING} if tied else {}
         weights |= {shared.get(name, name): source for name, source in adapter.loaded.items()}
         for name, change in adapter.low_rank.items():
@@ -150,7 +146,7 @@ def open_adapter(folder: str | Path, checkpoint: Checkpoint) -> Adapter:
     """
     try:
         return _opened(Path(folder), checkpoint)
-    except CheckpointFileError as error:  # one of its files is broken
+    except CheckpointFileError as error:  # from what reads the files of checkpoints, too
         raise AdapterError(str(error)) from error
 
 
@@ -173,7 +169,7 @@ def _opened(folder: Path, checkpoint: Checkpoint) -> Adapter:
             if other is not source and not equal_tensors(other, source):  # peft stores the head's magnitude twice
                 raise AdapterError(f"{folder}: {other.name} and {stored} are one tensor under two names; save it again")
     changed = {reader.canonical(f"{module}.weight") for module in factors}
-    if facts.ensure_weight_tying and _is_tied(checkpoint) and {EMBEDDING, HEAD} & changed:
+    if facts.ensure_weight_tying and checkpoint.tied and {EMBEDDING, HEAD} & changed:
         raise AdapterError(
             f"{folder}: ensure_weight_tying with LoRA on the embedding of {reader.base}, which is also its "
             "head, is not supported: peft's own merge adds the change twice; train it in modules_to_save instead"
@@ -195,10 +191,11 @@ def _read_tensors(folder: Path) -> dict[str, Source]:
     path = folder / ADAPTER_WEIGHTS
     if not path.is_file():
         others = sorted(file.name for pattern in ("*.safetensors", "*.bin") for file in folder.glob(pattern))
-        pickled = " (a pickle, which is not opened)" if others and others[0].endswith(".bin") else ""
+        pickled = ", a pickle, which is not opened" if others and others[0].endswith(".bin") else ""
+        instead = f", but {others[0]}{pickled}" if others else ""
         raise AdapterError(
-            f"{folder} has no {ADAPTER_WEIGHTS} (found {others[0] if others else 'none'}{pickled}); save it with "
-            "peft's save_pretrained(safe_serialization=True), which writes one such file"
+            f"{folder} has no {ADAPTER_WEIGHTS}{instead}; save it with peft's "
+            "save_pretrained(safe_serialization=True), which writes that file"
         )
     used = {name: source for name, source in read_header(path).items() if not name.endswith(".num_batches_tracked")}
     if packed := {source.dtype for source in used.values()} - {"F32", "F16", "BF16", "F64"}:
@@ -214,17 +211,22 @@ class _Reader:
         self.base = checkpoint.name or checkpoint.folder.name
         self.shapes = {name: source.shape for name, source in checkpoint.sources.items()}
         self.stored = {name: source.name for name, source in checkpoint.sources.items()}
-        if _is_tied(checkpoint):  # a module without a tensor of its own
+        if checkpoint.tied:  # a module without a tensor of its own
             beside = self.stored[EMBEDDING].removesuffix("embed_tokens.weight").removesuffix("model.")
             known = {canonical: stored for stored, canonical in checkpoint.renames}  # where it is stored all the same
             head = known.get(HEAD.removesuffix(".weight"), f"{beside}lm_head")
             self.shapes[HEAD], self.stored[HEAD] = self.shapes[EMBEDDING], f"{head}.weight"
         self.names = {stored: name for name, stored in self.stored.items()}
 
-    def canonical(self, stored: str) -> str | None:
-        """The canonical name of a stored one, by which alone peft knows modules; None where the base has it not.
+    def _misfit(self, why: str) -> AdapterError:
+        return AdapterError(
+            f"{self.folder} does not fit {self.base}: {why}; give the checkpoint that the adapter was trained on"
+        )
 
-        A canonical name may be another module's stored one: "audio_encoder.norm" of a model with two branches.
+    def canonical(self, stored: str) -> str | None:
+        """The canonical name of a stored name; None if the base has no such tensor. Peft knows modules by stored names.
+
+        A canonical name may be the stored name of another module: "audio_encoder.norm" of a model with two branches.
         """
         return self.names.get(stored)
 
@@ -233,10 +235,7 @@ class _Reader:
         name = self.canonical(f"{module}.weight")
         shape = self.shapes[name] if name else ()
         if name is None or len(shape) < 2:
-            raise AdapterError(
-                f"{self.folder} was made for another model: it changes {module}, which {self.base} has not (or not as "
-                "a matrix); give the checkpoint that it was trained on"
-            )
+            raise self._misfit(f"it changes {module}, which is no matrix of that checkpoint")
         if not self.matcher.is_target(module):
             raise AdapterError(
                 f"{self.folder} holds {min(parts)} of {module}, but its configuration (target_modules, "
@@ -253,9 +252,9 @@ class _Reader:
         rank, scale = self.matcher.rank_and_scale(module)
         for part, want in _expected_shapes(name, shape, rank).items():
             if part in parts and parts[part].shape != want:
-                raise AdapterError(
-                    f"{self.folder} does not fit {self.base}: {module} has {part} {parts[part].shape}, expected {want} "
-                    f"for rank {rank} and a weight of {shape}; give the checkpoint that it was trained on"
+                got = parts[part].shape
+                raise self._misfit(
+                    f"{module} has {part} {got}, expected {want} for rank {rank} and a weight of {shape}"
                 )
         magnitude = parts.get("lora_magnitude_vector")
         return name, LowRank(parts[f"{kind}A"], parts[f"{kind}B"], scale, magnitude, embedding=name == EMBEDDING)
@@ -292,13 +291,13 @@ class _Reader:
         if self.matcher.is_saved(module):
             return True
         ends = {name: self.stored[name].removesuffix(".weight") for name in (EMBEDDING, HEAD) if name in self.stored}
-        tying = self.facts.ensure_weight_tying and _is_tied(self.checkpoint) and module in ends.values()
+        tying = self.facts.ensure_weight_tying and self.checkpoint.tied and module in ends.values()
         return tying and any(self.matcher.is_saved(end) for end in ends.values())
 
     def _is_loaded(self, name: str, plain: str, adapted: Mapping[str, object]) -> bool:
         """Whether peft loads a tensor into the base itself: trained biases, and the two ends of the vocabulary.
 
-        Around a module that it changes, peft puts another, so that the name of the base's own tensor tells which.
+        Peft wraps a module that it changes, and the name of the base's own tensor says how.
         """
         module = plain.rpartition(".")[0]
         if self._is_saved(module):
@@ -313,15 +312,9 @@ class _Reader:
         if name is None and ".front_end." in f".{stored}":
             return  # the filterbank, which some checkpoints store and nobody needs
         if name is None:
-            raise AdapterError(
-                f"{self.folder} was made for another model: it replaces {stored}, which {self.base} has not; give the "
-                "checkpoint that it was trained on"
-            )
+            raise self._misfit(f"it replaces {stored}, which is not in that checkpoint")
         if source.shape != (shape := self.shapes[name]):
-            raise AdapterError(
-                f"{self.folder} does not fit {self.base}: {stored} has shape {source.shape}, expected {shape}; give "
-                "the checkpoint that it was trained on"
-            )
+            raise self._misfit(f"{stored} has shape {source.shape}, expected {shape}")
         if (other := to.setdefault(name, source)) is not source:
             raise AdapterError(
                 f"{self.folder}: {other.name} and {source.name} are one tensor under two names; save it again"
@@ -334,21 +327,21 @@ def _listed(names: Iterable[str]) -> str:
 
 def _expected_shapes(name: str, shape: tuple[int, ...], rank: int) -> dict[str, tuple[int, ...]]:
     """Shapes of peft's tensors beside a linear layer, a convolution, or the embedding."""
-    ones = (1,) * (len(shape) - 2)
+    window = (1,) * (len(shape) - 2)  # of a convolution
     if name == EMBEDDING:
         vocabulary, dim = shape
         return {
             "lora_embedding_A": (rank, vocabulary), "lora_embedding_B": (dim, rank), "lora_magnitude_vector": (dim,)
         }  # fmt: skip
-    magnitude = (1, shape[0], *ones) if ones else shape[:1]
-    return {"lora_A": (rank, *shape[1:]), "lora_B": (shape[0], rank, *ones), "lora_magnitude_vector": magnitude}
+    magnitude = (1, shape[0], *window) if window else shape[:1]
+    return {"lora_A": (rank, *shape[1:]), "lora_B": (shape[0], rank, *window), "lora_magnitude_vector": magnitude}
 
 
 def check_finite(adapter: Adapter) -> None:
     """Read every tensor of an adapter once, a block of rows at a time.
 
     Raises:
-        AdapterError: one holds NaN or infinity.
+        AdapterError: a tensor holds NaN or infinity.
     """
     tensors = [
         (f"{name} ({part})", source) for name, pair in adapter.low_rank.items() for part, source in pair.sources()

@@ -1,6 +1,6 @@
-"""A checkpoint of the family, opened: a Hugging Face folder or a Dasheng torch file, checked and read one by one.
+"""A checkpoint of the family, opened: a Hugging Face folder or a Dasheng torch file, checked, read tensor by tensor.
 
-What it is, is told by its tensors (`layout`). Its sizes are read from the tensors and compared with `config.json`;
+Its tensors say what it is (`layout`). Its sizes are read from the tensors and compared with `config.json`;
 what tensors cannot tell (heads, rotary base, STFT sizes) comes from there (`sizes`). Nothing is loaded until a tensor
 is asked for, except a head that is stored although it is said to be the embedding.
 """
@@ -78,6 +78,11 @@ class Checkpoint:
         """The decoder of a checkpoint that has one."""
         assert self.decoder is not None
         return self.decoder
+
+    @property
+    def tied(self) -> bool:
+        """Whether the head is the embedding."""
+        return self.decoder is not None and self.decoder.tied
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows [start, stop) of a tensor, float32."""

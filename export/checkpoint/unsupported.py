@@ -1,4 +1,4 @@
-"""What somebody may give as a checkpoint although it is none that can be exported, and what to give instead."""
+"""What is given as a checkpoint and cannot be exported, and what to give instead."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _DOWNLOAD = "download one with `dasheng-edge pull mispeech/midashenglm-7b-1021-b
 
 
 def plain_repository(names: Iterable[str], *, encoder_alone: bool = False) -> str:
-    """The published float repository that a quantized one was made from, or all of them where that is not clear."""
+    """The published float repository that a quantized model was made from; all of them if the names do not say."""
     for name in names:
-        if found := _QUANTIZED_NAME.search(name):
-            stem = f"mispeech/{found[1].lower()}"
-            for repository in (f"{stem}-bf16", f"{stem}-fp32", f"{stem}-0804-fp32"):
+        if match := _QUANTIZED_NAME.search(name):
+            base = f"mispeech/{match[1].lower()}"
+            for repository in (f"{base}-bf16", f"{base}-fp32", f"{base}-0804-fp32"):
                 if repository in EXPORTABLE:
                     return repository
     return f"one of {', '.join(name for name in EXPORTABLE if not encoder_alone or '/dasheng-' in name)}"
@@ -98,12 +98,12 @@ def not_a_folder(path: Path) -> CheckpointNotFoundError:
     elif path.suffix == ".bin":
         reason = "it is a pickle, which is not opened; give a folder with safetensors in it"
     elif path.suffix == ".safetensors" or path.name == INDEX:
-        reason = f"it is one of the files of a checkpoint; give the folder that it lies in, {path.parent}"
+        reason = f"it is a single file of a checkpoint; give the folder that it lies in, {path.parent}"
     else:
-        what = "a file" if path.exists() else "nothing"
+        what = "is a file" if path.exists() else "does not exist"
         pulled = f"if it is a model of the hub, download it with `dasheng-edge pull {path}`"
-        hint = pulled if what == "nothing" and _HUB_NAME.fullmatch(str(path)) else address_hint(path) or _DOWNLOAD
-        reason = f"found {what} there, expected a local folder in the Hugging Face layout; {hint}"
+        hint = pulled if not path.exists() and _HUB_NAME.fullmatch(str(path)) else address_hint(path) or _DOWNLOAD
+        reason = f"it {what}, expected a local folder in the Hugging Face layout; {hint}"
     return CheckpointNotFoundError(f"cannot open checkpoint {path}: {reason}")
 
 
@@ -128,9 +128,9 @@ def not_a_checkpoint(folder: Path) -> CheckpointNotFoundError:
         reason = "no config.json in it; give the folder that holds config.json"
     else:
         pickles = sorted(path.name for path in folder.glob("*.bin"))
-        found = f"only {pickles[0]}, a pickle, which is not opened" if pickles else "none"
+        instead = f"; {pickles[0]} is a pickle, which is not opened" if pickles else ""
         reason = (
-            f"no {WEIGHTS} and no {INDEX} (found {found}); download the safetensors, or save the model again with "
+            f"no {WEIGHTS} and no {INDEX}{instead}; download the safetensors, or save the model again with "
             "safe_serialization=True"
         )
     return CheckpointNotFoundError(f"{folder} is not a checkpoint: {reason}")

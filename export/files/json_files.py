@@ -22,13 +22,27 @@ def read_json(path: Path, *, missing_ok: bool = False) -> dict[str, Any]:
     """A JSON object from a side file; empty when it may be missing and is."""
     if missing_ok and not path.exists() and not path.is_symlink():
         return {}  # a link to nothing is no absent file: it is what remains of one in the hub's cache
+    again = "download or copy it again"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # the last where brackets are nested too deep
-        raise CheckpointFileError(f"cannot read {path}: {error}; download or copy it again") from error
-    if not isinstance(content, dict):
-        raise CheckpointFileError(f"{path} holds a {type(content).__name__}, expected a JSON object")
-    return content
+        content = path.read_bytes()
+    except OSError as error:
+        raise CheckpointFileError(f"cannot read {path}: {error}; {again}") from error
+    return json_object(content, str(path), again)
+
+
+def json_object(content: bytes, where: str, fix: str) -> dict[str, Any]:
+    """The JSON object that bytes are.
+
+    Raises:
+        CheckpointFileError: they are no JSON, or no object.
+    """
+    try:
+        parsed = json.loads(content)
+    except (ValueError, RecursionError) as error:  # the latter where brackets are nested too deep
+        raise CheckpointFileError(f"cannot read {where}: {error}; {fix}") from error
+    if not isinstance(parsed, dict):
+        raise CheckpointFileError(f"{where} holds a {type(parsed).__name__}, expected a JSON object; {fix}")
+    return parsed
 
 
 Model = TypeVar("Model", bound=BaseModel)

@@ -25,10 +25,10 @@ from .residency import pages_handed_back
 
 
 def check_tensors(report: DecoderReport, limits: DecoderTolerance) -> None:
-    """No matrix may hide behind the others, and vectors are stored as they are.
+    """Each matrix by itself must be close to its source, and vectors must be equal to theirs.
 
     Raises:
-        ExportError: one does.
+        ExportError: a matrix or vector is not.
     """
     if not report.worst_error <= WORST_MATRIX * limits.weights:
         raise ExportError(

@@ -70,7 +70,7 @@ def hub_id(checkpoint: Checkpoint) -> str | None:
 
 
 def other_bases(merged: MergedTensors) -> tuple[str, ...]:
-    """Adapters that say that they were trained on another model than this one, a sentence each, as `assumptions` has.
+    """Adapters that state another model as their base, a sentence each, worded as `Assumption` is.
 
     No error: a model may have several names on the hub. Without its name on the hub nothing can be said.
     """

@@ -2,7 +2,7 @@
 
 llama.cpp maps a model file whole and asks for all of it at once. The pages are clean and the system could take
 them back, but until it does they count as this process's memory, and a container or a small board may end it
-for that. Where the system is Linux, a thread hands them back again and again; who needs one gets it from the
+for that. On Linux, a thread hands them back again and again; who reads a page again gets it from the
 system's cache.
 
 Handing back is harmless as long as the file is mapped there. Should it be unmapped between the look at the map and

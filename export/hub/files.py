@@ -5,13 +5,13 @@ What is not named here is never fetched: no Python code, since none from a repos
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from dasheng_edge.export.checkpoint.unsupported import plain_repository, refuse_other_models
+from dasheng_edge.export.files.json_files import json_object
 from dasheng_edge.export.files.names import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -138,10 +138,11 @@ def _no_safetensors(repository: Repository) -> CheckpointNotFoundError | Checkpo
         )
     pickles = [name for name in names if name.endswith(PICKLES)]
     other = [name for name in names if name.endswith(".safetensors")]
-    found = f"{pickles[0]}, a pickle, which is not opened" if pickles else ", ".join(other[:3]) or "no weights"
+    others = f"{pickles[0]}, a pickle, which is not opened" if pickles else ", ".join(other[:3])
+    instead = f", but {others}" if others else ""
     return CheckpointNotFoundError(
-        f"{repository.name} has no {WEIGHTS}, {INDEX} or {ADAPTER_WEIGHTS} with its {ADAPTER_CONFIG} (found {found}); "
-        f"ask its owner for safetensors, or pull one of {', '.join(EXPORTABLE)}"
+        f"{repository.name} has no {WEIGHTS}, {INDEX} or {ADAPTER_WEIGHTS} with its {ADAPTER_CONFIG}"
+        f"{instead}; ask its owner for safetensors, or pull one of {', '.join(EXPORTABLE)}"
     )
 
 
@@ -176,13 +177,5 @@ def _weight_map(repository: Repository, read: Read) -> dict[str, str]:
     return weight_map
 
 
-def _json_object(repository: Repository, name: str, text: bytes) -> dict[str, Any]:
-    try:
-        content = json.loads(text)
-    except ValueError as error:
-        raise CheckpointFileError(f"{name} of {repository.name} is not JSON: {error}; ask its owner") from error
-    if not isinstance(content, dict):
-        raise CheckpointFileError(
-            f"{name} of {repository.name} holds a {type(content).__name__}, expected a JSON object; ask its owner"
-        )
-    return content
+def _json_object(repository: Repository, name: str, content: bytes) -> dict[str, Any]:
+    return json_object(content, f"{name} of {repository.name}", "ask its owner")

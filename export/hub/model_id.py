@@ -40,9 +40,9 @@ def parse_model_id(text: str) -> ModelId:
         CheckpointNotFoundError: neither; it says what it seems to be.
     """
     text = text.strip()
-    found = _from_address(text) if _is_address(text) else ModelId(text)
-    if found and _NAME.fullmatch(found.name):
-        return found
+    model = _from_address(text) if _is_address(text) else ModelId(text)
+    if model and _NAME.fullmatch(model.name):
+        return model
     if text.startswith((".", "/", "~", "\\")) or (text and _is_there(text)):
         why = "it is a path of this machine, which export takes as it is"
     else:
@@ -75,7 +75,7 @@ def _from_address(text: str) -> ModelId | None:
 
 
 def did_you_mean(name: str) -> str:
-    """Names of published checkpoints that are like this one; all of them where none is."""
+    """Names of published checkpoints that are like this name; all of them if none is."""
     models = {repository.partition("/")[2].lower(): repository for repository in EXPORTABLE}
     near = get_close_matches(name.rstrip("/").rpartition("/")[2].lower(), models, cutoff=0.7)
     if near:

@@ -71,7 +71,7 @@ def test_without_a_terminal_no_empty_line_comes(asked: list[ExportOptions], tmp_
 def test_a_model_of_the_hub_is_pulled_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     stderr = run("mispeech/midashenglm-7b-bf16", "--out", "bundle").stderr
-    assert stderr.startswith("error: cannot open checkpoint mispeech/midashenglm-7b-bf16: found nothing there")
+    assert stderr.startswith("error: cannot open checkpoint mispeech/midashenglm-7b-bf16: it does not exist")
     assert stderr.endswith("model of the hub, download it with `dasheng-edge pull mispeech/midashenglm-7b-bf16`\n")
 
 
@@ -109,7 +109,7 @@ def test_an_error_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
 
     assert result.exit_code == 1
     assert result.stdout == ""
-    assert f"error: cannot open checkpoint {tmp_path / 'absent'}: found nothing there" in result.stderr
+    assert f"error: cannot open checkpoint {tmp_path / 'absent'}: it does not exist" in result.stderr
     assert "Traceback" not in result.stderr
 
 

@@ -116,13 +116,13 @@ def test_what_is_no_adapter_is_refused(checkpoint: Checkpoint, adapter: Path, tm
     with pytest.raises(AdapterError, match=r"safetensors is a file, expected the folder .* give .*adapter$"):
         open_adapter(adapter / WEIGHTS, checkpoint)
     (adapter / WEIGHTS).rename(adapter / "adapter_model.bin")
-    with pytest.raises(AdapterError, match=r"found adapter_model\.bin \(a pickle, which is not opened\)"):
+    with pytest.raises(AdapterError, match=r"but adapter_model\.bin, a pickle, which is not opened"):
         open_adapter(adapter, checkpoint)
     (adapter / "adapter_model.bin").rename(adapter / "adapter_model-00001-of-00002.safetensors")
-    with pytest.raises(AdapterError, match=r"found adapter_model-00001-of-00002\.safetensors.*writes one such file"):
+    with pytest.raises(AdapterError, match=r"but adapter_model-00001-of-00002\.safetensors;"):
         open_adapter(adapter, checkpoint)
     (adapter / "adapter_model-00001-of-00002.safetensors").unlink()
-    with pytest.raises(AdapterError, match=r"no adapter_model\.safetensors \(found none\)"):
+    with pytest.raises(AdapterError, match=r"no adapter_model\.safetensors;"):
         open_adapter(adapter, checkpoint)
     (adapter / CONFIG).write_text("{")
     with pytest.raises(AdapterError, match="cannot read"):
@@ -169,7 +169,7 @@ def test_a_folder_of_checkpoints_names_the_newest(
         shutil.copytree(adapter, tmp_path / "output" / run / f"checkpoint-{step}")
     (tmp_path / "output" / "final").mkdir()
     (tmp_path / "output" / "final" / "config.json").write_text("{}")
-    with pytest.raises(AdapterError, match=r"but holds 3: give one of them, the newest is .*checkpoint-1000$"):
+    with pytest.raises(AdapterError, match=r"but holds 3: .* newest is .*checkpoint-1000$"):
         open_adapter(tmp_path / "output", checkpoint)
     with pytest.raises(AdapterError, match=r"but a whole checkpoint .* export it by itself, as the checkpoint"):
         open_adapter(tmp_path / "output" / "final", checkpoint)

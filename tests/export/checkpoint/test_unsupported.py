@@ -118,8 +118,8 @@ def test_another_model_is_refused_with_its_type(checkpoint: Path) -> None:
     [
         ("model.gguf", "it is a GGUF, which is a result of an export"),
         ("pytorch_model.bin", "it is a pickle, which is not opened"),
-        ("model.safetensors", "it is one of the files of a checkpoint; give the folder that it lies in"),
-        ("notes.txt", "found a file there, expected a local folder"),
+        ("model.safetensors", "it is a single file of a checkpoint; give the folder that it lies in"),
+        ("notes.txt", "it is a file, expected a local folder"),
     ],
 )
 def test_a_file_is_refused_by_its_kind(tmp_path: Path, name: str, message: str) -> None:
