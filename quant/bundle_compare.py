@@ -196,7 +196,8 @@ class _Measured:
 
     def decoder(self, encoder: _Entry, decoder: _Entry) -> DecoderScores:
         """With the encoder of one entry and the decoder of another."""
-        return decoder_scores([answer.decoding for answer in self.cells[encoder.encoder, decoder.decoder]])
+        answers = zip(self.cells[encoder.encoder, decoder.decoder], self.answers.tokens, strict=True)
+        return decoder_scores([answer.decoding(wanted) for answer, wanted in answers])
 
 
 def _measured(plan: _Plan, progress: Progress) -> _Measured:

@@ -17,7 +17,7 @@ from dasheng_edge.quant.encoder.precisions import EncoderPrecision
 from dasheng_edge.quant.encoder.quantize import check_encoder
 from dasheng_edge.runtime.audio.clips import ClipSet, find_clips, printable
 from dasheng_edge.runtime.bundle.bundle import Bundle, sha256_of
-from dasheng_edge.runtime.bundle.manifest import MANIFEST, KvType, PromptFacts
+from dasheng_edge.runtime.bundle.manifest import MANIFEST, KvType
 from dasheng_edge.runtime.errors import ClipsError, QuantizeError
 from dasheng_edge.runtime.names import did_you_mean, known_name
 from dasheng_edge.runtime.progress import Progress
@@ -207,20 +207,17 @@ def check_same_model(reference: Bundle, candidate: Bundle) -> None:
         BundleKindError: the candidate has no decoder.
         ClipsError: it is of another shape, or asks another question where a clip brings none.
     """
-    shapes: list[tuple[object, ...]] = []
-    asked: list[PromptFacts] = []
-    for bundle in (reference, candidate):
-        decoder, facts = bundle.decoder_facts, bundle.prompt_facts
-        encoder = bundle.manifest.encoder
-        shapes.append((encoder.embed_dim, encoder.depth, decoder.arch, decoder.hidden_size, decoder.vocab_size))
-        asked.append(facts)
+    shapes = [
+        (encoder.embed_dim, encoder.depth, decoder.arch, decoder.hidden_size, decoder.vocab_size)
+        for encoder, decoder in ((bundle.manifest.encoder, bundle.decoder_facts) for bundle in (reference, candidate))
+    ]
     if shapes[0] != shapes[1]:
         raise ClipsError(
             f"{candidate.folder} is another model than {reference.folder}: embed_dim, depth, arch, hidden_size and "
             f"vocab_size are {shapes[1]}, expected {shapes[0]}; compare bundles of one checkpoint"
         )
     for key in _PROMPT_KEYS:
-        want, got = (getattr(facts, key) for facts in asked)
+        want, got = (getattr(bundle.prompt_facts, key) for bundle in (reference, candidate))
         if want != got:
             raise ClipsError(
                 f"{candidate.folder} asks another question than {reference.folder}: {key} in its manifest is {got!r}, "

@@ -12,7 +12,6 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,6 +25,7 @@ from dasheng_edge.runtime.audio.clips import Clip, ClipSet
 from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER, FRONT_END, PROJECTOR, Bundle
 from dasheng_edge.runtime.engine_options import EngineOptions
 from dasheng_edge.runtime.errors import AudioError, AudioTooLongError, DecoderError, PromptError
+from dasheng_edge.runtime.machine.identity import installed
 from dasheng_edge.runtime.parts import TextParts
 from dasheng_edge.runtime.progress import Advance, no_advance
 
@@ -49,15 +49,6 @@ class Sound:
     read: Callable[[], Array]  # float32 [samples]
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What a decoder said about a clip, and how its distributions differ from the reference's."""
-
-    text: str
-    tokens: tuple[int, ...]
-    decoding: ClipDecoding
-
-
 def encoder_id(bundle: Bundle, threads: int) -> str:
     """Names an encoder by what its files hold, how audio is cut for it, and what computes it."""
     parts = (FRONT_END, ENCODER, PROJECTOR)
@@ -74,19 +65,8 @@ def decoder_id(bundle: Bundle, threads: int) -> str:
 
 def key_of(*facts: str) -> str:
     """A short name for something that depends on these, and on what computes: an upgrade measures anew."""
-    return hashlib.sha256("\n".join((*facts, *versions())).encode()).hexdigest()[:16]
-
-
-def versions() -> tuple[str, ...]:
-    """Names and versions of the libraries that compute, of those that are installed."""
-    return tuple(f"{name} {found}" for name in LIBRARIES if (found := _version(name)))
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:  # one of the two builds of ONNX Runtime
-        return None
+    versions = (f"{name} {version}" for name, version in installed(LIBRARIES).items())
+    return hashlib.sha256("\n".join((*facts, *versions)).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -200,12 +180,17 @@ class _StoredAnswer(BaseModel):
     text: str
 
 
-class _StoredScores(_StoredAnswer):
-    """A candidate's answer, and its scores of the reference's answer: a number for each token."""
+class Answer(_StoredAnswer):
+    """A candidate's answer, and how its distributions differ from the reference's at each token of its answer."""
 
     kl: tuple[float, ...]
     same_top1: tuple[bool, ...]
     log_prob: tuple[float, ...]
+
+    def decoding(self, wanted: Sequence[int]) -> ClipDecoding:
+        """Against the tokens of the reference's answer."""
+        metrics = TokenMetrics(np.array(self.kl), np.array(self.same_top1, bool), np.array(self.log_prob))
+        return ClipDecoding(metrics, first_divergence(wanted, self.tokens))
 
 
 class Answering:
@@ -265,16 +250,15 @@ class Answering:
         answers = []
         for index, clip in enumerate(self._clips):
             path, wanted = folder / f"{index}.json", reference.tokens[index]
-            row = _read(path, _StoredScores)
+            row = _read(path, Answer)
             if row is None or len(row.kl) != len(wanted):
                 row = self._answer(clip, embeddings(f"clip-{index}"), wanted, reference.logits(index))
                 replace_text(path, row.model_dump_json())
                 advance(1)
-            metrics = TokenMetrics(np.array(row.kl), np.array(row.same_top1, bool), np.array(row.log_prob))
-            answers.append(Answer(row.text, row.tokens, ClipDecoding(metrics, first_divergence(wanted, row.tokens))))
+            answers.append(row)
         return answers
 
-    def _answer(self, clip: Clip, embeddings: Array, wanted: tuple[int, ...], logits: Array) -> _StoredScores:
+    def _answer(self, clip: Clip, embeddings: Array, wanted: tuple[int, ...], logits: Array) -> Answer:
         text = self._opened()
         decoder = text.decoder
         with _about(clip):
@@ -282,7 +266,7 @@ class Answering:
             got = token_metrics(logits, decoder.score(segments, wanted), wanted)
             decoder.prefill(segments, reserve=self._limit)
             tokens = tuple(decoder.generate(self._limit))
-        return _StoredScores(
+        return Answer(
             tokens=tokens, text=decoder.detokenize(tokens).strip(), kl=tuple(got.kl.tolist()),
             same_top1=tuple(got.same_top1.tolist()), log_prob=tuple(got.log_prob.tolist()),
         )  # fmt: skip

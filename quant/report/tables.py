@@ -10,7 +10,7 @@ from dasheng_edge.quant.compare.pareto import chosen, ordered
 from dasheng_edge.quant.compare.record import Candidate, EncoderScores, Report, TaskScore
 
 from .quantities import NONE, clips, decibels, decimals, fixed, points, seconds, spans
-from .wording import capital, score_title
+from .wording import capital, score_title, task_scores
 
 Role = Literal["reference", "chosen", ""]
 
@@ -79,12 +79,8 @@ def of_one(figures: object, columns: Sequence[Column]) -> Table:
 
 def task_columns(report: Report) -> list[Column]:
     """Each task score, and its change against the reference in points."""
-    scores: dict[str, list[TaskScore]] = {}
-    for model in (report.reference, *report.candidates):
-        for name, score in model.task.items():
-            scores.setdefault(name, []).append(score)
     columns = []
-    for name, every in scores.items():
+    for name, every in task_scores(report).items():
         title = score_title(name)
         head = f"{capital(title)} ({every[0].better} is better, {_clips(every)})"
         columns.append(Column(head, f"task.{name}.value", decimals))
@@ -119,16 +115,11 @@ def encoders(report: Report, *, exact: bool = True) -> tuple[EncoderGroup, ...]:
 
     Without `exact`, those that differ from the reference's.
     """
-    groups: list[tuple[str, EncoderScores, list[int]]] = []
+    groups: dict[tuple[str, EncoderScores], list[int]] = {}
     for number, model in ordered(report):
-        if model.encoder is None or not (exact or any(part.snr_db is not None for part in model.encoder.by_length)):
-            continue
-        same = [numbers for name, scores, numbers in groups if (name, scores) == (model.recipe.encoder, model.encoder)]
-        if same:
-            same[0].append(number)
-        else:
-            groups.append((model.recipe.encoder, model.encoder, [number]))
-    return tuple(EncoderGroup(name, tuple(numbers), scores) for name, scores, numbers in groups)
+        if model.encoder and (exact or any(part.snr_db is not None for part in model.encoder.by_length)):
+            groups.setdefault((model.recipe.encoder, model.encoder), []).append(number)
+    return tuple(EncoderGroup(name, tuple(numbers), scores) for (name, scores), numbers in groups.items())
 
 
 def lengths(report: Report) -> Table | None:

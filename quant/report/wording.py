@@ -7,7 +7,7 @@ from datetime import datetime
 
 from dasheng_edge.quant.compare.bootstrap import COVERED, MIN_CLIPS
 from dasheng_edge.quant.compare.pareto import Plane, Point
-from dasheng_edge.quant.compare.record import Report
+from dasheng_edge.quant.compare.record import Report, TaskScore
 
 from .quantities import clips, figure
 
@@ -74,15 +74,21 @@ def held() -> str:
     return ", ".join(f"{percent} % with {count}" for count, percent in COVERED.items() if percent)
 
 
+def task_scores(report: Report) -> dict[str, list[TaskScore]]:
+    """By their names, those of all models that have them."""
+    scores: dict[str, list[TaskScore]] = {}
+    for model in (report.reference, *report.candidates):
+        for name, score in model.task.items():
+            scores.setdefault(name, []).append(score)
+    return scores
+
+
 def limits(report: Report) -> tuple[str, ...]:
     """What the figures cannot say: what the record has of it, and which task scores rest on too few clips.
 
     If all clips are few, the record says so.
     """
-    counts: dict[str, int] = {}
-    for model in (report.reference, *report.candidates):
-        for name, score in model.task.items():
-            counts[name] = min(score.clips, counts.get(name, score.clips))
+    counts = {name: min(score.clips for score in scores) for name, scores in task_scores(report).items()}
     few = [f"{score_title(name)} ({clips(count)})" for name, count in counts.items() if count < MIN_CLIPS]
     if not few or report.settings.clips < MIN_CLIPS:
         return report.limits
