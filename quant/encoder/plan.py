@@ -8,7 +8,6 @@ more, the blocks that free most noise for a byte get a finer precision until it 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -20,11 +19,10 @@ from dasheng_edge.runtime.progress import Advance
 from .graphs import convert
 from .precisions import PRECISIONS, MatrixPrecision
 from .smoothing import Smoothing, SmoothingSearch, fold
-from .stages import Chain
+from .stages import Chain, group_of, groups_of
 
 # The smallest first.
 STEPS: tuple[MatrixPrecision, ...] = tuple(sorted(PRECISIONS, key=lambda name: PRECISIONS[name].value_bytes))
-_BLOCK = re.compile(r"(.*\.blocks\.\d+)\..*")
 
 Alone = Callable[[str, MatrixPrecision], float]
 Noise = Callable[[Mapping[str, MatrixPrecision]], float]
@@ -36,20 +34,6 @@ class Choice:
 
     precisions: dict[str, MatrixPrecision]
     noise: float
-
-
-def group_of(matrix: str) -> str:
-    """What is decided together: the matrices of a block of the encoder, or those of the projector."""
-    block = _BLOCK.fullmatch(matrix)
-    return block[1] if block else matrix.rsplit(".", 1)[0]
-
-
-def groups_of(matrices: Iterable[str]) -> dict[str, list[str]]:
-    """The matrices of each group."""
-    groups: dict[str, list[str]] = {}
-    for matrix in matrices:
-        groups.setdefault(group_of(matrix), []).append(matrix)
-    return groups
 
 
 def choose(matrices: Mapping[str, int], min_snr_db: float, alone: Alone, whole: Noise) -> Choice:

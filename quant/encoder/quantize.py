@@ -21,9 +21,9 @@ from dasheng_edge.runtime.errors import QuantizeError
 from dasheng_edge.runtime.progress import Advance, no_advance
 
 from .graphs import load_graph, matrix_nodes, save_graph, to_cuda, weight_of
-from .plan import STEPS, Plan, Planner, choose, groups_of, uniform
+from .plan import STEPS, Plan, Planner, choose, uniform
 from .precisions import PRECISIONS, EncoderPrecision, MatrixPrecision
-from .stages import Chain
+from .stages import Chain, groups_of
 
 Array = NDArray[np.float32]
 GRAPHS = (ENCODER, PROJECTOR)

@@ -8,7 +8,7 @@ it: a fraction of the model, instead of writing, loading and running all of it f
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -31,7 +31,7 @@ Change: TypeAlias = Callable[[ir.Model], None]
 # Of the clips that stages are measured on: half an encoder of 630 M takes 1.5 s of two cores for it.
 MAX_AUDIO_S = 30.0
 LARGE_BYTES = 1 << 20  # of a weight that is not worth a copy
-_BLOCK = re.compile(r".*\.blocks\.(\d+)\..*")
+_BLOCK = re.compile(r"(.*\.blocks\.\d+)\..*")
 
 
 @dataclass(frozen=True)
@@ -141,22 +141,30 @@ class _Session:
         return [output.numpy() for output in outputs]
 
 
+def group_of(matrix: str) -> str:
+    """What is decided together: the matrices of a block of the encoder, or those of the projector."""
+    block = _BLOCK.fullmatch(matrix)
+    return block[1] if block else matrix.rsplit(".", 1)[0]
+
+
+def groups_of(matrices: Iterable[str]) -> dict[str, list[str]]:
+    """The matrices of each group."""
+    groups: dict[str, list[str]] = {}
+    for matrix in matrices:
+        groups.setdefault(group_of(matrix), []).append(matrix)
+    return groups
+
+
 def _stages(graphs: Mapping[str, ir.Model]) -> tuple[Stage, ...]:
     """An encoder is cut where the residual stream enters a block; its stream is the last input of each stage."""
     encoder = graphs[ENCODER]
-    blocks: dict[int, list[str]] = {}
-    streams: dict[int, str] = {}
     nodes = matrix_nodes(encoder)
-    for name, node in nodes.items():
-        match = _BLOCK.fullmatch(name)
-        assert match is not None, name
-        blocks.setdefault(int(match[1]), []).append(name)
-        if name.endswith("attn.qkv"):
-            streams[int(match[1])] = _name(_before(_before(node)))
-    last = nodes[blocks[max(blocks)][-1]]  # fc2, then its bias, then the sum with the stream
-    ends = [*(streams[block] for block in sorted(blocks)), _name(_behind(_behind(last)).outputs[0])]
+    blocks = groups_of(nodes)
+    matrices = [tuple(names) for names in blocks.values()]
+    last = nodes[matrices[-1][-1]]  # fc2, then its bias, then the sum with the stream
+    ends = [_name(_before(_before(nodes[f"{block}.attn.qkv"]))) for block in blocks]
+    ends.append(_name(_behind(_behind(last)).outputs[0]))
     given = tuple(_name(value) for value in encoder.graph.inputs)
-    matrices = [tuple(blocks[block]) for block in sorted(blocks)]
     stages = [Stage(ENCODER, given, ends[0], ())]
     for start, end, names in zip(ends, ends[1:], matrices, strict=False):
         stages.append(Stage(ENCODER, (*given, start), end, names))

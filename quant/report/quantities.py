@@ -12,10 +12,9 @@ NONE = "–"  # what was not measured, or does not exist
 _MINUS = "−"
 
 
-def figure(value: float, digits: int = 3, *, signed: bool = False) -> str:
+def figure(value: float, digits: int = 3) -> str:
     """A number with so many significant digits, whole from there on: 0.0313, 4.85, 1,234; below 1e-4: 2.1e-5."""
-    sign = _MINUS if value < 0 else "+" if signed and value > 0 else ""
-    size = abs(value)
+    sign, size = _MINUS if value < 0 else "", abs(value)
     if size == 0:
         return "0"
     if size < 1e-4:
@@ -46,10 +45,8 @@ def tick(value: float) -> str:
     """A round number at an axis, written as the tables write theirs but without digits that say nothing."""
     size = abs(value)
     if 0 < size < 1e-4:
-        mantissa, exponent = f"{size:.1e}".split("e")
-        text = f"{mantissa.removesuffix('.0')}e{_MINUS}{abs(int(exponent))}"
-    else:
-        text = f"{size:,.0f}" if size >= 1000 else f"{size:.6g}"
+        return figure(value).replace(".0e", "e")
+    text = f"{size:,.0f}" if size >= 1000 else f"{size:.6g}"
     return f"{_MINUS if value < 0 and size else ''}{text}"
 
 

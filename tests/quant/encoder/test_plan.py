@@ -8,8 +8,9 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from dasheng_edge.quant.encoder.plan import STEPS, Alone, Noise, choose, group_of
+from dasheng_edge.quant.encoder.plan import STEPS, Alone, Noise, choose
 from dasheng_edge.quant.encoder.precisions import PRECISIONS, MatrixPrecision
+from dasheng_edge.quant.encoder.stages import group_of
 
 MATRICES = {f"audio_encoder.blocks.{i}.{part}": 1000 for i in range(3) for part in ("attn.qkv", "mlp.fc1")}
 NOISE = {"int4-block": 1e-2, "int8": 2e-4, "int8-block": 1e-4, "fp16": 1e-7, "fp32": 0.0}

@@ -9,10 +9,10 @@ import pytest
 
 from dasheng_edge.quant.calibration import golden_features
 from dasheng_edge.quant.encoder.graphs import load_graph, matrix_nodes, save_graph
-from dasheng_edge.quant.encoder.plan import Plan, group_of
+from dasheng_edge.quant.encoder.plan import Plan
 from dasheng_edge.quant.encoder.precisions import MatrixPrecision
 from dasheng_edge.quant.encoder.quantize import clip_outputs
-from dasheng_edge.quant.encoder.stages import MAX_AUDIO_S, Chain
+from dasheng_edge.quant.encoder.stages import MAX_AUDIO_S, Chain, group_of
 from dasheng_edge.runtime.audio.audio_parts import AudioParts
 from dasheng_edge.runtime.audio.front_end import Features
 from dasheng_edge.runtime.bundle.bundle import ENCODER, PROJECTOR, Bundle
