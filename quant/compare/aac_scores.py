@@ -9,9 +9,9 @@ fail where it does not: it belongs into an environment of its own, which needs n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import import_module
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from dasheng_edge.runtime.errors import ClipsError, MissingExtraError
 from dasheng_edge.runtime.machine.installation import install_line
@@ -19,10 +19,8 @@ from dasheng_edge.runtime.machine.installation import install_line
 from .bootstrap import task_score
 from .record import TaskScore
 
-AacMetric: TypeAlias = Literal["fense", "cider_d", "spider_fl"]
-AAC_METRICS: tuple[AacMetric, ...] = ("fense", "cider_d", "spider_fl")
 # The library's names -> those in a report, where "cider_d" is that of `text_scores`, with its simple tokeniser.
-TITLES: dict[AacMetric, str] = {"fense": "fense", "cider_d": "cider_d_ptb", "spider_fl": "spider_fl"}
+AAC_METRICS = {"fense": "fense", "cider_d": "cider_d_ptb", "spider_fl": "spider_fl"}
 _NEEDS_PTB = frozenset({"cider_d", "spider_fl"})
 _EMPTY = "."  # an answer without words: PTB drops it, while an empty line at the end would put its lines out of step
 _OWN_ENVIRONMENT = (
@@ -35,7 +33,7 @@ _PREPARE = "run aac-metrics-download, once; CIDEr-D and SPIDEr-FL need Java, of 
 def extra_scores(
     answers: Sequence[str],
     references: Sequence[Sequence[str]],
-    metrics: Sequence[AacMetric] = AAC_METRICS,
+    metrics: Iterable[str] = tuple(AAC_METRICS),
     reference_answers: Sequence[str] | None = None,
 ) -> dict[str, TaskScore]:
     """Scores of one model's answers, one for each clip, against the clips' references.
@@ -55,7 +53,7 @@ def extra_scores(
     for metric in metrics:
         got = _by_clip(library, metric, answers, references)
         want = None if reference_answers is None else _by_clip(library, metric, reference_answers, references)
-        scores[TITLES[metric]] = task_score(got, want, "higher")
+        scores[AAC_METRICS[metric]] = task_score(got, want, "higher")
     return scores
 
 
@@ -88,7 +86,7 @@ def aac_library() -> Any:
 
 
 def _by_clip(
-    library: Any, metric: AacMetric, answers: Sequence[str], references: Sequence[Sequence[str]]
+    library: Any, metric: str, answers: Sequence[str], references: Sequence[Sequence[str]]
 ) -> list[tuple[float, float]]:
     """The score of each clip, and the 1 that it counts for."""
     try:

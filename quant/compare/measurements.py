@@ -29,7 +29,7 @@ from dasheng_edge.runtime.machine.identity import installed
 from dasheng_edge.runtime.parts import TextParts
 from dasheng_edge.runtime.progress import Advance, no_advance
 
-from .metrics import ClipDecoding, SeamSums, TokenMetrics, first_divergence, token_metrics
+from .metrics import SeamSums, TokenMetrics, first_divergence, token_metrics
 from .record import EncoderScores, LengthScores
 
 Array = NDArray[np.float32]
@@ -187,10 +187,10 @@ class Answer(_StoredAnswer):
     same_top1: tuple[bool, ...]
     log_prob: tuple[float, ...]
 
-    def decoding(self, wanted: Sequence[int]) -> ClipDecoding:
-        """Against the tokens of the reference's answer."""
+    def decoding(self, wanted: Sequence[int]) -> tuple[TokenMetrics, int | None]:
+        """Its scores, and the index of the first token that is not the one of the reference's answer, if any."""
         metrics = TokenMetrics(np.array(self.kl), np.array(self.same_top1, bool), np.array(self.log_prob))
-        return ClipDecoding(metrics, first_divergence(wanted, self.tokens))
+        return metrics, first_divergence(wanted, self.tokens)
 
 
 class Answering:

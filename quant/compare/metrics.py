@@ -30,14 +30,6 @@ class TokenMetrics:
     log_prob: Values  # of the answer's token, for the model
 
 
-@dataclass(frozen=True)
-class ClipDecoding:
-    """What one model made of one clip."""
-
-    tokens: TokenMetrics
-    divergence: int | None  # index of the first token of the free greedy answer that differs; None: the same answer
-
-
 def token_metrics(reference: Logits, logits: Logits, answer: Sequence[int]) -> TokenMetrics:
     """Compare logits float32 [n, vocab] at the positions of an answer of n tokens.
 
@@ -93,13 +85,17 @@ def first_divergence(reference: Sequence[int], answer: Sequence[int]) -> int | N
     return None if len(reference) == len(answer) else min(len(reference), len(answer))
 
 
-def decoder_scores(clips: Sequence[ClipDecoding]) -> DecoderScores:
-    """Scores over clips, with intervals from a bootstrap that draws whole clips."""
+def decoder_scores(clips: Sequence[tuple[TokenMetrics, int | None]]) -> DecoderScores:
+    """Scores over clips, with intervals from a bootstrap that draws whole clips.
+
+    Of each clip its metrics, and the index of the first token of the free greedy answer that differs; None: the same
+    answer.
+    """
     draws = draws_of(len(clips))
-    kl = [clip.tokens.kl for clip in clips]
-    hits = np.array([[clip.tokens.same_top1.sum(), len(clip.tokens.kl)] for clip in clips], np.float64)
-    surprise = np.array([[-clip.tokens.log_prob.sum(), len(clip.tokens.kl)] for clip in clips], np.float64)
-    diverging = [clip.divergence for clip in clips if clip.divergence is not None]
+    kl = [tokens.kl for tokens, _ in clips]
+    hits = np.array([[tokens.same_top1.sum(), tokens.kl.size] for tokens, _ in clips], np.float64)
+    surprise = np.array([[-tokens.log_prob.sum(), tokens.kl.size] for tokens, _ in clips], np.float64)
+    diverging = [divergence for _, divergence in clips if divergence is not None]
     return DecoderScores(
         clips=len(clips),
         tokens=int(hits[:, 1].sum()),
@@ -109,7 +105,7 @@ def decoder_scores(clips: Sequence[ClipDecoding]) -> DecoderScores:
         kl_p99=pooled_interval(kl, 99, draws),
         same_top1=ratio_interval(hits, draws),
         perplexity=ratio_interval(surprise, draws, lambda nats: np.exp(np.minimum(nats, MAX_EXPONENT))),
-        identical=interval(np.array([float(clip.divergence is None) for clip in clips]), draws),
+        identical=interval(np.array([float(divergence is None) for _, divergence in clips]), draws),
         first_divergence=float(np.median(diverging)) if diverging else None,
     )
 

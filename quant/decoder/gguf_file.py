@@ -70,7 +70,7 @@ def gguf_tensors(path: Path) -> dict[str, StoredTensor]:
                 _skip_value(file, _number(file, "<I"))
             described = [_described(file) for _ in range(count)]
             data = -(-file.tell() // gguf.GGUF_DEFAULT_ALIGNMENT) * gguf.GGUF_DEFAULT_ALIGNMENT
-    except (struct.error, ValueError) as error:
+    except (struct.error, ValueError, KeyError) as error:
         raise ExportError(f"{path} is truncated or broken ({error}); export it again") from error
     return {name: StoredTensor(path, kind, shape, data + offset) for name, kind, shape, offset in described}
 
@@ -94,23 +94,16 @@ def _skip_string(file: BinaryIO) -> None:
 
 
 def _skip_value(file: BinaryIO, kind: int) -> None:
-    """Skip a value; of an array of strings, each string."""
+    """Skip a value, or all values of an array."""
+    count = 1
+    if kind == GGUFValueType.ARRAY:
+        kind, count = _number(file, "<I"), _number(file, "<Q")
     if kind == GGUFValueType.STRING:
-        _skip_string(file)
-    elif kind == GGUFValueType.ARRAY:
-        kind, length = _number(file, "<I"), _number(file, "<Q")
-        if kind == GGUFValueType.STRING:
-            for _ in range(length):
-                _skip_string(file)
-        else:
-            file.seek(length * _width(kind), 1)
+        for _ in range(count):
+            _skip_string(file)
     else:
-        file.seek(_width(kind), 1)
-
-
-def _width(kind: int) -> int:
-    """Bytes of a number."""
-    return np.dtype(gguf.GGUFReader.gguf_scalar_to_np[GGUFValueType(kind)]).itemsize
+        width = np.dtype(gguf.GGUFReader.gguf_scalar_to_np[GGUFValueType(kind)]).itemsize
+        file.seek(count * width, 1)
 
 
 def _described(file: BinaryIO) -> tuple[str, GGMLQuantizationType, tuple[int, ...], int]:

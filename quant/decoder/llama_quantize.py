@@ -146,13 +146,9 @@ def _notes(llama: Any, path: str, imatrix: Imatrix) -> Any:
         if isinstance(value, int):
             place.tag, place.value.val_i64 = _TAG_INT, value
         else:
-            place.tag, place.value.val_str = _TAG_STRING, _cut(value)
+            whole_characters = value.encode()[:_VALUE_BYTES].decode(errors="ignore")
+            place.tag, place.value.val_str = _TAG_STRING, whole_characters.encode()
     return array
-
-
-def _cut(text: str) -> bytes:
-    """As much of a text as the field holds, in whole characters."""
-    return text.encode()[:_VALUE_BYTES].decode(errors="ignore").encode()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from scipy.special import log_softmax, rel_entr, softmax
 
 from dasheng_edge.quant.compare.bootstrap import change_interval, draws_of, interval, pooled_interval, ratio_interval
 from dasheng_edge.quant.compare.metrics import (
-    ClipDecoding,
     SeamSums,
     TokenMetrics,
     decoder_scores,
@@ -61,7 +60,7 @@ def test_scores_of_clips_pool_tokens() -> None:
         token_metrics(logits(i, 3 + i), (logits(i, 3 + i) + 0.1 * logits(9, 3 + i)).astype(np.float32), [1] * (3 + i))
         for i in range(12)
     ]
-    scores = decoder_scores([ClipDecoding(part, None if i else 2) for i, part in enumerate(parts)])
+    scores = decoder_scores([(part, None if i else 2) for i, part in enumerate(parts)])
     kl = np.concatenate([part.kl for part in parts])
     assert (scores.clips, scores.tokens) == (12, len(kl))
     assert scores.kl_mean.value == pytest.approx(kl.mean())
@@ -73,7 +72,7 @@ def test_scores_of_clips_pool_tokens() -> None:
 
 
 def test_one_clip_has_no_interval() -> None:
-    one = decoder_scores([ClipDecoding(TokenMetrics(np.array([0.5]), np.array([True]), np.array([-1.0])), None)])
+    one = decoder_scores([(TokenMetrics(np.array([0.5]), np.array([True]), np.array([-1.0])), None)])
     assert one.kl_mean.low == one.kl_mean.value == one.kl_mean.high == 0.5
     assert one.first_divergence is None
 
@@ -134,7 +133,7 @@ def test_divergences_of_a_published_vocabulary_and_of_extreme_logits_are_not_neg
     found = token_metrics(far, far[:, ::-1].copy(), [1, 2])
     np.testing.assert_allclose(found.kl, 2e30, rtol=1e-6)
     np.testing.assert_allclose(found.log_prob, [-2e30, 0], rtol=1e-6)
-    assert np.isfinite(decoder_scores([ClipDecoding(found, 0)]).perplexity.value)
+    assert np.isfinite(decoder_scores([(found, 0)]).perplexity.value)
 
 
 @pytest.mark.parametrize("row", [2, 39])
