@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +24,6 @@ from dasheng_edge.quant.candidates import (
     parse_spec,
     parse_specs,
 )
-from dasheng_edge.quant.compare import measurements as measuring
 from dasheng_edge.quant.recipes import RECIPES, Recipe
 from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.bundle.manifest import MANIFEST
@@ -171,7 +171,7 @@ def test_an_upgrade_makes_candidates_anew(tmp_path: Path, made: list[Path], monk
     make_candidate(spec, origin, NoProgress())
     make_candidate(spec, origin, NoProgress())
     assert len(made) == 1
-    monkeypatch.setattr(measuring, "version", lambda _: "99.0")
+    monkeypatch.setattr(metadata, "version", lambda _: "99.0")
     make_candidate(spec, origin, NoProgress())
     assert len(set(made)) == 2
 
