@@ -53,18 +53,27 @@ MinPOption = Annotated[
 RepetitionOption = Annotated[
     float | None, typer.Option(metavar="R", help="Makes tokens that were used less likely; 1: no penalty.")
 ]
+PromptOption = Annotated[str | None, typer.Option(metavar="TEXT", help="What to ask; default: the bundle's prompt.")]
+SystemOption = Annotated[
+    str | None, typer.Option(metavar="TEXT", help="System text, '' for none; default: the bundle's.")
+]
+WindowOption = Annotated[
+    float | None, typer.Option(metavar="S", help="Caption windows of S seconds, each with its times.")
+]
+HopOption = Annotated[
+    float | None, typer.Option(metavar="S", help="Seconds from one window to the next; default: half a window.")
+]
+LiveOption = Annotated[
+    bool, typer.Option("--live", help="Work while the audio comes, as from a microphone through a pipe.")
+]
 
 
 def caption(
     bundle: BundleArgument,
     audio: AudioArgument,
     *,
-    prompt: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="What to ask; default: the bundle's prompt.")
-    ] = None,
-    system: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="System text, '' for none; default: the bundle's.")
-    ] = None,
+    prompt: PromptOption = None,
+    system: SystemOption = None,
     stream: Annotated[bool, typer.Option("--stream", help="Print the text while it is generated.")] = False,
     lines: FormatOption = "text",
     as_json: JsonLinesOption = False,
@@ -75,16 +84,10 @@ def caption(
     min_p: MinPOption = None,
     repetition_penalty: RepetitionOption = None,
     seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="Seed of the sampling.")] = None,
-    window: Annotated[
-        float | None, typer.Option(metavar="S", help="Caption windows of S seconds, each with its times.")
-    ] = None,
-    hop: Annotated[
-        float | None, typer.Option(metavar="S", help="Seconds from one window to the next; default: half a window.")
-    ] = None,
+    window: WindowOption = None,
+    hop: HopOption = None,
     batch: Annotated[int, typer.Option(min=1, max=64, metavar="N", help="Decode N files or windows together.")] = 1,
-    live: Annotated[
-        bool, typer.Option("--live", help="Work while the audio comes, as from a microphone through a pipe.")
-    ] = False,
+    live: LiveOption = False,
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
     check_sha256: Sha256Option = True,
