@@ -8,7 +8,7 @@ more, the blocks that free most noise for a byte get a finer precision until it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -99,11 +99,6 @@ class Plan:
         """
         fold(model, self.smoothing)
         convert(model, self.precisions)
-
-
-def uniform(matrices: Iterable[str], precision: MatrixPrecision) -> Plan:
-    """All matrices in one precision, none smoothed."""
-    return Plan({matrix: precision for matrix in matrices}, {})  # noqa: C420  # typed
 
 
 class Planner:

@@ -21,7 +21,7 @@ from dasheng_edge.runtime.errors import QuantizeError
 from dasheng_edge.runtime.progress import Advance, no_advance
 
 from .graphs import load_graph, matrix_nodes, save_graph, to_cuda, weight_of
-from .plan import STEPS, Plan, Planner, choose, uniform
+from .plan import STEPS, Plan, Planner, choose
 from .precisions import PRECISIONS, EncoderPrecision, MatrixPrecision
 from .stages import Chain, groups_of
 
@@ -202,11 +202,11 @@ def trials(source: Bundle, options: EncoderOptions) -> int:
 def _plan(graphs: _Source, options: EncoderOptions, wanted: Sequence[Array], folder: Path, advance: Advance) -> Plan:
     matrices = graphs.matrices()
     if options.precision != "mixed" and not _smooths(options):
-        return uniform(matrices, options.precision)
+        return Plan(dict.fromkeys(matrices, options.precision), {})
     chain = Chain(graphs.bundle, graphs.clips, graphs.threads)
     planner = Planner(chain, smooth=options.smooth, advance=advance)
     if options.precision != "mixed":
-        return planner.plan(uniform(matrices, options.precision).precisions)
+        return planner.plan(dict.fromkeys(matrices, options.precision))
 
     def whole(precisions: Mapping[str, MatrixPrecision]) -> float:
         return _trial(graphs, planner.plan(precisions), wanted, folder)

@@ -116,12 +116,7 @@ class SmoothingSearch:
             given = [norm.outputs[0].name or "" for norm in norms.values()]
             channels = self._chain.values(index, given) if given else []
             self._magnitudes[index] = {
-                name: (np.abs(values).max(axis=0), _rows(nodes[name]))
+                name: (np.abs(values).max(axis=0), np.abs(weight_of(nodes[name])[1].numpy()).max(axis=1))
                 for name, values in zip(norms, channels, strict=True)
             }
         return self._magnitudes[index]
-
-
-def _rows(node: ir.Node) -> Array:
-    largest: Array = np.abs(weight_of(node)[1].numpy()).max(axis=1)
-    return largest
