@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Of what pip says: errors, since it warns about much that nobody here can change, and a line where it takes long.
 INSTALL = { $(PIP) install --progress-bar off -c constraints.txt $(1) 2>&1 || echo failed; } | awk '\
   /^ *Downloading .*\([0-9][0-9]+.* MB\)/ { print "set-up:   downloading " $$2 " " $$3 " " $$4; fflush() } \
-  /^ *Building wheel/ { print "set-up:   building " $$4; fflush() } \
+  /^ *Building wheel for / { print "set-up:   building " $$4; fflush() } \
   /^Installing collected packages/ { print "set-up:   writing " NF - 3 " packages to $(VENV)"; fflush() } \
   /^failed$$/ { failed = 1 } END { exit failed } \
   /^ *(ERROR|error):/ { errors = 1 } errors && !/^(failed$$|WARNING)/'

@@ -14,8 +14,8 @@ from dasheng_edge.runtime.progress import typed_path
 
 DISTRIBUTION = "dasheng-edge"
 CPU_TORCH = (
-    "; on Linux PyPI's torch is the build for CUDA, 3 GB: with --extra-index-url https://download.pytorch.org/whl/cpu "
-    "it is the one for CPU, 0.2 GB"
+    "; on Linux PyPI's torch is the build for CUDA, 3 GB: to have the one for CPU, 0.2 GB, install torch first, by the "
+    "command that pytorch.org/get-started gives for CPU"
 )
 
 

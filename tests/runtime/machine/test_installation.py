@@ -53,7 +53,7 @@ def test_a_checkout_has_constraints(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 def test_the_size_of_torch_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     came_from(monkeypatch, None)
-    assert "--extra-index-url https://download.pytorch.org/whl/cpu" in install_line("export", "cpu")
+    assert "pytorch.org/get-started" in install_line("export", "cpu")
     monkeypatch.setattr(sys, "platform", "darwin")  # where torch has no CUDA
     assert install_line("export", "cpu") == "pip install 'dasheng-edge[export,cpu]'"
 
