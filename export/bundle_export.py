@@ -32,6 +32,7 @@ from dasheng_edge.export.gguf.tokenizer import Vocabulary, read_vocabulary
 from dasheng_edge.export.graphs.encoder import export_encoder, export_projector
 from dasheng_edge.export.graphs.front_end import export_front_end
 from dasheng_edge.export.graphs.session import GraphReport
+from dasheng_edge.export.options import ExportOptions  # absolute, as the prompt's room has it: one type for pyright
 from dasheng_edge.export.prompt.facts import golden_prompt, prompt_facts
 from dasheng_edge.export.reference.golden import GoldenRequest, golden_mel_error, golden_tokens, write_golden
 from dasheng_edge.quant.decoder.llama_quantize import quantize
@@ -51,7 +52,6 @@ from dasheng_edge.runtime.machine.installation import install_line
 from dasheng_edge.runtime.progress import NoProgress, Progress, Step, StepReport, Steps
 
 from .model_card import model_card
-from .options import ExportOptions
 
 LIBRARIES = ("torch", "transformers", "onnx", "onnxscript", "gguf", "llama-cpp-python")
 ONNX_RUNTIMES = ("onnxruntime", "onnxruntime-gpu")  # two distributions of one library; one is installed
