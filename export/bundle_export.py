@@ -7,16 +7,15 @@ Whatever happens before the end, nothing stays on the disk.
 from __future__ import annotations
 
 import gc
-import shutil
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 from dasheng_edge.export.adapter.merge import MergedTensors, check_finite, measured_merge_error, open_adapters
 from dasheng_edge.export.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from dasheng_edge.export.files.disk_space import check_space
 from dasheng_edge.export.gguf.checks import check_prompt, check_tensors, golden_logits_error
 from dasheng_edge.export.gguf.decoder import (
     intermediate_type,
@@ -86,7 +85,8 @@ def export_bundle(options: ExportOptions, progress: Progress | None = None) -> E
     start = time.perf_counter()
     plan, steps = _plan(options), Steps(progress or NoProgress())
     with _write_errors(options), BundleWriter(options.out, overwrite=options.overwrite) as writer:
-        check_space(writer.out.parent, plan.needed_bytes)
+        what = "the export, with the intermediate file of the decoder, needs about"
+        check_space(writer.out.parent, plan.needed_bytes, what)
         _check_adapters(plan, steps)
         _write_graphs(plan, writer, steps)
         _write_decoder(plan, writer, steps)
@@ -117,20 +117,6 @@ def read_text(checkpoint: Checkpoint, options: ExportOptions) -> TextSide:
     vocabulary = read_vocabulary(checkpoint.folder, checkpoint.text_decoder.vocab_size)
     facts = prompt_facts(checkpoint, options.overrides, adapted=bool(options.adapters))
     return TextSide(vocabulary, facts, golden_prompt(checkpoint.folder, facts))
-
-
-def check_space(folder: Path, needed: int) -> None:
-    """Refuse before the work begins what will not fit on the disk.
-
-    Raises:
-        OutputWriteError: there is less free space than needed.
-    """
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise OutputWriteError(
-            f"the export needs about {needed / 1e9:.1f} GB in {folder}, the intermediate file of the decoder included, "
-            f"and {free / 1e9:.1f} GB are free; free some space or choose another --out"
-        )
 
 
 def library_versions() -> dict[str, str]:

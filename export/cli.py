@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import typer
 
 from dasheng_edge.quant.decoder.types import PlainType
+from dasheng_edge.runtime.bundle.writer import BundleWriter
 from dasheng_edge.runtime.cli.options import JsonOption, OverwriteOption, load, name_option, print_json, say
 from dasheng_edge.runtime.progress import StepBars, typed_path
 
@@ -35,7 +36,13 @@ def export(
         typer.Option(metavar="DIR", help="LoRA adapter (peft) to merge in; repeat for several, merged in order."),
     ] = None,
     encoder: Annotated[
-        EncoderPrecision, name_option(get_args(EncoderPrecision), "PRECISION", "Precision of the audio encoder")
+        EncoderPrecision,
+        name_option(
+            get_args(EncoderPrecision),
+            "PRECISION",
+            "Precision of the audio encoder",
+            others="others are made of the bundle: dasheng-edge quantize BUNDLE --out BUNDLE2 --encoder int8",
+        ),
     ] = "fp32",
     decoder: Annotated[
         PlainType, name_option(get_args(PlainType), "TYPE", "llama.cpp's file type of the decoder")
@@ -64,6 +71,8 @@ def export(
     """
     overrides = PromptOverrides(prompt, system, audio_first)
     options = ExportOptions(checkpoint, out, tuple(adapter or ()), encoder, decoder, overwrite, overrides)
+    with BundleWriter(out, overwrite=overwrite):  # refuses what cannot be written before PyTorch is loaded
+        pass
     bundle_export = load("dasheng_edge.export.bundle_export", "export", "export", "cpu")
     with StepBars() as progress:
         report: ExportReport = bundle_export.export_bundle(options, progress)
@@ -100,6 +109,7 @@ def pull(
     Only what the export reads is fetched, and all of it is checked: no code, no pickles. After an interruption the
     same command goes on where it stopped. HF_ENDPOINT names another hub, HF_TOKEN a token for private models.
     """
+    load("dasheng_edge.export.hub.model_id", "pull", "pull").parse_model_id(model_id)  # the hub's library takes seconds
     module = load("dasheng_edge.export.hub.pull", "pull", "pull")
     options: PullOptions = module.PullOptions(model_id, revision, out)
     try:

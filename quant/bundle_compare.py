@@ -45,7 +45,7 @@ from dasheng_edge.quant.compare.record import (
     TaskScore,
 )
 from dasheng_edge.quant.compare.text_scores import Patterns, check_events, read_events, score_texts
-from dasheng_edge.quant.report.report import limits, recommendation, write_report
+from dasheng_edge.quant.report.report import check_folder, limits, recommendation, write_report
 from dasheng_edge.runtime.audio.clips import Clip, find_clips
 from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.errors import DashengEdgeError, OutputWriteError
@@ -93,21 +93,34 @@ def compare(options: CompareOptions, progress: Progress | None = None) -> Report
         OutputWriteError: the folder cannot be written, or a file in it cannot be used.
     """
     progress = progress or NoProgress()
+    check_folder(options.out)
     try:
         plan = _plan(options, progress)
         report = _report(plan, progress)
+        write_report(report, options.out, plan.clips)
+    except OutputWriteError as error:  # of a candidate or a report, which knows nothing of what else is there
+        cause = error.__cause__
+        if not (isinstance(cause, OSError) and cause.errno in NO_SPACE):
+            raise
+        raise _write_error(cause, options) from cause
     except DashengEdgeError:
         raise
     except OSError as error:  # of the files that measurements are stored in
-        full = error.errno in NO_SPACE or error.errno is None  # as numpy says it, whose writes come short
-        file = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else options.out
-        raise OutputWriteError(
-            f"cannot {'write' if full else 'use'} {file}: {error.strerror or error}; what was measured is kept: "
-            f"{'free some space' if full else 'see to it that the file can be read and written'} and give the same "
-            "command again"
-        ) from error
-    write_report(report, options.out, plan.clips)
+        raise _write_error(error, options) from error
     return report
+
+
+def _write_error(error: OSError, options: CompareOptions) -> OutputWriteError:
+    """What to tell the user: what was measured is kept on purpose."""
+    full = error.errno in NO_SPACE or error.errno is None  # as numpy says it, whose writes come short
+    file = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else options.out
+    work = options.out / WORK
+    kept = f"what was measured is kept in {work}: " if work.is_dir() else ""
+    return OutputWriteError(
+        f"cannot {'write' if full else 'use'} {file}: {error.strerror or error}; {kept}"
+        f"{'free some space' if full else 'see to it that the file can be read and written'} and give the same "
+        "command again"
+    )
 
 
 @dataclass(frozen=True)
@@ -202,18 +215,19 @@ class _Measured:
 
 def _measured(plan: _Plan, progress: Progress) -> _Measured:
     """Measure everything that is not stored yet."""
-    threads, other_threads = plan.threads
+    (threads, other_threads), steps = plan.threads, Steps(progress)
     own = _entry(plan, Spec(REFERENCE, plan.options.reference), threads, progress)
     entries = tuple(_entry(plan, spec, threads, progress) for spec in plan.specs)
     floor = _entry(plan, Spec("noise floor", plan.options.reference), other_threads, progress)
-    embeddings = _embeddings(plan, (own, *entries, floor), progress)
-    progress.begin("reference: answers", len(plan.clips), "clips")
+    embeddings = _embeddings(plan, (own, *entries, floor), steps)
+    step = steps.begin("reference: answers", len(plan.clips), "clips")
     with Answering(own.bundle, threads, plan.clips, plan.limit) as answering:
         folder = plan.folder / f"reference-{own.encoder}-{own.decoder}"
         answers = answering.reference(embeddings[own.encoder], folder, progress.advance)
+    step.end()
     cells: dict[tuple[str, str], list[Answer]] = {}
     for entry, encoders in _crossed(own, entries, floor):
-        progress.begin(f"{entry.name}: decoder", len(encoders) * len(plan.clips), "clips")
+        step = steps.begin(f"{entry.name}: decoder", len(encoders) * len(plan.clips), "clips")
         with Answering(entry.bundle, entry.threads, plan.clips, plan.limit) as answering:
             for encoder in encoders:
                 # Within the reference's folder, since that is what they are compared with.
@@ -221,6 +235,7 @@ def _measured(plan: _Plan, progress: Progress) -> _Measured:
                 cells[encoder, entry.decoder] = answering.answers(
                     embeddings[encoder], answers, folder, progress.advance
                 )
+        step.end()
     return _Measured(own, entries, floor, embeddings, answers, cells)
 
 
@@ -230,15 +245,16 @@ def _entry(plan: _Plan, spec: Spec, threads: int, progress: Progress) -> _Entry:
     return _Entry(spec.name, bundle, warnings, threads, encoder_id(bundle, threads), decoder_id(bundle, threads))
 
 
-def _embeddings(plan: _Plan, entries: Sequence[_Entry], progress: Progress) -> Embeddings:
+def _embeddings(plan: _Plan, entries: Sequence[_Entry], steps: Steps) -> Embeddings:
     """Of all clips, by each encoder once."""
     sounds = sounds_of(plan.clips, plan.reference.manifest.front_end.sample_rate_hz)
     embeddings: dict[str, Callable[[str], Array]] = {}
     for entry in entries:
         if entry.encoder not in embeddings:
-            progress.begin(f"{entry.name}: encoder", len(sounds), "clips")
-            folder = plan.folder / f"embeddings-{entry.encoder}"
-            embeddings[entry.encoder] = embed_all(entry.bundle, entry.threads, sounds, folder, progress.advance)
+            step = steps.begin(f"{entry.name}: encoder", len(sounds), "clips")
+            folder, advance = plan.folder / f"embeddings-{entry.encoder}", steps.progress.advance
+            embeddings[entry.encoder] = embed_all(entry.bundle, entry.threads, sounds, folder, advance)
+            step.end()
     return embeddings
 
 
@@ -256,8 +272,9 @@ def _report(plan: _Plan, progress: Progress) -> Report:
     measured = _measured(plan, progress)
     entries = (measured.reference, *measured.candidates)
     bundles = [entry.bundle for entry in entries]
-    progress.begin("costs", len(turns_of(measured_clips(plan.clips))) * len(bundles), "turns")
+    step = Steps(progress).begin("costs", len(turns_of(measured_clips(plan.clips))) * len(bundles), "turns")
     costs = measure_costs(bundles, plan.clips, plan.threads[0], plan.limit, progress.advance)
+    step.end()
     reference, *candidates = (
         _candidate(plan, measured, entry, cost) for entry, cost in zip(entries, costs, strict=True)
     )

@@ -169,6 +169,15 @@ def _plan(options: QuantizeOptions, source: Bundle) -> _Plan:
         copied = decoder.kind in (*COPIED_TYPES, stored.precision)
         measures = clips is not None and options.importance and decoder.imatrix is None and not copied
         check_decoder(source, decoder, measured=measures)
+    before, after = (
+        (precision, stored and stored.precision, stored and stored.kv_type),
+        (encoder.precision, decoder and decoder.kind, kv_type),
+    )
+    if source.manifest.quantization and before == after:
+        raise QuantizeError(
+            f"{options.source} was quantized to {', '.join(filter(None, before))} already, so there is nothing to do; "
+            "take it as it is, or name something else for a part that is not quantized yet"
+        )
     if options.save_imatrix is not None and not measures:
         raise QuantizeError(
             "--save-imatrix stores what --calibrate CLIPS measured for a quantized decoder; pass clips, a --decoder "
@@ -186,7 +195,7 @@ def _calibration(plan: _Plan, steps: Steps) -> Calibration:
     count = len(plan.clips.clips)
     step = steps.begin("calibration", count, "clips")
     calibration = calibrate_on(plan.clips, audio, steps.progress.advance)
-    step.end(note=f"{count} clips of {plan.clips.name}")
+    step.end(note=f"{count} clip{'s' if count != 1 else ''} in {plan.clips.name!r}")
     return calibration
 
 

@@ -157,6 +157,9 @@ def make_candidate(spec: Spec, origin: Origin, progress: Progress) -> tuple[Bund
     if spec.bundle is not None:
         return Bundle.open(spec.bundle), ()
     assert spec.recipe is not None
+    stored = recipe_facts(origin.reference)
+    if spec.recipe.text == f"{stored.encoder}, {stored.decoder}, {stored.kv_type}":  # it is that already
+        return origin.reference, ()
     given = sha256_of(spec.imatrix) if spec.imatrix else ""
     key = key_of(*origin.facts, repr(spec.recipe), given)
     out, notes = origin.folder / key, origin.folder / f"{key}.json"  # warnings lie beside the bundle

@@ -98,7 +98,9 @@ def quantize(
     tensor_types = tuple(tensor_type or ())
     if imatrix and chosen.decoder is None:
         raise typer.BadParameter("--imatrix goes with --decoder or --recipe")
-    _check_usage(chosen, tensor_types, measured=bool(calibrate or imatrix))
+    _check_usage(chosen, tensor_types)
+    if not (calibrate or imatrix):
+        _check_needs(chosen, f"--decoder {decoder}" if decoder else f"--recipe {recipe}")
     module = load("dasheng_edge.quant.bundle_quant", "quantize", "quant", "cpu")
     options: QuantizeOptions = dataclasses.replace(
         module.quantize_options(bundle, out, chosen, imatrix=imatrix, tensor_types=tensor_types, min_snr_db=min_snr),
@@ -110,16 +112,20 @@ def quantize(
     _print_quantized(report, options, as_json=as_json)
 
 
-def _check_usage(chosen: Recipe, tensor_types: tuple[str, ...], *, measured: bool) -> None:
+def _check_usage(chosen: Recipe, tensor_types: tuple[str, ...]) -> None:
     """Refuse options that say too little, or that would have no effect."""
     if chosen.encoder is None and chosen.decoder is None and chosen.kv_type is None:
         raise typer.BadParameter("name what to quantize: --recipe, or any of --encoder, --decoder and --kv")
     if tensor_types and chosen.decoder is None:
         raise typer.BadParameter("--tensor-type goes with --decoder or --recipe")
-    if (chosen.imatrix or chosen.decoder in NEED_IMATRIX) and not measured:
+
+
+def _check_needs(chosen: Recipe, option: str) -> None:
+    """Refuse what is not made without an importance matrix, which is named by the option that asks for it."""
+    if chosen.imatrix or chosen.decoder in NEED_IMATRIX:
+        file = "" if chosen.encoder == "mixed" else ", or --imatrix FILE"  # the encoder needs the clips, too
         raise typer.BadParameter(
-            f"{chosen.text} needs an importance matrix; pass --calibrate CLIPS to measure one on audio, or "
-            "--imatrix FILE"
+            f"{option} needs an importance matrix; pass --calibrate CLIPS to measure one on audio{file}"
         )
 
 
@@ -196,7 +202,8 @@ def compare(
                 f"{candidate.name:32} {candidate.cost.total_bytes / 1e6:10.1f} MB   KL {kl.value:.4f} "
                 f"[{kl.low:.4f}, {kl.high:.4f}]   same top-1 {100 * same.value:.1f} %"
             )
-    typer.echo(f"{report.recommendation.choice or 'none'}: {report.recommendation.reason}")
+    choice, reason = report.recommendation.choice, report.recommendation.reason
+    typer.echo(f"{choice}: {reason}" if choice else reason)
     typer.echo(f"read {typed_path(out / 'report.html')}")
 
 

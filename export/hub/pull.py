@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
 import time
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from dasheng_edge.export.files.disk_space import check_space
 from dasheng_edge.export.files.json_files import checked, read_json
 from dasheng_edge.export.files.pull_record import PULL_RECORD, Origin
 from dasheng_edge.runtime.errors import (
@@ -185,12 +185,7 @@ def _check_space(download: _Download, files: Iterable[HubFile]) -> None:
     stored = [path for file in files for path in (partial / file.name, download.part(file)) if path.exists()]
     needed = sum(file.bytes for file in files) - sum(path.stat().st_size for path in stored)
     disk = next(path for path in partial.parents if path.exists())
-    free = shutil.disk_usage(disk).free
-    if needed > free:
-        raise OutputWriteError(
-            f"{download.folder} needs {_in_words(needed)} more, and {_in_words(free)} are free on the disk of "
-            f"{disk}; free some space or choose another --out"
-        )
+    check_space(disk, needed, f"{download.folder} still needs")
 
 
 def _fill(download: _Download, files: tuple[HubFile, ...], known: Mapping[str, bytes]) -> int:
@@ -330,9 +325,3 @@ def _record(folder: Path) -> Origin | None:
 def _is_empty(folder: Path, but: tuple[str, ...] = ()) -> bool:
     """Whether it is a folder with nothing in it, or nothing but these."""
     return folder.is_dir() and not {path.name for path in folder.iterdir()}.difference(but)
-
-
-def _in_words(amount_bytes: int) -> str:
-    """A size in the unit that leaves digits in front of the point."""
-    unit, name = next(((unit, name) for unit, name in ((1e9, "GB"), (1e6, "MB")) if amount_bytes >= unit), (1e3, "kB"))
-    return f"{amount_bytes / unit:,.1f} {name}"

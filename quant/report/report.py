@@ -84,7 +84,7 @@ def write_report(report: Report, folder: Path, clips: Sequence[Clip] = ()) -> tu
     with ExitStack() as stack:
         outputs = []
         for name, text in contents.items():
-            output = PartialOutput(folder / name, overwrite=True, what="a report", why_not=not_a_file)
+            output = _output(folder, name)
             output.open(folder=False)
             stack.callback(output.discard)
             with output.write_errors():
@@ -94,3 +94,18 @@ def write_report(report: Report, folder: Path, clips: Sequence[Clip] = ()) -> tu
             with output.write_errors():
                 output.move()
     return folder / JSON, folder / MARKDOWN, folder / HTML
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that no report can be written to; it is made and removed again if it is not there.
+
+    Raises:
+        OutputExistsError, OutputWriteError: as `write_report` would.
+    """
+    output = _output(folder, JSON)
+    output.open(folder=False)
+    output.discard()
+
+
+def _output(folder: Path, name: str) -> PartialOutput:
+    return PartialOutput(folder / name, overwrite=True, what="a report", why_not=not_a_file)

@@ -24,21 +24,26 @@ if TYPE_CHECKING:
     from dasheng_edge.runtime.engine_options import EngineOptions
 
 
-def name_option(names: Sequence[str], metavar: str, text: str, listed: str = "", *, flag: str | None = None) -> Any:
-    """An option that takes one of a closed set of names, in any case; the help lists them, as `listed` if given."""
+def name_option(
+    names: Sequence[str], metavar: str, text: str, listed: str = "", *, flag: str | None = None, others: str = ""
+) -> Any:
+    """An option that takes one of a closed set of names, in any case; the help lists them, as `listed` if given.
+
+    `others` tells those who ask for another name where that is to be had.
+    """
     return typer.Option(
         *([flag] if flag else []),
-        parser=partial(_parse_name, names=names),
+        parser=partial(_parse_name, names=names, others=others),
         autocompletion=lambda: [*names],
         metavar=metavar,
         help=f"{text}: {listed or ', '.join(names)}.",
     )
 
 
-def _parse_name(text: str, names: Sequence[str]) -> str:
+def _parse_name(text: str, names: Sequence[str], others: str = "") -> str:
     name = known_name(text, names)
     if name is None:
-        raise typer.BadParameter(f"{text!r} is not known; {did_you_mean(text, names)}")
+        raise typer.BadParameter("; ".join(filter(None, (f"{text!r} is not known", did_you_mean(text, names), others))))
     return name
 
 

@@ -113,6 +113,33 @@ def test_an_error_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
+def test_outputs_and_names_are_refused_before_anything_heavy_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app, loaded = build_app(), list[str]()
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "file").touch()
+
+    def load(name: str) -> Any:
+        loaded.append(name)
+        return importlib.import_module(name)
+
+    monkeypatch.setattr("dasheng_edge.runtime.cli.options.import_module", load)
+    for out in ("there", "there/file/x"):
+        result = CliRunner().invoke(app, ["export", "model", "--out", str(tmp_path / out)])
+        assert result.exit_code == 1
+        assert str(tmp_path / out) in result.stderr
+    assert not loaded
+    assert "'nonsense'" in CliRunner().invoke(app, ["pull", "nonsense"]).stderr
+    assert loaded == ["dasheng_edge.export.hub.model_id"]
+
+
+def test_other_precisions_of_the_encoder_are_made_by_quantize() -> None:
+    result = run("model", "--out", "x", "--encoder", "int8")
+    assert result.exit_code == 2
+    assert "dasheng-edge quantize BUNDLE --out BUNDLE2 --encoder int8" in " ".join(result.stderr.split())
+
+
 @pytest.mark.parametrize("missing", ["torch", "peft"])
 def test_a_missing_extra_is_one_sentence_with_the_fix(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(name: str) -> None:

@@ -93,6 +93,8 @@ def test_too_little_space_is_found_before_work_begins(
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10_000_000))
     monkeypatch.setattr(bundle_export, "export_front_end", lambda *_: pytest.fail("work has begun"))
-    with pytest.raises(OutputWriteError, match=r"needs about 0\.1 GB in .*, and 0\.0 GB are free; free some space"):
+    with pytest.raises(
+        OutputWriteError, match=r"needs about 1\d\d\.\d MB, and 10\.0 MB are free on the disk of .*; free some space"
+    ):
         export_bundle(ExportOptions(tiny_checkpoint, tmp_path / "out" / "bundle"))
     assert not list(tmp_path.glob("out/*"))

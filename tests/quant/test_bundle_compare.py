@@ -15,6 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from dasheng_edge.quant import bundle_compare as compare_module
+from dasheng_edge.quant import bundle_quant
 from dasheng_edge.quant.bundle_compare import REFERENCE, CompareOptions, compare
 from dasheng_edge.quant.candidates import parse_spec
 from dasheng_edge.quant.compare.cost import measure_costs
@@ -259,8 +260,34 @@ def test_a_full_disk_is_an_output_error(clips: Path, tmp_path: Path, monkeypatch
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(np, "save", full)
-    with pytest.raises(OutputWriteError, match=r"No space left .*; what was measured is kept"):
+    said = rf"No space left .*; what was measured is kept in {tmp_path / 'out' / 'work'}: free some space"
+    with pytest.raises(OutputWriteError, match=said):
         compare(options(clips, tmp_path / "out", "fp32/Q8_0"))
+
+
+@pytest.mark.parametrize("writer", ["quantize_encoder", "write_report"])
+def test_a_full_disk_leaves_what_was_measured_whoever_writes(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writer: str
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(bundle_quant if writer == "quantize_encoder" else compare_module, writer, full)
+    monkeypatch.setattr(compare_module, "_report", compare_module._measured)
+    with pytest.raises(OutputWriteError, match=r"No space left") as caught:
+        compare(options(clips, tmp_path / "out", "int8/F16"))
+    assert "nothing was left behind" not in str(caught.value)
+    assert f"what was measured is kept in {tmp_path / 'out' / 'work'}" in str(caught.value)
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(clips: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        OutputWriteError, match=r"cannot write .*file/out/report\.json: .*choose another --out$"
+    ) as caught:
+        compare(options(clips, tmp_path / "file" / "out", "fp32/Q8_0"))
+    assert "measured" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.slow
@@ -341,8 +368,6 @@ def test_a_file_that_may_not_be_used_is_named(clips: Path, tmp_path: Path, monke
         raise PermissionError(errno.EACCES, "Permission denied", "/there/x.npy")
 
     monkeypatch.setattr(np, "save", forbidden)
-    said = (
-        r"cannot use /there/x\.npy: Permission denied; what was measured is kept: see to it that the file can be read"
-    )
+    said = r"cannot use /there/x\.npy: Permission denied; what was measured is kept in .*work: see to it that "
     with pytest.raises(OutputWriteError, match=said):
         compare(options(clips, tmp_path / "out", "fp32/Q8_0"))

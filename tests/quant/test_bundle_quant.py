@@ -101,6 +101,11 @@ def test_what_is_refused(tmp_path: Path) -> None:
         quantize(out, Recipe(None, "Q3_K_M", None))
     with pytest.raises(QuantizeError, match=r"the encoder of .* is int8 already"):
         quantize(out, Recipe("int4-block", None, None))
+    for again in (Recipe("int8", "Q4_K_M", "f16"), Recipe("int8", None, None), Recipe(None, "Q4_K_M", None)):
+        with pytest.raises(
+            QuantizeError, match="was quantized to int8, Q4_K_M, f16 already, so there is nothing to do"
+        ):
+            quantize(out, again)
     with pytest.raises(QuantizeError, match="F32 would store larger and no better"):
         quantize(MICRO, Recipe(None, "F32", None))
     with pytest.raises(QuantizeError, match="IQ2_XXS needs an importance matrix"):

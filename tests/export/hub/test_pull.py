@@ -256,7 +256,7 @@ def test_space_is_looked_at_before_the_weights_come(
     fake: FakeHub, hub: Hub, options: PullOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
-    with pytest.raises(OutputWriteError, match=r"model needs \d\.\d MB more, and 1\.0 kB are free on the disk of"):
+    with pytest.raises(OutputWriteError, match=r"model still needs \d\.\d MB, and 1\.0 kB are free on the disk of"):
         pull(options, hub=hub)
     assert fake.fetched() == ["config.json", INDEX]
     assert not options.partial.exists()
