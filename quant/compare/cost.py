@@ -23,10 +23,10 @@ from dasheng_edge.runtime.machine.meters import EnergyMeter, cpu_use, peak_rss_b
 from dasheng_edge.runtime.machine.user_cache import FOLDER_VARIABLE
 from dasheng_edge.runtime.progress import Advance, no_advance
 
+from .recommend import MIN_TURNS
 from .record import Cost, Quantiles
 
 MEASURED_CLIPS = 20
-TURN_CLIPS = 10  # of them that a bundle captions before the next one has its turn
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ def measure_costs(
 
 
 def turns_of(clips: Sequence[Clip]) -> list[list[Clip]]:
-    """At most TURN_CLIPS clips each, evenly spaced over all of them."""
-    turns = -(-len(clips) // TURN_CLIPS)
+    """What a bundle captions before the next one has its turn; as many turns as it takes to tell speeds apart."""
+    turns = min(MIN_TURNS, len(clips))
     return [list(clips[turn::turns]) for turn in range(turns)]
 
 
@@ -128,6 +128,7 @@ def _cost(bundle: Bundle, turns: Sequence[Measurement]) -> Cost:
         prefill_tokens_per_s=float(np.median(values("prefill_tokens_per_s"))),
         decode_tokens_per_s=float(np.median(values("decode_tokens_per_s") or [0.0])),
         real_time_factor=sum(known("total_ms")) / 1000 / sum(known("audio_s")),
+        real_time_factors=tuple(turn.total_ms / 1000 / turn.audio_s for turn in turns),
         others_share=round(max(shares), 3) if shares else None,
         energy_j=sum(energy) / clips if len(energy) == len(turns) else None,
     )

@@ -8,17 +8,17 @@ A candidate is good enough if
 3. its encoder keeps `ENCODER_SNR_DB` at the length of clips where it is worst;
 4. it is smaller than the reference.
 
-Of these the smallest is recommended. Those within `SAME_SIZE` of it count as equally small, and of them the fastest is
-taken; those within `SAME_SPEED` of that count as equally fast, and of them the one with the lowest mean KL is taken.
+Of these the smallest is recommended. Those within `SAME_SIZE` of it count as equally small. Of them those drop out that
+are slower than the fastest as far as that can be told (`speeds_differ`), and the one with the lowest mean KL is taken.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from .record import Candidate, Interval, NoiseFloor, TaskScore
+from .record import Candidate, Cost, Interval, NoiseFloor, TaskScore
 
 # What Q4_K_M, the type that most people take, does to Llama-3-8B on text is 0.0313 nats, or 0.0282 with an importance
 # matrix; Q5_K_M does 0.0108, Q6_K 0.0055, Q8_0 0.0014 (llama.cpp, tools/perplexity/README.md).
@@ -31,7 +31,10 @@ PROOF_CLIPS = 10
 # 8-bit audio encoders, which are reported to be harmless, keep 32 dB (mean cosine 0.9997); the 4-bit ones that made
 # their decoders repeat themselves 12.5 dB (0.9716, and far less in long clips): CrispASR, LEARNINGS.md.
 ENCODER_SNR_DB = 15.0
-SAME_SIZE, SAME_SPEED = 0.02, 0.05  # shares; the second is what timings scatter by
+SAME_SIZE, SAME_SPEED = 0.02, 0.05  # shares; the second is what timings scatter by on an idle machine
+# By chance all of 4 turns are faster than all of 4 others of the same bundle 3 times in 100: 2 / C(8, 4).
+MIN_TURNS = 4
+BUSY = 0.1  # share of the machine that others use, above which speeds are no longer told apart
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class Choice:
         """The step of the rule at which another candidate that is good enough drops out."""
         if not _equal(candidate.cost.total_bytes, self.smallest.cost.total_bytes, SAME_SIZE):
             return "size"
-        if not _equal(candidate.cost.real_time_factor, self.fastest.cost.real_time_factor, SAME_SPEED):
+        if speeds_differ(candidate.cost, self.fastest.cost):
             return "speed"
         return "kl" if mean_kl(candidate) > mean_kl(self.taken) else "order"
 
@@ -138,6 +141,19 @@ def changes_overlap(candidate: Candidate, other: Candidate) -> bool:
     return bool(pairs) and all(first.low <= second.high and second.low <= first.high for first, second in pairs)
 
 
+def speeds_differ(one: Cost, other: Cost) -> bool:
+    """Whether one is faster beyond doubt: by more than `SAME_SPEED`, in each turn, on a machine that was idle."""
+    turns, factors = (one.real_time_factors, other.real_time_factors), (one.real_time_factor, other.real_time_factor)
+    if busy(one, other) or min(map(len, turns)) < MIN_TURNS or _equal(max(factors), min(factors), SAME_SPEED):
+        return False
+    return max(turns[0]) < min(turns[1]) or max(turns[1]) < min(turns[0])
+
+
+def busy(*costs: Cost) -> bool:
+    """Whether other programs used the machine meanwhile, as far as that is known."""
+    return max(cost.others_share or 0.0 for cost in costs) > BUSY
+
+
 def _judged(reference: Candidate, candidate: Candidate, limit: float) -> Judged:
     losses = [loss for name in sorted(candidate.task) if (loss := _task_loss(reference, candidate, name))]
     worst = worst_length(candidate)
@@ -163,17 +179,11 @@ def _task_loss(reference: Candidate, candidate: Candidate, name: str) -> TaskLos
 def _choose(good: Sequence[Candidate]) -> Choice | None:
     if not good:
         return None
-    smallest, small = _cheapest(good, lambda candidate: candidate.cost.total_bytes, SAME_SIZE)
-    fastest, fast = _cheapest(small, lambda candidate: candidate.cost.real_time_factor, SAME_SPEED)
+    smallest = min(good, key=lambda one: one.cost.total_bytes)
+    small = [one for one in good if _equal(one.cost.total_bytes, smallest.cost.total_bytes, SAME_SIZE)]
+    fastest = min(small, key=lambda one: one.cost.real_time_factor)
+    fast = [one for one in small if not speeds_differ(one.cost, fastest.cost)]
     return Choice(min(fast, key=mean_kl), smallest, fastest)  # the first of equals
-
-
-def _cheapest(
-    candidates: Sequence[Candidate], cost: Callable[[Candidate], float], share: float
-) -> tuple[Candidate, list[Candidate]]:
-    """The cheapest, and all that count as equally cheap."""
-    least = min(candidates, key=cost)
-    return least, [candidate for candidate in candidates if _equal(cost(candidate), cost(least), share)]
 
 
 def _equal(cost: float, least: float, share: float) -> bool:

@@ -105,6 +105,7 @@ class Cost(_Model):
     prefill_tokens_per_s: float  # median
     decode_tokens_per_s: float  # median
     real_time_factor: float  # seconds of work per second of audio, over those clips
+    real_time_factors: tuple[float, ...] = ()  # of each turn; () in reports of versions that did not say
     energy_j: float | None  # per clip, of the processor package; None where it cannot be read
     others_share: float | None = None  # of all CPUs, that other programs used meanwhile; None where it cannot be told
 

@@ -19,7 +19,7 @@ import matplotlib as mpl
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from dasheng_edge.quant.compare.pareto import Plane, Point
 from dasheng_edge.quant.compare.recommend import ENCODER_SNR_DB
@@ -30,6 +30,7 @@ from .quantities import seconds, spans, tick
 from .tables import EncoderGroup
 from .wording import plot_label, point_label, visible, x_title, y_title
 
+MAX_Y_TICKS = 7
 WIDTH, TEXT = 340, 13  # CSS pixels; a phone is 360 of them wide
 _PT_PER_INCH = 72  # matplotlib's SVG has 72 units to the inch
 SERIES = 6
@@ -165,8 +166,12 @@ def _axes(axes: Axes, plane: Plane) -> None:
     _ticks(axes, _steps(*axes.get_xlim()), tick)
     axes.set_xlabel(f"{x_title(plane)} (less is better)")
     axes.set_title(f"{y_title(plane)} ({plane.y_better} is better)", x=-60 / (WIDTH - 75))
-    linear = MaxNLocator(6, steps=[1, 2, 2.5, 5, 10])
-    axes.yaxis.set_major_locator(LogLocator(numticks=7) if plane.task is None else linear)
+    if plane.task is None:  # matplotlib's own ticks are whole powers of ten: one or none on a short axis
+        low, high = axes.get_ylim()
+        steps = next(steps for steps in _steps(low, high) if len(steps) <= MAX_Y_TICKS)
+        axes.set_yticks([step for step in steps if low <= step <= high])
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from functools import partial
 
-from dasheng_edge.quant.compare.record import Interval, Quantiles, SeamScores
+from dasheng_edge.quant.compare.record import Cost, Interval, Quantiles, SeamScores
 
 NONE = "–"  # what was not measured, or does not exist
 _MINUS = "−"
@@ -101,6 +101,12 @@ def points(change: Interval, *, signed: bool = True) -> tuple[str, str]:
 def median(times: Quantiles) -> tuple[str, str]:
     """The median of times and their 90th percentile."""
     return figure(times.p50), f"p90 {figure(times.p90)}"
+
+
+def work(cost: Cost) -> tuple[str, str]:
+    """Seconds of work per second of audio, with the least and the most of a turn if they are known."""
+    turns = [figure(turn) for turn in sorted(cost.real_time_factors)]
+    return figure(cost.real_time_factor), between(turns[0], turns[-1]) if turns else ""
 
 
 def megabytes(size: int) -> str:

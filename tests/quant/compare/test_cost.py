@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dasheng_edge.quant.compare import cost
-from dasheng_edge.quant.compare.cost import MEASURED_CLIPS, TURN_CLIPS, Measurement, measure_costs, measured_clips
+from dasheng_edge.quant.compare.cost import MEASURED_CLIPS, Measurement, measure_costs, measured_clips
 from dasheng_edge.runtime.audio.clips import Clip
 from dasheng_edge.runtime.bundle.bundle import Bundle
 
@@ -47,10 +47,11 @@ def test_bundles_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cost, "_turn", turn)
     clips = [Clip(str(index), Path("x")) for index in range(MEASURED_CLIPS)]
     first, second = measure_costs(bundles, clips, 1, 4)
-    assert [name for name, _ in order] == ["a", "b", "b", "a"]
-    assert max(len(ids) for _, ids in order) == TURN_CLIPS
-    assert sorted(order[0][1] + order[3][1], key=int) == [clip.id for clip in clips]
+    assert [name for name, _ in order] == ["a", "b", "b", "a"] * 2
+    assert {len(ids) for _, ids in order} == {5}
+    assert sorted((clip for name, ids in order for clip in ids if name == "a"), key=int) == [clip.id for clip in clips]
     assert order[1][1] == order[0][1]
-    assert (first.clips, first.encoder_ms.p50, first.energy_j) == (20, 9.5, 0.5)
-    assert (first.load_ms, first.peak_rss_bytes, first.others_share) == (2.5, 40, 0.4)
+    assert (first.clips, first.encoder_ms.p50, first.energy_j) == (20, 9.5, 1.0)
+    assert (first.load_ms, first.peak_rss_bytes, first.others_share) == (4.5, 80, 0.8)
+    assert first.real_time_factors == (0.004, 0.0045, 0.005, 0.0055)
     assert (second.energy_j, second.decode_tokens_per_s) == (None, 0.0)

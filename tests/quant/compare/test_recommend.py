@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from dasheng_edge.quant.compare.recommend import ENCODER_SNR_DB, KL_LIMIT, Verdict, kl_limit, recommend, worst_length
+from dasheng_edge.quant.compare.recommend import (
+    BUSY,
+    ENCODER_SNR_DB,
+    KL_LIMIT,
+    MIN_TURNS,
+    Verdict,
+    kl_limit,
+    recommend,
+    speeds_differ,
+    worst_length,
+)
 from dasheng_edge.quant.compare.record import Candidate, Interval, TaskScore
 from tests.fixtures import fake_report
 
@@ -12,7 +22,13 @@ from tests.fixtures import fake_report
 def made(name: str, megabytes: float, work: float, kl: float, task: dict[str, TaskScore] | None = None) -> Candidate:
     one = fake_report.candidate("int8+Q6_K")
     assert one.both is not None
-    cost = one.cost.model_copy(update={"total_bytes": round(megabytes * 1e6), "real_time_factor": work})
+    cost = one.cost.model_copy(
+        update={
+            "total_bytes": round(megabytes * 1e6),
+            "real_time_factor": work,
+            "real_time_factors": (work,) * MIN_TURNS,
+        }
+    )
     both = one.both.model_copy(update={"kl_mean": fake_report.interval(kl, 0.02)})
     return one.model_copy(update={"name": name, "cost": cost, "both": both, "task": task or {}})
 
@@ -28,6 +44,28 @@ def test_each_other_candidate_drops_out_at_a_step() -> None:
     assert choice is not None
     assert choice.taken is taken
     assert [choice.step(one) for one in (larger, slower, farther, equal)] == ["size", "speed", "kl", "order"]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({}, True),
+        ({"real_time_factors": (0.2, 0.2, 0.2, 0.09)}, False),  # turns overlap
+        ({"real_time_factors": (0.2,) * (MIN_TURNS - 1)}, False),
+        ({"real_time_factors": ()}, False),  # of a version that did not say
+        ({"others_share": BUSY}, True),
+        ({"others_share": BUSY + 0.01}, False),
+        ({"real_time_factor": 0.104, "real_time_factors": (0.104,) * MIN_TURNS}, False),
+    ],
+)
+def test_speed_decides_only_where_it_can_be_told(change: dict[str, object], told: bool) -> None:
+    fast, slow = made("fast", 100, 0.1, 0.02), made("slow", 100, 0.2, 0.01)
+    slow = slow.model_copy(update={"cost": slow.cost.model_copy(update=change)})
+    choice = judged(slow, fast).choice
+    assert choice is not None
+    assert speeds_differ(slow.cost, fast.cost) == speeds_differ(fast.cost, slow.cost) == told
+    assert choice.taken is (fast if told else slow)  # by speed, or else by KL
+    assert choice.step(slow if told else fast) == ("speed" if told else "kl")
 
 
 def test_a_candidate_fails_each_point_of_the_rule_for_itself() -> None:

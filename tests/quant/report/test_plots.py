@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
 
 import pytest
 
 from dasheng_edge.quant.compare.pareto import Plane, Point, planes
 from dasheng_edge.quant.compare.record import EncoderScores, LengthScores
-from dasheng_edge.quant.report.plots import SERIES, TEXT, WIDTH, crossing_plot, length_plot, pareto_plot
+from dasheng_edge.quant.report.plots import MAX_Y_TICKS, SERIES, TEXT, WIDTH, crossing_plot, length_plot, pareto_plot
 from dasheng_edge.quant.report.tables import EncoderGroup, crossed
 from tests.fixtures import fake_report
 
@@ -70,6 +70,17 @@ def test_numbers_along_x_stand_apart_and_within_the_plot(low: float, share: floa
         assert one.said != two.said
     assert ticks[0].x >= halves[0]
     assert ticks[-1].x <= WIDTH - halves[-1]
+
+
+@pytest.mark.parametrize("growth", [1.02, 1.05, 1.2, 1.6, 4, 10])
+@pytest.mark.parametrize("kl", [2e-6, 0.0046, 0.8])
+def test_a_logarithmic_axis_of_any_length_has_ticks(growth: float, kl: float) -> None:
+    of = plane(1.0, 3.0)
+    points = tuple(
+        replace(point, y=fake_report.interval(kl * growth**index, 0.02)) for index, point in enumerate(of.points)
+    )
+    along = [text for text in drawn(replace(of, points=points)) if text.anchor == "end"]
+    assert 2 <= len({text.said for text in along}) == len(along) <= MAX_Y_TICKS
 
 
 def test_small_numbers_are_written_as_in_the_tables() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from dasheng_edge.quant.compare.recommend import PROOF_CLIPS, recommend
+from dasheng_edge.quant.compare.recommend import BUSY, MIN_TURNS, PROOF_CLIPS, recommend
 from dasheng_edge.quant.compare.record import Candidate, Interval, Recommendation, TaskScore
 from dasheng_edge.quant.report.report import document, recommendation
 from tests.fixtures import fake_report
@@ -18,7 +18,13 @@ def made(
 ) -> Candidate:
     one = fake_report.candidate("int8+Q6_K")
     assert one.both is not None
-    cost = one.cost.model_copy(update={"total_bytes": round(megabytes * 1e6), "real_time_factor": work})
+    cost = one.cost.model_copy(
+        update={
+            "total_bytes": round(megabytes * 1e6),
+            "real_time_factor": work,
+            "real_time_factors": (work,) * MIN_TURNS,
+        }
+    )
     both = one.both.model_copy(update={"kl_mean": kl})
     return one.model_copy(update={"name": name, "cost": cost, "both": both, "task": dict(task or {})})
 
@@ -56,14 +62,35 @@ def test_a_slower_candidate_is_measured_against_the_fastest_and_not_the_choice()
     three = made("a", 100, 0.100, near(0.02)), made("b", 100, 0.104, near(0.01)), made("c", 100, 0.108, near(0.001))
     reasons = why(*three)
     assert found(*three).choice == "b"
-    assert reasons["c"].startswith("As small and good enough, but slower than a: 0.108 s")
-    assert reasons["a"] == "As small and as fast as b, but its mean KL is 0.0200, not 0.0100."
+    assert reasons["c"].startswith("As small and good enough, but slower than a: 0.108 [0.108, 0.108] s")
+    assert reasons["a"] == "As small as b and no slower as far as can be told, but its mean KL is 0.0200, not 0.0100."
 
 
 def test_the_first_of_equals_is_taken_and_the_other_told_so() -> None:
     two = made("a", 100, 0.1, near(0.01)), made("b", 100, 0.1, near(0.01))
     assert found(*two).choice == "a"
-    assert why(*two) == {"b": "As small, as fast and as near to the reference as a, which stands before it."}
+    assert why(*two)["b"].startswith("As small and as near to the reference as a, which stands before it")
+
+
+@pytest.mark.parametrize(
+    ("turns", "others", "said"),
+    [
+        (
+            (0.1,) * 4,
+            None,
+            r"works 3\.9 times as fast: 0\.100 \[0\.100, 0\.100\] s of work per second of audio, not 0\.\d+ \[",
+        ),
+        ((0.9,) * 4, None, r"is slower, .* times the time: 0\.\d+ \["),
+        ((0.1, 0.1, 0.1, 0.9), None, r"speeds cannot be told apart here\."),
+        ((0.1,) * 4, BUSY + 0.1, r"speeds cannot be told apart here, since other programs used the machine\."),
+    ],
+)
+def test_a_speed_is_told_with_its_spread_or_not_at_all(
+    turns: tuple[float, ...], others: float | None, said: str
+) -> None:
+    one = made("a", 100, turns[0], near(0.01))
+    cost = one.cost.model_copy(update={"real_time_factors": turns, "others_share": others})
+    assert re.search(said, found(one.model_copy(update={"cost": cost})).reason)
 
 
 def test_intervals_that_overlap_are_no_proof_that_none_is_nearer() -> None:
@@ -123,11 +150,11 @@ def test_what_is_refused_is_told_with_all_its_faults() -> None:
     result = found(far)
     assert result.choice is None
     assert result.reason == (
-        "No candidate is good enough: keep reference. Nearest came a, but it is refused: loses 8.0 points of event F1 "
+        "No candidate is good enough: keep reference. a came nearest. Against it: loses 8.0 points of event F1 "
         "[7.0, 9.0]; mean KL 0.200 [0.20, 0.20] nats is over the limit of 0.03; saves no space: 2,000 MB, the "
         "reference has 1,547 MB."
     )
-    assert result.rejected[0].why == f"L{result.reason.partition('refused: l')[2]}"
+    assert result.rejected[0].why == f"L{result.reason.partition('Against it: l')[2]}"
 
 
 def test_nothing_compared_is_nothing_to_choose_from() -> None:

@@ -150,6 +150,14 @@ def test_both_documents_hold_all_figures_that_they_held_before_they_were_templat
         assert set(known) - figures(text) == set()
 
 
+def test_names_in_a_row_stand_apart() -> None:
+    report = fake_report.report()
+    every = "|".join(re.escape(candidate.name) for candidate in report.candidates)
+    lists = re.findall(rf"^- \d+ (?:{every}).*?: ", document(report).replace("\\", ""), re.MULTILINE)
+    assert any(", " in line for line in lists)
+    assert not any(re.search(r",\S", line) for line in lists)
+
+
 def test_commands_are_marked_as_code() -> None:
     report = fake_report.report(fake_report.NAMES[:1], 1)
     html = page(report)
