@@ -100,6 +100,8 @@ class PartialOutput:
         """Make the temporary file or folder; if that fails, nothing stays."""
         with self.write_errors(), ExitStack() as undo:
             missing = list(takewhile(lambda parent: not parent.exists(), self.out.parents))
+            if not (top := self.out.parents[len(missing)]).is_dir():
+                raise OutputWriteError(f"cannot write {self.out}: {top} is not a folder; choose another {self._option}")
             for parent in reversed(missing):
                 undo.callback(_remove_empty, parent)
             self.out.parent.mkdir(parents=True, exist_ok=True)
@@ -195,7 +197,7 @@ def _lock(path: Path, out: Path, option: str) -> FileLock | None:
     """An exclusive lock on a file, made for it, that ends with this process however it ends; None: there are no locks.
 
     Raises:
-        OutputWriteError: another writer holds it.
+        OutputWriteError: another writer holds it, or the folder takes no files.
     """
     from filelock import FileLock, Timeout
 
@@ -204,9 +206,12 @@ def _lock(path: Path, out: Path, option: str) -> FileLock | None:
     try:
         lock.acquire(poll_interval=0.05)
     except Timeout as error:
-        raise OutputWriteError(
-            f"cannot write {out}: another process is writing it; wait for that, or choose another {option}"
-        ) from error
+        why = "another process is writing it; wait for that, or"
+        try:
+            path.touch()
+        except FileNotFoundError:  # as in /proc, which FileLock takes for a file that is being removed
+            why = f"no file can be made in {path.parent};"
+        raise OutputWriteError(f"cannot write {out}: {why} choose another {option}") from error
     except OSError:
         if not path.exists():  # it could not even be made
             raise

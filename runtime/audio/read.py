@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import os
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -50,17 +50,36 @@ class ReadAudio:
     name: str
 
 
-class _PipeReader:
-    """A stream that cannot seek, without the `seek` whose failure would confuse FFmpeg."""
+class _Reader:
+    """What PyAV reads from. It would lose a Ctrl-C that comes meanwhile: that is kept here, and ends the stream.
 
-    def __init__(self, file: BinaryIO) -> None:
+    A file that cannot seek has no `seek`, whose failure would confuse FFmpeg.
+    """
+
+    def __init__(self, file: BinaryIO, *, seekable: bool) -> None:
         self._file = file
         self.bytes_read = 0
+        self.stopped: BaseException | None = None
+        chunks = self._chunks()
+        next(chunks)
+        self.read = chunks.send
+        if seekable:
+            self.seek, self.tell = file.seek, file.tell
 
-    def read(self, size: int) -> bytes:
-        data = self._file.read(size)
-        self.bytes_read += len(data)
-        return data
+    def _chunks(self) -> Generator[bytes, int, None]:
+        """Not a function: a signal that came while FFmpeg worked is raised at its entry, before any `try`."""
+        data = b""
+        try:
+            while True:
+                size = yield data
+                data = self._file.read(size)
+                self.bytes_read += len(data)
+        except GeneratorExit:
+            return
+        except BaseException as error:  # noqa: BLE001  # raised again by `_container_blocks`
+            self.stopped = error
+        while True:
+            yield b""
 
 
 def read_audio(source: AudioSource, *, sample_rate_hz: int = 16_000) -> Iterator[Waveform]:
@@ -211,8 +230,7 @@ def _opened(path: Path) -> BinaryIO:
     try:
         return path.open("rb")
     except FileNotFoundError:
-        hint = address_hint(path) or "expected an audio file"
-        raise AudioNotFoundError(f"{path} does not exist; {hint}") from None
+        raise AudioNotFoundError(address_hint(path) or f"{path} does not exist; expected an audio file") from None
     except (OSError, ValueError) as error:
         raise AudioError(f"cannot open {path}: {_reason(error)}") from error
 
@@ -221,13 +239,13 @@ def _stream_blocks(file: BinaryIO, name: str) -> Iterator[tuple[int, Waveform]]:
     if not isinstance(file.read(0), bytes):
         raise AudioError(f"{name} is a text stream; open it in binary mode ('rb')")
     if not (hasattr(file, "seekable") and file.seekable()):
-        yield from _pipe_blocks(_PipeReader(file), name)
+        yield from _pipe_blocks(file, name)
         return
     if not file.seek(0, os.SEEK_END):
         raise AudioEmptyError(f"{name} is empty (0 bytes); expected audio")
     file.seek(0)
     _check_wav_size(file, name)
-    yield from _container_blocks(file, name)
+    yield from _container_blocks(_Reader(file, seekable=True), name)
 
 
 def _check_wav_size(file: BinaryIO, name: str) -> None:
@@ -252,20 +270,34 @@ def _check_wav_size(file: BinaryIO, name: str) -> None:
     file.seek(0)
 
 
-def _pipe_blocks(pipe: _PipeReader, name: str) -> Iterator[tuple[int, Waveform]]:
+def _pipe_blocks(file: BinaryIO, name: str) -> Iterator[tuple[int, Waveform]]:
+    reader = _Reader(file, seekable=False)
     try:
-        yield from _container_blocks(pipe, name)
+        yield from _container_blocks(reader, name)
     except AudioDecodeError as error:
-        if not pipe.bytes_read:
+        if not reader.bytes_read:
             raise AudioEmptyError(f"{name} is empty (0 bytes); expected audio") from None
         # MP4 files whose index comes last can only be read with seeking.
         raise AudioDecodeError(f"{error}; it came through a pipe: try again with a file") from error
 
 
-def _container_blocks(file: object, name: str) -> Iterator[tuple[int, Waveform]]:
+def _container_blocks(reader: _Reader, name: str) -> Iterator[tuple[int, Waveform]]:
+    try:
+        for rate, block in _read_container(reader, name):
+            if reader.stopped is not None:
+                break
+            yield rate, block
+    except AudioDecodeError:
+        if reader.stopped is None:
+            raise
+    if reader.stopped is not None:
+        raise reader.stopped
+
+
+def _read_container(reader: _Reader, name: str) -> Iterator[tuple[int, Waveform]]:
     try:
         # No protocol but the file object at hand: playlists must not open other files or addresses.
-        container = av.open(file, mode="r", metadata_errors="ignore", options={"protocol_whitelist": "none"})
+        container = av.open(reader, mode="r", metadata_errors="ignore", options={"protocol_whitelist": "none"})
     except (av.error.FFmpegError, ValueError) as error:
         raise AudioDecodeError(
             f"{name} is not audio that FFmpeg can read ({_reason(error)}); expected wav, flac, mp3, ogg, "

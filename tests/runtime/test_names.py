@@ -31,7 +31,7 @@ def test_a_model_of_the_hub_needs_two_commands() -> None:
 
 
 def test_audio_at_an_address_is_not_fetched() -> None:
-    with pytest.raises(AudioNotFoundError, match=r"https://a\.test/x\.wav is an address, and nothing is fetched"):
+    with pytest.raises(AudioNotFoundError, match=r"^https://a\.test/x\.wav is an address, and nothing is fetched"):
         next(read_audio("https://a.test/x.wav"))
 
 

@@ -159,7 +159,7 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
         read(tmp_path)
     with pytest.raises(AudioNotFoundError, match="name of the audio file is empty"):
         read("")
-    with pytest.raises(AudioNotFoundError, match="does not exist"):
+    with pytest.raises(AudioNotFoundError, match="is an address"):
         read("http://localhost/x.wav")  # never an address
     with pytest.raises(AudioError, match="cannot open"):
         read("a\0b.wav")
@@ -268,6 +268,38 @@ def test_a_pipe_that_needs_seeking_says_so(tmp_path: Path) -> None:
         read(pipe)
     with piped(b"") as pipe, pytest.raises(AudioEmptyError, match="0 bytes"):
         read(pipe)
+
+
+class Interrupted(io.BytesIO):
+    """Reading beyond its bytes is interrupted, as by Ctrl-C."""
+
+    def __init__(self, data: bytes, error: BaseException, *, seekable: bool) -> None:
+        super().__init__(data)
+        self._error, self._seekable = error, seekable
+
+    def seekable(self) -> bool:
+        return self._seekable
+
+    def read(self, size: int | None = -1) -> bytes:
+        data = super().read(size)
+        if size and not data:
+            raise self._error
+        return data
+
+
+@pytest.mark.parametrize("seekable", [True, False])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(143), ConnectionError("lost")])
+@pytest.mark.parametrize("size", [0, 60_000])
+def test_what_interrupts_reading_ends_it(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], *, seekable: bool, error: BaseException, size: int
+) -> None:
+    data = write_audio(tmp_path / "a.wav", sine(440, 4, RATE), WAV).read_bytes()[:size]
+    if seekable:  # which is measured first
+        data = data[:40] + struct.pack("<I", 0) + data[44:] if size else b"RIFF"
+    with pytest.raises(type(error)) as stop:
+        read(Interrupted(data, error, seekable=seekable))
+    assert stop.value is error
+    assert capfd.readouterr().err == ""
 
 
 def test_other_objects_are_refused() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -359,6 +360,21 @@ def test_a_bundle_needs_all_its_files(tmp_path: Path) -> None:
 def test_unwritable_places(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputWriteError, match="cannot write"), BundleWriter(tmp_path / "file" / "out"):
+        pass
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="these places are Linux's")
+@pytest.mark.parametrize(
+    ("out", "why"),
+    [
+        ("/proc/toy", "no file can be made in /proc;"),
+        ("/proc/1/toy", "no file can be made in /proc/1;"),
+        ("/dev/full/toy", "/dev/full is not a folder;"),
+        ("/dev/full/a/toy", "/dev/full is not a folder;"),
+    ],
+)
+def test_places_that_hold_no_files_are_named(out: str, why: str) -> None:
+    with pytest.raises(OutputWriteError, match=f"cannot write {out}: {why} choose another --out"), BundleWriter(out):
         pass
 
 
