@@ -17,7 +17,7 @@ from typing import TypeAlias
 
 from dasheng_edge.quant.compare.aac_scores import aac_library, check_references, extra_scores
 from dasheng_edge.quant.compare.bootstrap import DRAWS
-from dasheng_edge.quant.compare.cost import measure_costs, measured_clips, turns_of
+from dasheng_edge.quant.compare.cost import measure_costs
 from dasheng_edge.quant.compare.measurements import (
     Answer,
     Answering,
@@ -272,9 +272,7 @@ def _report(plan: _Plan, progress: Progress) -> Report:
     measured = _measured(plan, progress)
     entries = (measured.reference, *measured.candidates)
     bundles = [entry.bundle for entry in entries]
-    step = Steps(progress).begin("costs", len(turns_of(measured_clips(plan.clips))) * len(bundles), "turns")
-    costs = measure_costs(bundles, plan.clips, plan.threads[0], plan.limit, progress.advance)
-    step.end()
+    costs = measure_costs(bundles, plan.clips, plan.threads[0], plan.limit, progress)
     reference, *candidates = (
         _candidate(plan, measured, entry, cost) for entry, cost in zip(entries, costs, strict=True)
     )

@@ -21,7 +21,7 @@ from dasheng_edge.runtime.child import Child, serve
 from dasheng_edge.runtime.errors import DashengEdgeError, QuantizeError
 from dasheng_edge.runtime.machine.meters import EnergyMeter, cpu_use, peak_rss_bytes
 from dasheng_edge.runtime.machine.user_cache import FOLDER_VARIABLE
-from dasheng_edge.runtime.progress import Advance, no_advance
+from dasheng_edge.runtime.progress import NoProgress, Progress, Steps
 
 from .recommend import MIN_TURNS
 from .record import Cost, Quantiles
@@ -46,23 +46,29 @@ class Measurement:
 
 
 def measure_costs(
-    bundles: Sequence[Bundle], clips: Sequence[Clip], threads: int, max_new_tokens: int, advance: Advance = no_advance
+    bundles: Sequence[Bundle],
+    clips: Sequence[Clip],
+    threads: int,
+    max_new_tokens: int,
+    progress: Progress | None = None,
 ) -> list[Cost]:
     """Caption up to MEASURED_CLIPS clips with each bundle, one by one: clips evenly spaced over all of them.
 
     The bundles take turns, in one order and then in the other, so that a machine that gets hot or busy does not favour
-    one of them; only one is in memory at a time. `advance` is told of each turn.
+    one of them; only one is in memory at a time. Each turn of all is a step for `progress`.
 
     Raises:
         QuantizeError: a bundle cannot be opened, or the process ended; the message says why.
     """
-    turns = turns_of(measured_clips(clips))
+    turns, steps = turns_of(measured_clips(clips)), Steps(progress or NoProgress())
     measured: list[list[Measurement]] = [[] for _ in bundles]
     for number, some in enumerate(turns):
         places = range(len(bundles))
+        step = steps.begin(f"costs: turn {number + 1} of {len(turns)}", len(bundles), "bundles")
         for place in reversed(places) if number % 2 else places:
             measured[place].append(_turn(bundles[place], some, threads, max_new_tokens))
-            advance(1)
+            steps.progress.advance(1)
+        step.end()
     return [_cost(bundle, turns) for bundle, turns in zip(bundles, measured, strict=True)]
 
 

@@ -250,6 +250,8 @@ def test_clips_that_cannot_be_used_are_left_out_by_name(clips: Path, tmp_path: P
     report = compare(options(tmp_path / "with.jsonl", tmp_path / "out", "fp32/F16"), progress)
     assert [clip.clip for clip in report.clips] == [*NAMES, "digits_9000008.flac"]
     assert report.settings.clips == 4
+    steps = [step.name for step in told]
+    assert {"reference: encoder", "reference: answers", "reference: decoder", "costs: turn 4 of 4"} <= set(steps)
     for said in (told[0].note, " ".join(report.limits)):
         assert "left out" in said.lower()
         assert "x.wav" in said

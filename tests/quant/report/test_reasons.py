@@ -151,7 +151,7 @@ def test_what_is_refused_is_told_with_all_its_faults() -> None:
     assert result.choice is None
     assert result.reason == (
         "No candidate is good enough: keep reference. a came nearest. Against it: loses 8.0 points of event F1 "
-        "[7.0, 9.0]; mean KL 0.200 [0.20, 0.20] nats is over the limit of 0.03; saves no space: 2,000 MB, the "
+        "[7.0, 9.0]; mean KL 0.200 [0.20, 0.20] nats is over the limit of 0.03; saves no space with 2,000 MB, the "
         "reference has 1,547 MB."
     )
     assert result.rejected[0].why == f"L{result.reason.partition('Against it: l')[2]}"
