@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
 from typer.core import TyperCommand, TyperGroup
 
 from dasheng_edge.runtime.errors import DashengEdgeError
@@ -26,6 +27,7 @@ from .caption import caption
 from .doctor import doctor
 from .embed import embed
 from .info import info
+from .options import say, wrong_value
 from .tune import tune
 from .verify import verify
 
@@ -49,7 +51,7 @@ class _Group(TyperGroup):
         try:
             return super().invoke(ctx)
         except DashengEdgeError as error:
-            typer.echo(f"error: {error}", err=True)
+            say(f"error: {error}")
             raise typer.Exit(1) from error
         except KeyboardInterrupt as error:
             typer.echo("interrupted", err=True)
@@ -75,7 +77,12 @@ class _Command(TyperCommand):
         for switch, value in pairwise(args):
             if switch in switches and value.lower() in _SWITCH_VALUES and not os.path.lexists(value):
                 ctx.fail(f"{switch} takes no value; leave {value!r} out")
-        rest = super().parse_args(ctx, args)
+        try:
+            rest = super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            if isinstance(error.__cause__, ValidationError):  # Typer passes pydantic's words on
+                error.message = wrong_value(error.__cause__)
+            raise
         for value in ctx.params.values():
             for path in value if isinstance(value, list) else [value]:
                 if isinstance(path, Path) and (hint := address_hint(path)):

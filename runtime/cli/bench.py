@@ -17,6 +17,7 @@ from .options import (
     TokensOption,
     check_stdin,
     engine_options,
+    fitted,
     print_json,
     print_table,
     say,
@@ -90,7 +91,7 @@ def _print_bench(report: BenchReport) -> None:
         add("decode", report.decode_tokens_per_s, "tok/s", other.decode_tokens_per_s if other else None)
     print_table(table)
     for line in _bench_lines(report):
-        typer.echo(line)
+        typer.echo(fitted(line, sys.stdout))
 
 
 def _bench_lines(report: BenchReport) -> list[str]:

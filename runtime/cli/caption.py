@@ -25,6 +25,7 @@ from .options import (
     engine_options,
     name_option,
     say,
+    wrong_value,
 )
 
 if TYPE_CHECKING:
@@ -35,7 +36,13 @@ if TYPE_CHECKING:
     from dasheng_edge.runtime.captioner import Captioner
 
 MIN_REPACKING_CLIPS = 10  # for fewer clips, it does not pay to have the weights repacked: see `EngineOptions`
-FormatOption = Annotated[str, name_option([*CAPTION_FORMATS], "FORMAT", "How captions are printed", flag="--format")]
+FormatOption = Annotated[
+    str | None,
+    name_option(
+        [*CAPTION_FORMATS], "FORMAT", "How captions are printed", f"{', '.join(CAPTION_FORMATS)}; default: text",
+        flag="--format",
+    ),
+]  # fmt: skip
 TemperatureOption = Annotated[
     float | None, typer.Option(min=0.0, metavar="T", help="0: always the likeliest token. Default: the bundle's.")
 ]
@@ -51,7 +58,7 @@ MinPOption = Annotated[
     typer.Option(min=0.0, max=1.0, metavar="P", help="Leave out tokens below P times the likeliest one's."),
 ]
 RepetitionOption = Annotated[
-    float | None, typer.Option(metavar="R", help="Makes tokens that were used less likely; 1: no penalty.")
+    float | None, typer.Option(metavar="R", help="Makes tokens that were used less likely; above 0, 1: no penalty.")
 ]
 PromptOption = Annotated[str | None, typer.Option(metavar="TEXT", help="What to ask; default: the bundle's prompt.")]
 SystemOption = Annotated[
@@ -75,7 +82,7 @@ def caption(
     prompt: PromptOption = None,
     system: SystemOption = None,
     stream: Annotated[bool, typer.Option("--stream", help="Print the text while it is generated.")] = False,
-    lines: FormatOption = "text",
+    lines: FormatOption = None,
     as_json: JsonLinesOption = False,
     max_new_tokens: TokensOption = None,
     temperature: TemperatureOption = None,
@@ -97,9 +104,12 @@ def caption(
     A file that cannot be read costs one line on stderr and exit code 1; the others are still captioned. A file that is
     longer than the model answers well about (3.5 minutes) is captioned in windows of 30 s every 15 s.
     """
-    name = "json" if as_json else lines
+    name = lines or ("json" if as_json else "text")
+    if as_json and name != "json":
+        raise typer.BadParameter(f"--json is --format json, but --format {name} is given too; choose one of them")
     if stream and name != "text":
-        raise typer.BadParameter(f"--stream prints text as it comes, {name} whole captions; choose one of them")
+        typed = "--json" if as_json else f"--format {name}"
+        raise typer.BadParameter(f"--stream prints text as it comes, {typed} whole captions; choose one of them")
     if batch > 1 and (stream or live):
         raise typer.BadParameter("--batch works on several clips at a time, --stream and --live on one; choose one")
     windows = _windows(window, hop, live=live)
@@ -190,8 +200,8 @@ def _sampling(captioner: Captioner, options: dict[str, float | None]) -> Samplin
         facts = captioner.bundle.prompt_facts
         return Sampling.model_validate(facts.sampling.model_dump() | given)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise typer.BadParameter(f"--{str(first['loc'][0]).replace('_', '-')}: {first['msg']}") from error
+        option = str(error.errors()[0]["loc"][0]).replace("_", "-")
+        raise typer.BadParameter(wrong_value(error), param_hint=f"'--{option}'") from error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,7 +25,9 @@ def info(bundle: BundleArgument, as_json: JsonOption = False) -> None:
         return
     from rich.table import Table
 
-    table = Table(title=f"{manifest.name} ({manifest.variant})", show_header=False)
+    table = Table(
+        title=f"{manifest.name} ({manifest.variant})", show_header=False, pad_edge=False
+    )  # so that a SHA-256 fits into 80 columns
     for name, text in manifest_sections(manifest):
         table.add_row(name, text, end_section=True)
     sizes = {**{name: facts.bytes for name, facts in manifest.files.items()}, "total": manifest.total_bytes}

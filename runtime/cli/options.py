@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, TextIO, get_args
 
 import typer
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from dasheng_edge.runtime.errors import MissingExtraError
 from dasheng_edge.runtime.machine.devices import Device, DeviceChoice, checked_device
@@ -92,11 +94,20 @@ def engine_options(device: Device, threads: int | None, *, mapped: bool = False)
 
 
 def check_stdin(audio: Sequence[str]) -> None:
-    """Refuse stdin that cannot be read."""
+    """Refuse stdin that cannot be read; on a terminal, say that it is waited for."""
     if "-" in audio and sys.stdin is None:
         raise typer.BadParameter("stdin (-) is closed; pipe audio into the command or name a file")
     if list(audio).count("-") > 1:
         raise typer.BadParameter("stdin (-) can be read only once")
+    if "-" in audio and sys.stdin.isatty():
+        say("reading audio from stdin, which is a terminal; pipe audio into the command, or end with Ctrl-C")
+
+
+def wrong_value(error: ValidationError) -> str:
+    """What was got and what is expected, of a value that an option refuses."""
+    first = error.errors()[0]
+    text = first["msg"].removeprefix("Value error, ").partition(", unable to parse")[0]
+    return text.replace("Input should be", f"got {first['input']}, expected")
 
 
 def load(module: str, command: str, *extras: str) -> Any:
@@ -113,7 +124,15 @@ def load(module: str, command: str, *extras: str) -> Any:
 
 def say(line: str) -> None:
     """Print a line that is no result."""
-    typer.echo(line, err=True)
+    typer.echo(fitted(line, sys.stderr), err=True)
+
+
+def fitted(line: str, stream: TextIO) -> str:
+    """A line that is broken between words if it is wider than the terminal; the same if `stream` is none."""
+    width = shutil.get_terminal_size().columns
+    if len(line) <= width or not stream.isatty():
+        return line
+    return textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
 
 
 def print_json(value: object) -> None:

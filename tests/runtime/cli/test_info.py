@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from dasheng_edge.runtime.bundle.manifest import MANIFEST
 from dasheng_edge.runtime.cli import app as cli
+from dasheng_edge.runtime.cli.info import info
 from dasheng_edge.runtime.verify import Seam, VerifyReport
 
 
@@ -55,3 +57,17 @@ def test_info_has_a_line_for_each_note(bundle_copy: Path) -> None:
     assert not any(line.startswith("special_tokens") for line in shown)
     (projector,) = [line for line in shown if line.startswith("projector ")]
     assert projector.endswith(f"parameters: {manifest['projector_parameters']:,}")
+
+
+def test_a_hash_is_not_broken_at_80_columns(
+    bundle_copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = json.loads((bundle_copy / MANIFEST).read_text())
+    manifest["provenance"]["checkpoint_sha256"] = digest = "5e" * 32
+    (bundle_copy / MANIFEST).write_text(json.dumps(manifest))
+    monkeypatch.setattr(Console, "is_terminal", True)
+    monkeypatch.setenv("COLUMNS", "80")
+    info(bundle_copy)
+    shown = capsys.readouterr().out
+    assert digest in shown
+    assert {len(line) for line in shown.splitlines() if line.startswith("│")} == {80}
