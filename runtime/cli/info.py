@@ -25,9 +25,8 @@ def info(bundle: BundleArgument, as_json: JsonOption = False) -> None:
         return
     from rich.table import Table
 
-    table = Table(
-        title=f"{manifest.name} ({manifest.variant})", show_header=False, pad_edge=False
-    )  # so that a SHA-256 fits into 80 columns
+    # Without padding at the edges, a SHA-256 fits into 80 columns.
+    table = Table(title=f"{manifest.name} ({manifest.variant})", show_header=False, pad_edge=False)
     for name, text in manifest_sections(manifest):
         table.add_row(name, text, end_section=True)
     sizes = {**{name: facts.bytes for name, facts in manifest.files.items()}, "total": manifest.total_bytes}
