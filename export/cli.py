@@ -22,6 +22,17 @@ if TYPE_CHECKING:
     from .bundle_export import ExportReport
 
 
+EncoderOption = Annotated[
+    EncoderPrecision,
+    name_option(
+        get_args(EncoderPrecision),
+        "PRECISION",
+        "Precision of the audio encoder",
+        others="others are made of the bundle: dasheng-edge quantize BUNDLE --out BUNDLE2 --encoder int8",
+    ),
+]
+
+
 def export(
     checkpoint: Annotated[
         Path,
@@ -35,15 +46,7 @@ def export(
         list[Path] | None,
         typer.Option(metavar="DIR", help="LoRA adapter (peft) to merge in; repeat for several, merged in order."),
     ] = None,
-    encoder: Annotated[
-        EncoderPrecision,
-        name_option(
-            get_args(EncoderPrecision),
-            "PRECISION",
-            "Precision of the audio encoder",
-            others="others are made of the bundle: dasheng-edge quantize BUNDLE --out BUNDLE2 --encoder int8",
-        ),
-    ] = "fp32",
+    encoder: EncoderOption = "fp32",
     decoder: Annotated[
         PlainType, name_option(get_args(PlainType), "TYPE", "llama.cpp's file type of the decoder")
     ] = "F16",
