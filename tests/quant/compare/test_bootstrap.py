@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -51,6 +50,8 @@ def test_draws_are_the_same_each_time_and_of_all_clips() -> None:
 
 
 def test_the_interval_of_a_pooled_mean_is_scipys_of_clips() -> None:
+    import scipy.stats
+
     pairs = sums(clusters(0, 120))
     want = scipy.stats.bootstrap(
         (pairs[:, 0], pairs[:, 1]), lambda total, size, axis: total.sum(axis) / size.sum(axis), paired=True,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -78,6 +77,8 @@ def test_one_clip_has_no_interval() -> None:
 
 
 def test_the_interval_of_a_mean_is_scipys() -> None:
+    import scipy.stats
+
     values = np.random.default_rng(0).gamma(2.0, size=150)
     got = interval(values, draws_of(150, 4000))
     want = scipy.stats.bootstrap((values,), np.mean, n_resamples=4000, method="percentile", rng=1).confidence_interval
@@ -106,6 +107,8 @@ def test_pooled_percentiles_are_those_of_the_values_that_were_drawn(rows: list[l
 
 
 def test_seams() -> None:
+    import scipy.spatial
+
     generator = np.random.default_rng(0)
     want = generator.normal(size=(30, 8)).astype(np.float32)
     got = want + generator.normal(0, 0.01, want.shape).astype(np.float32)
