@@ -98,7 +98,7 @@ demo: $(STAMP_READY) build/micro  ## caption the evaluation clips with the expor
 	@$(BIN)/python -m benchmarks.demo build/micro
 
 .PHONY: test
-test: $(STAMP_READY) build/micro  ## the fast tests (under three minutes on two cores)
+test: $(STAMP_READY) build/micro  ## the fast tests (six minutes on two cores)
 	@$(BIN)/python -m pytest
 
 .PHONY: test-all
