@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ from dasheng_edge.quant import bundle_compare as compare_module
 from dasheng_edge.quant import bundle_quant
 from dasheng_edge.quant.bundle_compare import REFERENCE, CompareOptions, compare
 from dasheng_edge.quant.candidates import parse_spec
+from dasheng_edge.quant.compare import cost
 from dasheng_edge.quant.compare.cost import measure_costs
 from dasheng_edge.quant.compare.measurements import Answering, joined
+from dasheng_edge.quant.compare.recommend import MIN_TURNS
 from dasheng_edge.quant.compare.record import Interval, Report, TaskScore
 from dasheng_edge.quant.recipes import RECIPES, Recipe
 from dasheng_edge.quant.report.report import limits
@@ -35,6 +38,14 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 MICRO, CLIPS = REPOSITORY / "build" / "micro", REPOSITORY / "benchmarks" / "micro" / "clips"
 pytestmark = pytest.mark.skipif(not MICRO.is_dir(), reason="make build/micro makes it")
 NAMES = ("scene_9000001.flac", "scene_9000006.flac", "scene_9000018.flac")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_turn() -> Iterator[None]:
+    """Costs are measured in one turn, unless a test is about turns: each takes a process for every bundle."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cost, "MIN_TURNS", 1)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +251,10 @@ def test_a_clip_that_is_no_audio_is_found_first(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_clips_that_cannot_be_used_are_left_out_by_name(clips: Path, tmp_path: Path) -> None:
+def test_clips_that_cannot_be_used_are_left_out_by_name(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cost, "MIN_TURNS", MIN_TURNS)
     (tmp_path / "x.wav").write_text("no audio")
     rows = clips.read_text("utf-8") + json.dumps({"audio": str(tmp_path / "x.wav"), "id": "noise"}) + "\n"
     (tmp_path / "with.jsonl").write_text(rows, "utf-8")
