@@ -38,6 +38,9 @@ class EngineOptions:
     # caption of 40 tokens takes a tenth longer. `repacked` copies them into layouts in which llama.cpp is faster.
     weights: WeightLayout | None = None
     huge_pages: bool | None = None  # whether the decoder's weights are read into pages of 2 MB
+    # True: nothing beside the weights rounds, so that a decoder can be held against the reference: keys and values in
+    # F32, no flash attention. False: `kv_type`, and attention as llama.cpp chooses. None: True for a decoder in F32.
+    exact: bool | None = None
     cache: Path | Literal["off"] | None = None  # folder for the keys and values of prompts; None: the user's cache
 
     def __post_init__(self) -> None:
@@ -64,7 +67,10 @@ class EngineOptions:
 
 @dataclass(frozen=True)
 class EngineSettings(EngineOptions):
-    """Engine options with nothing left open but the cache. The defaults suit tests: one thread, weights mapped."""
+    """Engine options with nothing left open but `exact` and the cache.
+
+    The defaults suit tests: one thread, weights mapped.
+    """
 
     encoder_threads: int = 1
     prefill_threads: int = 1
@@ -106,6 +112,7 @@ def resolve(
         kv_type=options.kv_type or default.kv_type,
         weights=weights,
         huge_pages=huge_pages,
+        exact=options.exact,
         cache=options.cache,
     )
 

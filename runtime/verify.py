@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,10 +12,13 @@ from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.bundle.golden import AUDIO_MARK, GoldenClip, GoldenText, read_golden
 from dasheng_edge.runtime.bundle.manifest import Tolerances
 from dasheng_edge.runtime.engine_options import EngineOptions
+from dasheng_edge.runtime.text.decoder import Decoder
 
 from .deviation import logits_relative_rms, max_difference, relative_rms
 from .errors import DecoderError, DeviceError, PromptError
 from .parts import Parts
+
+EXACT_LOGITS = 1e-5  # relative RMS of an F32 decoder's first logits where nothing else rounds; 5e-7 is seen
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,23 @@ class Seam:
 
 
 @dataclass(frozen=True)
+class AttentionError:
+    """Relative RMS of a decoder's first logits, given the reference's own embeddings, the largest of all golden clips.
+
+    NaN where they are not finite.
+    """
+
+    exact: float  # keys and values in F32, no flash attention: the cost of the weights' type alone
+    default: float  # keys and values of the bundle's type, and attention as llama.cpp chooses
+
+
+@dataclass(frozen=True)
 class VerifyReport:
     """All comparisons of one bundle."""
 
     bundle: str
     seams: tuple[Seam, ...]
+    attention: AttentionError | None = None  # where there is a decoder
 
     @property
     def ok(self) -> bool:
@@ -48,25 +63,56 @@ class VerifyReport:
         return bool(self.seams) and all(seam.ok for seam in self.seams)
 
 
-def verify_bundle(bundle: Bundle, options: EngineOptions | None = None) -> VerifyReport:
+def verify_bundle(bundle: Bundle, options: EngineOptions | None = None, *, exact: bool = False) -> VerifyReport:
     """Run every golden clip through the runtime's own sessions; runs all of them, whatever fails.
 
-    What `dasheng-edge tune` chose is not taken: it may change the numbers.
+    What `dasheng-edge tune` chose is not taken: it may change the numbers. `exact` lets the decoder attend with keys
+    and values in F32 and without flash attention, and judges its first logits alone, too, given the reference's
+    embeddings: an F32 decoder must keep `EXACT_LOGITS`, another one what the bundle allows.
 
     Raises:
         BundleFileError: the golden file is damaged or holds no clip.
         DashengEdgeError: what `Parts.open` raises, where a part cannot be opened.
     """
     options = options or EngineOptions()
+    options = replace(options, exact=True) if exact else options
     clips, limits = read_golden(bundle), bundle.manifest.tolerances
+    attention, texts = None, [clip.text for clip in clips if clip.text]
     parts = Parts.open(bundle, options) if bundle.manifest.decoder else None
     audio = parts.audio if parts else AudioParts.open(bundle, options)
     try:
         seams = tuple(seam for clip in clips for seam in _seams(audio, clip, limits, parts))
+        if parts is not None:
+            attention = attention_error(parts.decoder, texts)
     finally:
         if parts is not None:
             parts.decoder.close()
-    return VerifyReport(str(bundle.folder), seams)
+    if exact and attention:
+        limit = EXACT_LOGITS if bundle.decoder_facts.precision == "F32" else _stated(limits.logits_relative)
+        seams = (*seams, Seam("all", "decoder, exact", attention.exact, limit, "relative"))
+    return VerifyReport(str(bundle.folder), seams, attention)
+
+
+def attention_error(decoder: Decoder, texts: Sequence[GoldenText]) -> AttentionError:
+    """A decoder against the reference in both ways of attending; it is left as it was.
+
+    Raises nothing: a decoder that fails has an error of NaN.
+    """
+    usual = decoder.settings.exact
+    errors = []
+    for exact in (True, False):
+        decoder.attend(exact=exact)
+        errors.append(float(np.max([_logits_error(decoder, text) for text in texts])))
+    decoder.attend(exact=usual)
+    return AttentionError(*errors)
+
+
+def _logits_error(decoder: Decoder, text: GoldenText) -> float:
+    try:
+        decoder.prefill(text.segments)
+        return logits_relative_rms(decoder.logits(), text.logits)
+    except DecoderError:
+        return float("nan")
 
 
 def _seams(audio: AudioParts, clip: GoldenClip, limits: Tolerances, parts: Parts | None) -> Iterator[Seam]:

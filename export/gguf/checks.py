@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from dasheng_edge.quant.decoder.gguf_file import tensor_bytes
 from dasheng_edge.quant.decoder.types import WORST_MATRIX, DecoderTolerance
@@ -73,7 +72,7 @@ def golden_logits_error(decoder_path: Path, texts: Sequence[GoldenText]) -> floa
     errors = []
     with _opened(decoder_path) as decoder:
         for text in texts:
-            decoder.prefill(golden_segments(text))
+            decoder.prefill(text.segments)
             errors.append(logits_relative_rms(decoder.logits(), text.logits))
     return float(np.max(errors))
 
@@ -90,10 +89,3 @@ def _opened(decoder_path: Path) -> Generator[Decoder]:
     finally:
         if decoder is not None:
             decoder.close()
-
-
-def golden_segments(text: GoldenText) -> list[tuple[int, ...] | npt.NDArray[np.float32]]:
-    """A golden prompt as what `Decoder.prefill` takes."""
-    prompt = text.prompt.tolist()
-    place = prompt.index(AUDIO_MARK)
-    return [tuple(prompt[:place]), text.embeddings, tuple(prompt[place + 1 :])]

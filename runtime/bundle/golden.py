@@ -53,6 +53,13 @@ class GoldenText:
     tokens: NDArray[np.int32]
     margins: Array
 
+    @property
+    def segments(self) -> list[tuple[int, ...] | Array]:
+        """Tokens before the audio, the reference's own embeddings, tokens after it: what a decoder is given."""
+        prompt = self.prompt.tolist()
+        place = prompt.index(AUDIO_MARK)
+        return [tuple(prompt[:place]), self.embeddings, tuple(prompt[place + 1 :])]
+
 
 @dataclass(frozen=True)
 class GoldenClip:
@@ -97,6 +104,10 @@ def read_golden(bundle: Bundle) -> tuple[GoldenClip, ...]:
                     f"{path}: {field} of clip {name!r} is {got.dtype} of shape {got.shape}, expected "
                     f"{np.dtype(dtype)} with {ndim} dimensions and not empty; export the bundle again"
                 )
+        if text and (places := int((clip["prompt"] == AUDIO_MARK).sum())) != 1:
+            raise BundleFileError(
+                f"{path}: prompt of clip {name!r} has {places} places for audio, expected one; export the bundle again"
+            )
     return tuple(
         GoldenClip(
             name,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from dasheng_edge.runtime.errors import BundleVerifyError
 
@@ -19,6 +21,13 @@ def verify(
     as_json: JsonOption = False,
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
+    exact: Annotated[
+        bool,
+        typer.Option(
+            "--exact",
+            help="Judge the decoder with keys and values in F32 and no flash attention: one in F32 must keep 1e-5.",
+        ),
+    ] = False,
 ) -> None:
     """Check that a bundle is still the same model on this machine.
 
@@ -28,7 +37,7 @@ def verify(
     from dasheng_edge.runtime.bundle.bundle import Bundle
     from dasheng_edge.runtime.verify import verify_bundle
 
-    report = verify_bundle(Bundle.open(bundle), engine_options(device, threads))
+    report = verify_bundle(Bundle.open(bundle), engine_options(device, threads), exact=exact)
     if as_json:
         print_json(_verify_fields(report))
     else:
@@ -47,11 +56,17 @@ def _verify_fields(report: VerifyReport) -> dict[str, object]:
         {
             **dataclasses.asdict(seam),
             "ok": seam.ok,
-            "error": seam.error if math.isfinite(seam.error) else None,
+            "error": _finite(seam.error),
         }
         for seam in report.seams
     ]
-    return {"bundle": report.bundle, "ok": report.ok, "seams": seams}
+    attention = {key: _finite(error) for key, error in vars(report.attention).items()} if report.attention else None
+    return {"bundle": report.bundle, "ok": report.ok, "seams": seams, "attention": attention}
+
+
+def _finite(error: float) -> float | None:
+    """A number that JSON has, else null."""
+    return error if math.isfinite(error) else None
 
 
 def _number(seam: Seam) -> str:
@@ -71,3 +86,8 @@ def _print_verify(report: VerifyReport) -> None:
         tolerance = f"{worst.tolerance:g} {worst.unit}"
         table.add_row(name, str(len(seams)), _number(worst), worst.clip, tolerance, ok)
     print_table(table)
+    if report.attention:
+        typer.echo(
+            f"the decoder alone, first logits: error {report.attention.exact:.2g} with keys and values in F32 and no "
+            f"flash attention, {report.attention.default:.2g} as llama.cpp attends by default"
+        )

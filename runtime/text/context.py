@@ -55,13 +55,16 @@ class Context:
         params.offload_kqv = params.op_offload = settings.device != "cpu"
         # An F32 file is there to be held against the reference, so nothing beside it may round either: with
         # llama.cpp's flash attention the logits differ by 7e-4 of their RMS on CPU, without it by 4e-7.
-        if llama.llama_model_ftype(model) == _FTYPE_F32 and settings.kv_type == "f16":
+        exact = settings.exact
+        if exact is None:
+            exact = llama.llama_model_ftype(model) == _FTYPE_F32 and settings.kv_type == "f16"
+        if exact:
             params.type_k = params.type_v = _TYPE_F32
             params.flash_attn_type = _NO_FLASH_ATTENTION
         else:
             params.type_k = params.type_v = _KV_TYPES[settings.kv_type]
-        if settings.kv_type != "f16":
-            params.flash_attn_type = _FLASH_ATTENTION  # without, llama.cpp has no quantized values
+            if settings.kv_type != "f16":
+                params.flash_attn_type = _FLASH_ATTENTION  # without, llama.cpp has no quantized values
         if watch is not None:
             params.cb_eval = watch.callback
         params.no_perf = True

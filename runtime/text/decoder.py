@@ -7,6 +7,7 @@ decode. llama.cpp checks sizes with assertions that end the process, so all are 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -267,6 +268,11 @@ class Decoder(TextModel):
         """Show intermediate results of every following request; None stops that."""
         self._watch = watch
         self._drop_context()  # llama.cpp takes the callback with a new context
+
+    def attend(self, *, exact: bool | None) -> None:
+        """How the following requests attend: see `EngineOptions.exact`."""
+        self.settings = replace(self.settings, exact=exact)
+        self._drop_context()
 
     def generate(self, max_new_tokens: int, sampling: Sampling = _GREEDY) -> Iterator[int]:
         """Token ids after a prefill, up to an end token or `max_new_tokens`.

@@ -28,7 +28,8 @@ _DIGEST_BYTES = 32
 
 def prefix_model(bundle: Bundle, settings: EngineSettings) -> str:
     """What a state depends on beside the tokens: the decoder's file, the type of keys and values, and the engine."""
-    kept = f"{settings.kv_type} {settings.device}"
+    exact = "" if settings.exact is None else f" exact={settings.exact}"
+    kept = f"{settings.kv_type}{exact} {settings.device}"
     llama = llama_cpp_library()
     build = llama.llama_print_system_info().decode("utf-8", "replace")
     return f"{bundle.manifest.files[DECODER].sha256} {kept} {version('llama-cpp-python')} {build}"

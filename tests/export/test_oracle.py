@@ -22,7 +22,6 @@ from tokenizers import Tokenizer
 
 from dasheng_edge.export.adapter.merge import MergedTensors
 from dasheng_edge.export.checkpoint.checkpoint import open_checkpoint
-from dasheng_edge.export.gguf.checks import golden_segments
 from dasheng_edge.export.gguf.decoder import COPIED, write_gguf
 from dasheng_edge.export.gguf.tokenizer import read_vocabulary
 from dasheng_edge.export.reference.decoder import greedy_texts
@@ -30,9 +29,10 @@ from dasheng_edge.export.reference.encoder import load_encoder, load_projector
 from dasheng_edge.export.variants.spectrograms import LogMel, mel_filterbank
 from dasheng_edge.quant.decoder.llama_quantize import quantize
 from dasheng_edge.quant.decoder.types import DECODER_TOLERANCES, DecoderOptions, DecoderType, PlainType
+from dasheng_edge.runtime.audio.audio_parts import AudioInputParts
 from dasheng_edge.runtime.audio.encoder import Encoder, Projector
 from dasheng_edge.runtime.audio.front_end import Features
-from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER, FRONT_END, PROJECTOR
+from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER, FRONT_END, PROJECTOR, Bundle
 from dasheng_edge.runtime.bundle.front_end_spec import FrontEndSpec
 from dasheng_edge.runtime.bundle.golden import AUDIO_MARK
 from dasheng_edge.runtime.deviation import relative_rms
@@ -43,10 +43,10 @@ from tests.fixtures.vocabulary_decoder import vocabulary_decoder
 
 QWEN = Path(__file__).resolve().parents[3] / "shared" / "data" / "qwen2_5_omni_tokenizer"
 needs_qwen = pytest.mark.skipif(not QWEN.is_dir(), reason="no shared data: Qwen2.5-Omni's tokenizer")
-SPEC = FrontEndSpec()
+SPEC = FrontEndSpec(pads_below=3040)
 LENGTHS = (
-    0, 1, 3039,  # no audio token: padded to 3200
-    3040,  # one token; 5 patches, 4 keys
+    0, 1, 3039,  # no audio token: padded to 3200, as vLLM does; Hugging Face's code hears nothing of them
+    3040, 3199,  # one token; 5 patches, 4 keys
     3200,
     161_119, 161_120,  # 251 patches; 252 patches, 251 keys
     161_279, 161_280, 161_281,  # around one chunk
@@ -116,6 +116,24 @@ def test_graphs_equal_the_reference_at_every_length(samples: int, graphs: Any, r
     assert got[2].shape[0] == SPEC.tokens_of(len(waveform)) >= 1
 
 
+@pytest.mark.parametrize("samples", [1, 3039, 3040, 3100, 3199, 3200, 163_200])
+def test_the_runtime_pads_what_the_published_code_does_not_encode(
+    samples: int, tiny_bundle: Path, reference: Any
+) -> None:
+    """Whatever has a token is encoded as it is, as in Hugging Face's code; older bundles go on as they did."""
+    bundle = Bundle.open(tiny_bundle)
+    assert bundle.manifest.front_end == SPEC
+    clip = np.random.default_rng(samples).normal(0, 0.1, samples).astype(np.float32)
+    long_enough = np.pad(clip, (0, max(0, 3200 - samples)))
+
+    got = AudioInputParts.open(bundle, EngineSettings()).embeddings([clip])
+    assert relative_rms(got, reference(clip if samples >= 3040 else long_enough)[2]) <= 1e-4
+
+    older = bundle.manifest.model_copy(update={"front_end": FrontEndSpec()})
+    got = AudioInputParts.open(Bundle(bundle.folder, older), EngineSettings()).embeddings([clip])
+    assert relative_rms(got, reference(long_enough)[2]) <= 1e-4
+
+
 @pytest.mark.parametrize(
     "waveform",
     [
@@ -173,7 +191,7 @@ def test_decoder_equals_transformers(kind: PlainType, audio_rows: int, decoders:
     (want,) = greedy_texts(merged, prompt, [torch.from_numpy(audio)], frozenset(), 16)
     decoder = decoders(kind)
     try:
-        decoder.prefill(golden_segments(want), reserve=16)
+        decoder.prefill(want.segments, reserve=16)
         error = relative_rms(decoder.logits(), want.logits)
         tokens = list(decoder.generate(16))
     finally:

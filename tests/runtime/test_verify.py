@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,34 @@ def test_a_good_bundle_passes_every_seam(tiny_bundle: Path) -> None:
     assert report.ok
     assert [(seam.clip, seam.name) for seam in report.seams] == [(c.name, s) for c in clips for s in SEAMS]
     assert all(seam.error < seam.tolerance / 20 for seam in report.seams if seam.name not in ("prompt", "log-mel"))
+
+
+def test_an_exact_decoder_is_judged_without_what_attention_costs(tiny_bundle: Path, tmp_path: Path) -> None:
+    usual, exact = run(Bundle.open(tiny_bundle)), verify_bundle(Bundle.open(tiny_bundle), EngineSettings(), exact=True)
+    assert usual.attention is not None
+    assert usual.attention == exact.attention
+    assert 10 * usual.attention.exact < 1e-5 < usual.attention.default  # F16 keys and flash attention
+    assert exact.ok
+    assert exact.seams[:-1] == usual.seams  # an F32 decoder is run so in any case
+    assert (exact.seams[-1].name, exact.seams[-1].error) == ("decoder, exact", usual.attention.exact)
+    assert exact.seams[-1].tolerance == 1e-5
+
+    def change(arrays: Arrays) -> None:
+        arrays["logits_1"] *= 1 + 1e-4 * np.sin(np.arange(len(arrays["logits_1"]), dtype=np.float32))
+
+    altered = with_golden(Path(shutil.copytree(tiny_bundle, tmp_path / "bundle")), change)
+    assert run(altered).ok
+    assert {seam.name for seam in verify_bundle(altered, EngineSettings(), exact=True).seams if not seam.ok} == {
+        "decoder, exact"
+    }
+
+
+def test_a_decoder_that_fails_has_no_error_to_speak_of(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Decoder, "logits", lambda self: np.full(self.n_vocab, np.inf, np.float32))
+    report = verify_bundle(Bundle.open(tiny_bundle), EngineSettings(), exact=True)
+    assert not report.ok
+    assert report.attention is not None
+    assert np.isnan([report.attention.exact, report.attention.default]).all()
 
 
 def test_an_encoder_only_bundle_has_fewer_seams(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -199,6 +228,7 @@ def test_an_encoder_of_another_bundle_fails_at_the_patches(tiny_bundle: Path, mo
         (lambda arrays: arrays.update(log_mel_0=arrays["log_mel_0"][0]), r"expected float32\s+with 2 dimensions"),
         (lambda arrays: arrays.update(tokens_0=arrays["tokens_0"][:0]), "not empty"),
         (lambda arrays: arrays.update(names=np.array([], str)), "holds no clip"),
+        (lambda arrays: arrays.update(prompt_1=np.abs(arrays["prompt_1"])), "has 0 places for audio, expected one"),
     ],
 )
 def test_golden_files_that_are_none(bundle_copy: Path, change: Callable[[Arrays], object], message: str) -> None:

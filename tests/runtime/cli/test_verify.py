@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,16 @@ def test_verify(tiny_bundle: Path) -> None:
     machine = json.loads(run("verify", tiny_bundle, "--threads", "1", "--json").stdout)
     assert machine["ok"] is True
     assert {seam["name"] for seam in machine["seams"]} >= {"log-mel", "prompt"}
+    assert 0 < machine["attention"]["exact"] < 1e-5 < machine["attention"]["default"]
+
+
+def test_verify_exact(tiny_bundle: Path) -> None:
+    result = run("verify", tiny_bundle, "--threads", "1", "--exact")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert re.search(r"decoder, exact .* 1e-05 relative .* yes", result.stdout)
+    assert re.search(
+        r"error \S+e-\d+ with keys and values in F32 and no flash attention, \S+ as llama.cpp", result.stdout
+    )
 
 
 @pytest.mark.parametrize("value", [9.0, np.nan])
