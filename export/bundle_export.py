@@ -34,6 +34,7 @@ from dasheng_edge.export.graphs.session import GraphReport
 from dasheng_edge.export.options import ExportOptions  # absolute, as the prompt's room has it: one type for pyright
 from dasheng_edge.export.prompt.facts import golden_prompt, prompt_facts
 from dasheng_edge.export.reference.golden import GoldenRequest, golden_mel_error, golden_tokens, write_golden
+from dasheng_edge.export.variants.dasheng import UNSAID
 from dasheng_edge.quant.decoder.llama_quantize import quantize
 from dasheng_edge.quant.decoder.types import DECODER_TOLERANCES, DecoderOptions, DecoderTolerance, token_margin
 from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER, FRONT_END, GOLDEN, MODEL_CARD, PROJECTOR, Bundle
@@ -46,7 +47,13 @@ from dasheng_edge.runtime.bundle.manifest import (
     Tolerances,
 )
 from dasheng_edge.runtime.bundle.writer import BundleWriter
-from dasheng_edge.runtime.errors import DashengEdgeError, ExportError, MissingExtraError, OutputWriteError
+from dasheng_edge.runtime.errors import (
+    CheckpointVariantError,
+    DashengEdgeError,
+    ExportError,
+    MissingExtraError,
+    OutputWriteError,
+)
 from dasheng_edge.runtime.machine.installation import install_line
 from dasheng_edge.runtime.progress import NoProgress, Progress, Step, StepReport, Steps
 
@@ -171,10 +178,28 @@ class _Plan:
 
 def _plan(options: ExportOptions) -> _Plan:
     """Open everything, and refuse what can be refused."""
-    checkpoint = open_checkpoint(options.checkpoint)
+    checkpoint = with_last_chunk(open_checkpoint(options.checkpoint), options.pad_last_chunk)
     text = read_text(checkpoint, options) if checkpoint.decoder else None
     merged = open_adapters(options.adapters, checkpoint)
     return _Plan(options, merged, text, f"dasheng-edge {version('dasheng-edge')}", library_versions())
+
+
+def with_last_chunk(checkpoint: Checkpoint, pads: bool | None) -> Checkpoint:
+    """A checkpoint whose last chunk is filled up with zeros or not; None: as it says itself.
+
+    Raises:
+        CheckpointVariantError: it is none of those that are known in both ways.
+    """
+    if pads is None:
+        return checkpoint
+    if checkpoint.front_end.masks_last_patch:
+        raise CheckpointVariantError(
+            f"--pad-last-chunk and --short-last-chunk are for a Dasheng encoder alone, and {checkpoint.name} is a "
+            f"{checkpoint.variant.name}, whose last chunk always runs at its own length; leave them out"
+        )
+    front_end = checkpoint.front_end.model_copy(update={"pads_last_chunk": pads})
+    assumed = tuple(key for key in checkpoint.assumed if key != UNSAID)
+    return replace(checkpoint, front_end=front_end, assumed=assumed)
 
 
 def _check_adapters(plan: _Plan, steps: Steps) -> None:

@@ -32,6 +32,19 @@ EncoderOption = Annotated[
     ),
 ]
 
+AdapterOption = Annotated[
+    list[Path] | None,
+    typer.Option(metavar="DIR", help="LoRA adapter (peft) to merge in; repeat for several, merged in order."),
+]
+PadOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--pad-last-chunk/--short-last-chunk",
+        help="Whether a Dasheng encoder alone fills the last 10.08 s of a clip up with zeros, as dasheng up to 0.0.7 "
+        "and the Hugging Face hub's code do; default: as the checkpoint says, else not, as dasheng 0.0.9.",
+    ),
+]
+
 
 def export(
     checkpoint: Annotated[
@@ -42,10 +55,7 @@ def export(
     ],
     *,
     out: Annotated[Path, typer.Option(metavar="BUNDLE", help="Folder to write.")],
-    adapter: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="DIR", help="LoRA adapter (peft) to merge in; repeat for several, merged in order."),
-    ] = None,
+    adapter: AdapterOption = None,
     encoder: EncoderOption = "fp32",
     decoder: Annotated[
         PlainType, name_option(get_args(PlainType), "TYPE", "llama.cpp's file type of the decoder")
@@ -64,6 +74,7 @@ def export(
         bool | None,
         typer.Option("--audio-first/--text-first", help="Order in the user's turn; default: the variant's."),
     ] = None,
+    pad_last_chunk: PadOption = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -73,7 +84,9 @@ def export(
     nothing is written.
     """
     overrides = PromptOverrides(prompt, system, audio_first)
-    options = ExportOptions(checkpoint, out, tuple(adapter or ()), encoder, decoder, overwrite, overrides)
+    options = ExportOptions(
+        checkpoint, out, tuple(adapter or ()), encoder, decoder, overwrite, overrides, pad_last_chunk
+    )
     with BundleWriter(out, overwrite=overwrite):  # refuses what cannot be written before PyTorch is loaded
         pass
     bundle_export = load("dasheng_edge.export.bundle_export", "export", "export", "cpu")

@@ -34,3 +34,4 @@ class ExportOptions:
     decoder: PlainType = "F16"
     overwrite: bool = False
     overrides: PromptOverrides = _AS_THE_CHECKPOINT_SAYS
+    pad_last_chunk: bool | None = None  # of a Dasheng encoder alone; None: as the checkpoint says, else not

@@ -27,7 +27,15 @@ from dasheng_edge.runtime.audio.audio_parts import AudioParts
 from dasheng_edge.runtime.audio.clips import ClipSet, find_clips
 from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER, FRONT_END, GOLDEN, MODEL_CARD, Bundle, sha256_of
 from dasheng_edge.runtime.bundle.golden import read_golden
-from dasheng_edge.runtime.bundle.manifest import MANIFEST, ImatrixFacts, KvType, Manifest, QuantizationFacts, Tolerances
+from dasheng_edge.runtime.bundle.manifest import (
+    MANIFEST,
+    SCHEMA_VERSION,
+    ImatrixFacts,
+    KvType,
+    Manifest,
+    QuantizationFacts,
+    Tolerances,
+)
 from dasheng_edge.runtime.bundle.writer import BundleWriter
 from dasheng_edge.runtime.deviation import relative_rms_of
 from dasheng_edge.runtime.engine_options import EngineOptions
@@ -317,7 +325,7 @@ def _manifest(plan: _Plan, facts: QuantizationFacts, tolerances: Tolerances) -> 
     """The manifest, without the files' sizes and hashes."""
     source = plan.source.manifest
     update: dict[str, object] = {
-        "schema_version": 3, "tolerances": tolerances, "quantization": facts, "files": {},
+        "schema_version": SCHEMA_VERSION, "tolerances": tolerances, "quantization": facts, "files": {},
         "encoder": source.encoder.model_copy(update={"precision": plan.encoder.precision}),
     }  # fmt: skip
     if source.decoder is not None and plan.decoder is not None:

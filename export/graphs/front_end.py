@@ -98,7 +98,7 @@ def _compare(path: Path, spec: FrontEndSpec) -> GraphReport:
 
 def _cases(spec: FrontEndSpec) -> Iterator[Tensor]:
     generator = torch.Generator().manual_seed(0)
-    for samples in (spec.min_samples, 16_000, 163_201):
+    for samples in (spec.shortest_samples, 16_000, 163_201):
         noise = torch.rand(1, samples, generator=generator) * 2 - 1
         yield from (noise, torch.zeros_like(noise), 1e-4 * noise, noise.sign())
 

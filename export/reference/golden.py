@@ -42,8 +42,8 @@ class GoldenRequest:
 def golden_clips(spec: FrontEndSpec) -> dict[str, npt.NDArray[np.int16]]:
     """Clips by name: mono int16 at 16 kHz, in lengths that are computed differently.
 
-    One is padded to the shortest that yields a token; in the second the last patch is a query but no key, so
-    that a mask that is ignored shows; the third has two chunks, an audio token that straddles them, and a last
+    One is the shortest that is not padded; in it and in the second the last patch is a query but no key, so that a mask
+    that is ignored shows; the third has two chunks, an audio token that straddles them, and a last
     patch that is no key in its second chunk.
     """
     rate = spec.sample_rate_hz
@@ -52,7 +52,7 @@ def golden_clips(spec: FrontEndSpec) -> dict[str, npt.NDArray[np.int16]]:
     def seconds(samples: int) -> npt.NDArray[np.float64]:
         return np.arange(samples) / rate
 
-    t = seconds(spec.min_samples - spec.hop_length)  # 3040: padded to 3200
+    t = seconds(spec.shortest_samples)  # 3040
     knock = 0.8 * np.exp(-30 * t) * np.sin(2 * np.pi * 440 * t)
     patch = spec.patch_frames * spec.hop_length
     no_key = (spec.patch_frames - 1) * spec.hop_length  # yields one more patch, none that may be attended to
@@ -68,7 +68,7 @@ def golden_clips(spec: FrontEndSpec) -> dict[str, npt.NDArray[np.int16]]:
 
 
 def padded(waveform: npt.NDArray[np.int16], spec: FrontEndSpec) -> npt.NDArray[np.float32]:
-    """int16 [n] -> float32 [max(n, min_samples)] in [-1, 1), silence at the end."""
+    """int16 [n] -> float32 [n or more] in [-1, 1), silence at the end where it is too short for a token."""
     samples = (waveform / FULL_SCALE).astype(np.float32)
     return np.pad(samples, (0, spec.padded_samples_of(len(samples)) - len(samples)))
 

@@ -75,16 +75,18 @@ def front_end_spec(
     tokens_patches: int,
     acoustic: AcousticSpec | None = None,
 ) -> FrontEndSpec:
-    """The shortest clip that is not padded yields one token."""
+    """Clips that yield no token are padded to `min_samples`; all others are encoded as they are."""
     width = sizes["patch_stride"][1]
     min_samples = known.hop_length * width * tokens_patches
+    reflected = max(known.n_fft, acoustic.n_fft if acoustic else 0) // 2  # at both ends: a clip must be longer
+    shortest = max(min_samples - known.hop_length, reflected + 1)  # the first frame is centred on the first sample
     _check_windows(source, "log-mel", known.n_fft, known.win_length, min_samples)
     if acoustic:
         _check_windows(source, "acoustic mel", acoustic.n_fft, acoustic.win_length, min_samples)
     return FrontEndSpec(
         n_fft=known.n_fft, win_length=known.win_length, hop_length=known.hop_length, n_mels=sizes["n_mels"],
         f_min_hz=known.f_min, f_max_hz=known.f_max, patch_frames=width, chunk_frames=sizes["target_length"],
-        tokens_patches=tokens_patches, min_samples=min_samples, acoustic=acoustic,
+        tokens_patches=tokens_patches, min_samples=min_samples, pads_below=shortest, acoustic=acoustic,
     )  # fmt: skip
 
 

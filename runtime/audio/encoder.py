@@ -36,7 +36,7 @@ class Encoder:
         if spec.acoustic:
             inputs: tuple[str, ...] = ("log_mel", "acoustic_mel", "valid_patches", "kept_patches")
         else:
-            inputs = ("log_mel", "padded_patches" if spec.pads_last_chunk else "valid_patches")
+            inputs = ("log_mel", "padded_patches" if spec.takes_padding else "valid_patches")
         check_graph(self._session, path, inputs, ("patches",))
 
     def patches(self, features: Features) -> NDArray[np.float32]:
@@ -57,8 +57,9 @@ def chunk_feeds(spec: FrontEndSpec, features: Features, first: int = 0) -> Itera
         frames = slice(start * spec.patch_frames, start * spec.patch_frames + spec.chunk_frames)
         feed: dict[str, NDArray[Any]] = {"log_mel": np.ascontiguousarray(features.log_mel[None, :, frames])}
         place, size = first + start, stop - start  # of the chunk in its clip
-        if spec.pads_last_chunk:
-            feed["padded_patches"] = np.array([spec.chunk_patches if place else size], np.int64)
+        if spec.takes_padding:
+            padded = spec.chunk_patches if place and spec.pads_last_chunk else size
+            feed["padded_patches"] = np.array([padded], np.int64)
         else:
             valid = min(max(spec.valid_patches_of(features.samples) - place, 0), size)
             feed["valid_patches"] = np.array([valid], np.int64)

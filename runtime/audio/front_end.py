@@ -60,7 +60,7 @@ class FrontEnd:
     def features(self, blocks: Iterable[NDArray[np.float32]]) -> Features:
         """Waveform blocks float32 [n] of one clip -> its spectrograms.
 
-        A clip shorter than `min_samples` is padded with silence at its end.
+        A clip that is too short for a token is padded with silence at its end.
 
         Raises:
             DeviceError: ONNX Runtime failed.

@@ -51,11 +51,17 @@ class FrontEndSpec(BaseModel):
     patch_frames: PositiveInt = 4  # width (= stride) of the patch convolution on time: 40 ms
     chunk_frames: PositiveInt = 1008  # the encoder's window: 10.08 s
     tokens_patches: PositiveInt = 5  # patches that the projector joins into one audio token: 200 ms
-    min_samples: PositiveInt = 3200  # a shorter clip is padded with silence to this, which yields one token
+    min_samples: PositiveInt = 3200  # what a short clip is padded to with silence, which yields one token
+    # Clips shorter than this are padded; the published code encodes all that yield a token as they are. None, as
+    # before schema 4: all that are shorter than min_samples.
+    pads_below: PositiveInt | None = None
     acoustic: AcousticSpec | None = None  # of an encoder with an acoustic branch
     # Plain Dasheng fills the last chunk of a clip of several up to full length, behind the batch norm, with zeros
     # that are attended to like patches; MiDashengLM runs it short, and masks.
     pads_last_chunk: bool = False
+    # Plain Dasheng attends to every patch of a chunk, also to the last one of a clip that ends within it. Since schema
+    # 4 its bundles say so here; before, all of them padded the last chunk.
+    masks_last_patch: bool = True
 
     @model_validator(mode="after")
     def _check_sizes(self) -> FrontEndSpec:
@@ -65,6 +71,11 @@ class FrontEndSpec(BaseModel):
             raise ValueError(f"chunk_frames is {self.chunk_frames}, expected a multiple of patch_frames")
         if not self.tokens_of(self.min_samples):
             raise ValueError(f"min_samples is {self.min_samples}, which yields no audio token; expected more")
+        if self.shortest_samples > self.min_samples or not self.tokens_of(self.shortest_samples):
+            raise ValueError(
+                f"pads_below is {self.pads_below}, expected a length that yields an audio token, and at most "
+                f"min_samples, {self.min_samples}"
+            )
         return self
 
     @property
@@ -94,12 +105,22 @@ class FrontEndSpec(BaseModel):
         return samples // (self.hop_length * self.patch_frames)
 
     def tokens_of(self, samples: int) -> int:
-        """Audio tokens of a clip; 0 for fewer than 3040 samples, which is why short clips are padded."""
+        """Audio tokens of a clip; 0 for fewer than 3040 samples, which is why such clips are padded."""
         return self.patches_of(samples) // self.tokens_patches
 
+    @property
+    def shortest_samples(self) -> int:
+        """The shortest clip that is encoded as it is (3040, or 3200 before schema 4)."""
+        return self.min_samples if self.pads_below is None else self.pads_below
+
+    @property
+    def takes_padding(self) -> bool:
+        """Whether the encoder's graph is told how far a chunk is filled up, instead of how much of it is a key."""
+        return self.pads_last_chunk or not self.masks_last_patch
+
     def padded_samples_of(self, samples: int) -> int:
-        """Length of a clip after padding to the shortest that yields a token."""
-        return max(samples, self.min_samples)
+        """Length of a clip after padding, which is for those that are too short for a token."""
+        return samples if samples >= self.shortest_samples else self.min_samples
 
     def samples_for_tokens(self, tokens: int) -> int:
         """The longest clip, in samples, that yields at most this many audio tokens (see `tokens_of`)."""

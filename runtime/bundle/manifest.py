@@ -16,7 +16,7 @@ from dasheng_edge.runtime.names import bundle_hint
 
 from .front_end_spec import FrontEndSpec
 
-SCHEMA_VERSION = 3  # the newest that this version reads
+SCHEMA_VERSION = 4  # the newest that this version reads
 MANIFEST = "manifest.json"
 KvType: TypeAlias = Literal["f16", "q8_0", "q4_0"]  # how llama.cpp keeps keys and values, by its names
 UNREADABLE = (OSError, ValueError, RecursionError)  # what a file that is no JSON raises; the last: nested too deeply
@@ -150,7 +150,7 @@ class QuantizationFacts(_Model):
 class Manifest(_Model):
     """`manifest.json`: everything that the runtime must know and that no file says itself."""
 
-    schema_version: Literal[1, 2, 3] = 3
+    schema_version: Literal[1, 2, 3, 4] = 4
     name: str
     variant: str  # the exporter's name of what the model consists of: for people, since the facts below decide
     front_end: FrontEndSpec

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from dasheng_edge.export.bundle_export import ExportReport, export_bundle
+from dasheng_edge.export.bundle_export import ExportReport, export_bundle, with_last_chunk
+from dasheng_edge.export.checkpoint.checkpoint import open_checkpoint
 from dasheng_edge.export.options import ExportOptions, PromptOverrides
 from dasheng_edge.quant.decoder.types import PlainType
 from dasheng_edge.runtime.bundle.bundle import ENCODER, FRONT_END, GOLDEN, MODEL_CARD, Bundle
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.embedder import Embedder
-from dasheng_edge.runtime.errors import BundleKindError, OutputWriteError
+from dasheng_edge.runtime.errors import BundleKindError, CheckpointVariantError, OutputWriteError
 from dasheng_edge.runtime.verify import verify_bundle
 from tests.fixtures.tiny_checkpoint import write_tiny_adapter, write_tiny_checkpoint, write_tiny_dasheng_torch
 
@@ -73,6 +75,41 @@ def test_an_encoder_alone(original: bool, tmp_path: Path) -> None:
     assert embedding.frames.shape == (manifest.front_end.patches_of(len(TONE)), manifest.encoder.embed_dim)
     with pytest.raises(BundleKindError, match="dasheng-edge embed"):
         Captioner.open(report.bundle.folder)
+
+
+@pytest.mark.parametrize(
+    ("config", "asked", "pads", "assumed"),
+    [
+        ({}, None, False, True),
+        ({}, True, True, False),
+        ({}, False, False, False),
+        ({"pad_last": True}, None, True, False),
+        ({"pad_last": True}, False, False, False),
+        ({"pad_last": False}, None, False, False),
+    ],
+)
+def test_what_says_how_the_last_chunk_of_a_dasheng_runs(
+    config: dict[str, Any], asked: bool | None, *, pads: bool, assumed: bool, tmp_path: Path
+) -> None:
+    checkpoint = write_tiny_dasheng_torch(tmp_path / "dasheng.pt", num_heads=2, **config)
+    opened = with_last_chunk(open_checkpoint(checkpoint), asked)
+
+    assert (opened.front_end.pads_last_chunk, opened.front_end.masks_last_patch) == (pads, False)
+    assert any("dasheng 0.0.8" in sentence for sentence in opened.assumptions) == assumed
+
+
+def test_a_dasheng_whose_last_chunk_is_filled_up(tmp_path: Path) -> None:
+    checkpoint = write_tiny_dasheng_torch(tmp_path / "dasheng.pt")
+    report = export_bundle(ExportOptions(checkpoint, tmp_path / "bundle", pad_last_chunk=True))
+
+    assert report.bundle.manifest.front_end.pads_last_chunk
+    assert "is filled up with zeros" in (tmp_path / "bundle" / MODEL_CARD).read_text()
+    assert verify_bundle(report.bundle).ok
+
+
+def test_the_last_chunk_of_a_model_that_masks_is_not_to_be_chosen(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointVariantError, match=r"--pad-last-chunk .* are for a Dasheng encoder alone"):
+        export_bundle(ExportOptions(tiny_checkpoint, tmp_path / "bundle", pad_last_chunk=True))
 
 
 @pytest.mark.slow

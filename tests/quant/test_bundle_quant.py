@@ -21,7 +21,7 @@ from dasheng_edge.quant.encoder.graphs import load_graph, save_graph
 from dasheng_edge.quant.encoder.quantize import EncoderOptions
 from dasheng_edge.quant.recipes import RECIPES, Recipe
 from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER, MODEL_CARD, Bundle, sha256_of
-from dasheng_edge.runtime.bundle.manifest import FileFacts
+from dasheng_edge.runtime.bundle.manifest import SCHEMA_VERSION, FileFacts
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.cli.app import build_app
 from dasheng_edge.runtime.engine_options import EngineOptions, EngineSettings
@@ -59,7 +59,7 @@ def test_the_manifest_says_how_it_was_made(tmp_path: Path) -> None:
     made = replace(options, calibrate=CLIPS, save_imatrix=tmp_path / "imatrix.gguf", recipe="small")
     report = quantize_bundle(made)
     manifest = report.bundle.manifest
-    assert (manifest.schema_version, manifest.encoder.precision) == (3, "int8")
+    assert (manifest.schema_version, manifest.encoder.precision) == (SCHEMA_VERSION, "int8")
     assert manifest.decoder is not None
     assert (manifest.decoder.precision, manifest.decoder.kv_type) == ("Q4_K_M", "q8_0")
     facts = manifest.quantization

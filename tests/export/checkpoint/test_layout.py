@@ -20,7 +20,7 @@ from dasheng_edge.export.checkpoint.layout import find_layout
 from dasheng_edge.export.files.tensor_files import SafetensorsSource
 from dasheng_edge.export.variants.midashenglm import MiDashengLMEncoder
 from dasheng_edge.export.variants.specs import EncoderSpec
-from dasheng_edge.export.variants.table import HEADS_BY_SIZE
+from dasheng_edge.export.variants.table import HEADS_BY_SIZE, VARIANTS
 from dasheng_edge.runtime.errors import CheckpointFileError, CheckpointVariantError
 from tests.fixtures.tiny_checkpoint import write_tiny_checkpoint
 from tests.fixtures.tiny_model import stored_buffers, tiny_shapes
@@ -131,8 +131,9 @@ def test_the_7b_at_true_size(tmp_path: Path, edition: str) -> None:
     assert opened.parameters("decoder.") == 7_615_616_512
     assert (opened.variant.name, opened.renames, opened.assumptions) == ("midashenglm", (), ())
     assert opened.encoder == EncoderSpec(1280, 32, 16)
-    assert (opened.front_end.tokens_patches, opened.front_end.min_samples) == (5, 3200)
-    assert not opened.front_end.pads_last_chunk
+    front_end = opened.front_end
+    assert (front_end.tokens_patches, front_end.min_samples, front_end.pads_below) == (5, 3200, 3040)
+    assert (front_end.pads_last_chunk, front_end.masks_last_patch) == (False, True)
     decoder = opened.decoder
     assert decoder is not None
     assert (decoder.arch, decoder.heads, decoder.kv_heads, decoder.head_dim) == ("qwen2", 28, 4, 128)
@@ -181,8 +182,10 @@ def test_dasheng_at_true_size(tmp_path: Path, size: str) -> None:
         "base": 85_447_808, "0.6B": 630_333_568, "1.2B": 1_134_047_360,
     }[size]  # fmt: skip
     assert (opened.variant.name, opened.decoder, opened.encoder.num_heads) == ("dasheng", None, heads)
-    assert opened.front_end.pads_last_chunk
-    assert (opened.front_end.tokens_patches, opened.front_end.min_samples) == (1, 640)
+    front_end = opened.front_end
+    assert (front_end.pads_last_chunk, front_end.masks_last_patch) == (False, False)
+    assert (front_end.tokens_patches, front_end.min_samples, front_end.pads_below) == (1, 640, 480)
+    assert any("dasheng 0.0.8" in sentence for sentence in opened.assumptions)
     assert HEADS_BY_SIZE[dim, depth] == heads
 
 
@@ -255,7 +258,8 @@ def test_every_assumption_can_apply(tokenizer: Path, tmp_path: Path) -> None:
     sparse = write_sparse(tmp_path / "base", encoder_shapes(768, 12, 12), {}, "F32")
     seen |= applying(open_checkpoint(sparse))
 
-    assert seen == {entry.key for entry in (*ASSUMPTIONS, *opened.variant.code.assumptions)}
+    variants = [VARIANTS[name].code.assumptions for name in ("midashenglm-tokenizer", "dasheng")]
+    assert seen == {entry.key for entries in (ASSUMPTIONS, *variants) for entry in entries}
     assert len(opened.assumptions) == len(opened.assumed)
     assert not open_checkpoint(write_tiny_checkpoint(tmp_path / "plain")).assumptions
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 
 import numpy as np
@@ -70,7 +71,10 @@ class Model:
 
     def transform(self, frames: Array, masked: NDArray[np.bool_] | None = None) -> Array:
         """One chunk behind the batch norm -> what comes out of the last norm."""
-        x = self.convolve("patch_embed.proj", frames)
+        return self.blocks(self.convolve("patch_embed.proj", frames), masked)
+
+    def blocks(self, x: Array, masked: NDArray[np.bool_] | None = None) -> Array:
+        """The patches of one chunk -> what comes out of the last norm."""
         positions = self.w["time_pos_embed"][0, :, 0].T[: len(x)] + self.w["freq_pos_embed"][0, :, 0, 0]
         x = x + positions
         masked = np.zeros(len(x), bool) if masked is None else masked
@@ -103,8 +107,14 @@ def dasheng_tokenizer(model: Model, features: Features) -> Array:
     return np.concatenate(semantic) + model.layer_norm("acoustic.norm", acoustic, 1e-5)
 
 
-def dasheng(model: Model, features: Features) -> Array:
-    """Cut into 1008 frames; the last of several is filled up with zeros, and its own patches are kept."""
+def dasheng_009(model: Model, features: Features) -> Array:
+    """As dasheng 0.0.8 and 0.0.9: the convolution over the whole clip, then 252 patches at a time, without a mask."""
+    rows = model.convolve("patch_embed.proj", model.batch_norm(features.log_mel))
+    return np.concatenate([model.blocks(rows[start : start + 252]) for start in range(0, len(rows), 252)])
+
+
+def dasheng_007(model: Model, features: Features) -> Array:
+    """As dasheng 0.0.7: cut into 1008 frames; the last of several is filled up with zeros, its own patches are kept."""
     frames = model.batch_norm(features.log_mel)
     if frames.shape[1] <= 1008:
         return model.transform(frames)
@@ -129,6 +139,15 @@ def dasheng_model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return Model(MergedTensors(open_checkpoint(write_tiny_checkpoint(folder, variant="dasheng"))))
 
 
+@pytest.fixture(scope="module")
+def padding_model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """The same weights, with a configuration that asks for zeros in the last chunk."""
+    folder = write_tiny_checkpoint(tmp_path_factory.mktemp("padding") / "checkpoint", variant="dasheng")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"pad_last": True}))
+    return Model(MergedTensors(open_checkpoint(folder)))
+
+
 def clip(model: Model, samples: int) -> Features:
     waveform = np.random.default_rng(samples).normal(0, 0.1, samples).astype(np.float32)
     return reference_features(model.merged.checkpoint.front_end, waveform)
@@ -149,21 +168,31 @@ def test_dasheng_tokenizer_at_every_length(samples: int, tokenizer_model: Model)
     assert relative_rms(run(tokenizer_model, features), want.astype(np.float32)) <= 2e-6
 
 
-@pytest.mark.parametrize("samples", [640, 800, *LENGTHS])
+@pytest.mark.parametrize("samples", [480, 640, 800, *LENGTHS, 163_519, 322_559])
 def test_dasheng_at_every_length(samples: int, dasheng_model: Model) -> None:
     features = clip(dasheng_model, samples)
-    want = dasheng(dasheng_model, features)
+    want = dasheng_009(dasheng_model, features)
 
     assert len(want) == (1 + samples // 160) // 4
     assert relative_rms(run(dasheng_model, features), want.astype(np.float32)) <= 2e-6
 
 
-def test_padding_is_attended_to_and_so_are_frames_that_fill_no_patch(dasheng_model: Model) -> None:
-    whole = clip(dasheng_model, 163_359)  # 1021 frames: 12 and one more in the second chunk
+@pytest.mark.parametrize("samples", [480, 161_120, 161_280, 163_200, 163_519, 322_559, 323_199])
+def test_dasheng_with_its_last_chunk_filled_up(samples: int, padding_model: Model, dasheng_model: Model) -> None:
+    features = clip(padding_model, samples)
+    got, want = run(padding_model, features), dasheng_007(padding_model, features)
+
+    assert relative_rms(got, want.astype(np.float32)) <= 2e-6
+    # ... which is another model's where there is a last chunk to fill
+    assert (relative_rms(got, run(dasheng_model, features)) > 0.01) == (len(want) > 252 and len(want) % 252 > 0)
+
+
+def test_padding_is_attended_to_and_so_are_frames_that_fill_no_patch(padding_model: Model) -> None:
+    whole = clip(padding_model, 163_359)  # 1021 frames: 12 and one more in the second chunk
     assert whole.log_mel.shape[1] == 1021
     short = Features(whole.log_mel[:, :1020], None, whole.samples)
     alone = Features(whole.log_mel[:, 1008:], None, 2_080)
-    full, trimmed, first = run(dasheng_model, whole), run(dasheng_model, short), run(dasheng_model, alone)
+    full, trimmed, first = run(padding_model, whole), run(padding_model, short), run(padding_model, alone)
 
     assert full.shape == trimmed.shape == (255, 64)
     assert np.array_equal(full[:252], trimmed[:252])

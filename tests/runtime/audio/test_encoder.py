@@ -18,7 +18,8 @@ from dasheng_edge.runtime.errors import BundleFileError
 
 SPEC = FrontEndSpec()
 TWO_BRANCHES = FrontEndSpec(acoustic=AcousticSpec(n_mels=20))
-PLAIN = FrontEndSpec(pads_last_chunk=True, tokens_patches=1, min_samples=640)
+PLAIN = FrontEndSpec(pads_last_chunk=True, tokens_patches=1, min_samples=640)  # as in schemas 2 and 3
+SHORT = FrontEndSpec(masks_last_patch=False, tokens_patches=1, min_samples=640, pads_below=480)
 
 
 class FakeSession:
@@ -120,6 +121,20 @@ def test_chunks_of_plain_dasheng_are_filled_up(session: FakeSession, samples: in
     patches = Encoder(Path("x"), PLAIN).patches(Features(np.zeros((64, frames), np.float32), None, samples))
     assert session.fed == fed
     assert len(patches) == PLAIN.patches_of(samples)
+
+
+@pytest.mark.parametrize(
+    ("samples", "sizes"),
+    [(480, [1]), (160_000, [250]), (161_120, [252]), (161_440, [252]), (163_360, [252, 3]), (323_199, [252, 252, 1])],
+)
+def test_chunks_of_plain_dasheng_run_short_and_all_their_patches_are_keys(
+    session: FakeSession, samples: int, sizes: list[int]
+) -> None:
+    features = Features(np.zeros((64, SHORT.frames_of(samples)), np.float32), None, samples)
+    patches = Encoder(Path("x"), SHORT).patches(features)
+    assert [padded for _, padded in session.fed] == sizes
+    assert [frames // 4 for frames, _ in session.fed] == sizes
+    assert len(patches) == SHORT.patches_of(samples)
 
 
 @pytest.mark.parametrize("patches", [5, 9, 252, 253, 255, 504, 505, 506, 1_260, 1_261, 1_264, 1_265])

@@ -112,7 +112,7 @@ def test_manifests_that_are_none(toy: Path, text: str) -> None:
 
 def test_a_newer_schema_asks_for_an_upgrade(toy: Path) -> None:
     edit(toy, lambda manifest: manifest.update(schema_version=SCHEMA_VERSION + 1, new_key=1))
-    with pytest.raises(BundleManifestError, match="schema version 4, this dasheng-edge reads up to 3; install a newer"):
+    with pytest.raises(BundleManifestError, match="schema version 5, this dasheng-edge reads up to 4; install a newer"):
         Bundle.open(toy)
 
 
@@ -120,7 +120,7 @@ def test_schema_1_is_still_read(toy: Path) -> None:
     def as_schema_1(manifest: dict[str, Any]) -> None:
         manifest["schema_version"] = 1
         for section, keys in {
-            "front_end": ("acoustic", "pads_last_chunk"),
+            "front_end": ("acoustic", "pads_last_chunk", "pads_below", "masks_last_patch"),
             "tolerances": ("acoustic_nepers",),
             "prompt": ("special_tokens", "notes"),
             "provenance": ("revision",),

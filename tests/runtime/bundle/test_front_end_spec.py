@@ -53,6 +53,18 @@ def test_constants_of_the_published_model() -> None:
     assert SPEC.tokens_of(SPEC.min_samples) == 1
 
 
+@given(st.integers(0, 10_000), st.sampled_from([(5, 3_200, 3_040), (5, 3_200, None), (1, 640, 480), (2, 1_280, 1_120)]))
+def test_only_clips_without_a_token_are_padded(samples: int, sizes: tuple[int, int, int | None]) -> None:
+    patches, enough, below = sizes
+    spec = FrontEndSpec(tokens_patches=patches, min_samples=enough, pads_below=below)
+    padded = spec.padded_samples_of(samples)
+    assert spec.tokens_of(padded) >= 1
+    if below is None:  # as before schema 4
+        assert padded == max(samples, enough)
+    else:
+        assert padded == (samples if spec.tokens_of(samples) else enough)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -64,6 +76,9 @@ def test_constants_of_the_published_model() -> None:
         ({"chunk_frames": 1009}, "chunk_frames is 1009, expected a multiple of patch_frames"),
         ({"n_fft": 400}, "n_fft is 400, expected at least win_length, 512"),
         ({"min_samples": 3_039}, "min_samples is 3039, which yields no audio token"),
+        ({"pads_below": 3_039}, "pads_below is 3039, expected a length that yields an audio token"),
+        ({"pads_below": 3_201}, "at most min_samples, 3200"),
+        ({"pads_below": 0}, "pads_below\n.*greater than 0"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(changes: dict[str, float], message: str) -> None:
