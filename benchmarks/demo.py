@@ -139,10 +139,10 @@ def evenly(clips: list[Clip], count: int) -> list[Clip]:
 
 
 def event_f1(answers: Iterable[Answer]) -> float:
-    """2 TP / (2 TP + FP + FN) over all kinds of all scenes; a kind is found if the caption names it."""
+    """2 TP / (2 TP + FP + FN) over all kinds of all scenes; a kind counts if the caption names it."""
     pairs = [(named_kinds(one.text), one.clip.kinds) for one in answers if not one.clip.digits]
-    found = sum(len(named & kinds) for named, kinds in pairs)
-    return 2 * found / max(sum(len(named) + len(kinds) for named, kinds in pairs), 1)
+    named_right = sum(len(named & kinds) for named, kinds in pairs)
+    return 2 * named_right / max(sum(len(named) + len(kinds) for named, kinds in pairs), 1)
 
 
 def digit_error_rate(answers: Iterable[Answer]) -> float | None:

@@ -65,8 +65,8 @@ class Outcome:
 
 def benchmarks() -> dict[str, Benchmark]:
     """Those of all modules of `benchmarks.speed`, in the order of the page."""
-    found = [import_module(f"{speed.__name__}.{module.name}").BENCHMARK for module in iter_modules(speed.__path__)]
-    return {one.name: one for one in sorted(found, key=lambda one: (one.rank, one.name))}
+    modules = [import_module(f"{speed.__name__}.{module.name}").BENCHMARK for module in iter_modules(speed.__path__)]
+    return {one.name: one for one in sorted(modules, key=lambda one: (one.rank, one.name))}
 
 
 def outcomes(records: Records) -> list[Outcome]:
@@ -85,7 +85,7 @@ def read_records(folder: Path) -> Records:
     Raises:
         BenchmarkError: a file is no record that this version knows.
     """
-    found: dict[tuple[str, str], Record] = {}
+    records: dict[tuple[str, str], Record] = {}
     names = list(benchmarks())
     for path in sorted(folder.glob("*.json")):
         try:
@@ -96,8 +96,8 @@ def read_records(folder: Path) -> Records:
         if version != SCHEMA_VERSION or name[0] not in names:
             raise BenchmarkError(f"{path.name} is of version {version} of {name[0]!r}, expected {SCHEMA_VERSION} of "
                                  f"{', '.join(names)}; measure it again")  # fmt: skip
-        found[name] = record
-    return {name: found[name] for name in sorted(found, key=lambda name: (names.index(name[0]), name[1]))}
+        records[name] = record
+    return {name: records[name] for name in sorted(records, key=lambda name: (names.index(name[0]), name[1]))}
 
 
 def page(records: Records, plots: str) -> str:
@@ -140,13 +140,13 @@ def _section(record: Record) -> Section:
         ) from error
 
 
-def _targets(found: Sequence[Outcome]) -> str:
+def _targets(outcomes: Sequence[Outcome]) -> str:
     rows = [
         [
             one.target.what, one.target.against, one.target.wanted,
             "missing" if one.value is None else one.target.shown(one.value), WORDS[one.met],
         ]
-        for one in found
+        for one in outcomes
     ]  # fmt: skip
     return table(("what", "against", "target", "measured", "met"), rows, words=2)
 
@@ -208,14 +208,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=PAGE)
     given = parser.parse_args(arguments)
     try:
-        found = render(given.results, given.out)
+        outcomes = render(given.results, given.out)
     except BenchmarkError as error:
         return failed("render", error)
-    for one in found:
+    for one in outcomes:
         if one.value is not None and not one.met:
             print(f"missed: {one.target.what}, against {one.target.against}: {one.target.shown(one.value)}, "
                   f"expected {one.target.wanted}")  # fmt: skip
-    counts = Counter({True: "met", False: "missed", None: "missing"}[one.met] for one in found)
+    counts = Counter({True: "met", False: "missed", None: "missing"}[one.met] for one in outcomes)
     print(json.dumps({"page": given.out.name, **{word: counts[word] for word in ("met", "missed", "missing")}}))
     return 0
 

@@ -75,14 +75,14 @@ def parse_spec(text: str) -> Spec:
     precisions, mark, file = text.partition(MARK)
     parts = precisions.split("/")
     known: tuple[tuple[str, ...], ...] = (get_args(EncoderPrecision), get_args(DecoderType), get_args(KvType))
-    found = [known_name(part, names) for part, names in zip(parts, known)]  # noqa: B905
-    if not 2 <= len(parts) <= 3 or found[0] is None or (file and not file.startswith("=")):
+    known_parts = [known_name(part, names) for part, names in zip(parts, known)]  # noqa: B905
+    if not 2 <= len(parts) <= 3 or known_parts[0] is None or (file and not file.startswith("=")):
         raise ClipsError(
             f"{text!r} is no candidate; expected the folder of a bundle, one of {', '.join(RECIPES)}, or "
             f"ENCODER/DECODER, e.g. int8/Q4_K_M, int8/Q4_K_M/q8_0{MARK} or fp32/Q3_K_M{MARK}=FILE, where the encoder "
             f"is one of {', '.join(known[0])}"
         )
-    for part, one, names in zip(parts, found, known):  # noqa: B905  # the third part may be missing
+    for part, one, names in zip(parts, known_parts, known):  # noqa: B905  # the third part may be missing
         if one is None:
             raise ClipsError(f"candidate {text!r}: {part!r} is not known; {did_you_mean(part, names)}")
     if file == "=":
@@ -90,7 +90,7 @@ def parse_spec(text: str) -> Spec:
             f"candidate {text!r}: there is no file behind '{MARK}='; name an importance matrix, or leave the '=' out "
             "to measure one on the clips of --calibrate"
         )
-    encoder, decoder, kv_type = (*found, "f16")[:3]
+    encoder, decoder, kv_type = (*known_parts, "f16")[:3]
     recipe = Recipe(encoder, decoder, kv_type, imatrix=bool(mark))  # type: ignore[arg-type]  # looked up just above
     imatrix = Path(file[1:]) if file else None
     name = f"{precisions}{mark}={imatrix.stem}" if imatrix else text

@@ -53,12 +53,12 @@ def _error_lines(label: str, measured: Sequence[Mapping[str, Mapping[str, Any]]]
 
 def worst(measured: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     """The largest error of each seam or step over all clips; NaN counts as the largest."""
-    found: dict[str, Mapping[str, Any]] = {}
+    largest: dict[str, Mapping[str, Any]] = {}
     for one in measured:
         name = one["name"]
-        if name not in found or _magnitude(one) > _magnitude(found[name]):
-            found[name] = one
-    return found
+        if name not in largest or _magnitude(one) > _magnitude(largest[name]):
+            largest[name] = one
+    return largest
 
 
 def as_table(rows: Sequence[Row]) -> Table:

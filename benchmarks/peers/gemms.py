@@ -26,14 +26,14 @@ _CORNER = {"start": [0, 0], "end": [1, 1], "axes": [1, 2]}
 
 def matrix_shapes(encoder: Path) -> list[Shape]:
     """Shapes of the matrices of an encoder's graph in float32, in their order."""
-    found = []
+    shapes = []
     for node in matrix_nodes(load_graph(encoder)).values():
         weight = node.inputs[1]
         assert weight is not None
         assert weight.const_value is not None
         inner, columns = (int(size) for size in weight.const_value.shape.numpy())
-        found.append((inner, columns))
-    return found
+        shapes.append((inner, columns))
+    return shapes
 
 
 def operations(shapes: Sequence[Shape], rows: int) -> int:
@@ -54,7 +54,9 @@ def write_gemms(path: Path, shapes: Sequence[Shape], rows: int, kind: Kind = "in
     constants = [numpy_helper.from_array(np.array(128, np.uint8), "zero")]
     constants += [numpy_helper.from_array(np.array(value, np.int64), name) for name, value in _CORNER.items()]
     product, zero = ("MatMulInteger", ["zero"]) if kind == "int8" else ("MatMul", [])
-    given, found = (TensorProto.UINT8, TensorProto.INT32) if kind == "int8" else (TensorProto.FLOAT, TensorProto.FLOAT)
+    input_type, output_type = TensorProto.FLOAT, TensorProto.FLOAT
+    if kind == "int8":
+        input_type, output_type = TensorProto.UINT8, TensorProto.INT32
     for index, (inner, columns) in enumerate(shapes):
         weight: NDArray[Any] = np.frombuffer(generator.bytes(inner * columns), np.int8).reshape(inner, columns)
         if kind == "fp32":
@@ -62,9 +64,9 @@ def write_gemms(path: Path, shapes: Sequence[Shape], rows: int, kind: Kind = "in
         constants.append(numpy_helper.from_array(weight, f"w{index}"))
         nodes.append(helper.make_node(product, [f"x{inner}", f"w{index}", *zero], [f"y{index}"]))
         nodes.append(helper.make_node("Slice", [f"y{index}", *_CORNER], [f"corner{index}"]))
-        outputs.append(helper.make_tensor_value_info(f"corner{index}", found, [1, 1, 1]))
+        outputs.append(helper.make_tensor_value_info(f"corner{index}", output_type, [1, 1, 1]))
     inputs = [
-        helper.make_tensor_value_info(f"x{inner}", given, [1, rows, inner])
+        helper.make_tensor_value_info(f"x{inner}", input_type, [1, rows, inner])
         for inner in dict.fromkeys(inner for inner, _ in shapes)
     ]
     graph = helper.make_graph(nodes, "gemms", inputs, outputs, constants)

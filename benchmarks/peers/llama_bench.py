@@ -81,10 +81,10 @@ def parse(tests: Sequence[dict[str, Any]]) -> dict[str, float]:
     Raises:
         BenchmarkError: it measured something else.
     """
-    found = {"decode" if test["n_gen"] else "prefill": float(test["avg_ts"]) for test in tests}
-    if len(tests) != 2 or len(found) != 2:
+    speeds = {"decode" if test["n_gen"] else "prefill": float(test["avg_ts"]) for test in tests}
+    if len(tests) != 2 or len(speeds) != 2:
         raise BenchmarkError(f"llama-bench answered with {len(tests)} tests, expected a prefill and a generation")
-    return found
+    return speeds
 
 
 def find_llama_bench(tools: Path = TOOLS) -> LlamaBench:

@@ -53,10 +53,10 @@ class ToolsError(RuntimeError):
 
 def pinned_version(constraints: Path = CONSTRAINTS) -> str:
     """The version of llama-cpp-python that the project is tested with."""
-    found = re.search(r"^llama-cpp-python==(\S+)", constraints.read_text("utf-8"), re.MULTILINE)
-    if not found:
+    pinned = re.search(r"^llama-cpp-python==(\S+)", constraints.read_text("utf-8"), re.MULTILINE)
+    if not pinned:
         raise ToolsError(f"{constraints} has no line llama-cpp-python==VERSION, so there is no version to build")
-    return found[1]
+    return pinned[1]
 
 
 def build_tools(out: Path, version: str) -> list[Path]:

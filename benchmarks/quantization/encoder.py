@@ -83,12 +83,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     bundle, threads = Bundle.open(given.bundle, check_sha256=False), usable_cores()
     with tempfile.TemporaryDirectory(dir=given.bundle.parent) as work:
-        found = measure(bundle, Path(work), threads)
+        measured = measure(bundle, Path(work), threads)
     facts = {"parameters": bundle.manifest.encoder.parameters, "threads": threads, "clip_s": CLIP_S}
-    record = {**facts, "machine": machine.card(), "precisions": found}
+    record = {**facts, "machine": machine.card(), "precisions": measured}
     if given.out:
         given.out.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
-    print(json.dumps({**facts, "precisions": found}))
+    print(json.dumps({**facts, "precisions": measured}))
     return 0
 
 

@@ -70,15 +70,15 @@ class Benchmark:
 
 def parser(doc: str | None, *positional: str) -> argparse.ArgumentParser:
     """A parser with the folders that a benchmark asks for and the options that all have."""
-    found = argparse.ArgumentParser(description=(doc or "").split("\n", 1)[0])
+    options = argparse.ArgumentParser(description=(doc or "").split("\n", 1)[0])
     for name in positional:
-        found.add_argument(name, type=Path)
-    found.add_argument("--model", help="what the record calls the model; default: the bundle's name")
-    found.add_argument("--rounds", type=_rounds, default=MIN_ROUNDS, help="turns of each variant that are kept")
-    found.add_argument("--threads", type=int, default=usable_cores(), help="of every variant; default: usable cores")
-    found.set_defaults(began=cpu_use())
-    found.add_argument("--out", type=Path, help="file of the record; default: BENCHMARK-MODEL.json in results/speed")
-    return found
+        options.add_argument(name, type=Path)
+    options.add_argument("--model", help="what the record calls the model; default: the bundle's name")
+    options.add_argument("--rounds", type=_rounds, default=MIN_ROUNDS, help="turns of each variant that are kept")
+    options.add_argument("--threads", type=int, default=usable_cores(), help="of every variant; default: usable cores")
+    options.set_defaults(began=cpu_use())
+    options.add_argument("--out", type=Path, help="file of the record; default: BENCHMARK-MODEL.json in results/speed")
+    return options
 
 
 def _rounds(text: str) -> int:

@@ -25,15 +25,15 @@ LIBRARIES = (
 
 def card() -> dict[str, Any]:
     """CPU, cores, memory, system, versions and commit; `dirty` where files differ from the commit."""
-    found = identify()
+    facts = identify()
     commit, dirty = git_state(REPOSITORY)
     return {
-        "cpu": found.cpu,
-        "cpu_flags": list(found.cpu_flags),
-        "usable_cores": found.usable_cores,
-        "memory_gib": round(found.memory_gib, 1) if found.memory_gib is not None else None,
+        "cpu": facts.cpu,
+        "cpu_flags": list(facts.cpu_flags),
+        "usable_cores": facts.usable_cores,
+        "memory_gib": round(facts.memory_gib, 1) if facts.memory_gib is not None else None,
         "os": f"{platform.system()} {platform.machine()} {' '.join(platform.libc_ver())}".strip(),
-        "python": found.python,
+        "python": facts.python,
         "versions": installed(LIBRARIES),
         "commit": commit,
         "dirty": dirty,

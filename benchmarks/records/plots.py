@@ -51,11 +51,11 @@ class Panel:
     better: Better = "lower"
 
 
-def bars_of(found: Mapping[str, Mapping[str, Any]], scale: float, ours: tuple[str, ...]) -> list[Bar]:
+def bars_of(timed: Mapping[str, Mapping[str, Any]], scale: float, ours: tuple[str, ...]) -> list[Bar]:
     """A bar for each variant of a record; `ours` are beginnings of names."""
     return [
         Bar(name, [scale * value for value in one["values"]], scale * one["p50"], name.startswith(ours))
-        for name, one in found.items()
+        for name, one in timed.items()
     ]
 
 

@@ -141,23 +141,23 @@ def measure(bundle: Bundle, bench: LlamaBench, given: argparse.Namespace) -> dic
 
 def headline(record: Record) -> dict[str, float | str]:
     """The main numbers of a record."""
-    found: dict[str, float | str] = {"llama_bench": record["llama_bench"]}
+    figures: dict[str, float | str] = {"llama_bench": record["llama_bench"]}
     for what, by_name in record["tokens_per_s"].items():
-        found |= {
+        figures |= {
             f"{what}_tokens_per_s": by_name[OURS]["p50"],
             f"{what}_llama_bench_tokens_per_s": by_name[BENCH]["p50"],
         }
-        found[f"{what}_ratio"] = times(by_name[OURS], by_name[BENCH])  # of speeds
-    return found
+        figures[f"{what}_ratio"] = times(by_name[OURS], by_name[BENCH])  # of speeds
+    return figures
 
 
 def section(record: Record) -> Section:
     """Tokens per second, and the ratio to llama-bench."""
     rows, panels = [], []
     for what, by_name in record["tokens_per_s"].items():
-        for name, found in by_name.items():
-            ratio = times(found, by_name[BENCH])
-            rows.append([f"{what}: {name}", f"{found['p50']:.1f}", f"{found['p90']:.1f}", f"{ratio:.3f}"])
+        for name, speeds in by_name.items():
+            ratio = times(speeds, by_name[BENCH])
+            rows.append([f"{what}: {name}", f"{speeds['p50']:.1f}", f"{speeds['p90']:.1f}", f"{ratio:.3f}"])
         panels.append(Panel(bars_of(by_name, 1, (OURS,)), f"{what}, tokens per second", "higher"))
     about = (
         f"{record['parameters'] / 1e6:.0f} M parameters in {record['decoder']}, {megabytes(record['bytes'])} MB; "

@@ -193,15 +193,15 @@ def section(record: Record) -> Section:
     chunk = record["seconds"][CHUNK]
     rows = [
         [
-            name, ms(found["p50"]), ms(found["p90"]), f"{times(chunk[TORCH], found):.2f}",
+            name, ms(timed["p50"]), ms(timed["p90"]), f"{times(chunk[TORCH], timed):.2f}",
             _decibel(record["snr_db"], name), megabytes(record["bytes"].get(name)),
         ]
-        for name, found in chunk.items()
+        for name, timed in chunk.items()
     ]  # fmt: skip
     lengths = [
-        [f"{clip} s", *(ms(found[name]["p50"]) for name in (EXACT, INT8)),
-         f"{times(found[EXACT], found[INT8]):.2f}"]
-        for clip, found in sorted(record["seconds"].items(), key=lambda item: float(item[0]))
+        [f"{clip} s", *(ms(timed[name]["p50"]) for name in (EXACT, INT8)),
+         f"{times(timed[EXACT], timed[INT8]):.2f}"]
+        for clip, timed in sorted(record["seconds"].items(), key=lambda item: float(item[0]))
     ]  # fmt: skip
     total = sum(row["ms"] for row in record["profile"].values())
     profile = [
@@ -229,10 +229,10 @@ def section(record: Record) -> Section:
     return Section(f"Encoder, {record['model']}", text, bars([panel], f"Encoder {record['model']}"))
 
 
-def _decibel(found: Mapping[str, float | None], name: str) -> str:
-    if name not in found:
+def _decibel(timed: Mapping[str, float | None], name: str) -> str:
+    if name not in timed:
         return NONE
-    value = found[name]
+    value = timed[name]
     return "no difference" if value is None else f"{value:.1f}"
 
 

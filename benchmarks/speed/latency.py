@@ -194,22 +194,22 @@ def section(record: Record) -> Section:
     """Stages of first and second clips; starts; imports."""
     rows, stages = [], {}
     for which in (FIRST, SECOND):
-        for clip, found in record["clips"][which].items():
-            spent = _stages(found)
+        for clip, figures in record["clips"][which].items():
+            spent = _stages(figures)
             if which == SECOND:
                 stages[f"{clip} s"] = spent
             rows.append([
                 f"{which}, {clip} s", *(f"{spent[name]:.1f}" for name in STAGE_NAMES.values()),
-                f"{found['first_token_ms']['p50']:.1f}", f"{found['total_ms']['p50']:.1f}",
-                f"{found['total_ms']['p90']:.1f}", f"{found['tokens']['p50']:g}",
-                f"{found['prefilled_rows']['p50']:g} of {found['prompt_rows']['p50']:g}",
+                f"{figures['first_token_ms']['p50']:.1f}", f"{figures['total_ms']['p50']:.1f}",
+                f"{figures['total_ms']['p90']:.1f}", f"{figures['tokens']['p50']:g}",
+                f"{figures['prefilled_rows']['p50']:g} of {figures['prompt_rows']['p50']:g}",
             ])  # fmt: skip
     starts = [
-        [name, f"{found['p50']:.3f}", f"{found['p90']:.3f}", f"{times(found, record['start_s'][BARE]):.2f}"]
-        for name, found in record["start_s"].items()
+        [name, f"{figures['p50']:.3f}", f"{figures['p90']:.3f}", f"{times(figures, record['start_s'][BARE]):.2f}"]
+        for name, figures in record["start_s"].items()
     ]
-    imports = [[IMPORTS[name], f"{found['p50']:.3f}", f"{found['p90']:.3f}"]
-               for name, found in record["import_s"].items()]  # fmt: skip
+    imports = [[IMPORTS[name], f"{figures['p50']:.3f}", f"{figures['p90']:.3f}"]
+               for name, figures in record["import_s"].items()]  # fmt: skip
     head = ("", *STAGE_NAMES.values(), "to the first token", "whole, p50", "whole, p90", "tokens", "rows prefilled")
     text = "\n\n".join([
         "Stages of a caption in milliseconds, p50. The second clip finds the beginning of the prompt in the cache.",
@@ -223,9 +223,9 @@ def section(record: Record) -> Section:
     return Section(f"Latency, {record['model']}", text, plot)
 
 
-def _stages(found: Record) -> dict[str, float]:
+def _stages(figures: Record) -> dict[str, float]:
     """Medians by stage in milliseconds, by their names."""
-    return {label: float(found[name]["p50"]) for name, label in STAGE_NAMES.items()}
+    return {label: float(figures[name]["p50"]) for name, label in STAGE_NAMES.items()}
 
 
 def summary(record: Record) -> dict[str, str]:

@@ -57,13 +57,13 @@ def _process(*arguments: str) -> Callable[[], Turn]:
     command = [sys.executable, "-m", "benchmarks.peers.bundle_process", *arguments]
 
     def run() -> Turn:
-        found = run_measured(command, REPOSITORY)
-        if found.returncode:
-            raise BenchmarkError(f"{arguments[0]} ended with status {found.returncode}: {found.stderr.strip()[-300:]}")
-        out = found.stdout.strip().splitlines()[-1]
+        timed = run_measured(command, REPOSITORY)
+        if timed.returncode:
+            raise BenchmarkError(f"{arguments[0]} ended with status {timed.returncode}: {timed.stderr.strip()[-300:]}")
+        out = timed.stdout.strip().splitlines()[-1]
         said: Turn = {"tokens": len(out.split())} if arguments[0] == CAPTION else json.loads(out)
-        anonymous = {} if found.peak_anonymous_bytes is None else {"peak_anonymous_bytes": found.peak_anonymous_bytes}
-        return {**said, "seconds": found.seconds, "peak_rss_bytes": found.peak_rss_bytes, **anonymous}
+        anonymous = {} if timed.peak_anonymous_bytes is None else {"peak_anonymous_bytes": timed.peak_anonymous_bytes}
+        return {**said, "seconds": timed.seconds, "peak_rss_bytes": timed.peak_rss_bytes, **anonymous}
 
     return run
 
@@ -84,20 +84,20 @@ def section(record: Record) -> Section:
     """Peaks of processes."""
     caption = record[CAPTION]
     named = {f"caption of {caption['clip_s']:g} s": caption}
-    named |= {f"encoder, {float(length):g} s of audio": found for length, found in record["encode"].items()}
+    named |= {f"encoder, {float(length):g} s of audio": timed for length, timed in record["encode"].items()}
     rows = [
         [
-            name, megabytes(found["peak_rss_bytes"]["p50"]),
-            megabytes(found.get("peak_anonymous_bytes", {}).get("p50")), f"{found['seconds']['p50']:.2f}",
-            f"{found['encoder_s']['p50']:.3f}" if "encoder_s" in found else NONE,
+            name, megabytes(timed["peak_rss_bytes"]["p50"]),
+            megabytes(timed.get("peak_anonymous_bytes", {}).get("p50")), f"{timed['seconds']['p50']:.2f}",
+            f"{timed['encoder_s']['p50']:.3f}" if "encoder_s" in timed else NONE,
         ]
-        for name, found in named.items()
+        for name, timed in named.items()
     ]  # fmt: skip
     text = "\n\n".join([
         f"The bundle has {megabytes(record['bundle_bytes'])} MB. Peaks count the pages of mapped files.",
         table(("process", "peak, MB", "of it anonymous, MB", "process, s", "encoder and projector, s"), rows),
     ])  # fmt: skip
-    peaks = {name: found["peak_rss_bytes"] for name, found in named.items()}
+    peaks = {name: timed["peak_rss_bytes"] for name, timed in named.items()}
     plotted = [Bar("files of the bundle", [record["bundle_bytes"] / 1e6], record["bundle_bytes"] / 1e6, ours=False),
                *bars_of(peaks, 1e-6, tuple(peaks))]  # fmt: skip
     title = f"Memory, {record['model']}"

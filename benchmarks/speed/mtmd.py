@@ -87,19 +87,19 @@ def _width(decoder: Path) -> int:
 def headline(record: Record) -> dict[str, float]:
     """How many times as long llama.cpp takes."""
     clips = record["clips"][str(CLIP_S)]
-    return {name: times(found["seconds"], clips[OURS]["seconds"]) for name, found in clips.items() if name != OURS}
+    return {name: times(timed["seconds"], clips[OURS]["seconds"]) for name, timed in clips.items() if name != OURS}
 
 
 def section(record: Record) -> Section:
     """Next to the encoder that llama.cpp has."""
     rows = [
         [
-            f"{clip} s: {name}", f"{record['parameters'][name] / 1e6:.0f}", f"{found['seconds']['p50']:.3f}",
-            f"{found['seconds']['p90']:.3f}", f"{times(found['seconds'], clips[OURS]['seconds']):.1f}",
-            f"{found['rows']['p50']:.0f}",
+            f"{clip} s: {name}", f"{record['parameters'][name] / 1e6:.0f}", f"{timed['seconds']['p50']:.3f}",
+            f"{timed['seconds']['p90']:.3f}", f"{times(timed['seconds'], clips[OURS]['seconds']):.1f}",
+            f"{timed['rows']['p50']:.0f}",
         ]
         for clip, clips in record["clips"].items()
-        for name, found in clips.items()
+        for name, timed in clips.items()
     ]  # fmt: skip
     about = (
         "From samples to the rows that a decoder is given: llama.cpp's own library for audio, mtmd, with an encoder of "
@@ -108,7 +108,7 @@ def section(record: Record) -> Section:
     )
     head = ("clip", "M parameters", "p50, s", "p90, s", "times ours", "rows to prefill")
     clips = record["clips"][str(CLIP_S)]
-    panel = Panel(bars_of({name: found["seconds"] for name, found in clips.items()}, 1, (OURS,)), "seconds")
+    panel = Panel(bars_of({name: timed["seconds"] for name, timed in clips.items()}, 1, (OURS,)), "seconds")
     plot = bars([panel], f"Hearing {CLIP_S} s of audio")
     return Section(f"Encoding audio beside llama.cpp, {record['model']}", f"{about}\n\n{table(head, rows)}", plot)
 

@@ -109,13 +109,13 @@ def _peak(worker: Worker) -> dict[str, int]:
 def headline(record: Record) -> dict[str, float]:
     """The main numbers of a record."""
     variants = record["variants"]
-    found = {"first_token_s": variants[OURS]["first_token_s"]["p50"], "total_s": variants[OURS]["total_s"]["p50"]}
+    figures = {"first_token_s": variants[OURS]["first_token_s"]["p50"], "total_s": variants[OURS]["total_s"]["p50"]}
     for name, theirs in variants.items():
         if name != OURS:
             for what in ("first_token_s", "total_s"):
                 label = f"{name}_{what.removesuffix('_s')}_times_as_long".replace(" ", "_")
-                found[label] = times(theirs[what], variants[OURS][what])
-    return found
+                figures[label] = times(theirs[what], variants[OURS][what])
+    return figures
 
 
 def section(record: Record) -> Section:
@@ -124,12 +124,12 @@ def section(record: Record) -> Section:
     ours = variants[OURS]
     rows = [
         [
-            name, ms(found["audio_s"]["p50"]), ms(found["first_token_s"]["p50"]), f"{found['total_s']['p50']:.2f}",
-            f"{found['total_s']['p90']:.2f}", f"{times(found['first_token_s'], ours['first_token_s']):.2f}",
-            f"{times(found['total_s'], ours['total_s']):.2f}",
-            megabytes(found.get("peak_rss_bytes", {}).get("p50")),
+            name, ms(timed["audio_s"]["p50"]), ms(timed["first_token_s"]["p50"]), f"{timed['total_s']['p50']:.2f}",
+            f"{timed['total_s']['p90']:.2f}", f"{times(timed['first_token_s'], ours['first_token_s']):.2f}",
+            f"{times(timed['total_s'], ours['total_s']):.2f}",
+            megabytes(timed.get("peak_rss_bytes", {}).get("p50")),
         ]
-        for name, found in variants.items()
+        for name, timed in variants.items()
     ]  # fmt: skip
     head = ("", "to the audio's embeddings, ms", "to the first token, ms", "whole, p50, s", "whole, p90, s",
             "first token, times ours", "whole, times ours", "peak, MB")  # fmt: skip
@@ -139,7 +139,7 @@ def section(record: Record) -> Section:
         f"{record['decoder']}, with the beginning of the prompt in the cache; transformers has the same weights. "
         f"They ran {how}."
     )
-    totals = {name: found["total_s"] for name, found in variants.items()}
+    totals = {name: timed["total_s"] for name, timed in variants.items()}
     title = f"Caption of {record['tokens']} tokens with {record['model']}"
     plot = bars([Panel(bars_of(totals, 1, (OURS,)), "seconds")], title)
     return Section(f"Captions beside transformers, {record['model']}", f"{about}\n\n{table(head, rows)}", plot)
@@ -155,12 +155,12 @@ def summary(record: Record) -> dict[str, str]:
         "its first token": f"{ours['first_token_s']['p50']:.2f} s",
         "its peak memory": f"{megabytes(ours.get('peak_rss_bytes', {}).get('p50'))} MB",
     }
-    for name, found in record["variants"].items():
+    for name, timed in record["variants"].items():
         if name != OURS:
             lines |= {
                 f"the same with {name}":
-                    f"{found['total_s']['p50']:.2f} s, {times(found['total_s'], ours['total_s']):.1f} times ours",
-                f"its peak memory, {name}": f"{megabytes(found.get('peak_rss_bytes', {}).get('p50'))} MB",
+                    f"{timed['total_s']['p50']:.2f} s, {times(timed['total_s'], ours['total_s']):.1f} times ours",
+                f"its peak memory, {name}": f"{megabytes(timed.get('peak_rss_bytes', {}).get('p50'))} MB",
             }  # fmt: skip
     return lines
 

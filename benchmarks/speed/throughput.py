@@ -100,7 +100,7 @@ def measure(captioner: Captioner, threads: int, tokens: int, rounds: int) -> dic
 def headline(record: Record) -> dict[str, float]:
     """How many times as fast as one by one."""
     seconds = record["seconds"]
-    return {name: times(seconds[ONE], found) for name, found in seconds.items() if name != ONE}
+    return {name: times(seconds[ONE], timed) for name, timed in seconds.items() if name != ONE}
 
 
 def section(record: Record) -> Section:
@@ -108,10 +108,10 @@ def section(record: Record) -> Section:
     seconds, count = record["seconds"], record["clips"]
     rows = [
         [
-            name, f"{found['p50']:.2f}", f"{found['p90']:.2f}", f"{_audio_s(record, found):.0f}",
-            f"{times(seconds[ONE], found):.2f}",
+            name, f"{timed['p50']:.2f}", f"{timed['p90']:.2f}", f"{_audio_s(record, timed):.0f}",
+            f"{times(seconds[ONE], timed):.2f}",
         ]
-        for name, found in seconds.items()
+        for name, timed in seconds.items()
     ]  # fmt: skip
     about = (
         f"{count} clips of {record['clip_s']} s, {record['tokens']} tokens each, with one captioner. In batches, a "
@@ -126,13 +126,13 @@ def section(record: Record) -> Section:
 
 def summary(record: Record) -> dict[str, str]:
     """Clips in the default batch."""
-    found = record["seconds"][batch_name(record["default_batch"])]
+    timed = record["seconds"][batch_name(record["default_batch"])]
     return {f"seconds of audio captioned in a second, {batch_name(record['default_batch'])}":
-            f"{_audio_s(record, found):.0f}"}  # fmt: skip
+            f"{_audio_s(record, timed):.0f}"}  # fmt: skip
 
 
-def _audio_s(record: Record, found: Record) -> float:
-    return float(record["clips"] * record["clip_s"] / found["p50"])
+def _audio_s(record: Record, timed: Record) -> float:
+    return float(record["clips"] * record["clip_s"] / timed["p50"])
 
 
 BENCHMARK = Benchmark("throughput", headline, section, summary, rank=3)

@@ -82,8 +82,8 @@ TENSORS: Mapping[Edition, int] = {"0804": 740, "1021": 738}  # of the 7B
 
 def architecture(name: Name, edition: Edition = "1021") -> Architecture:
     """Sizes of a published model; the edition is the 7B's, of which 0804 stores the two mel buffers."""
-    found = ARCHITECTURES[name]
-    return replace(found, mel_buffers=True) if name == "7b" and edition == "0804" else found
+    base = ARCHITECTURES[name]
+    return replace(base, mel_buffers=True) if name == "7b" and edition == "0804" else base
 
 
 def shapes(model: Architecture) -> dict[str, Shape]:

@@ -164,10 +164,10 @@ def answer(model: MicroModel, tokenizer: Qwen2TokenizerFast, features: Features,
     return str(tokenizer.decode(model.answer(mel, samples, ids, [stop], 64)))
 
 
-def event_f1(found: Sequence[frozenset[str]], expected: Sequence[frozenset[str]]) -> float:
+def event_f1(named: Sequence[frozenset[str]], expected: Sequence[frozenset[str]]) -> float:
     """Micro-averaged F1 over the kinds of all clips."""
-    right = sum(len(a & b) for a, b in zip(found, expected, strict=True))
-    return 2 * right / max(sum(len(a) + len(b) for a, b in zip(found, expected, strict=True)), 1)
+    right = sum(len(a & b) for a, b in zip(named, expected, strict=True))
+    return 2 * right / max(sum(len(a) + len(b) for a, b in zip(named, expected, strict=True)), 1)
 
 
 def spelled(trainee: Trainee, features: Features, index: int) -> str:

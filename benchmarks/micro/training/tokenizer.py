@@ -87,9 +87,9 @@ def save_tokenizer(tokenizer: Qwen2TokenizerFast, folder: Path) -> None:
 
 def token_id(tokenizer: Qwen2TokenizerFast, token: str) -> int:
     """Id of one token of the vocabulary."""
-    found = tokenizer.convert_tokens_to_ids(token)
-    assert isinstance(found, int)
-    return found
+    number = tokenizer.convert_tokens_to_ids(token)
+    assert isinstance(number, int)
+    return number
 
 
 def prompt_ids(tokenizer: Qwen2TokenizerFast, prompt: str, audio_tokens: int) -> list[int]:

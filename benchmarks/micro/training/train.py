@@ -57,15 +57,15 @@ def sets_at_hand() -> dict[str, tuple[features.Kind, int, int]]:
 
 def load_corpus(work: Path) -> Corpus:
     """The rendered features."""
-    found: dict[str, Features] = {
+    rendered: dict[str, Features] = {
         name: features.load(work / "features", *what) for name, what in sets_at_hand().items()
     }
     return Corpus(
-        scenes=found["scenes"],
-        digits=tuple(found[name] for name in ("espeak", "real") if name in found),
-        held_out=found["held out"],
-        fresh_espeak=found["fresh espeak"],
-        unheard=found.get("unheard"),
+        scenes=rendered["scenes"],
+        digits=tuple(rendered[name] for name in ("espeak", "real") if name in rendered),
+        held_out=rendered["held out"],
+        fresh_espeak=rendered["fresh espeak"],
+        unheard=rendered.get("unheard"),
     )
 
 
@@ -81,7 +81,7 @@ def texts_of(corpus: Corpus) -> list[str]:
 
 
 def note_time(work: Path, stage: str, wall_s: float, cpu_s: float) -> None:
-    """Adds the stage's wall and CPU seconds to `times.json`; a stage that found its work done keeps its old ones."""
+    """Adds the stage's wall and CPU seconds to `times.json`; a stage that had nothing left to do keeps its old ones."""
     path = work / "times.json"
     times = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     times[stage] = {"wall_s": round(wall_s), "cpu_s": round(cpu_s)}
