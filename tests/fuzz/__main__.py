@@ -94,7 +94,9 @@ def _one_process(tally: Tally, first: int, stop: int, step: int) -> int | None:
                     rss += [told.pop("rss")] if "rss" in told else []
                     tally.add(begun["number"], begun["what"], told)
                     begun = None
-            hung = process.poll() is None and lines.waiting
+            hung = lines.waiting
+            if not hung:
+                process.wait(HANG_S)
         finally:
             process.kill()
             status = process.wait()

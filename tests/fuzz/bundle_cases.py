@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from .case import Case, WrongAnswerError
 from .mutate import GgufHeader, Rng, mutated, mutated_json
 
 CLIP = ((0.1 * np.sin(np.arange(8000) / 8)).astype(np.float32), 16_000)
-ONE_THREAD = EngineOptions(threads=1)
+ONE_THREAD = EngineOptions().changed(threads=1)
 OPERATORS = ("Loop", "Identity", "Expand", "Split", "Range", "Nothing", "Resize", "Shape")
 PARTS = (MANIFEST, DECODER, DECODER, FRONT_END, ENCODER, PROJECTOR, GOLDEN)
 
@@ -38,12 +39,12 @@ def bundles(rng: Rng, folder: Path) -> Case:
     elif name == DECODER and rng.random() < 0.85:
         header = GgufHeader(content)
         what = "; ".join(header.mutate(rng) for _ in range(int(rng.integers(1, 3))))
-        changed = header.bytes()
+        changed = header.file()
     elif name.endswith(".onnx") and rng.random() < 0.7:
         what, changed = _mutated_graph(content, rng)
     else:
         what, changed = "bytes", mutated(content, rng, header_bytes=4096)
-    _replace(bundle, name, changed)
+    _write(bundle, name, changed)
     return Case(
         f"{source.name} {name}: {what}", partial(_caption, bundle, verify=rng.random() < 0.25 or name == GOLDEN)
     )
@@ -57,7 +58,7 @@ def _copied(source: Path, bundle: Path) -> Path:
     return bundle
 
 
-def link(path: Path, name: Path) -> None:
+def link(path: Path | str, name: Path | str) -> None:
     """As `os.link`, or a copy on another file system."""
     try:
         os.link(path, name)
@@ -65,7 +66,7 @@ def link(path: Path, name: Path) -> None:
         shutil.copyfile(path, name)
 
 
-def _replace(bundle: Path, name: str, content: bytes) -> None:
+def _write(bundle: Path, name: str, content: bytes) -> None:
     files = {name: content}
     if name != MANIFEST:
         manifest = json.loads((bundle / MANIFEST).read_text("utf-8"))
@@ -81,7 +82,7 @@ def _mutated_graph(content: bytes, rng: Rng) -> tuple[str, bytes]:
     import onnx  # heavy, and needed by these cases alone
 
     model = onnx.load_from_string(content)
-    graph = model.graph
+    graph, what = model.graph, ""
     for _ in range(int(rng.integers(1, 3))):
         how = int(rng.integers(8))
         node = graph.node[int(rng.integers(len(graph.node)))]
@@ -127,7 +128,7 @@ def _caption(bundle: Path, *, verify: bool) -> str:
 def caches(rng: Rng, folder: Path) -> Case:
     """What a captioner keeps on disk is mutated; the caption must stay what it was."""
     cache = folder / "cache"
-    options = EngineOptions(threads=1, cache=cache)
+    options = replace(ONE_THREAD, cache=cache)
     expected = _text(options)
     files = sorted(path for path in cache.rglob("*") if path.is_file())
     path = files[int(rng.integers(len(files)))]

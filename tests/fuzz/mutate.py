@@ -238,7 +238,7 @@ class GgufHeader:
             row[2] = int(rng.choice([0, 1, 2, 3, 255, 768, 10**6, 2**31 - 1]))
         return f"key {name!r}"
 
-    def bytes(self) -> bytes:
+    def file(self) -> bytes:
         """The file."""
         out = bytearray(struct.pack("<4sIQQ", self.magic, self.version, len(self.tensors), len(self.pairs)))
         for name, kind, value in self.pairs:
@@ -253,11 +253,12 @@ class GgufHeader:
 
     def _packed(self, kind: int, value: Any) -> bytes:
         if kind == self._TEXT:
-            return self._text(value)
+            return self._text(bytes(value))
         if kind == self._ARRAY:
             inner, items = value
             return struct.pack("<IQ", inner, len(items)) + b"".join(self._packed(inner, item) for item in items)
         form = self._SIZES[kind]
         if form in "fd":
-            return struct.pack(f"<{form}", value)
-        return (int(value) & (256 ** struct.calcsize(form) - 1)).to_bytes(struct.calcsize(form), "little")
+            return struct.pack(f"<{form}", float(value))
+        size = struct.calcsize(form)
+        return int(value % 256**size).to_bytes(size, "little")

@@ -58,9 +58,9 @@ def outcomes(python: str, reader: str, paths: Sequence[Path]) -> Iterator[tuple[
             done = subprocess.run(
                 command, capture_output=True, text=True, check=False, cwd=REPOSITORY, timeout=HANG_S + len(left)
             )
-            lines, end = done.stdout.splitlines(), "crash"
+            lines, end, words = done.stdout.splitlines(), "crash", done.stderr[-500:]
         except subprocess.TimeoutExpired as error:
-            lines, end = (error.stdout or b"").decode().splitlines(), "hang"
+            lines, end, words = (error.stdout or b"").decode().splitlines(), "hang", ""
         told = [json.loads(line) for line in lines]
         ends = [_outcome(line) for line in told if "file" not in line]
         begun = [Path(line["file"]) for line in told if "file" in line]
@@ -68,7 +68,7 @@ def outcomes(python: str, reader: str, paths: Sequence[Path]) -> Iterator[tuple[
         if len(begun) > len(ends):
             yield begun[-1], end
         if not begun:
-            raise RuntimeError(f"{reader} does not start: {done.stderr[-500:]}")
+            raise RuntimeError(f"{reader} does not start: {words}")
         left = left[len(begun) :]
 
 
