@@ -10,7 +10,7 @@ import typer
 
 from dasheng_edge.quant.decoder.types import PlainType
 from dasheng_edge.runtime.bundle.writer import BundleWriter
-from dasheng_edge.runtime.cli.options import JsonOption, OverwriteOption, load, name_option, print_json, say
+from dasheng_edge.runtime.cli.options import JsonOption, OverwriteOption, load, name_option, print_json, say, show
 from dasheng_edge.runtime.progress import StepBars, typed_path
 
 from .hub.progress import PullBar
@@ -101,10 +101,10 @@ def export(
             "assumptions": report.assumptions,
         })  # fmt: skip
         return
-    typer.echo(f"{out}: {report.bytes / 1e6:.1f} MB in {report.seconds:.1f} s, every step within its tolerance")
+    show(f"{out}: {report.bytes / 1e6:.1f} MB in {report.seconds:.1f} s, every step within its tolerance")
     for assumption in report.assumptions:
         say(f"assumed: {assumption}")
-    typer.echo(f"check it wherever it runs with: dasheng-edge verify {typed_path(out)}")
+    show(f"check it wherever it runs with: dasheng-edge verify {typed_path(out)}")
 
 
 def pull(
@@ -139,13 +139,13 @@ def pull(
         print_json(dataclasses.asdict(report) | {"folder": str(report.folder)})
         return
     there = "" if report.fetched_bytes else ", all here already"
-    typer.echo(
+    show(
         f"{report.folder}: {report.repo} at {report.revision}, {report.bytes / 1e6:,.1f} MB in {len(report.files)} "
         f"files{there}"
     )
     folder = typed_path(report.folder)
     checkpoint = f"CHECKPOINT --adapter {folder}" if report.adapter else folder
-    typer.echo(f"export it with: dasheng-edge export {checkpoint} --out BUNDLE")
+    show(f"export it with: dasheng-edge export {checkpoint} --out BUNDLE")
 
 
 COMMANDS = (export, pull)

@@ -15,11 +15,11 @@ from dasheng_edge.quant.decoder.quantize import check_decoder
 from dasheng_edge.quant.decoder.types import COPIED_TYPES, NEED_IMATRIX, DecoderOptions, DecoderType
 from dasheng_edge.quant.encoder.precisions import EncoderPrecision
 from dasheng_edge.quant.encoder.quantize import check_encoder
-from dasheng_edge.runtime.audio.clips import ClipSet, find_clips, printable
+from dasheng_edge.runtime.audio.clips import ClipSet, find_clips
 from dasheng_edge.runtime.bundle.bundle import Bundle, sha256_of
 from dasheng_edge.runtime.bundle.manifest import MANIFEST, KvType
 from dasheng_edge.runtime.errors import ClipsError, QuantizeError
-from dasheng_edge.runtime.names import did_you_mean, known_name
+from dasheng_edge.runtime.names import did_you_mean, known_name, printable
 from dasheng_edge.runtime.progress import Progress
 
 from .bundle_quant import quantize_bundle, quantize_options

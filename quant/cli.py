@@ -21,6 +21,7 @@ from dasheng_edge.runtime.cli.options import (
     name_option,
     print_json,
     say,
+    show,
 )
 from dasheng_edge.runtime.progress import StepBars, typed_path
 
@@ -144,8 +145,8 @@ def _print_quantized(report: QuantizeReport, options: QuantizeOptions, *, as_jso
         return
     share = 100 * report.bytes / report.source_bytes
     size = f"{report.bytes / 1e6:.1f} MB, {share:.0f} % of {options.source}"
-    typer.echo(f"{options.out}: {size}, in {report.seconds:.1f} s")
-    typer.echo(f"check it wherever it runs with: dasheng-edge verify {typed_path(options.out)}")
+    show(f"{options.out}: {size}, in {report.seconds:.1f} s")
+    show(f"check it wherever it runs with: dasheng-edge verify {typed_path(options.out)}")
 
 
 def compare(
@@ -198,13 +199,13 @@ def compare(
     for candidate in report.candidates:
         if candidate.both is not None:
             kl, same = candidate.both.kl_mean, candidate.both.same_top1
-            typer.echo(
+            show(
                 f"{candidate.name:32} {candidate.cost.total_bytes / 1e6:10.1f} MB   KL {kl.value:.4f} "
                 f"[{kl.low:.4f}, {kl.high:.4f}]   same top-1 {100 * same.value:.1f} %"
             )
     choice, reason = report.recommendation.choice, report.recommendation.reason
-    typer.echo(f"{choice}: {reason}" if choice else reason)
-    typer.echo(f"read {typed_path(out / 'report.html')}")
+    show(f"{choice}: {reason}" if choice else reason)
+    show(f"read {typed_path(out / 'report.html')}")
 
 
 COMMANDS = (quantize, compare)

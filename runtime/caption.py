@@ -6,6 +6,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from dasheng_edge.runtime.machine.forks import Home
 from dasheng_edge.runtime.text.model import Tokens
 
 from .errors import CaptionerBusyError
@@ -38,7 +39,8 @@ class Caption:
 
     text: str
     tokens: Tokens  # without the token that ended generation
-    finish_reason: Literal["stop", "length"]  # the model ended by itself, or `max_new_tokens` was reached
+    # The model ended by itself, or was cut: at `max_new_tokens`, or where it repeated itself; then `warnings` say so.
+    finish_reason: Literal["stop", "length"]
     audio_s: float
     prompt_tokens: int  # text tokens of the prompt
     audio_tokens: int  # rows of audio embeddings in the prompt
@@ -55,8 +57,10 @@ class CaptionStream(Iterator[str]):
     def __init__(self, run: Generator[str, None, Caption]) -> None:
         self._run = run
         self._caption: Caption | None = None
+        self._home = Home("caption stream")
 
     def __next__(self) -> str:
+        self._home.check()
         try:
             return next(self._run)
         except StopIteration as stop:

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
-from dasheng_edge.runtime.audio.read import AudioSource
+from dasheng_edge.runtime.audio.read import AudioSource, describe_audio
 from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.bundle.manifest import Sampling
 from dasheng_edge.runtime.engine_options import EngineOptions
 from dasheng_edge.runtime.machine.devices import Device
+from dasheng_edge.runtime.machine.forks import Home, check_pool, starts_pool
 from dasheng_edge.runtime.machine.user_cache import cache_folder
 from dasheng_edge.runtime.text.batch_decoder import MAX_SEQUENCES, batch_answers
+from dasheng_edge.runtime.text.decoder import Embeddings
+from dasheng_edge.runtime.text.model import Tokens
 from dasheng_edge.runtime.text.prefix_cache import PrefixCache, prefix_model
 
 from .caption import Caption, CaptionStream
-from .errors import CaptionerBusyError, PromptError
+from .errors import AudioError, CaptionerBusyError, DashengEdgeError, clip_error
 from .parts import Parts
-from .request import Request, RunningRequest
+from .request import Request, RunningRequest, check_count
 from .tuned import settings_for
 
 # Eight clips of 10 s with 40 tokens each, 0.6B Q4_K_M on two cores: 5.9 s one by one, 5.5 s in twos, 4.7 s in fours and
@@ -41,6 +47,7 @@ class Captioner:
         self._lock = threading.Lock()
         self._streams: weakref.WeakSet[CaptionStream] = weakref.WeakSet()
         self._closed = False
+        self._home = Home("captioner", parts)
 
     @classmethod
     def open(
@@ -66,6 +73,7 @@ class Captioner:
         )
         bundle = Bundle.open(path, check_sha256=check_sha256)
         settings = settings_for(bundle, options)
+        check_pool(settings.text_threads)
         parts = Parts.open(bundle, settings)
         folder = cache_folder() if settings.cache is None else settings.cache
         parts.decoder.prefixes = PrefixCache(None if folder == "off" else folder, prefix_model(bundle, settings))
@@ -80,9 +88,13 @@ class Captioner:
     def close(self) -> None:
         """Free the decoder; a stream that was not read to its end is closed. Harmless when repeated.
 
+        In a forked child it does nothing.
+
         Raises:
             CaptionerBusyError: another thread is captioning.
         """
+        if not self._home.here:
+            return
         busy = "cannot close the captioner while another thread is captioning"
         try:
             for stream in list(self._streams):
@@ -130,11 +142,11 @@ class Captioner:
             AudioError: the audio cannot be read, or is longer than the context has room for.
             PromptError: the prompt cannot be rendered, or leaves no room for audio.
             CaptionerBusyError: the captioner is closed, or another caption is under way.
+            ForkedError: this process was forked from the one that opened it.
             DecoderError, DeviceError: llama.cpp or ONNX Runtime failed.
         """
-        facts = self.bundle.prompt_facts
-        limit = self._limit(max_new_tokens)
-        stream = CaptionStream(self._run(Request(audio, prompt, system, limit, sampling or facts.sampling, live)))
+        asked = self._asked(prompt, system, max_new_tokens, sampling)
+        stream = CaptionStream(self._run(replace(asked, audio=audio, live=live)))
         self._streams.add(stream)
         return stream
 
@@ -151,22 +163,39 @@ class Captioner:
         """Caption clips, `batch` of them decoded together; arguments and errors as in `stream`.
 
         Greedy answers are those of `caption`, see `batch_answers`. `timings` of a clip are those of its own audio and
-        prefill; the time of decoding is shared equally.
+        prefill; the time of decoding is shared equally. The first clip that fails ends it: see `caption_each`.
         """
-        if not 1 <= batch <= MAX_SEQUENCES:
-            raise PromptError(f"batch is {batch}; expected 1 to {MAX_SEQUENCES}")
-        facts = self.bundle.prompt_facts
-        limit = self._limit(max_new_tokens)
-        requests = [Request(audio, prompt, system, limit, sampling or facts.sampling) for audio in clips]
+        check_count("batch", batch, MAX_SEQUENCES)
+        asked = self._asked(prompt, system, max_new_tokens, sampling)
         with self._busy():
-            groups = [requests[start : start + batch] for start in range(0, len(requests), batch)]
-            return [caption for group in groups for caption in self._together(group)]
+            return [caption for group in _groups(asked, clips, batch) for caption in self._together(group)]
 
-    def _limit(self, max_new_tokens: int | None) -> int:
-        limit = self.bundle.prompt_facts.max_new_tokens if max_new_tokens is None else max_new_tokens
-        if limit < 1:
-            raise PromptError(f"max_new_tokens is {limit}; expected at least 1")
-        return limit
+    def caption_each(
+        self,
+        clips: Iterable[AudioSource],
+        prompt: str | None = None,
+        *,
+        system: str | None = None,
+        max_new_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        batch: int = DEFAULT_BATCH,
+    ) -> Iterator[Caption | DashengEdgeError]:
+        """As `caption_batch`, but a clip that fails gives its error, an `AudioError` mostly, and the others go on.
+
+        Results come in the order of the clips, as each batch is done. Clips that cannot be decoded together are decoded
+        in smaller batches. What is wrong for all clips, such as the prompt or the captioner, is raised.
+        """
+        check_count("batch", batch, MAX_SEQUENCES)
+        asked = self._asked(prompt, system, max_new_tokens, sampling)
+        return self._results(_groups(asked, clips, batch))
+
+    def _asked(
+        self, prompt: str | None, system: str | None, max_new_tokens: int | None, sampling: Sampling | None
+    ) -> Request:
+        """What is asked about any audio."""
+        facts = self.bundle.prompt_facts
+        limit = facts.max_new_tokens if max_new_tokens is None else max_new_tokens
+        return Request(b"", prompt, system, limit, facts.sampling if sampling is None else sampling)
 
     def _run(self, request: Request) -> Generator[str, None, Caption]:
         with self._busy():
@@ -178,6 +207,7 @@ class Captioner:
     @contextmanager
     def _busy(self) -> Generator[None]:
         """No other caption runs meanwhile."""
+        self._home.check()
         if not self._lock.acquire(blocking=False):
             raise CaptionerBusyError(
                 "the captioner is busy with another caption; finish or close that one first, "
@@ -186,6 +216,7 @@ class Captioner:
         try:
             if self._closed:
                 raise CaptionerBusyError("the captioner is closed; open a new one")
+            starts_pool(self.parts.decoder.settings.text_threads)
             yield
         finally:
             self._lock.release()
@@ -198,3 +229,53 @@ class Captioner:
             prompts.append(running[-1].rows())
         answers = batch_answers(self.parts.decoder, prompts, requests[0].max_new_tokens, requests[0].sampling)
         return [request.answered(answer) for request, answer in zip(running, answers, strict=True)]
+
+    def _results(self, groups: Iterator[list[Request]]) -> Iterator[Caption | DashengEdgeError]:
+        for group in groups:
+            with self._busy():
+                results = self._each(group)
+            yield from results
+
+    def _each(self, requests: Sequence[Request]) -> list[Caption | DashengEdgeError]:
+        """As `_together`, with the error of a clip that fails in its place."""
+        results: list[Caption | DashengEdgeError | None] = []
+        running: list[RunningRequest] = []
+        prompts: list[list[Tokens | Embeddings]] = []
+        for asked in requests:
+            try:
+                one = RunningRequest(self.bundle, self.parts, asked)
+                prompts.append(one.rows())
+            except Exception as error:  # noqa: BLE001, PERF203  # whatever a clip does, the others go on
+                results.append(clip_error(describe_audio(asked.audio), error))
+            else:
+                running.append(one)
+                results.append(None)
+        answers = iter(self._answers(running, prompts, requests[0]))
+        return [next(answers) if result is None else result for result in results]
+
+    def _answers(
+        self, running: Sequence[RunningRequest], prompts: Sequence[list[Tokens | Embeddings]], asked: Request
+    ) -> list[Caption | DashengEdgeError]:
+        """Of requests that are ready, in halves where they cannot be decoded together."""
+        if not running:
+            return []
+        try:
+            answers = batch_answers(self.parts.decoder, prompts, asked.max_new_tokens, asked.sampling)
+            return [one.answered(answer) for one, answer in zip(running, answers, strict=True)]
+        except Exception as error:  # noqa: BLE001  # as above
+            if len(running) == 1:
+                return [clip_error(running[0].name, error)]
+        half = len(running) // 2
+        return [
+            answer
+            for part in (slice(half), slice(half, None))
+            for answer in self._answers(running[part], prompts[part], asked)
+        ]
+
+
+def _groups(asked: Request, clips: Iterable[AudioSource], size: int) -> Iterator[list[Request]]:
+    """The same asked about each clip, in lists of so many."""
+    if isinstance(clips, (str, bytes, os.PathLike)) or not isinstance(clips, Iterable):
+        raise AudioError(f"the clips are of type {type(clips).__name__}; expected a list of paths or other audio")
+    requests = (replace(asked, audio=audio) for audio in clips)
+    return iter(lambda: list(islice(requests, size)), [])

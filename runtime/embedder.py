@@ -17,6 +17,7 @@ from dasheng_edge.runtime.bundle.bundle import ENCODER, Bundle
 from dasheng_edge.runtime.bundle.manifest import MANIFEST
 from dasheng_edge.runtime.engine_options import EngineOptions
 from dasheng_edge.runtime.machine.devices import Device
+from dasheng_edge.runtime.machine.forks import Home
 
 from .errors import BundleFileError, CaptionerBusyError
 from .tuned import settings_for
@@ -42,6 +43,7 @@ class Embedder:
         self.bundle = bundle
         self._parts: AudioParts | None = parts
         self._lock = threading.Lock()
+        self._home = Home("embedder", parts)
 
     @classmethod
     def open(
@@ -81,11 +83,14 @@ class Embedder:
     def close(self) -> None:
         """Free the encoder. Harmless when repeated.
 
+        In a forked child it does nothing.
+
         Raises:
             CaptionerBusyError: another thread is embedding right now.
         """
-        with self._busy():
-            self._parts = None
+        if self._home.here:
+            with self._busy():
+                self._parts = None
 
     def embed(self, audio: AudioSource) -> Embedding:
         """Embed one clip, however long; `audio` is what `read_audio` takes.
@@ -99,6 +104,7 @@ class Embedder:
             AudioError: the audio cannot be read.
             BundleFileError: the encoder is not the one that the manifest describes.
             CaptionerBusyError: the embedder is closed, or busy with another clip.
+            ForkedError: this process was forked from the one that opened it.
             DeviceError: ONNX Runtime failed.
         """
         with self._busy():
@@ -109,6 +115,7 @@ class Embedder:
     @contextmanager
     def _busy(self) -> Generator[None]:
         """No other thread embeds meanwhile."""
+        self._home.check()
         if not self._lock.acquire(blocking=False):
             raise CaptionerBusyError(
                 "the embedder is busy with another clip; wait for it, or open one embedder per thread"

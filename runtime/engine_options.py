@@ -79,6 +79,11 @@ class EngineSettings(EngineOptions):
     weights: WeightLayout = "mapped"
     huge_pages: bool = False
 
+    @property
+    def text_threads(self) -> int:
+        """The most threads that the decoder computes with."""
+        return max(self.prefill_threads, self.decode_threads)
+
 
 @dataclass(frozen=True)
 class Host:

@@ -115,9 +115,42 @@ class DecoderError(DashengEdgeError, RuntimeError):
     """llama.cpp refused to load the model or to decode."""
 
 
+class ClipFailedError(DashengEdgeError, RuntimeError):
+    """A clip of several failed in a way that nobody foresaw, or for lack of memory; `__cause__` is how."""
+
+
 class CaptionerBusyError(DashengEdgeError, RuntimeError):
     """A Captioner or Embedder was used from two threads at once, or after it was closed."""
 
 
+class ForkedError(CaptionerBusyError):
+    """A Captioner or Embedder was used in a process that was forked from the one that opened it."""
+
+
 class MissingExtraError(DashengEdgeError, ImportError):
     """An optional dependency is not installed; the message holds the pip line."""
+
+
+# What ends the work on all clips, since it would fail for each: what is asked, or with what.
+NOT_OF_A_CLIP = (PromptError, BundleError, CaptionerBusyError, OutputWriteError)
+
+
+def clip_error(name: str, error: Exception) -> DashengEdgeError:
+    """The error of one clip, so that the others go on; what is none of ours gets a sentence and stays its cause.
+
+    Raises it again where it is not the clip's: see `NOT_OF_A_CLIP`.
+    """
+    if isinstance(error, NOT_OF_A_CLIP):
+        raise error
+    if isinstance(error, DashengEdgeError):
+        return error
+    if isinstance(error, MemoryError):
+        failed = ClipFailedError(f"there is not enough memory for {name}; free some, or cut it into shorter pieces")
+    else:
+        what = f"{type(error).__name__}: {error}".removesuffix(": ")
+        failed = ClipFailedError(
+            f"{name} failed in a way that dasheng-edge does not know ({what}); convert it to a WAV file, and please "
+            "report this error with the file"
+        )
+    failed.__cause__ = error
+    return failed

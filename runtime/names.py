@@ -1,4 +1,4 @@
-"""Names as people type them, in place of a file on this machine or of a word that is known here."""
+"""Names: what people type in place of a file or a word that is known here, and how a terminal may show them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,32 @@ from pathlib import Path
 
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")  # `Path` makes https:/ of https://; C: is a drive of Windows
 _MODEL_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-
+# Control characters (ESC, line ends, those of 8-bit terminals), what turns the direction of writing, and halves of
+# surrogate pairs, which no encoding can write.
+_STEERING = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
+_BYTES = range(0xDC80, 0xDD00)  # what Python makes of the bytes of a name that are no UTF-8
 
 MAX_LISTED = 8
+
+
+def printable(text: str, keep: str = "") -> str:
+    r"""Text of others, a name or an answer, for a terminal: what would steer it is shown, ESC as `\x1b`, but `keep`.
+
+    Bytes of a file's name that are no UTF-8 become `\xff`.
+    """
+    return _STEERING.sub(lambda found: found[0] if found[0] in keep else _escaped(found[0]), text)
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    code -= 0xDC00 if code in _BYTES else 0
+    return _SHORT.get(character) or (f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}")
+
+
+def printable_json(line: str) -> str:
+    """A line of JSON that says the same and does not steer a terminal: JSON itself escapes the first 32 alone."""
+    return _STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", line)
 
 
 def address_hint(name: str | Path) -> str:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
+from .names import printable
+
 Advance: TypeAlias = Callable[[int], None]  # is told by how much a step went on: bytes, tensors, clips
 
 
@@ -93,7 +95,8 @@ class StepBars:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-        columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[done]}"), TimeElapsedColumn()
+        name, done = TextColumn("{task.description}", markup=False), TextColumn("{task.fields[done]}")
+        columns = name, BarColumn(), done, TimeElapsedColumn()
         self._console = Console(stderr=True)
         self._bars = Progress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal)
         self._step = self._bars.add_task("checkpoint", total=None, done="")
@@ -108,14 +111,14 @@ class StepBars:
 
     def begin(self, step: str, total: int, unit: str) -> None:
         self._total, self._unit = total, unit
-        self._bars.reset(self._step, description=step, total=total, done=self._done(0))
+        self._bars.reset(self._step, description=printable(step), total=total, done=self._done(0))
 
     def advance(self, amount: int) -> None:
         self._bars.advance(self._step, amount)
         self._bars.update(self._step, done=self._done(int(self._bars.tasks[0].completed)))
 
     def end(self, report: StepReport) -> None:
-        self._console.print(step_line(report), highlight=False, soft_wrap=True, markup=False)
+        self._console.print(printable(step_line(report)), highlight=False, soft_wrap=True, markup=False)
 
     def _done(self, amount: int) -> str:
         if self._unit == "bytes":

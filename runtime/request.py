@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from time import perf_counter
+from typing import cast
 
 import numpy as np
+from pydantic import ValidationError
 
 from dasheng_edge.runtime.audio.front_end import Features, RunningFeatures
 from dasheng_edge.runtime.audio.read import AudioSource, ReadAudio, Waveform, describe_audio, read_audio
@@ -15,17 +17,23 @@ from dasheng_edge.runtime.bundle.manifest import Sampling
 from dasheng_edge.runtime.text.batch_decoder import Answer
 from dasheng_edge.runtime.text.decoder import Embeddings
 from dasheng_edge.runtime.text.model import Tokens
+from dasheng_edge.runtime.text.sampler import phrase_of_loop
 
 from .caption import Caption, Timings
 from .errors import AudioTooLongError, PromptError
 from .parts import Parts
 
 MIN_DEVIATION_DB = 0.1  # below, a warning would say 0.0 dB
+MIN_LOOP_TOKENS = 16  # of a cut answer that is said to go round in a loop
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked about a clip; None means the bundle's default."""
+    """What is asked about a clip; None means the bundle's default.
+
+    Raises:
+        PromptError: something is of another type, or out of range.
+    """
 
     audio: AudioSource
     prompt: str | None
@@ -33,6 +41,32 @@ class Request:
     max_new_tokens: int
     sampling: Sampling
     live: bool = False
+
+    def __post_init__(self) -> None:
+        for name, text in (("prompt", self.prompt), ("system text", self.system)):
+            if not isinstance(text, str | None):
+                raise PromptError(f"the {name} is of type {type(text).__name__}; expected a string, or None")
+        check_count("max_new_tokens", self.max_new_tokens)
+        if not isinstance(self.sampling, Sampling):
+            raise PromptError(f"sampling is of type {type(self.sampling).__name__}; expected Sampling, or None")
+        try:
+            Sampling.model_validate(self.sampling.model_dump(warnings=False))  # `model_copy` and its kind check nothing
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = first["loc"][0] if first["loc"] else "sampling"
+            raise PromptError(f"{where} of sampling is {first['input']!r}: {first['msg']}") from error
+
+
+def check_count(name: str, value: object, most: int | None = None) -> None:
+    """Refuse what is no whole number from 1 to `most`.
+
+    Raises:
+        PromptError: it is none.
+    """
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not whole or not 1 <= cast("int", value) <= (most or cast("int", value)):
+        expected = "at least 1" if most is None else f"1 to {most}"
+        raise PromptError(f"{name} is {value!r}; expected {expected}{'' if whole else ', as a whole number'}")
 
 
 class RunningRequest:
@@ -46,6 +80,7 @@ class RunningRequest:
     """
 
     def __init__(self, bundle: Bundle, parts: Parts, request: Request) -> None:
+        self.name = describe_audio(request.audio)
         self._parts, self._request, self._front_end = parts, request, bundle.manifest.front_end
         self._decoder_facts, self._prompt_facts = bundle.decoder_facts, bundle.prompt_facts
         read_ms = request.audio.reading_ms if isinstance(request.audio, ReadAudio) else 0.0
@@ -78,7 +113,7 @@ class RunningRequest:
             )
         max_samples = self._front_end.samples_for_tokens(positions - taken)
         too_long = (
-            f"{describe_audio(audio)} is longer than {max_samples / rate_hz:.1f} s, which is what the decoder's "
+            f"{self.name} is longer than {max_samples / rate_hz:.1f} s, which is what the decoder's "
             f"{positions} positions hold beside the prompt; cut it into shorter pieces"
         )
         return _AudioBlocks(read_audio(audio, sample_rate_hz=rate_hz), max_samples, too_long, read_ms)
@@ -189,6 +224,7 @@ class RunningRequest:
         )
 
     def _warnings(self) -> Iterator[str]:
+        yield from self._cut_warnings()
         seconds, comfortable_s = self._audio.samples / self._front_end.sample_rate_hz, self._prompt_facts.comfortable_s
         if seconds > comfortable_s:
             length = f"the audio is {seconds:.0f} s long"
@@ -198,6 +234,21 @@ class RunningRequest:
             louder = "it got louder after parts of it were encoded"
             below = f"quiet bins of those lie up to {self._deviation_db:.1f} dB below those of the whole clip"
             yield f"{louder}: {below}; caption it as a file, without --live, for the exact numbers"
+
+    def _cut_warnings(self) -> Iterator[str]:
+        """Why the answer ends although the model had more to say."""
+        tokens, limit = self._tokens, self._request.max_new_tokens
+        if self._parts.decoder.is_end(tokens[-1]):
+            return
+        if size := phrase_of_loop(tokens) or phrase_of_loop(tokens, MIN_LOOP_TOKENS):
+            phrase = self._parts.decoder.detokenize(tokens[-size:]).strip()
+            ended = "" if len(tokens) == limit else f", so it was ended after {len(tokens)} tokens"
+            yield (
+                f"the answer says {phrase!r} over and over{ended}; try no_repeat_ngram_size 4 "
+                "(--no-repeat-ngram-size 4), or a repetition penalty of 1.1"
+            )
+        if len(tokens) == limit:
+            yield f"the answer was cut at {limit} tokens; allow more (--max-new-tokens) to get all of it"
 
 
 @dataclass

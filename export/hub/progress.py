@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dasheng_edge.runtime.names import printable
+
 
 class PullProgress:
     """Who is told how a download goes on; this class tells nobody."""
@@ -73,4 +75,4 @@ class PullBar(PullProgress):
             self._line(f"{self._done}/{self._files} files, {mb:,.1f} of {total_mb:,.1f} MB")
 
     def _line(self, text: str) -> None:
-        self._console.print(text, highlight=False, soft_wrap=True, markup=False)
+        self._console.print(printable(text), highlight=False, soft_wrap=True, markup=False)

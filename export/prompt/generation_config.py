@@ -17,7 +17,7 @@ LONGEST = 2048
 # What would change the answer and has no counterpart here, with the values that ask for nothing.
 _UNUSED: dict[str, tuple[object, ...]] = {
     "num_beams": (1,), "num_beam_groups": (1,), "penalty_alpha": (0, None), "typical_p": (1, None),
-    "epsilon_cutoff": (0, None), "eta_cutoff": (0, None), "no_repeat_ngram_size": (0, None),
+    "epsilon_cutoff": (0, None), "eta_cutoff": (0, None),
     "encoder_repetition_penalty": (1, None), "guidance_scale": (1, None), "min_length": (0, None),
     "min_new_tokens": (0, None), "bad_words_ids": (None,), "suppress_tokens": (None,), "sequence_bias": (None,),
     "forced_bos_token_id": (None,), "forced_eos_token_id": (None,), "stop_strings": (None,),
@@ -35,18 +35,22 @@ class GenerationConfig(BaseModel):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = 1.0
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: PositiveFloat | None = 1.0
+    no_repeat_ngram_size: NonNegativeInt | None = 0
     max_new_tokens: PositiveInt | None = None
     max_length: PositiveInt | None = None  # counts the prompt and the audio, too
 
     def sampling(self, usual: Sampling) -> Sampling:
         """Sampling as stated; `usual` where the file does not say whether to sample."""
-        penalty = self.repetition_penalty or 1.0
+        always = {
+            "repetition_penalty": self.repetition_penalty or 1.0,
+            "no_repeat_ngram_size": self.no_repeat_ngram_size or 0,
+        }  # fmt: skip
         if self.do_sample is False or (self.do_sample is None and not usual.temperature):
-            return Sampling(repetition_penalty=penalty)
+            return Sampling.model_validate(always)
         off = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
         stated = {name: getattr(self, name) for name in off if self.do_sample or name in self.model_fields_set}
         chosen = {name: off[name] if value is None else value for name, value in stated.items()}
-        return Sampling.model_validate({**usual.model_dump(), **chosen, "repetition_penalty": penalty})
+        return Sampling.model_validate({**usual.model_dump(), **chosen, **always})
 
     def new_tokens(self, usual: int) -> int:
         """The most tokens of an answer; `usual` where the file does not say."""

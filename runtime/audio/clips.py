@@ -23,6 +23,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from dasheng_edge.runtime.bundle.bundle import sha256_of
 from dasheng_edge.runtime.errors import AudioEmptyError, ClipsError
+from dasheng_edge.runtime.names import printable
 
 from .read import Waveform, read_audio
 
@@ -162,11 +163,6 @@ def find_clips(path: Path) -> ClipSet:
     if not _is_file(path):
         raise ClipsError(f"there is nothing at {path}; expected a manifest (.jsonl), a folder or an audio file")
     return ClipSet(printable(path.name), (Clip(printable(path.name), path),))
-
-
-def printable(name: str) -> str:
-    r"""A name of a file as text that can be written: bytes that are no UTF-8 become `\xff`."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _files_below(folder: Path) -> Iterator[Path]:

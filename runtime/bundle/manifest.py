@@ -9,7 +9,16 @@ import json
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from dasheng_edge.runtime.errors import BundleManifestError, BundleNotFoundError
 from dasheng_edge.runtime.names import bundle_hint
@@ -19,6 +28,7 @@ from .front_end_spec import FrontEndSpec
 SCHEMA_VERSION = 4  # the newest that this version reads
 MANIFEST = "manifest.json"
 KvType: TypeAlias = Literal["f16", "q8_0", "q4_0"]  # how llama.cpp keeps keys and values, by its names
+_NGRAM = "no_repeat_ngram_size"
 UNREADABLE = (OSError, ValueError, RecursionError)  # what a file that is no JSON raises; the last: nested too deeply
 
 
@@ -72,6 +82,13 @@ class Sampling(_Model):
     min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
     repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
     seed: Annotated[int, Field(ge=0)] = 0
+    no_repeat_ngram_size: Annotated[int, Field(ge=0)] = 0  # so many tokens in a row come once in an answer; 0: no limit
+
+    @model_serializer(mode="wrap")
+    def _without_what_says_nothing(self, written: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """Readers that do not know the newest key refuse it, so it is written where it says something."""
+        fields: dict[str, object] = written(self)
+        return fields if self.no_repeat_ngram_size else {k: v for k, v in fields.items() if k != _NGRAM}
 
 
 class PromptFacts(_Model):

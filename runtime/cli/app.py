@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from typer.core import TyperCommand, TyperGroup
 
 from dasheng_edge.runtime.errors import DashengEdgeError
-from dasheng_edge.runtime.names import address_hint
+from dasheng_edge.runtime.names import address_hint, printable
 
 from .bench import bench
 from .caption import caption
@@ -34,6 +34,7 @@ from .verify import verify
 COMMANDS = (caption, embed, verify, info, doctor, bench, tune)
 # Each has COMMANDS of its own; loaded by name, since the runtime must not import upwards.
 COMMAND_MODULES = ("dasheng_edge.export.cli", "dasheng_edge.quant.cli")
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # of the parser; Typer does not name it
 _SWITCH_VALUES = ("true", "false", "yes", "no", "on", "off")
 _EPILOG = """\
 Results go to stdout, everything else to stderr. With --json, stdout holds JSON objects, one on a line: one per audio
@@ -53,6 +54,9 @@ class _Group(TyperGroup):
         except DashengEdgeError as error:
             say(f"error: {error}")
             raise typer.Exit(1) from error
+        except _UsageError as error:
+            error.message = printable(error.message)  # type: ignore[attr-defined]  # it has one
+            raise
         except KeyboardInterrupt as error:
             typer.echo("interrupted", err=True)
             raise typer.Exit(130) from error
@@ -127,7 +131,7 @@ def main() -> None:
     except OSError as error:  # none of ours: stdout is full or broken, or a file that nobody guards
         place = f"use {error.filename}" if error.filename else "write results"
         with suppress(OSError):  # stderr may be as full
-            typer.echo(f"error: cannot {place}: {error.strerror or error}", err=True)
+            say(f"error: cannot {place}: {error.strerror or error}")
         sys.exit(1)
 
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from dasheng_edge.runtime.names import printable
+
 from .options import (
     BundleArgument,
     DeviceOption,
@@ -91,7 +93,7 @@ def _print_bench(report: BenchReport) -> None:
         add("decode", report.decode_tokens_per_s, "tok/s", other.decode_tokens_per_s if other else None)
     print_table(table)
     for line in _bench_lines(report):
-        typer.echo(fitted(line, sys.stdout))
+        typer.echo(fitted(printable(line), sys.stdout))
 
 
 def _bench_lines(report: BenchReport) -> list[str]:

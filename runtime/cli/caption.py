@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from dasheng_edge.runtime.errors import AudioError, DecoderError, DeviceError
+from dasheng_edge.runtime.errors import NOT_OF_A_CLIP, AudioError, DashengEdgeError, clip_error
 from dasheng_edge.runtime.output.caption_formats import CAPTION_FORMATS, CaptionFormat, TextFormat
 
 from .options import (
@@ -60,6 +60,9 @@ MinPOption = Annotated[
 RepetitionOption = Annotated[
     float | None, typer.Option(metavar="R", help="Makes tokens that were used less likely; above 0, 1: no penalty.")
 ]
+NgramOption = Annotated[
+    int | None, typer.Option(min=0, metavar="N", help="No N tokens in a row are written twice; 0: they may be.")
+]
 PromptOption = Annotated[str | None, typer.Option(metavar="TEXT", help="What to ask; default: the bundle's prompt.")]
 SystemOption = Annotated[
     str | None, typer.Option(metavar="TEXT", help="System text, '' for none; default: the bundle's.")
@@ -90,6 +93,7 @@ def caption(
     top_p: TopPOption = None,
     min_p: MinPOption = None,
     repetition_penalty: RepetitionOption = None,
+    no_repeat_ngram_size: NgramOption = None,
     seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="Seed of the sampling.")] = None,
     window: WindowOption = None,
     hop: HopOption = None,
@@ -118,7 +122,8 @@ def caption(
 
     options = {
         "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
-        "repetition_penalty": repetition_penalty, "seed": seed,
+        "repetition_penalty": repetition_penalty, "no_repeat_ngram_size": no_repeat_ngram_size,
+        "seed": seed,
     }  # fmt: skip
     engine = engine_options(device, threads, mapped=len(audio) < MIN_REPACKING_CLIPS and windows is None)
     with Captioner.open(bundle, options=engine, check_sha256=check_sha256) as captioner:
@@ -156,7 +161,7 @@ class _Clip:
     name: str
     audio: AudioSource
     span: Span | None = None
-    error: AudioError | None = None
+    error: DashengEdgeError | None = None
 
 
 def _clips(
@@ -171,8 +176,8 @@ def _clips(
         try:
             for span in _spans(captioner, source, name, windows):
                 yield _Clip(file, name, span.audio, span)
-        except AudioError as error:
-            yield _Clip(file, name, source, error=error)
+        except Exception as error:  # noqa: BLE001  # whatever a file does, the others go on
+            yield _Clip(file, name, source, error=clip_error(name, error))
 
 
 def _spans(captioner: Captioner, source: AudioSource, name: str, windows: tuple[float, float] | None) -> Iterator[Span]:
@@ -243,28 +248,56 @@ class _Run:
                 clips, self.prompt, system=self.system, max_new_tokens=self.max_new_tokens, sampling=self.sampling,
                 batch=len(clips),
             )  # fmt: skip
-        except (AudioError, DecoderError, DeviceError) as error:
-            say(f"note: {len(clips)} clips cannot be decoded together ({error}); they are decoded one by one")
+        except Exception as error:  # noqa: BLE001  # whatever one of them does, the others go on
+            why = clip_error("one of them", error)
+            say(f"note: {len(clips)} clips cannot be decoded together ({why}); they are decoded one by one")
             return ()
 
     def show(self, clip: _Clip) -> bool:
         """Print the caption of a clip, or why there is none; returns whether there is one."""
         try:
-            if clip.error is not None:
-                raise clip.error
-            answer = self.captioner.stream(
-                clip.audio, self.prompt, system=self.system, max_new_tokens=self.max_new_tokens,
-                sampling=self.sampling, live=self.live,
-            )  # fmt: skip
-            if self.stream:
-                _print_pieces(answer, TextFormat(self.lines.single_file).label(clip.name, _window(clip)))
-            self.print(answer.finish(), clip)
-        except (AudioError, DecoderError, DeviceError) as error:
+            result = self._finish(self._pieces(clip), clip)
+        except NOT_OF_A_CLIP:
+            raise
+        except DashengEdgeError as error:
             if line := self.lines.error(clip.name, error):
                 typer.echo(line)
             say(f"error: {error}")
             return False
+        self.print(result, clip)
         return True
+
+    def _pieces(self, clip: _Clip) -> Generator[str, None, Caption]:
+        """The answer as it comes; what fails is an error of ours, so that it differs from what printing raises."""
+        if clip.error is not None:
+            raise clip.error
+        try:
+            answer = self.captioner.stream(
+                clip.audio, self.prompt, system=self.system, max_new_tokens=self.max_new_tokens,
+                sampling=self.sampling, live=self.live,
+            )  # fmt: skip
+            yield from answer
+            return answer.finish()
+        except DashengEdgeError:
+            raise
+        except Exception as error:
+            raise clip_error(clip.name, error) from error
+
+    def _finish(self, pieces: Generator[str, None, Caption], clip: _Clip) -> Caption:
+        """Read an answer to its end, with --stream printing what comes."""
+        text, started = TextFormat(self.lines.single_file), False
+        try:
+            while True:
+                piece = text.piece(next(pieces))
+                if self.stream:
+                    typer.echo(piece if started else text.label(clip.name, _window(clip)) + piece, nl=False)
+                    sys.stdout.flush()
+                    started = True
+        except StopIteration as end:
+            return cast("Caption", end.value)
+        finally:
+            if started:
+                typer.echo()
 
     def print(self, result: Caption, clip: _Clip) -> None:
         """Print a caption, unless its pieces were printed, and its warnings."""
@@ -277,15 +310,3 @@ class _Run:
 def _window(clip: _Clip) -> Span | None:
     """The part of a file that a clip is; None if it is the whole."""
     return None if clip.span is None or clip.span.whole else clip.span
-
-
-def _print_pieces(run: Iterator[str], label: str) -> None:
-    started = False
-    try:
-        for piece in run:
-            typer.echo(piece if started else label + piece, nl=False)
-            sys.stdout.flush()
-            started = True
-    finally:
-        if started:
-            typer.echo()

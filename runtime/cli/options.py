@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 from dasheng_edge.runtime.errors import MissingExtraError
 from dasheng_edge.runtime.machine.devices import Device, DeviceChoice, checked_device
 from dasheng_edge.runtime.machine.installation import install_line
-from dasheng_edge.runtime.names import did_you_mean, known_name
+from dasheng_edge.runtime.names import did_you_mean, known_name, printable, printable_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -123,8 +123,13 @@ def load(module: str, command: str, *extras: str) -> Any:
 
 
 def say(line: str) -> None:
-    """Print a line that is no result."""
-    typer.echo(fitted(line, sys.stderr), err=True)
+    """Print a line that is no result, whatever names are in it."""
+    typer.echo(fitted(printable(line), sys.stderr), err=True)
+
+
+def show(line: str) -> None:
+    """Print a line of a result, whatever names are in it."""
+    typer.echo(printable(line))
 
 
 def fitted(line: str, stream: TextIO) -> str:
@@ -137,15 +142,24 @@ def fitted(line: str, stream: TextIO) -> str:
 
 def print_json(value: object) -> None:
     """Print one object on one line, which is what `--json` promises."""
-    typer.echo(value.model_dump_json() if isinstance(value, BaseModel) else json.dumps(value, ensure_ascii=False))
+    line = value.model_dump_json() if isinstance(value, BaseModel) else json.dumps(value, ensure_ascii=False)
+    typer.echo(printable_json(line))
 
 
 def print_table(table: Table) -> None:
     """Print a table to stdout; what is wider than the terminal goes on in the next line, and [x] is no markup."""
     from rich.console import Console
+    from rich.text import Text
 
     for column in table.columns:
         column.overflow = "fold"
-    console = Console()
+
+    class Printable(Console):
+        """Shows what would steer the terminal in the texts of a table."""
+
+        def render_str(self, text: str, **style: Any) -> Text:
+            return super().render_str(printable(text, keep="\n"), **style)
+
     # Piped, Rich assumes 80 columns and would break long values.
-    Console(width=None if console.is_terminal else 120, markup=False, emoji=False).print(table)
+    width = None if Console().is_terminal else 120
+    Printable(width=width, markup=False, emoji=False).print(table)

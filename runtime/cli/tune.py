@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import BundleArgument, JsonOption, print_json, print_table, say
+from .options import BundleArgument, JsonOption, print_json, print_table, say, show
 
 if TYPE_CHECKING:
     from dasheng_edge.runtime.speed.tune import Row, TuneReport
@@ -71,7 +71,7 @@ def _forget(folders: tuple[Path, ...], *, as_json: bool) -> None:
         print_json({"forgotten": found})
         return
     for name, removed in found.items():
-        typer.echo(f"{name}: {'forgotten' if removed else 'nothing was stored'}")
+        show(f"{name}: {'forgotten' if removed else 'nothing was stored'}")
 
 
 def _print_tune(report: TuneReport) -> None:
@@ -90,7 +90,7 @@ def _print_tune(report: TuneReport) -> None:
         table.add_row(row.bundle, row.part, row.setting, f"{row.ms:,.2f} ms", gain, "yes" if row.chosen else "")
     print_table(table)
     for reason in report.reasons:
-        typer.echo(reason)
+        show(reason)
     for one in report.tuned:
-        typer.echo(f"{one.bundle}: stored in {one.file}")
-    typer.echo(f"measured in {report.seconds:.0f} s")
+        show(f"{one.bundle}: stored in {one.file}")
+    show(f"measured in {report.seconds:.0f} s")

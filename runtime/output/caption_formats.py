@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dasheng_edge.runtime.names import printable, printable_json
+
 if TYPE_CHECKING:
     from dasheng_edge.runtime.audio.windows import Span
     from dasheng_edge.runtime.caption import Caption
@@ -30,17 +32,24 @@ class CaptionFormat(ABC):
 
 
 class TextFormat(CaptionFormat):
-    """The text, on a line with the file's name and the window's times if there are several."""
+    """The text, on a line with the file's name and the window's times if there are several.
+
+    What would steer a terminal is escaped, in names and in what the model wrote.
+    """
 
     def label(self, file: str, window: Span | None) -> str:
         """What stands before the text."""
         times = "" if window is None else f"[{clock(window.start_s)}-{clock(window.end_s)}] "
-        return ("" if self.single_file else f"{file}: ") + times
+        return ("" if self.single_file else f"{printable(file)}: ") + times
+
+    def piece(self, text: str) -> str:
+        """A piece of what the model wrote, which may hold line ends and tabs."""
+        return printable(text, keep="\n\t")
 
     def caption(self, file: str, window: Span | None, caption: Caption) -> str:
         # One line per file or window, so that the output of several can be cut by lines.
         text = caption.text if self.single_file and window is None else " ".join(caption.text.split())
-        return self.label(file, window) + text
+        return self.label(file, window) + self.piece(text)
 
 
 class JsonFormat(CaptionFormat):
@@ -51,11 +60,11 @@ class JsonFormat(CaptionFormat):
         timings = {key: round(value, 3) for key, value in dataclasses.asdict(caption.timings).items()}
         speed = round(caption.timings.tokens_per_s, 2)
         fields = {**dataclasses.asdict(caption), "timings": timings, "tokens_per_s": speed}
-        return json.dumps({"audio": file, **times, **fields}, ensure_ascii=False)
+        return printable_json(json.dumps({"audio": file, **times, **fields}, ensure_ascii=False))
 
     def error(self, file: str, error: Exception) -> str:
         why = {"audio": file, "error": str(error), "error_type": type(error).__name__}
-        return json.dumps(why, ensure_ascii=False)
+        return printable_json(json.dumps(why, ensure_ascii=False))
 
 
 CAPTION_FORMATS: Mapping[str, type[CaptionFormat]] = {"text": TextFormat, "json": JsonFormat}

@@ -16,7 +16,7 @@ from dasheng_edge.runtime.errors import DecoderError
 from .context import Context
 from .decoder import CONTEXT_STEP, Decoder, Embeddings
 from .model import Tokens
-from .sampler import Sampler
+from .sampler import Sampler, phrase_of_loop
 
 Block: TypeAlias = NDArray[Any]  # tokens int32 [n] or embeddings float32 [n, n_embd]
 
@@ -82,7 +82,7 @@ def _answers(
         spent_ms[sequence].append(1000 * (perf_counter() - start) - prefill_ms[-1])
     while active := [
         sequence for sequence, answer in enumerate(answers)
-        if len(answer) < max_new_tokens and not decoder.is_end(answer[-1])
+        if len(answer) < max_new_tokens and not decoder.is_end(answer[-1]) and not phrase_of_loop(answer)
     ]:  # fmt: skip
         start = perf_counter()
         context.decode(

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from dasheng_edge.runtime.bundle.manifest import KvType
 from dasheng_edge.runtime.engine_options import EngineSettings
 from dasheng_edge.runtime.errors import DecoderError
+from dasheng_edge.runtime.machine.forks import only_here
 
 from .llama import Watch, llama_cpp_library, llama_log, pointer
 
@@ -75,7 +76,7 @@ class Context:
                 f"llama.cpp cannot make a context of {n_ctx} positions with keys and values in {settings.kv_type}: "
                 f"{log.last()}; free memory, or quantize with --kv f16"
             )
-        self.close = weakref.finalize(self, llama.llama_free, self.pointer)
+        self.close = weakref.finalize(self, only_here(llama.llama_free), self.pointer)
         self.n_ctx: int = llama.llama_n_ctx(self.pointer)
         self._n_vocab: int = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model))
 

@@ -23,7 +23,7 @@ from .context import Context
 from .llama import Watch
 from .model import TextModel, Tokens, load_model
 from .prefix_cache import MIN_TOKENS, PrefixCache
-from .sampler import Sampler
+from .sampler import Sampler, phrase_of_loop
 from .token_rows import TokenRows
 
 Embeddings: TypeAlias = NDArray[np.float32]
@@ -275,19 +275,20 @@ class Decoder(TextModel):
         self._drop_context()
 
     def generate(self, max_new_tokens: int, sampling: Sampling = _GREEDY) -> Iterator[int]:
-        """Token ids after a prefill, up to an end token or `max_new_tokens`.
+        """Token ids after a prefill, up to an end token, `max_new_tokens`, or where they go round in a loop.
 
         Raises:
             DecoderError: no prefill, the context is full, or what `logits` and llama.cpp raise.
         """
-        sampler = Sampler(self, sampling)
+        sampler, answer = Sampler(self, sampling), list[int]()
         try:
             for left in reversed(range(max_new_tokens)):
                 logits = self._logits()  # refuses NaN, from which a sampler would take any token
                 assert self._context is not None
                 token = sampler.next(self._context, logits)
+                answer.append(token)
                 yield token
-                if self.is_end(token) or not left:
+                if self.is_end(token) or not left or phrase_of_loop(answer):
                     return
                 if self._past >= self.n_ctx:
                     raise DecoderError(f"the context of {self.n_ctx} positions is full; reserve room for more tokens")

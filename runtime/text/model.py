@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from dasheng_edge.runtime.engine_options import EngineSettings
 from dasheng_edge.runtime.errors import DecoderError, DeviceError
+from dasheng_edge.runtime.machine.forks import only_here
 
 from .huge_pages import HugePages
 from .llama import HeldSignals, llama_cpp_library, llama_log, pointer
@@ -76,7 +77,7 @@ class TextModel:
     def __init__(self, model: Any) -> None:
         llama = llama_cpp_library()
         self._llama, self._model = llama, model
-        self._free_model = weakref.finalize(self, llama.llama_model_free, model)
+        self._free_model = weakref.finalize(self, only_here(llama.llama_model_free), model)
         self._vocab = llama.llama_model_get_vocab(model)
         self.n_vocab: int = llama.llama_vocab_n_tokens(self._vocab)
         every = map(partial(llama.llama_vocab_get_attr, self._vocab), range(self.n_vocab))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,21 +17,33 @@ if TYPE_CHECKING:
     from .model import TextModel
 
 PENALTY_WINDOW = 64  # generated tokens that the repetition penalty looks back on, llama.cpp's own default
+# An answer that says the same over and over for so many tokens is ended: greedily it never leaves the loop, and what
+# describes a sound, or transcribes speech, does not hold a minute of one phrase.
+LOOP_TOKENS = 128
+MAX_PHRASE = 64  # tokens that are looked for as one phrase
+MIN_TIMES = 4  # that a phrase comes in a loop
 
 
 class Sampler:
-    """One for each answer, since the repetition penalty remembers what it chose."""
+    """One for each answer, since what it chose before counts."""
 
     def __init__(self, model: TextModel, sampling: Sampling) -> None:
         self._llama = llama_cpp_library()
         greedy = not sampling.temperature and sampling.repetition_penalty == 1.0
         self._chain = None if greedy else self._new_chain(model.n_vocab, sampling)
+        self._ngrams = Ngrams(sampling.no_repeat_ngram_size) if sampling.no_repeat_ngram_size else None
 
     def next(self, context: Context, logits: NDArray[np.float32], row: int = -1) -> int:
-        """The token after a row of the last batch; `logits` are that row's."""
+        """The token after a row of the last batch; `logits` are that row's, as llama.cpp's own samplers see them."""
+        if self._ngrams is not None:
+            logits[self._ngrams.banned()] = -np.inf
         if self._chain is None:
-            return int(logits.argmax())  # llama.cpp's own greedy sampler copies and sorts what it looks at
-        return int(self._llama.llama_sampler_sample(self._chain, context.pointer, row))
+            token = int(logits.argmax())  # llama.cpp's own greedy sampler copies and sorts what it looks at
+        else:
+            token = int(self._llama.llama_sampler_sample(self._chain, context.pointer, row))
+        if self._ngrams is not None:
+            self._ngrams.add(token)
+        return token
 
     def close(self) -> None:
         """Free it; harmless when repeated."""
@@ -57,3 +70,42 @@ class Sampler:
         ):
             llama.llama_sampler_chain_add(chain, sampler)
         return chain
+
+
+class Ngrams:
+    """Runs of `size` tokens of an answer: which tokens would end one that was there before.
+
+    As transformers' NoRepeatNGramLogitsProcessor does where the model is given embeddings: only the answer counts.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._tokens: list[int] = []
+        self._ends: dict[tuple[int, ...], list[int]] = {}  # what followed each run of size - 1 tokens
+
+    def banned(self) -> list[int]:
+        """Token ids that must not come next."""
+        return self._ends.get(self._lead(), [])
+
+    def add(self, token: int) -> None:
+        """This token was chosen."""
+        if len(self._tokens) >= self._size - 1:
+            self._ends.setdefault(self._lead(), []).append(token)
+        self._tokens.append(token)
+
+    def _lead(self) -> tuple[int, ...]:
+        return tuple(self._tokens[len(self._tokens) - self._size + 1 :])
+
+
+def phrase_of_loop(tokens: Sequence[int], stretch: int = LOOP_TOKENS) -> int:
+    """How many tokens the phrase has that an answer ends with over and over; 0 if it does not.
+
+    The phrase has at most `MAX_PHRASE` tokens, comes at least `MIN_TIMES`, and fills the last `stretch` tokens.
+    """
+    for size in range(1, MAX_PHRASE + 1):
+        length = max(stretch, MIN_TIMES * size)
+        if length > len(tokens):
+            break
+        if tokens[-length + size :] == tokens[-length:-size]:
+            return size
+    return 0

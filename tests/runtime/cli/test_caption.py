@@ -28,6 +28,12 @@ def caption(*args: str | Path | float, stdin: bytes | None = None) -> Result:
     return CliRunner().invoke(cli.build_app(), arguments, input=stdin, prog_name="dasheng-edge")
 
 
+def said(result: Result) -> str:
+    """Stderr but that answers were cut, which those of a model with random weights always are."""
+    lines = result.stderr.splitlines(keepends=True)
+    return "".join(line for line in lines if "the answer was cut at" not in line)
+
+
 def wav(seconds: float) -> bytes:
     samples = np.random.default_rng(0).uniform(-0.3, 0.3, round(seconds * RATE))
     file = io.BytesIO()
@@ -65,7 +71,7 @@ def test_windows_have_their_times(tiny_bundle: Path, clip: Path) -> None:
     assert done.exit_code == 0
     starts = [line.split("]")[0] + "]" for line in done.stdout.splitlines()]
     assert starts == ["[0:00-0:02]", "[0:01.5-0:03.5]", "[0:03-0:05]"]
-    assert done.stderr == ""
+    assert said(done) == ""
 
 
 def test_a_window_alone_moves_on_by_half(tiny_bundle: Path, clip: Path) -> None:
@@ -99,7 +105,7 @@ def test_long_audio_is_cut_and_said_so(tiny_bundle: Path, clip: Path, monkeypatc
 def test_short_audio_is_captioned_as_a_whole(tiny_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "short.wav").write_bytes(wav(2))
     done = caption(tiny_bundle, tmp_path / "short.wav", "--json")
-    assert done.stderr == ""
+    assert said(done) == ""
     (found,) = map(json.loads, done.stdout.splitlines())
     assert "start_s" not in found
     assert found["timings"]["audio_decode_ms"] > 0
@@ -207,7 +213,7 @@ def test_clips_that_do_not_go_together_are_captioned_one_by_one(
     monkeypatch.setattr(Captioner, "caption_batch", refuse)
     done = caption(tiny_bundle, clip, clip, "--batch", 2)
     assert done.exit_code == 0
-    assert done.stderr == "note: 2 clips cannot be decoded together (no room); they are decoded one by one\n"
+    assert said(done) == "note: 2 clips cannot be decoded together (no room); they are decoded one by one\n"
     assert len(done.stdout.splitlines()) == 2
 
 
