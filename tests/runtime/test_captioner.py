@@ -8,6 +8,7 @@ import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -152,6 +153,40 @@ def test_two_threads_never_mix(captioner: Captioner, clip: Path) -> None:
     assert set(outcomes) <= {want, CaptionerBusyError}
     assert want in outcomes
     assert captioner.caption(clip).tokens == want
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"prompt": 5},
+        {"prompt": b"what"},
+        {"prompt": "\ud800"},
+        {"system": 5},
+        {"system": "\udcff"},
+        *({"max_new_tokens": count} for count in (2.5, True, "3", float("nan"), 0, -1, 10**30, np.float32(2))),
+        *({"sampling": value} for value in ({}, {"temperature": 1}, "greedy", 0.5, False)),
+        *(
+            {"sampling": Sampling().model_copy(update=update)}
+            for update in (
+                {"temperature": float("nan")},
+                {"temperature": float("inf")},
+                {"temperature": "hot"},
+                {"top_k": -1},
+                {"top_k": 2.5},
+                {"top_p": 0},
+                {"repetition_penalty": 0},
+                {"seed": None},
+                {"no_repeat_ngram_size": -1},
+            )
+        ),
+    ],
+)
+def test_what_is_asked_is_checked(captioner: Captioner, clip: Path, asked: dict[str, Any]) -> None:
+    with pytest.raises(PromptError) as caught:
+        captioner.caption(clip, **asked)
+    assert not isinstance(caught.value.__context__, TypeError)
+    str(caught.value).encode()
+    assert captioner.caption(clip, max_new_tokens=np.int64(2)).tokens  # type: ignore[arg-type]  # a whole number
 
 
 def test_errors_free_the_captioner(captioner: Captioner, clip: Path) -> None:

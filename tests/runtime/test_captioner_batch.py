@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from dasheng_edge.runtime.bundle.manifest import Sampling
+from dasheng_edge.runtime.caption import Caption
 from dasheng_edge.runtime.captioner import Captioner
-from dasheng_edge.runtime.errors import AudioNotFoundError, CaptionerBusyError, DecoderError, PromptError
-from dasheng_edge.runtime.text.batch_decoder import MAX_SEQUENCES, batch_answers
+from dasheng_edge.runtime.errors import (
+    AudioDecodeError,
+    AudioError,
+    AudioNotFoundError,
+    CaptionerBusyError,
+    ClipFailedError,
+    DecoderError,
+    PromptError,
+)
+from dasheng_edge.runtime.request import RunningRequest
+from dasheng_edge.runtime.text.batch_decoder import MAX_SEQUENCES, Answer, batch_answers
+from dasheng_edge.runtime.text.decoder import Decoder
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MICRO, CLIPS = REPOSITORY / "build" / "micro", REPOSITORY / "benchmarks" / "micro" / "clips"
@@ -62,6 +74,61 @@ def test_what_is_refused(captioner: Captioner) -> None:
     assert captioner.caption_batch([]) == []
     with captioner._busy(), pytest.raises(CaptionerBusyError, match="busy"):
         captioner.caption_batch(noises(1))
+
+
+def test_each_clip_has_its_caption_or_its_error(captioner: Captioner, monkeypatch: pytest.MonkeyPatch) -> None:
+    good, rows = noises(3), RunningRequest.rows
+    crash, memory = (np.ones(1600, np.float32), RATE), (np.ones(1601, np.float32), RATE)
+
+    def hostile(self: RunningRequest) -> list[Any]:
+        if self._request.audio is crash:
+            raise ZeroDivisionError("frames")
+        if self._request.audio is memory:
+            raise MemoryError
+        return rows(self)
+
+    monkeypatch.setattr(RunningRequest, "rows", hostile)
+    want = [one.tokens for one in captioner.caption_batch(good, max_new_tokens=4)]
+    clips = [good[0], "nowhere.wav", crash, good[1], b"no audio", memory, 5, good[2]]
+    for batch in (1, 3, 8):
+        results = list(captioner.caption_each(clips, max_new_tokens=4, batch=batch))  # type: ignore[arg-type]
+        assert [one.tokens for one in results if isinstance(one, Caption)] == want
+        errors = [one for one in results if not isinstance(one, Caption)]
+        kinds = [AudioNotFoundError, ClipFailedError, AudioDecodeError, ClipFailedError, AudioError]
+        assert [type(error) for error in errors] == kinds
+        assert "ZeroDivisionError: frames" in str(errors[1])
+        assert isinstance(errors[1].__cause__, ZeroDivisionError)
+        assert "not enough memory for the audio array" in str(errors[3])
+
+
+def test_a_batch_that_cannot_be_decoded_is_halved(captioner: Captioner, monkeypatch: pytest.MonkeyPatch) -> None:
+    clips, sizes = noises(5), []
+    want = [captioner.caption(clip, max_new_tokens=4).tokens for clip in clips]
+    bad = captioner.parts.audio.embeddings([clips[3][0]]).shape
+
+    def full(decoder: Decoder, prompts: Any, *asked: Any) -> list[Answer]:
+        sizes.append(len(prompts))
+        if len(prompts) > 2 or any(getattr(rows, "shape", None) == bad for prompt in prompts for rows in prompt):
+            raise DecoderError("no room")
+        return batch_answers(decoder, prompts, *asked)
+
+    monkeypatch.setattr("dasheng_edge.runtime.captioner.batch_answers", full)
+    results = list(captioner.caption_each(clips, max_new_tokens=4))
+    assert [one.tokens if isinstance(one, Caption) else str(one) for one in results] == [*want[:3], "no room", want[4]]
+    assert sizes == [5, 2, 3, 1, 2, 1, 1]
+
+
+def test_what_is_wrong_for_all_clips_is_raised_at_once(captioner: Captioner) -> None:
+    for wrong in ({"prompt": 5}, {"max_new_tokens": 2.5}, {"batch": 2.5}, {"batch": True}, {"sampling": {}}):
+        with pytest.raises(PromptError):
+            captioner.caption_each(noises(1), **wrong)  # type: ignore[arg-type]
+        with pytest.raises(PromptError):
+            captioner.caption_batch(noises(1), **wrong)  # type: ignore[arg-type]
+    for clips in ("clip.wav", Path("clip.wav"), b"RIFF", None, 5):
+        with pytest.raises(AudioError, match="expected a list of paths"):
+            captioner.caption_each(clips)  # type: ignore[arg-type]
+    with captioner._busy(), pytest.raises(CaptionerBusyError):
+        next(captioner.caption_each(noises(1)))
 
 
 def test_prompts_that_cannot_be_decoded(captioner: Captioner) -> None:

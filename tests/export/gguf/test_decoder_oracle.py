@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
@@ -18,10 +20,13 @@ from dasheng_edge.export.gguf.decoder import write_gguf
 from dasheng_edge.export.gguf.tokenizer import read_vocabulary
 from dasheng_edge.quant.decoder.gguf_file import gguf_tensors
 from dasheng_edge.runtime.bundle.bundle import DECODER
+from dasheng_edge.runtime.bundle.manifest import Sampling
 from dasheng_edge.runtime.deviation import relative_rms
 from dasheng_edge.runtime.engine_options import EngineSettings
+from dasheng_edge.runtime.text.batch_decoder import batch_answers
 from dasheng_edge.runtime.text.context import BATCH
 from dasheng_edge.runtime.text.decoder import Decoder
+from dasheng_edge.runtime.text.sampler import Ngrams
 from dasheng_edge.runtime.text.token_rows import TokenRows
 from tests.fixtures.tiny_checkpoint import ROWS, write_tiny_adapter, write_tiny_checkpoint
 
@@ -55,7 +60,7 @@ def transformers_decoder(merged: MergedTensors) -> Any:
 
 
 @torch.inference_mode()
-def reference(merged: MergedTensors, audio: NDArray[np.float32]) -> tuple[NDArray[np.float32], list[int]]:
+def reference(merged: MergedTensors, audio: NDArray[np.float32], **asked: Any) -> tuple[NDArray[np.float32], list[int]]:
     """Logits [rows] behind the prompt, and greedy tokens."""
     model = transformers_decoder(merged)
     embed = model.get_input_embeddings()
@@ -63,7 +68,7 @@ def reference(merged: MergedTensors, audio: NDArray[np.float32]) -> tuple[NDArra
     logits = model(inputs_embeds=rows).logits[0, -1].numpy()
     tokens = model.generate(
         inputs_embeds=rows, attention_mask=torch.ones(rows.shape[:2]), max_new_tokens=NEW_TOKENS, do_sample=False,
-        eos_token_id=None, pad_token_id=0,
+        eos_token_id=None, pad_token_id=0, **asked,
     )  # fmt: skip
     return logits, tokens[0].tolist()
 
@@ -103,6 +108,38 @@ def test_f32_equals_transformers(adapted: str, audio_rows: int, checkpoint: Path
     assert error <= 1e-5
     assert tokens == want_tokens[: len(tokens)]
     assert len(tokens) == NEW_TOKENS or tokens[-1] in (381, 383)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_no_repeat_ngram_size_equals_transformers(size: int, checkpoint: Path, tmp_path: Path) -> None:
+    merged = opened(checkpoint, "")
+    audio = np.random.default_rng(size).normal(0, 1, (4, 256)).astype(np.float32)
+    want = reference(merged, audio, no_repeat_ngram_size=size, repetition_penalty=0.3)[1]  # below 1: it likes to repeat
+    write_gguf(tmp_path / "x.gguf", merged, read_vocabulary(checkpoint, ROWS), "F32")
+    decoder = Decoder.open(tmp_path / "x.gguf", EngineSettings(), n_ctx=256)
+    prompt: list[Any] = [tuple(BEFORE), audio, tuple(AFTER)]
+    sampling = Sampling(no_repeat_ngram_size=size, repetition_penalty=0.3)
+    try:
+        decoder.prefill(prompt, reserve=NEW_TOKENS)
+        tokens = list(decoder.generate(NEW_TOKENS, sampling))
+        together = batch_answers(decoder, [prompt, prompt[:1]], NEW_TOKENS, sampling)
+    finally:
+        decoder.close()
+    assert tokens == want[: len(tokens)]
+    assert len(tokens) == NEW_TOKENS or tokens[-1] in (381, 383)
+    assert list(together[0].tokens) == tokens
+
+
+@settings(max_examples=60, deadline=None)
+@given(tokens=st.lists(st.integers(0, 3), max_size=40), size=st.integers(1, 6))
+def test_banned_tokens_are_those_of_transformers(tokens: list[int], size: int) -> None:
+    from transformers import NoRepeatNGramLogitsProcessor
+
+    ngrams = Ngrams(size)
+    for place in range(len(tokens) + 1):
+        scores = NoRepeatNGramLogitsProcessor(size)(torch.tensor([tokens[:place]], dtype=torch.long), torch.zeros(1, 4))
+        assert sorted({*ngrams.banned()}) == torch.isinf(scores[0]).nonzero().flatten().tolist()
+        ngrams.add(tokens[min(place, len(tokens) - 1)] if tokens else 0)
 
 
 def test_a_tied_head_is_not_stored_twice(checkpoint: Path, tmp_path: Path) -> None:

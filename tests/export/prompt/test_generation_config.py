@@ -29,6 +29,9 @@ def read(folder: Path, stated: object) -> tuple[GenerationConfig, tuple[str, ...
         {"do_sample": True, "top_p": 1, "temperature": 2, "min_p": None},
         {"do_sample": False, "repetition_penalty": 1.2},
         {"repetition_penalty": 1.05, "top_p": 0.8, "top_k": 5},
+        {"no_repeat_ngram_size": 3},
+        {"do_sample": True, "no_repeat_ngram_size": 4},
+        {"do_sample": False, "no_repeat_ngram_size": None},
         {},
     ],
 )
@@ -38,11 +41,13 @@ def test_sampling_is_what_transformers_reads(stated: dict[str, Any], tmp_path: P
 
     ours = read(tmp_path, stated)[0]
     theirs: Any = GenerationConfig.from_pretrained(str(tmp_path))
-    wanted = Sampling(repetition_penalty=theirs.repetition_penalty or 1.0)
+    ngrams = theirs.no_repeat_ngram_size or 0
+    wanted = Sampling(repetition_penalty=theirs.repetition_penalty or 1.0, no_repeat_ngram_size=ngrams)
     if theirs.do_sample:
         wanted = Sampling(
             temperature=1.0 if theirs.temperature is None else theirs.temperature, top_k=theirs.top_k or 0,
             top_p=theirs.top_p or 1.0, min_p=theirs.min_p or 0.0, repetition_penalty=theirs.repetition_penalty or 1.0,
+            no_repeat_ngram_size=ngrams,
         )  # fmt: skip
     assert ours.sampling(Sampling()) == wanted
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -122,6 +123,36 @@ def test_a_part_that_fails_costs_one_file(
     result = caption(tiny_bundle, clip, clip)
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr == 2 * f"error: {error}\n"
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("error", [ZeroDivisionError("\x1bframes"), MemoryError(), RecursionError(), OSError(5, "I/O")])
+def test_what_nobody_foresaw_costs_one_file(
+    tiny_bundle: Path, clip: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, batch: int
+) -> None:
+    bad, rows = clip.with_name("bad\n\x1b[2J.wav"), RunningRequest.rows
+    write_audio(bad, sine(440, 2, 16_000), WAV)
+
+    def hostile(self: RunningRequest) -> list[Any]:
+        rows_of_clip = rows(self)
+        if self._audio.samples == 32_000:
+            raise error
+        return rows_of_clip
+
+    monkeypatch.setattr(RunningRequest, "rows", hostile)
+    result = caption(tiny_bundle, bad, clip, "--json", "--batch", str(batch))
+    assert result.exit_code == 1
+    failed, fine = map(json.loads, result.stdout.splitlines())
+    assert (failed["audio"], failed["error_type"], fine["audio"]) == (str(bad), "ClipFailedError", str(clip))
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert r"bad\n\x1b[2J.wav" in errors[0]
+    assert "\x1b" not in result.output
+
+
+def test_a_prompt_that_no_clip_can_be_asked_ends_the_command(tiny_bundle: Path, clip: Path) -> None:
+    result = caption(tiny_bundle, clip, clip, "--prompt", "\udcff")
+    assert (result.exit_code, result.stdout, result.stderr.count("error: ")) == (1, "", 1)
 
 
 def test_an_interrupted_stream_ends_its_line(tiny_bundle: Path, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
