@@ -119,11 +119,18 @@ def test_a_batch_that_cannot_be_decoded_is_halved(captioner: Captioner, monkeypa
 
 
 def test_what_is_wrong_for_all_clips_is_raised_at_once(captioner: Captioner) -> None:
-    for wrong in ({"prompt": 5}, {"max_new_tokens": 2.5}, {"batch": 2.5}, {"batch": True}, {"sampling": {}}):
+    asked: list[dict[str, Any]] = [
+        {"prompt": 5},
+        {"max_new_tokens": 2.5},
+        {"batch": 2.5},
+        {"batch": True},
+        {"sampling": {}},
+    ]
+    for wrong in asked:
         with pytest.raises(PromptError):
-            captioner.caption_each(noises(1), **wrong)  # type: ignore[arg-type]
+            captioner.caption_each(noises(1), **wrong)
         with pytest.raises(PromptError):
-            captioner.caption_batch(noises(1), **wrong)  # type: ignore[arg-type]
+            captioner.caption_batch(noises(1), **wrong)
     for clips in ("clip.wav", Path("clip.wav"), b"RIFF", None, 5):
         with pytest.raises(AudioError, match="expected a list of paths"):
             captioner.caption_each(clips)  # type: ignore[arg-type]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -44,7 +44,7 @@ def test_no_ngram_comes_twice_in_any_way_of_captioning(captioner: Captioner, siz
     stretch=st.integers(1, LOOP_TOKENS),
 )
 def test_a_phrase_over_and_over_is_a_loop_from_its_length_on(head: list[int], phrase: list[int], stretch: int) -> None:
-    tokens: list[int] = []
+    tokens, size = list[int](), 0
     for token in itertools.chain(head, itertools.islice(itertools.cycle(phrase), 2 * LOOP_TOKENS + 4 * len(phrase))):
         tokens.append(token)
         if size := phrase_of_loop(tokens, stretch):
@@ -61,7 +61,7 @@ def test_short_answers_are_never_ended(tokens: list[int]) -> None:
 
 
 def looping(monkeypatch: pytest.MonkeyPatch, phrase: tuple[int, ...]) -> None:
-    places: dict[int, Any] = {}
+    places: dict[int, tuple[Sampler, Iterator[int]]] = {}
 
     def token(self: Sampler, *_: object) -> int:
         return next(places.setdefault(id(self), (self, itertools.cycle(phrase)))[1])  # the sampler, to keep its id
