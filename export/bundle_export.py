@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from dasheng_edge.export.adapter.merge import MergedTensors, check_finite, measured_merge_error, open_adapters
 from dasheng_edge.export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from dasheng_edge.export.files.disk_space import check_space
-from dasheng_edge.export.gguf.checks import check_prompt, check_tensors, golden_logits_error
+from dasheng_edge.export.gguf.checks import check_golden, check_prompt, check_tensors
 from dasheng_edge.export.gguf.decoder import (
     intermediate_type,
     measure,
@@ -253,7 +253,11 @@ def _write_decoder(plan: _Plan, writer: BundleWriter, steps: Steps) -> None:
 
 
 def _write_golden(plan: _Plan, writer: BundleWriter, steps: Steps) -> float | None:
-    """Write the test vectors; the margin that greedy tokens are allowed, in logits, where there is a decoder."""
+    """Write the test vectors; the margin that greedy tokens are allowed, in logits, where there is a decoder.
+
+    Raises:
+        ExportError: a graph or the decoder differs from the reference, or is not finite.
+    """
     path, text = writer.path(GOLDEN), plan.text
     step = steps.begin(GOLDEN, golden_tokens(plan.merged) if text else 1, "passes")
     request = GoldenRequest(text.prompt, text.vocabulary.stop_ids) if text else None
@@ -264,10 +268,14 @@ def _write_golden(plan: _Plan, writer: BundleWriter, steps: Steps) -> float | No
         error = golden_mel_error(writer.path(FRONT_END), plan.checkpoint.front_end, clips)
         _end(step, error, LOG_MEL_DB, "dB", size=size, note=f"log-mel of {len(clips)} clips in the runtime")
         return None
-    error = golden_logits_error(writer.path(DECODER), texts)
-    note = f"first logits of {DECODER} in llama.cpp, {len(clips)} clips"
-    _end(step, error, plan.limits.logits, size=size, note=note)
-    return token_margin(max(float(text.logits.std()) for text in texts), plan.options.decoder)
+    kind = plan.options.decoder
+    check = check_golden(writer.path(DECODER), texts, kind)
+    if check.problem:
+        raise ExportError(
+            f"{GOLDEN} differs from its source by {check.error:.3g} relative RMS: {check.problem}; nothing was written"
+        )
+    _end(step, check.error, plan.limits.logits, size=size, note=f"{len(clips)} clips: {check.note}")
+    return token_margin(max(float(text.logits.std()) for text in texts), kind)
 
 
 def _manifest(plan: _Plan, margin: float | None) -> Manifest:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from dasheng_edge.quant.decoder.activations import Activations, instead_of, watched
 from dasheng_edge.quant.decoder.gguf_file import tensor_bytes
-from dasheng_edge.quant.decoder.types import WORST_MATRIX, DecoderTolerance
+from dasheng_edge.quant.decoder.types import WORST_MATRIX, DecoderTolerance, DecoderType
 from dasheng_edge.runtime.bundle.bundle import DECODER
 from dasheng_edge.runtime.bundle.golden import AUDIO_MARK, GoldenText
 from dasheng_edge.runtime.bundle.manifest import PromptFacts
-from dasheng_edge.runtime.deviation import logits_relative_rms
 from dasheng_edge.runtime.engine_options import EngineOptions, resolve_here
 from dasheng_edge.runtime.errors import ExportError, PromptError
 from dasheng_edge.runtime.text.decoder import Decoder
 from dasheng_edge.runtime.text.prompt import PromptBuilder
+from dasheng_edge.runtime.verify import AttentionError, attention_error
 
 from .decoder import DecoderReport
 from .residency import pages_handed_back
@@ -67,14 +69,42 @@ def _shown(decoder: Decoder, prompt: Sequence[int]) -> str:
     return f"{text!r} {list(prompt)}"
 
 
-def golden_logits_error(decoder_path: Path, texts: Sequence[GoldenText]) -> float:
-    """Largest error of the first logits between llama.cpp and the reference."""
-    errors = []
-    with _opened(decoder_path) as decoder:
-        for text in texts:
-            decoder.prefill(text.segments)
-            errors.append(logits_relative_rms(decoder.logits(), text.logits))
-    return float(np.max(errors))
+@dataclass(frozen=True)
+class DecoderCheck:
+    """What llama.cpp makes of the golden texts."""
+
+    attention: AttentionError
+    activations: Activations
+    kind: DecoderType
+
+    @property
+    def error(self) -> float:
+        """Relative RMS of the first logits in the way in which the runtime attends."""
+        return self.attention.exact if self.kind == "F32" else self.attention.default
+
+    @property
+    def note(self) -> str:
+        """The figures in words."""
+        exact, default = f"{self.attention.exact:.1e}", f"{self.attention.default:.1e}"
+        return (
+            f"first logits of {DECODER} in llama.cpp, {exact} with keys and values in F32 and no flash attention, "
+            f"{default} by default; largest activation {self.activations.highest:.3g}"
+        )
+
+    @property
+    def problem(self) -> str:
+        """What is not finite, or too large for the type, and what to take instead; "" if all is well."""
+        beyond = self.activations.beyond(self.kind)
+        if not beyond and not np.isfinite(self.error):
+            beyond = "its logits are not finite on the golden clips"
+        return beyond and f"{beyond}; export with --decoder {instead_of(self.kind)}"
+
+
+def check_golden(decoder_path: Path, texts: Sequence[GoldenText], kind: DecoderType) -> DecoderCheck:
+    """Run the golden texts through llama.cpp, in both ways of attending."""
+    with _opened(decoder_path) as decoder, watched(decoder) as activations:
+        attention = attention_error(decoder, texts)
+    return DecoderCheck(attention, activations, kind)
 
 
 @contextmanager

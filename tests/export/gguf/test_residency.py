@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from dasheng_edge.export.gguf import residency
-from dasheng_edge.export.gguf.checks import golden_logits_error
+from dasheng_edge.export.gguf.checks import check_golden
 from dasheng_edge.export.gguf.residency import SMALL_BYTES, mapped_ranges, pages_handed_back
 from dasheng_edge.quant.decoder.gguf_file import tensor_bytes
 from dasheng_edge.runtime.bundle.bundle import DECODER, Bundle
@@ -116,7 +116,7 @@ def test_a_decoder_computes_the_same_while_its_pages_come_and_go(
 ) -> None:
     decoder = tiny_bundle / DECODER
     texts = [clip.text for clip in read_golden(Bundle.open(tiny_bundle)) if clip.text]
-    want = golden_logits_error(decoder, texts)
+    want = check_golden(decoder, texts, "F32").attention
     first, last = tensor_bytes(decoder)
     handed_back: list[tuple[int, int]] = []
 
@@ -129,7 +129,7 @@ def test_a_decoder_computes_the_same_while_its_pages_come_and_go(
     monkeypatch.setattr(residency, "INTERVAL_S", 1e-4)
     monkeypatch.setattr(residency, "mapped_ranges", noted)
 
-    assert golden_logits_error(decoder, texts) == want
+    assert check_golden(decoder, texts, "F32").attention == want
     assert handed_back
     assert all(size <= last - first for _, size in handed_back)
     assert 0 < first < last <= decoder.stat().st_size
