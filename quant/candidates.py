@@ -15,6 +15,7 @@ from dasheng_edge.quant.decoder.quantize import check_decoder
 from dasheng_edge.quant.decoder.types import COPIED_TYPES, NEED_IMATRIX, DecoderOptions, DecoderType
 from dasheng_edge.quant.encoder.precisions import EncoderPrecision
 from dasheng_edge.quant.encoder.quantize import check_encoder
+from dasheng_edge.runtime.atomic_output import recover, replace_text
 from dasheng_edge.runtime.audio.clips import ClipSet, find_clips
 from dasheng_edge.runtime.bundle.bundle import Bundle, sha256_of
 from dasheng_edge.runtime.bundle.manifest import MANIFEST, KvType
@@ -68,7 +69,7 @@ def parse_spec(text: str) -> Spec:
     Raises:
         ClipsError: it is none of them.
     """
-    if (Path(text) / MANIFEST).is_file():
+    if recover(Path(text)) and (Path(text) / MANIFEST).is_file():
         return Spec(printable(Path(text).resolve().name), Path(text))
     if (recipe_name := known_name(text, tuple(RECIPES))) is not None:
         return Spec(recipe_name, None, RECIPES[recipe_name])
@@ -168,24 +169,22 @@ def make_candidate(spec: Spec, origin: Origin, progress: Progress) -> tuple[Bund
         imatrix = _audio_imatrix(origin, progress) if _measured(spec) else spec.imatrix
         options = quantize_options(origin.reference.folder, out, spec.recipe, imatrix=imatrix)
         options = replace(options, calibrate=origin.calibrate, importance=False, threads=origin.threads, overwrite=True)
-        notes.parent.mkdir(parents=True, exist_ok=True)
         warnings = quantize_bundle(options, progress).warnings
-        notes.write_text(json.dumps(warnings), "utf-8")
+        replace_text(notes, json.dumps(warnings))
     return Bundle.open(out), warnings
 
 
 def _audio_imatrix(origin: Origin, progress: Progress) -> Path:
     """Measured once, while a bundle is made that is deleted again."""
-    path = origin.folder / f"imatrix-{key_of(*origin.facts)}.gguf"
+    path, spare = origin.folder / f"imatrix-{key_of(*origin.facts)}.gguf", origin.folder / "spare"
     if not path.is_file():
         origin.folder.mkdir(parents=True, exist_ok=True)
-        spare = origin.folder / "spare"
         options = replace(
             quantize_options(origin.reference.folder, spare, Recipe(None, "Q8_0", None)),
             calibrate=origin.calibrate, save_imatrix=path, threads=origin.threads, overwrite=True,
         )  # fmt: skip
         quantize_bundle(options, progress)
-        shutil.rmtree(spare)
+    shutil.rmtree(spare, ignore_errors=True)  # a comparison that was killed before left it, too
     return path
 
 

@@ -1,20 +1,29 @@
 """An output that is written under a temporary name, so that what has the final name is always complete.
 
 While a process writes NAME, two things lie beside it: `.NAME.lock`, which the process holds locked, and
-`.NAME.partial-XXXXXXXX`, which gets the final name at the end. A folder that is being replaced is called that with
-`.old` for a moment. The next writer of NAME removes what a killed writer left, and puts back an `.old` folder whose
-replacement never came.
+`.NAME.partial-XXXXXXXX`, which gets the final name at the end. A folder that is there already changes names with it in
+one step. Where the system cannot do that (Windows, some file systems), the older folder is called that with `.old` for
+a moment; if the process is killed just then, the next that writes or opens NAME puts it back. What else a killed writer
+left, the next writer of NAME removes, and nobody opens it: see `unfinished`.
+
+An output that a user asked for is on the disk before it takes the place of an older one, so that a power cut leaves one
+of the two. That costs what the disk needs to take it: 0.1 s for the 29 MB of a small bundle, 3 s for 3.5 GB.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import re
 import secrets
 import shutil
+import sys
+import time
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager, suppress
+from fnmatch import fnmatchcase
+from glob import escape
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +34,9 @@ if TYPE_CHECKING:
     from filelock import FileLock
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.partial-[0-9a-f]{8}(\.old)?", re.DOTALL)
+_NO_FLUSH = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EROFS)  # a file system that knows no waiting for the disk
+_STALE_S = 86_400  # where nothing tells whether a writer lives, it does unless its file is older
 
 
 @contextmanager
@@ -32,15 +44,60 @@ def replacing(path: Path) -> Generator[Path]:
     """A temporary name for a file or folder that is there whole or not at all, whoever else writes it.
 
     What is written under that name gets the name `path` when the block ends, in place of what has it; after an error
-    it is removed. There are no questions and no lock, as for outputs that a user asked for: see `PartialOutput`.
+    it is removed, and what killed writers of `path` left goes before. There are no questions and no waiting for other
+    writers or for the disk, as for outputs that a user asked for: see `PartialOutput`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    remove_left(path.parent, escape(path.name))
     part = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
-    try:
-        yield part
-        _move(part, path)
-    finally:
-        _remove(part)
+    with _folder_lock(path.parent, alone=False):
+        try:
+            yield part
+            _move(part, path)
+        finally:
+            _remove(part)
+
+
+def remove_left(folder: Path, names: str) -> None:
+    """Remove what killed writers of `replacing` left in a folder, of outputs whose names match a pattern.
+
+    A writer that is alive holds a lock on the folder. While there is one, and where folders cannot be locked, only
+    what is older than a day goes. Raises nothing.
+    """
+    with suppress(OSError):
+        left = [path for path in folder.iterdir() if (name := unfinished(path)) and fnmatchcase(name, names)]
+        if not left:
+            return
+        with _folder_lock(folder, alone=True) as alone:
+            for path in left:
+                if path.suffix == ".old" and alone:
+                    _put_back(path)
+                if alone or time.time() - path.stat().st_mtime > _STALE_S:
+                    _remove(path)
+
+
+def unfinished(path: Path) -> str:
+    """The name that a temporary file or folder was to have, or had before it was replaced; "" if it is none of these.
+
+    What has such a name may be half, or older than what it was replaced by: it must not be read as if it were NAME.
+    """
+    match = _TEMPORARY.fullmatch(path.name)
+    return match["name"] if match else ""
+
+
+def recover(out: Path) -> bool:
+    """Whether something is there; puts back what a writer was about to replace when it was killed. Raises nothing."""
+    with suppress(OSError, RuntimeError):  # nothing may be written there, or somebody is at work
+        if not out.exists() and (left := [path for path in _left(out) if path.suffix == ".old"]):
+            lock = _lock(out.with_name(f".{out.name}.lock"), out, "place")
+            try:
+                if lock is None:
+                    time.sleep(0.2)  # a writer that is alive needs less between its two steps
+                for path in left:
+                    _put_back(path)
+            finally:
+                _release(lock)
+    return out.exists()
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -75,7 +132,6 @@ class PartialOutput:
         with self.write_errors():
             self.out = _resolved(self.out)  # a link stays, and what it points to is replaced
             self._check_out()
-        self._prefix = f".{self.out.name}.partial-"
         self._lock_path = self.out.with_name(f".{self.out.name}.lock")
 
     def _check_out(self) -> None:
@@ -106,26 +162,27 @@ class PartialOutput:
                 undo.callback(_remove_empty, parent)
             self.out.parent.mkdir(parents=True, exist_ok=True)
             lock = _lock(self._lock_path, self.out, self._option)
-            if lock is not None:
-                undo.callback(lock.release)
-                undo.callback(_remove, self._lock_path)
-                self._clean_up()
+            undo.callback(_release, lock)
+            for left in _left(self.out) if lock is not None else ():  # who holds the lock is the only writer alive
+                _put_back(left)
+                _remove(left)
             self._check_out()  # something may have been put back
-            path = self.out.with_name(f"{self._prefix}{secrets.token_hex(4)}")
+            path = self.out.with_name(f".{self.out.name}.partial-{secrets.token_hex(4)}")
             undo.callback(_remove, path)
             # Not with `tempfile`, whose files only their owner may read, whatever the umask.
             path.mkdir() if folder else path.touch(exist_ok=False)
             self._path, self._undo = path, undo.pop_all()
 
     def move(self) -> None:
-        """Give it the final name, and end.
+        """Give it the final name, once it is on the disk, and end.
 
         Raises:
             OutputExistsError: something else has come there meanwhile.
-            OSError: it cannot be moved.
+            OSError: it cannot be stored or moved.
         """
         self._check_out()
-        _move(self.path, self.out)
+        _flush(self.path)
+        _move(self.path, self.out, flush=True)
         self.discard()
 
     def discard(self) -> None:
@@ -148,16 +205,6 @@ class PartialOutput:
         fix = f"{'free some space or ' if error.errno in _FULL else ''}choose another {self._option}"
         return OutputWriteError(f"cannot write {self.out}: {error.strerror or error}; nothing was left behind: {fix}")
 
-    def _clean_up(self) -> None:
-        """Put back or remove what killed writers left: whoever holds the lock is the only writer alive."""
-        name = re.compile(rf"{re.escape(self._prefix)}[0-9a-f]{{8}}(\.old)?")
-        left = [path for path in self.out.parent.iterdir() if name.fullmatch(path.name)]
-        for path in left:
-            if path.suffix == ".old" and not self.out.exists():  # killed between the two renames
-                path.rename(self.out)
-        for path in left:
-            _remove(path)
-
 
 def _resolved(path: Path) -> Path:
     try:
@@ -179,18 +226,85 @@ def _remove_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-def _move(path: Path, out: Path) -> None:
-    """Give a file or folder the name `out`, in place of what has it."""
+def _left(out: Path) -> list[Path]:
+    """What writers of `out` that were killed, or are at work, have beside it."""
+    return [path for path in out.parent.iterdir() if unfinished(path) == out.name]
+
+
+def _put_back(path: Path) -> None:
+    """Give an `.old` folder its name again, if nothing has it: its writer was killed between the two renames."""
+    out = path.with_name(unfinished(path))
+    if path.suffix == ".old" and not out.exists():
+        path.rename(out)
+
+
+def _move(path: Path, out: Path, *, flush: bool = False) -> None:
+    """Give a file or folder the name `out`, in place of what has it; `flush`: on the disk, before that is removed."""
     old = path.with_name(path.name + ".old")
     try:
-        if path.is_dir() and out.exists():  # only files are replaced in one step
+        if not path.is_dir() or not out.exists():
+            path.replace(out)
+        elif _exchange(path, out):
+            old = path
+        else:
             out.rename(old)
-        path.rename(out) if path.is_dir() else path.replace(out)
+            path.rename(out)
     except BaseException:
         if old.exists() and not out.exists():
             old.rename(out)
         raise
+    if flush:
+        _flush_one(out.parent)
     _remove(old)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two files or folders change names in one step; False if that failed, as where the system cannot."""
+    names = os.fsencode(one), os.fsencode(other)
+    try:
+        library = ctypes.CDLL(None)
+        if sys.platform == "darwin":
+            return not library.renamex_np(*names, 2)  # RENAME_SWAP
+        here = -100  # AT_FDCWD
+        return not library.renameat2(here, names[0], here, names[1], 2)  # RENAME_EXCHANGE
+    except (AttributeError, TypeError):  # a C library without it; Windows
+        return False
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file or folder is on the disk, with all that is in it."""
+    if path.is_dir():
+        for inner in path.iterdir():
+            _flush(inner)
+    _flush_one(path)
+
+
+def _flush_one(path: Path) -> None:
+    if os.name == "nt":  # takes no folders, and of files only those that are open for writing
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _NO_FLUSH:
+            raise
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _folder_lock(folder: Path, *, alone: bool) -> Generator[bool]:
+    """Held by all who write in a folder, or by one alone if it is free now; gives whether it is."""
+    with ExitStack() as stack:
+        held = False
+        with suppress(ImportError, OSError):  # Windows; somebody writes; a file system without such locks
+            import fcntl
+
+            handle = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, handle)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH)
+            held = True
+        yield held
 
 
 def _lock(path: Path, out: Path, option: str) -> FileLock | None:
@@ -218,3 +332,9 @@ def _lock(path: Path, out: Path, option: str) -> FileLock | None:
         path.unlink()  # a file system without locks
         return None
     return lock
+
+
+def _release(lock: FileLock | None) -> None:
+    if lock is not None:
+        _remove(Path(lock.lock_file))
+        lock.release()

@@ -7,11 +7,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from dasheng_edge.runtime.errors import BundleFileError, BundleKindError
+from dasheng_edge.runtime.atomic_output import recover, unfinished
+from dasheng_edge.runtime.errors import BundleFileError, BundleKindError, BundleNotFoundError
 
 from .manifest import MANIFEST, DecoderFacts, Manifest, PromptFacts, read_manifest
 
@@ -59,9 +61,18 @@ class Bundle:
     def open(cls, folder: str | Path, *, check_sha256: bool = True) -> Bundle:
         """Open a bundle and check all its files against the manifest.
 
-        Raises what `read_manifest` and `verify_files` raise.
+        What a killed writer was about to replace is put back first, where the system cannot replace in one step.
+
+        Raises what `read_manifest` and `verify_files` raise, and BundleNotFoundError for what a writer left.
         """
         folder = Path(folder)
+        place = Path(os.path.realpath(folder))
+        if name := unfinished(place):
+            raise BundleNotFoundError(
+                f"cannot open bundle {folder}: it is half of one or an older one, which a writer of {name} left when "
+                f"it was ended; open {place.with_name(name)}, or make that again"
+            )
+        recover(place)
         bundle = cls(folder, read_manifest(folder))
         bundle.verify_files(check_sha256=check_sha256)
         return bundle

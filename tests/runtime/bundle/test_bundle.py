@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from dasheng_edge.runtime import atomic_output
 from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER, FRONT_END, GOLDEN, MODEL_CARD, Bundle, required_files
 from dasheng_edge.runtime.bundle.front_end_spec import FrontEndSpec
 from dasheng_edge.runtime.bundle.manifest import (
@@ -310,6 +311,7 @@ def test_a_link_to_a_bundle_stays(toy: Path, tmp_path: Path) -> None:
 
 def test_a_bundle_that_cannot_be_replaced_stays(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rename = Path.rename
+    monkeypatch.setattr(atomic_output, "_exchange", lambda *_: False)
 
     def fail(self: Path, target: Path) -> Path:
         if ".partial-" in self.name and not self.name.endswith(".old"):

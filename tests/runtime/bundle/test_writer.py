@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import signal
 import stat
 import subprocess
@@ -90,8 +91,10 @@ def test_a_lock_that_its_holder_removes_is_taken_again(tmp_path: Path, monkeypat
 KILLED_BETWEEN = """
 import os, sys
 from pathlib import Path
+from dasheng_edge.runtime import atomic_output
 from dasheng_edge.runtime.atomic_output import PartialOutput
 
+atomic_output._exchange = lambda *_: False  # as where two folders cannot change names in one step
 rename = Path.rename
 def rename_and_die(self, target):
     rename(self, target)
@@ -112,6 +115,19 @@ def test_a_bundle_that_was_about_to_be_replaced_is_put_back(tiny_folder: Path) -
         pass
     assert (out / MANIFEST).is_file()
     assert list(out.parent.iterdir()) == [out]
+
+
+def test_a_bundle_that_was_about_to_be_replaced_is_there_for_who_opens_it(tmp_path: Path, tiny_bundle: Path) -> None:
+    out = Path(shutil.copytree(tiny_bundle, tmp_path / "toy"))
+    subprocess.run([sys.executable, "-c", KILLED_BETWEEN, str(out)], check=False)
+    for left in tmp_path.glob(".toy.partial-*"):
+        with pytest.raises(BundleNotFoundError, match=f"left when it was ended; open {out}"):
+            Bundle.open(left)
+    link = tmp_path / "link"
+    link.symlink_to(next(tmp_path.glob(".toy.partial-*.old")))
+    with pytest.raises(BundleNotFoundError, match="a writer of toy left"):
+        Bundle.open(link)
+    assert Bundle.open(out).folder == out
 
 
 def test_what_was_put_back_may_be_replaced(tiny_folder: Path) -> None:
