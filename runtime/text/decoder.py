@@ -151,7 +151,7 @@ class Decoder(TextModel):
         state = prefixes.load(lead) if prefixes is not None and same < len(lead) else None
         self._rewind(same if state is None else 0)
         if prefixes is not None and state is not None:
-            same = len(lead) if context.restore(0, state) else 0
+            same = len(lead) if context.restore(0, state, len(lead)) else 0
             self._past = same
             if not same:
                 prefixes.drop(lead)
@@ -201,7 +201,7 @@ class Decoder(TextModel):
         self._drop_context()  # first, since two contexts may not fit into memory together
         self._context = self.new_context(wanted, outputs=self._outputs)
         if past:
-            if not self._context.restore(0, state):
+            if not self._context.restore(0, state, past):
                 raise DecoderError(f"llama.cpp cannot carry {past} rows over to a larger context; use shorter audio")
             self._past = past
 

@@ -1,7 +1,9 @@
 """Keys and values of the beginnings of prompts, in memory and on disk, so that each is computed once.
 
-A file holds the state of a sequence as llama.cpp writes it, behind its SHA-256. It is only a cache: a file that is
-damaged or of another model is ignored, as is a folder that cannot be written, and the prompt is computed.
+A file holds the state of a sequence as llama.cpp writes it, behind a SHA-256 of it and of what it depends on. It is
+only a cache: a file that is damaged or of another model is removed, a folder that cannot be written is ignored, and the
+prompt is computed. A decoder is named by the SHA-256 in the bundle's manifest, so a bundle whose files were not held
+against that must be given no folder: it would leave its states to the one whose name it bears.
 """
 
 from __future__ import annotations
@@ -11,8 +13,9 @@ from collections import OrderedDict
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
+from time import time
 
-from dasheng_edge.runtime.atomic_output import replacing
+from dasheng_edge.runtime.atomic_output import remove_left, replacing
 from dasheng_edge.runtime.bundle.bundle import DECODER, Bundle
 from dasheng_edge.runtime.engine_options import EngineSettings
 
@@ -22,14 +25,19 @@ from .model import Tokens
 MIN_TOKENS = 4  # fewer are computed as fast as they are read
 MAX_IN_MEMORY = 8
 MAX_BYTES_ON_DISK = 256_000_000  # 100 prompts of 20 tokens; those least recently used are removed
-_MAGIC = b"dasheng-edge prefix 1\n"
+_MAGIC = b"dasheng-edge prefix 2\n"  # states of version 1 may be those of bundles that were not checked
+_STALE_S = 3600  # since a temporary file of an earlier version was written to; none took a second
 _DIGEST_BYTES = 32
 
 
 def prefix_model(bundle: Bundle, settings: EngineSettings) -> str:
-    """What a state depends on beside the tokens: the decoder's file, the type of keys and values, and the engine."""
+    """What a state depends on beside the tokens: the decoder's file, the type of keys and values, and the engine.
+
+    The layout of the weights is among them, since other kernels round in another order: the same command gives the same
+    caption, whatever ran before.
+    """
     exact = "" if settings.exact is None else f" exact={settings.exact}"
-    kept = f"{settings.kv_type}{exact} {settings.device}"
+    kept = f"{settings.kv_type}{exact} {settings.device} {settings.weights}"
     llama = llama_cpp_library()
     build = llama.llama_print_system_info().decode("utf-8", "replace")
     return f"{bundle.manifest.files[DECODER].sha256} {kept} {version('llama-cpp-python')} {build}"
@@ -60,11 +68,11 @@ class PrefixCache:
             return
         with suppress(OSError):  # read-only, full, not ours
             with replacing(path) as part:
-                part.write_bytes(_MAGIC + hashlib.sha256(state).digest() + state)
+                part.write_bytes(_MAGIC + self._digest(tokens, state) + state)
             self._shrink(path.parent)
 
     def drop(self, tokens: Tokens) -> None:
-        """Forget a state that llama.cpp did not take."""
+        """Forget a state that is not what it should be."""
         self._memory.pop(tokens, None)
         path = self._path(tokens)
         if path is not None:
@@ -88,17 +96,31 @@ class PrefixCache:
             return None
         start = len(_MAGIC) + _DIGEST_BYTES
         state = content[start:]
-        sound = content[:start] == _MAGIC + hashlib.sha256(state).digest()
-        return state if sound else None
+        if content[:start] == _MAGIC + self._digest(tokens, state):
+            return state
+        self.drop(tokens)
+        return None
+
+    def _digest(self, tokens: Tokens, state: bytes) -> bytes:
+        """Of a state and of what it is the state of, so that no file can take the place of another."""
+        return hashlib.sha256(f"{self._key(tokens)}\n".encode() + state).digest()
+
+    def _key(self, tokens: Tokens) -> str:
+        return f"{self._model}\n{' '.join(map(str, tokens))}"
 
     def _path(self, tokens: Tokens) -> Path | None:
         if self._folder is None:
             return None
-        name = hashlib.sha256(f"{self._model}\n{' '.join(map(str, tokens))}".encode()).hexdigest()
+        name = hashlib.sha256(self._key(tokens).encode()).hexdigest()
         return self._folder / f"{name[:32]}.kv"
 
     @staticmethod
     def _shrink(folder: Path) -> None:
+        """Remove the states that were used least recently, and what killed writers left."""
+        remove_left(folder, "*.kv")
+        for path in folder.glob(".*.kv.????????"):  # as an earlier version named them
+            if time() - path.stat().st_mtime > _STALE_S:
+                path.unlink(missing_ok=True)
         files = sorted(folder.glob("*.kv"), key=lambda path: path.stat().st_mtime, reverse=True)
         size = 0
         for path in files:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.engine_options import EngineSettings
 from dasheng_edge.runtime.text import prefix_cache
 from dasheng_edge.runtime.text.decoder import Decoder
+from dasheng_edge.runtime.text.model import Tokens
 from dasheng_edge.runtime.text.prefix_cache import MAX_IN_MEMORY, PrefixCache
 
 LEAD = (1, 2, 3, 4, 5, 6, 7)
@@ -102,6 +104,42 @@ def test_a_state_that_llama_cpp_refuses_is_dropped(decoder: Decoder, tmp_path: P
     assert decoder.prefilled == len(LEAD) + 11
 
 
+def test_a_state_of_other_rows_is_dropped(decoder: Decoder, tmp_path: Path) -> None:
+    decoder.prefixes = PrefixCache(tmp_path, "model")
+    want = logits_of(decoder)
+    logits_of(decoder, (9, 8, 7, 6, 5))
+    shorter = decoder.prefixes.load((9, 8, 7, 6, 5))
+    assert shorter is not None
+    decoder.prefixes.store(LEAD, shorter)
+    logits_of(decoder, LEAD[::-1])
+    np.testing.assert_array_equal(logits_of(decoder), want)
+    assert decoder.prefilled == len(LEAD) + 11
+
+
+@pytest.mark.parametrize("given", [("b", LEAD), ("a", LEAD[::-1])])
+def test_a_file_under_the_name_of_another_is_removed(tmp_path: Path, given: tuple[str, Tokens]) -> None:
+    """As when caches of two builds are merged by hand."""
+    model, tokens = given
+    PrefixCache(tmp_path / "other", model).store(tokens, b"state")
+    PrefixCache(tmp_path, "a").store(LEAD, b"mine")
+    (name,) = (tmp_path / "prefixes").iterdir()
+    (other,) = (tmp_path / "other" / "prefixes").iterdir()
+    shutil.copy(other, name)
+    assert PrefixCache(tmp_path, "a").load(LEAD) is None
+    assert not name.exists()
+
+
+def test_what_killed_writers_left_goes_with_the_next_state(tmp_path: Path) -> None:
+    folder = tmp_path / "prefixes"
+    folder.mkdir()
+    left, earlier, young = (folder / f".0123.kv.{end}" for end in ("partial-89abcdef", "01234567", "89abcdef"))
+    for path in (left, earlier, young):
+        path.touch()
+    os.utime(earlier, (0, 0))
+    PrefixCache(tmp_path, "a").store(LEAD, b"state")
+    assert sorted(path.name for path in folder.iterdir() if path.suffix != ".kv") == [young.name]
+
+
 def test_another_model_has_its_own(tmp_path: Path) -> None:
     PrefixCache(tmp_path, "a").store(LEAD, b"state")
     assert PrefixCache(tmp_path, "a").load(LEAD) == b"state"
@@ -139,6 +177,29 @@ def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
     cache.drop(LEAD[1:])
     assert cache.load(LEAD) == b"state"
     assert PrefixCache(tmp_path, "a").load(LEAD) is None
+
+
+def test_a_bundle_that_was_not_checked_has_no_part_in_the_cache(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its files may be others than its manifest says, whose states would be taken for those of the right ones."""
+    monkeypatch.setenv("DASHENG_EDGE_CACHE", str(tmp_path / "cache"))
+    altered = Path(shutil.copytree(tiny_bundle, tmp_path / "altered"))
+    content = bytearray((altered / DECODER).read_bytes())
+    weights = np.frombuffer(content, np.uint8)[len(content) // 2 :]
+    weights[: len(weights) // 4 * 4].view(np.uint32)[:] ^= 0x80008000  # every weight's sign, of one or two in each
+    (altered / DECODER).write_bytes(content)
+    clip = (np.random.default_rng(0).uniform(-0.5, 0.5, 16000).astype(np.float32), 16000)
+
+    def tokens(bundle: Path, *, checked: bool) -> tuple[tuple[int, ...], int]:
+        with Captioner.open(bundle, threads=1, check_sha256=checked) as captioner:
+            return captioner.caption(clip, max_new_tokens=8).tokens, captioner.parts.decoder.prefilled
+
+    tokens(altered, checked=False)
+    assert not (tmp_path / "cache").exists()
+    right = tokens(tiny_bundle, checked=True)
+    assert tokens(altered, checked=False)[1] == right[1]  # nothing was read either
+    assert tokens(tiny_bundle, checked=True)[0] == right[0]
 
 
 def test_captions_are_the_same_and_the_second_process_starts_behind_the_prompt(
