@@ -17,6 +17,7 @@ from dasheng_edge.runtime.bundle.manifest import Sampling
 from dasheng_edge.runtime.engine_options import EngineOptions
 from dasheng_edge.runtime.machine.devices import Device
 from dasheng_edge.runtime.machine.forks import Home, check_pool, starts_pool
+from dasheng_edge.runtime.machine.memory import memory_errors
 from dasheng_edge.runtime.machine.user_cache import cache_folder
 from dasheng_edge.runtime.text.batch_decoder import MAX_SEQUENCES, batch_answers
 from dasheng_edge.runtime.text.decoder import Embeddings
@@ -64,19 +65,22 @@ class Captioner:
 
         `device`, `threads` (of each part) and `few`, which is `weights="mapped"`, are short for those of `options`, and
         replace them. `few` is for a process that captions fewer than about ten clips.
-        `check_sha256=False` saves reading every file once more; sizes are checked in any case.
+        `check_sha256=False` saves reading every file once more; sizes are checked in any case. The cache of prompts
+        goes by the hashes in the manifest, so what was not held against them neither reads it nor writes to it.
 
         Raises what `Bundle.open` and `Parts.open` raise, all of them `DashengEdgeError`.
         """
         options = (options or EngineOptions()).changed(
             device=device, threads=threads, weights="mapped" if few else None
         )
-        bundle = Bundle.open(path, check_sha256=check_sha256)
-        settings = settings_for(bundle, options)
-        check_pool(settings.text_threads)
-        parts = Parts.open(bundle, settings)
+        with memory_errors(f"opening {path}", 'free memory, take `weights="mapped"`, or quantize to a smaller recipe'):
+            bundle = Bundle.open(path, check_sha256=check_sha256)
+            settings = settings_for(bundle, options)
+            check_pool(settings.text_threads)
+            parts = Parts.open(bundle, settings)
         folder = cache_folder() if settings.cache is None else settings.cache
-        parts.decoder.prefixes = PrefixCache(None if folder == "off" else folder, prefix_model(bundle, settings))
+        folder = folder if check_sha256 and folder != "off" else None
+        parts.decoder.prefixes = PrefixCache(folder, prefix_model(bundle, settings))
         return cls(bundle, parts)
 
     def __enter__(self) -> Captioner:
@@ -217,7 +221,8 @@ class Captioner:
             if self._closed:
                 raise CaptionerBusyError("the captioner is closed; open a new one")
             starts_pool(self.parts.decoder.settings.text_threads)
-            yield
+            with memory_errors("a caption", "free memory, caption fewer clips at once, or shorter ones"):
+                yield
         finally:
             self._lock.release()
 

@@ -18,6 +18,7 @@ from dasheng_edge.runtime.bundle.manifest import MANIFEST
 from dasheng_edge.runtime.engine_options import EngineOptions
 from dasheng_edge.runtime.machine.devices import Device
 from dasheng_edge.runtime.machine.forks import Home
+from dasheng_edge.runtime.machine.memory import memory_errors
 
 from .errors import BundleFileError, CaptionerBusyError
 from .tuned import settings_for
@@ -60,8 +61,9 @@ class Embedder:
         Raises what `Bundle.open` and `AudioParts.open` raise, all of them `DashengEdgeError`.
         """
         options = (options or EngineOptions()).changed(device=device, threads=threads)
-        bundle = Bundle.open(path, check_sha256=check_sha256)
-        return cls(bundle, AudioParts.open(bundle, settings_for(bundle, options)))
+        with memory_errors(f"opening {path}", "free memory, or quantize to a smaller recipe"):
+            bundle = Bundle.open(path, check_sha256=check_sha256)
+            return cls(bundle, AudioParts.open(bundle, settings_for(bundle, options)))
 
     def __enter__(self) -> Embedder:
         return self
@@ -121,7 +123,8 @@ class Embedder:
                 "the embedder is busy with another clip; wait for it, or open one embedder per thread"
             )
         try:
-            yield
+            with memory_errors("embeddings", "free memory, or embed shorter clips"):
+                yield
         finally:
             self._lock.release()
 

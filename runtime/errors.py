@@ -119,6 +119,10 @@ class ClipFailedError(DashengEdgeError, RuntimeError):
     """A clip of several failed in a way that nobody foresaw, or for lack of memory; `__cause__` is how."""
 
 
+class MemoryShortError(DashengEdgeError, MemoryError):
+    """There is not enough memory, by a limit of this process or in the machine."""
+
+
 class CaptionerBusyError(DashengEdgeError, RuntimeError):
     """A Captioner or Embedder was used from two threads at once, or after it was closed."""
 

@@ -6,13 +6,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from dasheng_edge.runtime.audio.audio_parts import AudioInputParts
-from dasheng_edge.runtime.audio.onnx_session import release_freed_memory, why_not_cuda
-from dasheng_edge.runtime.bundle.bundle import DECODER, Bundle
-from dasheng_edge.runtime.engine_options import EngineOptions, resolve_here
+from dasheng_edge.runtime.audio.onnx_session import why_not_cuda
+from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER, FRONT_END, PROJECTOR, Bundle
+from dasheng_edge.runtime.engine_options import EngineOptions, EngineSettings, resolve_here
 from dasheng_edge.runtime.machine.devices import Device
+from dasheng_edge.runtime.machine.memory import release_freed_memory, require
 from dasheng_edge.runtime.text.decoder import Decoder
 from dasheng_edge.runtime.text.llama import why_no_gpu
 from dasheng_edge.runtime.text.prompt import PromptBuilder
+
+_LOADED = (DECODER, FRONT_END, ENCODER, PROJECTOR)
 
 
 @dataclass(frozen=True)
@@ -47,9 +50,11 @@ class Parts(TextParts):
     def open(cls, bundle: Bundle, options: EngineOptions) -> Parts:
         """Open all parts on one device.
 
-        Raises what `TextParts.open` and `AudioInputParts.open` raise.
+        Raises what `TextParts.open` and `AudioInputParts.open` raise, MemoryShortError among it.
         """
         settings = resolve_here(options, bundle.decoder_facts)
+        if settings.device == "cpu":
+            _require(bundle, settings)
         with ThreadPoolExecutor(1) as pool:  # the engines load side by side
             opening = pool.submit(AudioInputParts.open, bundle, settings)
             try:
@@ -64,6 +69,19 @@ class Parts(TextParts):
             raise
         release_freed_memory()
         return cls(text.decoder, text.prompts, audio)
+
+
+def _require(bundle: Bundle, settings: EngineSettings) -> None:
+    """Refuse what does not fit as a whole: the engines ask each for itself, and load side by side."""
+    sizes = [path.stat().st_size if path.is_file() else 0 for path in map(bundle.path, _LOADED)]
+    decoder, graphs = sizes[0], sum(sizes[1:])
+    copied = settings.huge_pages or settings.weights == "repacked"
+    require(
+        f"the bundle {bundle.folder}",
+        'free memory, take `weights="mapped"`, or quantize to a smaller recipe',
+        own=graphs + (decoder if copied else 0),
+        mapped=graphs + (0 if copied else decoder),
+    )
 
 
 def choose_device() -> tuple[Device, str]:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-from contextlib import suppress
+import sys
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from dasheng_edge.runtime.errors import BundleFileError, DeviceError, MissingExtraError
+from dasheng_edge.runtime.bundle.bundle import weights_file
+from dasheng_edge.runtime.errors import BundleFileError, DeviceError, MemoryShortError, MissingExtraError
 from dasheng_edge.runtime.machine.devices import EXTRAS, PROVIDERS, Device
 from dasheng_edge.runtime.machine.installation import install_line
+from dasheng_edge.runtime.machine.memory import require, short_of_memory
 
 if TYPE_CHECKING:
     import numpy as np
     import onnxruntime
     from numpy.typing import NDArray
 
+_LESS = "free memory, or quantize to a smaller recipe"
+_LIBRARY_BYTES = 60 << 20  # of addresses, with what it makes when it starts
+_STACK_BYTES = 8 << 20  # of a thread, by default
 # An ONNX graph of one node, y = x + x, both float32 [1], at opset 13: what a provider is tried with.
 _TRIAL_GRAPH = bytes.fromhex(
     "08083a350a0e0a01780a017812017922034164641201675a0f0a0178120a0a08080112040a020801620f0a0179120a0a08080112040a02080142040a00100d"
@@ -30,7 +34,10 @@ def load_onnxruntime() -> ModuleType:
 
     Raises:
         ImportError: it is not installed, or in parts.
+        MemoryShortError: there is not enough memory for it.
     """
+    if "onnxruntime" not in sys.modules:  # a library that is cut off while it starts ends the process
+        require("ONNX Runtime", _LESS, mapped=_LIBRARY_BYTES)
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when the library starts
     module = import_module("onnxruntime")
     if not hasattr(module, "InferenceSession"):
@@ -85,11 +92,14 @@ def onnx_session(path: Path, device: Device, threads: int) -> onnxruntime.Infere
     Raises:
         MissingExtraError: ONNX Runtime is not installed.
         DeviceError: it has no provider for the device, or the provider does not start.
+        MemoryShortError: there is not enough memory for it.
         BundleFileError: the graph cannot be loaded.
     """
     try:
         onnxruntime = load_onnxruntime()
     except ImportError as error:
+        if short_of_memory(error):
+            raise
         raise MissingExtraError(
             f"ONNX Runtime is not installed ({error}); run {install_line(EXTRAS[device])}"
         ) from error
@@ -108,10 +118,15 @@ def onnx_session(path: Path, device: Device, threads: int) -> onnxruntime.Infere
     # Lengths vary, and an arena would keep the largest request's memory for good.
     options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False
+    size, beside = (file.stat().st_size if file.is_file() else 0 for file in (path, weights_file(path)))
+    stacks = (threads - 1) * _STACK_BYTES
+    require(f"the graph {path}", _LESS, own=size if device == "cpu" else 0, mapped=size + beside + stacks)
     try:
         # ONNX Runtime's own fallback would go on with the CPU, and say so on stdout, when the provider fails later.
         session = onnxruntime.InferenceSession(str(path), options, providers=[provider], enable_fallback=0)
     except Exception as error:  # ONNX Runtime's exceptions share no other base
+        if short_of_memory(error):
+            raise MemoryShortError(f"ONNX Runtime gets no memory for {path} ({error}): {_LESS}") from error
         if device != "cpu" and isinstance(error, (ValueError, RuntimeError)):  # of the provider; a graph's are others
             raise DeviceError(
                 f"ONNX Runtime cannot start {provider}: {error}; check the driver and the CUDA libraries with "
@@ -130,16 +145,18 @@ def run_graph(session: onnxruntime.InferenceSession, feed: dict[str, NDArray[Any
     """The outputs of a graph.
 
     Raises:
-        DeviceError: ONNX Runtime failed, for lack of memory mostly.
+        MemoryShortError: there is not enough memory.
+        DeviceError: ONNX Runtime failed.
     """
+    require("a chunk of audio", _LESS)
     try:
         outputs: list[NDArray[np.float32]] = session.run(None, feed)
     except Exception as error:  # ONNX Runtime's exceptions share no other base
         shapes = ", ".join(f"{name} {value.shape}" for name, value in feed.items())
-        raise DeviceError(
-            f"ONNX Runtime failed on {session.get_providers()[0]} with {shapes}: {error}; free memory, or choose "
-            "another device"
-        ) from error
+        where = f"on {session.get_providers()[0]} with {shapes}"
+        if short_of_memory(error):
+            raise MemoryShortError(f"ONNX Runtime gets no memory {where}: {error}; {_LESS}") from error
+        raise DeviceError(f"ONNX Runtime failed {where}: {error}; free memory, or choose another device") from error
     return outputs
 
 
@@ -157,9 +174,3 @@ def check_graph(
         raise BundleFileError(
             f"{path} maps {got_inputs} to {got_outputs}, expected {inputs} to {outputs}; export the bundle again"
         )
-
-
-def release_freed_memory() -> None:
-    """Give memory that was freed back to the system; glibc keeps, of graphs that were read, as much as they have."""
-    with suppress(OSError, AttributeError, TypeError):  # not glibc
-        ctypes.CDLL(None).malloc_trim(0)

@@ -57,6 +57,10 @@ class _Group(TyperGroup):
         except _UsageError as error:
             error.message = printable(error.message)  # type: ignore[attr-defined]  # it has one
             raise
+        except MemoryError as error:
+            why = str(error) or "Python got none"
+            say(f"error: there is not enough memory ({why}): free some, or take a smaller model")
+            raise typer.Exit(1) from error
         except KeyboardInterrupt as error:
             typer.echo("interrupted", err=True)
             raise typer.Exit(130) from error

@@ -16,12 +16,15 @@ from numpy.typing import NDArray
 
 from dasheng_edge.runtime.bundle.manifest import KvType
 from dasheng_edge.runtime.engine_options import EngineSettings
-from dasheng_edge.runtime.errors import DecoderError
+from dasheng_edge.runtime.errors import DecoderError, MemoryShortError
 from dasheng_edge.runtime.machine.forks import only_here
+from dasheng_edge.runtime.machine.memory import require, says_memory
 
+from .context_memory import context_bytes
 from .llama import Watch, llama_cpp_library, llama_log, pointer
 
 BATCH = 512  # rows per llama_decode call, llama.cpp's own default; memory for activations grows with it
+_LESS = "free memory, caption fewer clips at once (--batch) or shorter ones, or quantize to a smaller recipe"
 _FTYPE_F32, _TYPE_F32 = 0, 0  # enum llama_ftype, ggml_type
 _KV_TYPES: Mapping[KvType, int] = {"f16": 1, "q8_0": 8, "q4_0": 2}  # enum ggml_type
 _NO_FLASH_ATTENTION, _FLASH_ATTENTION = 0, 1  # enum llama_flash_attn_type
@@ -33,7 +36,8 @@ class Context:
     Up to `outputs` rows of a batch may have logits: at 152,064 tokens, those of 512 rows would be 311 MB.
 
     Raises:
-        DecoderError: llama.cpp cannot make it, for lack of memory mostly.
+        MemoryShortError: there is not enough memory for it, counted before llama.cpp takes any.
+        DecoderError: llama.cpp cannot make it.
     """
 
     def __init__(
@@ -69,16 +73,26 @@ class Context:
         if watch is not None:
             params.cb_eval = watch.callback
         params.no_perf = True
+        self._require(model, params)
         log.lines.clear()
         self.pointer = llama.llama_init_from_model(model, params)
         if not self.pointer:
+            if says_memory(log.last()):
+                raise MemoryShortError(f"llama.cpp gets no memory for {n_ctx} positions ({log.last()}): {_LESS}")
             raise DecoderError(
                 f"llama.cpp cannot make a context of {n_ctx} positions with keys and values in {settings.kv_type}: "
-                f"{log.last()}; free memory, or quantize with --kv f16"
+                f"{log.last()}; quantize with --kv f16"
             )
         self.close = weakref.finalize(self, only_here(llama.llama_free), self.pointer)
         self.n_ctx: int = llama.llama_n_ctx(self.pointer)
         self._n_vocab: int = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model))
+
+    @staticmethod
+    def _require(model: Any, params: Any) -> None:
+        filled, aside = context_bytes(model, params)
+        on_gpu = bool(params.offload_kqv)
+        what = f"a context of {params.n_ctx} positions for {params.n_seq_max} answers at once"
+        require(what, _LESS, own=0 if on_gpu else filled, mapped=aside)
 
     def extend(self, rows: NDArray[Any], *, sequence: int, past: int, outputs: int) -> None:
         """Decode any number of rows, as in `decode`, behind `past` others of a sequence; the last `outputs` get logits.
@@ -122,6 +136,7 @@ class Context:
         batch.seq_id = pointer(each, ctypes.POINTER(ctypes.c_int32))
         batch.logits = pointer(wanted, ctypes.c_int8)
         log = llama_log()
+        require(f"decoding {count} rows", _LESS)
         log.lines.clear()
         with self._watch.signals.held() if self._watch is not None else nullcontext():
             code = self._llama.llama_decode(self.pointer, batch)
@@ -154,12 +169,17 @@ class Context:
         written = self._llama.llama_state_seq_get_data(self.pointer, pointer(buffer, ctypes.c_uint8), size, sequence)
         return buffer[:written].tobytes()
 
-    def restore(self, sequence: int, state: bytes) -> bool:
-        """Put what `state` gave into an empty sequence; False if llama.cpp refuses it, and the sequence stays empty."""
+    def restore(self, sequence: int, state: bytes, rows: int) -> bool:
+        """Put what `state` gave into an empty sequence.
+
+        False if llama.cpp refuses it or it is not of so many rows, and the sequence stays empty.
+        """
         buffer = np.frombuffer(state, np.uint8)
         read = self._llama.llama_state_seq_set_data(
             self.pointer, pointer(buffer, ctypes.c_uint8), len(buffer), sequence
         )
-        if read != len(buffer):
+        last = self._llama.llama_memory_seq_pos_max(self._llama.llama_get_memory(self.pointer), sequence)
+        sound = bool(read == len(buffer) and last == rows - 1)
+        if not sound:
             self.forget(sequence, 0)
-        return bool(read == len(buffer))
+        return sound

@@ -20,16 +20,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dasheng_edge.runtime.errors import DecoderError, MissingExtraError
+from dasheng_edge.runtime.machine.memory import require, short_of_memory
 
+_LIBRARY_BYTES = 16 << 20  # of addresses
 _LOG_WARN, _LOG_ERROR = 3, 4  # enum ggml_log_level
 
 
 @cache
 def llama_cpp_library() -> Any:
     """The bindings, loaded on first use: `Any`, since their functions are C calls."""
+    require("llama.cpp", "free memory", mapped=_LIBRARY_BYTES)  # cut off while it starts, it ends the process
     try:
         from llama_cpp import llama_cpp
     except (ImportError, OSError, RuntimeError) as error:
+        if short_of_memory(error):
+            raise
         raise MissingExtraError(
             f"llama-cpp-python cannot be loaded ({error}); run pip install 'llama-cpp-python>=0.3.36,<0.4', "
             "which compiles llama.cpp and needs a C++ compiler"

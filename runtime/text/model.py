@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dasheng_edge.runtime.engine_options import EngineSettings
-from dasheng_edge.runtime.errors import DecoderError, DeviceError
+from dasheng_edge.runtime.errors import DecoderError, DeviceError, MemoryShortError
 from dasheng_edge.runtime.machine.forks import only_here
+from dasheng_edge.runtime.machine.memory import require, says_memory
 
 from .huge_pages import HugePages
 from .llama import HeldSignals, llama_cpp_library, llama_log, pointer
@@ -24,6 +25,7 @@ from .llama import HeldSignals, llama_cpp_library, llama_log, pointer
 Tokens: TypeAlias = tuple[int, ...]
 
 _SPECIAL_IDS = {"bos_token": "bos_token", "eos_token": "eos_token", "pad_token": "padding_token"}  # name -> GGUF's
+_LESS = 'free memory, take `weights="mapped"`, or quantize to a smaller recipe'
 _LOAD_READ, _LOAD_MAPPED = 0, 1  # enum llama_load_mode
 _ATTR_CONTROL, _ATTR_USER_DEFINED = 1 << 3, 1 << 4  # enum llama_token_attr
 
@@ -37,6 +39,7 @@ def load_model(path: str | Path, settings: EngineSettings) -> Any:
     Raises:
         MissingExtraError: llama-cpp-python is not installed.
         DeviceError: llama.cpp was built without GPU support and `cuda` was asked for.
+        MemoryShortError: there is not enough memory for the weights.
         DecoderError: llama.cpp cannot load the file.
     """
     llama, log = llama_cpp_library(), llama_log()
@@ -63,12 +66,21 @@ def load_model(path: str | Path, settings: EngineSettings) -> Any:
 
     callback = llama.llama_progress_callback(go_on)  # must outlive the call
     params.progress_callback = callback
+    _require(Path(path), copied=params.load_mode == _LOAD_READ)
     log.lines.clear()
     with signals.held():
         model = llama.llama_model_load_from_file(os.fsencode(path), params)
     if not model:
+        if says_memory(log.last()):
+            raise MemoryShortError(f"llama.cpp gets no memory for {path} ({log.last()}): {_LESS}")
         raise DecoderError(f"llama.cpp cannot load {path}: {log.last()}; export the bundle again")
     return model
+
+
+def _require(path: Path, *, copied: bool) -> None:
+    """Refuse to load what does not fit; a file that is missing is llama.cpp's to tell."""
+    size = path.stat().st_size if path.is_file() else 0
+    require(f"the decoder {path}", _LESS, own=size if copied else 0, mapped=0 if copied else size)
 
 
 class TextModel:

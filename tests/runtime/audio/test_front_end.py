@@ -14,7 +14,7 @@ from dasheng_edge.runtime.audio.front_end import FrontEnd
 from dasheng_edge.runtime.audio.onnx_session import onnx_session
 from dasheng_edge.runtime.bundle.bundle import FRONT_END, PROJECTOR
 from dasheng_edge.runtime.bundle.front_end_spec import AcousticSpec, FrontEndSpec
-from dasheng_edge.runtime.errors import BundleFileError, DeviceError
+from dasheng_edge.runtime.errors import BundleFileError, MemoryShortError
 from tests.fixtures.places import TWO_SPECTRA_GRAPH
 
 TWO_SPECTRA = FrontEndSpec(acoustic=AcousticSpec(n_mels=20))  # of TWO_SPECTRA_GRAPH
@@ -173,7 +173,8 @@ def test_a_failure_says_where_and_what_to_do(tiny_bundle: Path, monkeypatch: pyt
 
     front_end = FrontEnd(tiny_bundle / FRONT_END, SPEC)
     monkeypatch.setattr(front_end, "_session", NoMemory())
-    with pytest.raises(DeviceError, match=r"on CPUExecutionProvider with waveform \(1, 4000\): bad allocation; free"):
+    expected = r"no memory on CPUExecutionProvider with waveform \(1, 4000\): bad allocation; free"
+    with pytest.raises(MemoryShortError, match=expected):
         front_end.features([np.zeros(4_000, np.float32)])
 
 

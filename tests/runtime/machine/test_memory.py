@@ -1,0 +1,153 @@
+"""Memory that is asked for before an engine takes it: what would end the process is an error of ours."""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dasheng_edge.runtime.errors import BundleFileError, MemoryShortError
+from dasheng_edge.runtime.machine import memory
+from dasheng_edge.runtime.machine.memory import memory_errors, require, short_of_memory
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells and limits")
+
+# What is done with so many megabytes of addresses to spare, in a child for each.
+LIMITED = """
+import json, os, resource, sys
+from pathlib import Path
+import numpy as np
+from dasheng_edge.runtime import Captioner, Embedder
+from dasheng_edge.runtime.errors import MemoryShortError
+from dasheng_edge.runtime.audio.onnx_session import load_onnxruntime
+
+bundle, what, *spares = sys.argv[1:]
+clip = (np.full(16000, 0.1, np.float32), 16000)
+long = (np.full(16000 * 20, 0.1, np.float32), 16000)
+
+def limit(spare):
+    now = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    resource.setrlimit(resource.RLIMIT_AS, (now + (spare << 20),) * 2)
+
+def child(spare):
+    if what == "open":
+        limit(spare)
+        Captioner.open(bundle, threads=1).caption(clip, max_new_tokens=2)
+    elif what == "embed":
+        limit(spare)
+        Embedder.open(bundle, threads=1).embed(long)
+    else:
+        captioner = Captioner.open(bundle, threads=1)
+        if what == "batch":
+            captioner.caption(clip, max_new_tokens=1)
+        limit(spare)
+        if what == "batch":
+            captioner.caption_batch([clip] * 32, max_new_tokens=4, batch=32)
+        else:
+            captioner.caption(long, max_new_tokens=2)
+
+for spare in map(int, spares):
+    if not os.fork():
+        try:
+            child(spare)
+        except MemoryShortError:
+            os._exit(3)
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
+"""
+
+
+@linux
+@pytest.mark.parametrize(
+    ("what", "spares"), [("open", (0, 60, 1500)), ("embed", (40, 1500)), ("caption", (20, 900)),
+                         ("batch", (0, 34, 900))]
+)  # fmt: skip
+def test_too_little_memory_is_an_error_and_no_signal(tiny_bundle: Path, what: str, spares: tuple[int, ...]) -> None:
+    command = [sys.executable, "-c", LIMITED, str(tiny_bundle), what, *map(str, spares)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    codes = [int(line) for line in ran.stdout.split()]
+    assert set(codes) <= {0, 3}, (codes, ran.stderr)
+    assert (codes[0], codes[-1], len(codes)) == (3, 0, len(spares)), (codes, ran.stderr)
+
+
+def test_what_cannot_be_had_is_refused() -> None:
+    require("a little", "no fix", own=1 << 20, mapped=1 << 30)
+    with pytest.raises(MemoryShortError, match=r"^all of it needs about \d+ MB of memory.*: take less$"):
+        require("all of it", "take less", own=1 << 60)
+
+
+@linux
+def test_files_do_not_count_as_memory_and_memory_does(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "meminfo").write_text(
+        "MemTotal: 9000 kB\nMemFree: 1000 kB\nMemAvailable: 10 kB\nBuffers: 1 kB\nCached: 3000 kB\n"
+        "Shmem: 500 kB\nSReclaimable: 20 kB\nSwapFree: 4000 kB\n"
+    )
+    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(memory, "_OWN_GROUPS", tmp_path / "none")
+    most = (1000 + 1 + 3000 - 500 + 20 + 4000) << 10  # all but what only `MemAvailable` calls scarce
+    require("it", "", own=most, mapped=1 << 30)
+    with pytest.raises(MemoryShortError, match="it needs about 33 MB of memory, 8 MB are left"):
+        require("it", "", own=most + 1)
+
+
+@linux
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("below", ["", "/a", "/a/b"])
+def test_limits_of_control_groups_count(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, version: int, below: str
+) -> None:
+    root = tmp_path / "memory" if version == 1 else tmp_path
+    names = ("limit_in_bytes", "usage_in_bytes", "total_") if version == 1 else ("max", "current", "")
+    group = root / below.strip("/")
+    group.mkdir(parents=True, exist_ok=True)
+    (group / f"memory.{names[0]}").write_text("90000000\n")
+    (group / f"memory.{names[1]}").write_text("80000000\n")
+    (group / "memory.stat").write_text(f"anon 1\n{names[2]}inactive_file 3000000\n{names[2]}active_file 2000000\n")
+    lines = "2:cpu:/x\n3:memory:/a/b\n" if version == 1 else "0::/a/b\n"
+    (tmp_path / "own").write_text(lines)
+    meminfo = re.sub(r"SwapFree: .*", "SwapFree: 1000 kB", Path("/proc/meminfo").read_text("utf-8"))
+    (tmp_path / "meminfo").write_text(meminfo)
+    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(memory, "_OWN_GROUPS", tmp_path / "own")
+    monkeypatch.setattr(memory, "_GROUPS", tmp_path)
+    left = 15_000_000 + (1000 << 10)
+    require("it", "", own=left)
+    with pytest.raises(MemoryShortError, match="16 MB are left"):
+        require("it", "", own=left + 1)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(), OSError(errno.ENOMEM, "Cannot allocate memory"), RuntimeError("std::bad_alloc"),
+        ImportError("libgomp.so.1: failed to map segment from shared object"),
+        Exception("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : bad allocation"),
+        RuntimeError("Failed to allocate memory for requested buffer of size 1024"),
+    ],
+)  # fmt: skip
+def test_lack_of_memory_is_told_in_one_way(error: Exception) -> None:
+    with (
+        pytest.raises(MemoryShortError, match=r"not enough memory for a cake .*: bake less"),
+        memory_errors("a cake", "bake less"),
+    ):
+        raise error
+    wrapped = BundleFileError("cannot read it")
+    wrapped.__cause__ = error
+    assert short_of_memory(wrapped) is not None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"), ImportError("cannot allocate memory in static TLS block"),
+        BundleFileError("cannot open out of memory.wav"), json.JSONDecodeError("no", "", 0), KeyError("memory"),
+    ],
+)  # fmt: skip
+def test_other_errors_stay(error: Exception) -> None:
+    with pytest.raises(type(error)), memory_errors("a cake", "bake less"):
+        raise error
