@@ -13,7 +13,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 
-from dasheng_edge.export.adapter.merge import MergedTensors, check_finite, measured_merge_error, open_adapters
+from dasheng_edge.export.adapter.adapter import adds_nothing, check_finite
+from dasheng_edge.export.adapter.merge import MergedTensors, measured_merge_error, open_adapters
 from dasheng_edge.export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from dasheng_edge.export.files.disk_space import check_space
 from dasheng_edge.export.gguf.checks import check_golden, check_prompt, check_tensors
@@ -76,6 +77,7 @@ class ExportReport:
     seconds: float
     bytes: int
     assumptions: tuple[str, ...] = ()  # what checkpoint and adapters do not say and was taken for granted
+    warnings: tuple[str, ...] = ()  # what in them may not be as their owner thinks
 
 
 def export_bundle(options: ExportOptions, progress: Progress | None = None) -> ExportReport:
@@ -102,7 +104,9 @@ def export_bundle(options: ExportOptions, progress: Progress | None = None) -> E
         writer.path(MODEL_CARD).write_text(_card(plan, manifest, writer, steps.reports), encoding="utf-8")
         bundle = writer.finish(manifest)
     seconds = time.perf_counter() - start
-    return ExportReport(bundle, tuple(steps.reports), seconds, bundle.manifest.total_bytes, plan.assumptions)
+    return ExportReport(
+        bundle, tuple(steps.reports), seconds, bundle.manifest.total_bytes, plan.assumptions, plan.warnings
+    )
 
 
 @dataclass(frozen=True)
@@ -168,6 +172,21 @@ class _Plan:
     def assumptions(self) -> tuple[str, ...]:
         """What is taken for granted, a sentence each."""
         return (*self.checkpoint.assumptions, *other_bases(self.merged))
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What in checkpoint and adapters may not be as their owner thinks, a sentence each."""
+        adapters = self.merged.adapters
+        return (
+            *self.checkpoint.warnings,
+            *(sentence for adapter in adapters for sentence in adapter.warnings),
+            *(
+                f"adapter {adapter.name} changes nothing: all its lora_B are zero, as before the first step of a "
+                "training; give the adapter of a later step"
+                for adapter in adapters
+                if adds_nothing(adapter)
+            ),
+        )
 
     @property
     def needed_bytes(self) -> int:
@@ -318,7 +337,7 @@ def _card(plan: _Plan, manifest: Manifest, writer: BundleWriter, reports: Sequen
     return model_card(
         manifest, writer.sizes(), reports,
         header=card_of_checkpoint(plan.checkpoint.folder), base_model=hub_id(plan.checkpoint),
-        assumptions=plan.assumptions,
+        assumptions=plan.assumptions, warnings=plan.warnings,
     )  # fmt: skip
 
 

@@ -99,9 +99,16 @@ def export(
             "seconds": report.seconds,
             "steps": [dataclasses.asdict(step) for step in report.steps],
             "assumptions": report.assumptions,
+            "warnings": report.warnings,
         })  # fmt: skip
         return
+    _print(report, out)
+
+
+def _print(report: ExportReport, out: Path) -> None:
     show(f"{out}: {report.bytes / 1e6:.1f} MB in {report.seconds:.1f} s, every step within its tolerance")
+    for warning in report.warnings:
+        say(f"warning: {warning}")
     for assumption in report.assumptions:
         say(f"assumed: {assumption}")
     show(f"check it wherever it runs with: dasheng-edge verify {typed_path(out)}")

@@ -30,7 +30,7 @@ _CONTENTS = {
 }
 
 
-def model_card(
+def model_card(  # noqa: PLR0913  # what its sections tell
     manifest: Manifest,
     sizes: Mapping[str, int],
     steps: Sequence[StepReport],
@@ -38,6 +38,7 @@ def model_card(
     header: Mapping[str, object] | None = None,
     base_model: str | None = None,
     assumptions: Iterable[str] = (),
+    warnings: Iterable[str] = (),
 ) -> str:
     """The text of README.md.
 
@@ -57,6 +58,7 @@ def model_card(
         manifest=manifest, origin=manifest.provenance, tolerances=manifest.tolerances, spec=manifest.front_end,
         encoder=manifest.encoder, decoder=decoder, prompt=prompt, sampling=prompt.sampling if prompt else None,
         files=_files(manifest, sizes), sizes=sizes, steps=steps, base_model=base_model, assumptions=tuple(assumptions),
+        warnings=tuple(warnings),
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import dataclasses
 import math
 import os
 import re
-from collections.abc import Iterable
+import reprlib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -121,11 +121,11 @@ def read_config(folder: Path) -> LoraFacts:
     path = folder / ADAPTER_CONFIG
     config = read_json(path)
     if (kind := config.get("peft_type")) != "LORA":
-        raise AdapterError(f"{path}: peft_type is {kind!r}, only 'LORA' can be merged; {_MERGE}")
+        raise AdapterError(f"{path}: peft_type is {reprlib.repr(kind)}, only 'LORA' can be merged; {_MERGE}")
     for key, value in config.items():
         if key not in _UNDERSTOOD and not _is_default(key, value):
             fix = _REASONS.get(key, f"only LoRA and DoRA are; {_MERGE}")
-            raise AdapterError(f"{path}: {key} = {value!r} is not supported: {fix}")
+            raise AdapterError(f"{path}: {key} = {reprlib.repr(value)} is not supported: {fix}")
     _check_initialisation(path, config.get("init_lora_weights", True))
     if config.get("target_modules") is None:
         raise AdapterError(f"{path}: target_modules is not stated, so that peft would load nothing; save it again")
@@ -152,7 +152,8 @@ def _check_initialisation(path: Path, init: object) -> None:
     else:
         fix = f"expected one of {', '.join(map(repr, _PLAIN_INITIALISATIONS))}; {_MERGE}"
     raise AdapterError(
-        f"{path}: init_lora_weights = {init!r} changes the base weights, which the checkpoint does not have; {fix}"
+        f"{path}: init_lora_weights = {reprlib.repr(init)} changes the base weights, which the checkpoint does "
+        f"not have; {fix}"
     )
 
 
@@ -177,7 +178,6 @@ class Matcher:
         from peft import LoraConfig
 
         self.facts, path = facts, folder / ADAPTER_CONFIG
-        _check_patterns(path, facts)
         try:
             self._config = LoraConfig(
                 target_modules=facts.target_modules,
@@ -217,21 +217,3 @@ def _modules_above(module: str) -> list[str]:
     """The modules that a module is in: "a.b.c" -> "a", "a.b"."""
     parts = module.split(".")
     return [".".join(parts[:stop]) for stop in range(1, len(parts))]
-
-
-def _check_patterns(path: Path, facts: LoraFacts) -> None:
-    """What peft takes as regular expressions must be some; where it takes a list for names, a list is left alone."""
-    layers = [facts.layers_pattern] if isinstance(facts.layers_pattern, str) else facts.layers_pattern
-    stated: dict[str, Iterable[object]] = {
-        "target_modules": [facts.target_modules], "exclude_modules": [facts.exclude_modules],
-        "rank_pattern": facts.rank_pattern or (), "alpha_pattern": facts.alpha_pattern or (),
-        "modules_to_save": facts.modules_to_save or (), "layers_pattern": layers or (),
-    }  # fmt: skip
-    for field, patterns in stated.items():
-        for pattern in patterns:
-            try:
-                re.compile(pattern if isinstance(pattern, str) else "")
-            except re.error as error:  # noqa: PERF203  # it names the pattern
-                raise AdapterError(
-                    f"{path}: {field} has {pattern!r}, not a regular expression ({error}); save it again"
-                ) from error

@@ -18,7 +18,15 @@ import torch
 from torch import Tensor
 
 from dasheng_edge.export.files.json_files import checked, read_json
-from dasheng_edge.export.files.names import ADAPTER_CONFIG, CONFIG, INDEX, PREPROCESSOR, TORCH_SUFFIXES, WEIGHTS
+from dasheng_edge.export.files.names import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    CONFIG,
+    PREPROCESSOR,
+    PROCESSOR,
+    TORCH_SUFFIXES,
+    weights_file,
+)
 from dasheng_edge.export.files.pull_record import Origin, read_origin
 from dasheng_edge.export.files.tensor_files import Source, equal_tensors, read_header, read_shards
 from dasheng_edge.export.files.torch_file import read_torch_file
@@ -27,15 +35,18 @@ from dasheng_edge.export.variants.stated import FIX, Stated
 from dasheng_edge.export.variants.table import VARIANTS
 from dasheng_edge.export.variants.variant import Assumption, Layout, Renames, Variant
 from dasheng_edge.runtime.bundle.front_end_spec import FrontEndSpec
-from dasheng_edge.runtime.errors import CheckpointVariantError
+from dasheng_edge.runtime.errors import CheckpointFileError, CheckpointVariantError, DashengEdgeError
 
-from .layout import find_layout
+from .layout import find_layout, is_ignored
 from .sizes import EMBEDDING, HEAD, TextConfig, decoder_sizes, encoder_sizes, expected_shapes
-from .unsupported import not_a_checkpoint, not_a_folder, refuse_other_models, refuse_quantized
+from .unsupported import not_a_checkpoint, not_a_folder, refuse_half_saved, refuse_other_models, refuse_quantized
 
 # Names of folders that say nothing about the model in them; the last is a commit, as in the hub's cache.
 _GENERIC = re.compile(r"(final|merged|model|output|outputs|checkpoint|checkpoint-\d+|snapshots|[0-9a-f]{40}|\.*)")
 
+
+_NAMED = 4  # files, where there are many
+_OTHER_WEIGHTS = re.compile(r".*\.safetensors(\.index\.json)?|pytorch_model.*\.bin(\.index\.json)?")
 
 ASSUMPTIONS = (  # beside those of the variant
     Assumption(
@@ -66,12 +77,26 @@ class Checkpoint:
     origin: Origin | None = None
     ignored: tuple[str, ...] = ()  # tensors that inference does not need, by stored name
     assumed: tuple[str, ...] = ()  # keys of what is taken for granted
+    read_from: str = ""  # the file that its tensors are in, or the index of those
+    left_aside: tuple[str, ...] = ()  # other files of weights beside it
 
     @property
     def assumptions(self) -> tuple[str, ...]:
         """What is taken for granted in exporting it, a sentence each; mostly nothing."""
         entries = (*self.variant.code.assumptions, *ASSUMPTIONS)
         return tuple(str(entry) for entry in entries if entry.key in self.assumed)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What may not be as its owner thinks, a sentence each; mostly nothing."""
+        if not self.left_aside:
+            return ()
+        others = ", ".join(self.left_aside[:_NAMED]) + (" ..." if len(self.left_aside) > _NAMED else "")
+        sentence = (
+            f"the weights are those of {self.read_from}, which transformers would load, too; other weights in that "
+            f"folder were left aside: {others}; remove what is old"
+        )
+        return (sentence,)
 
     @property
     def text_decoder(self) -> DecoderSpec:
@@ -114,15 +139,23 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         CheckpointFileError: a shard is missing or broken, or config.json contradicts the tensors.
         CheckpointVariantError: the tensors are not those of a member of the family.
     """
-    stored = _read(Path(path))
+    try:
+        return _opened(_read(Path(path)))
+    except DashengEdgeError:
+        raise
+    except OSError as error:
+        raise CheckpointFileError(f"cannot read checkpoint {path}: {error}; check its name and permissions") from error
+
+
+def _opened(stored: _Stored) -> Checkpoint:
     path, folder, config = stored.path, stored.folder, stored.config
     origin = read_origin(folder)
     refuse_other_models(path, config)
-    refuse_quantized(path, config, stored.tensors, _names(path, config, origin))
+    weights = {name: source for name, source in stored.tensors.items() if not is_ignored(name)}
+    refuse_half_saved(path, weights)
+    refuse_quantized(path, config, weights, _names(path, config, origin))
     layout = find_layout(path, config, stored.tensors)
-    extractor = folder / PREPROCESSOR
-    mel = read_json(extractor, missing_ok=True)
-    stated = Stated(str(path), stored.stated_by, config, mel, str(extractor))
+    stated = Stated(str(path), stored.stated_by, config, *_feature_extractor(folder))
     encoder, front_end, assumed = encoder_sizes(stated, layout)
     sources, decoder = dict(layout.sources), None
     if layout.variant.decodes:
@@ -138,6 +171,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         variant=layout.variant, renames=layout.renames, name=_name(path, config, origin), origin=origin,
         ignored=tuple(layout.ignored),
         assumed=(*(entry.key for entry in layout.variant.code.assumptions if entry.always), *assumed),
+        read_from=stored.read_from, left_aside=stored.left_aside,
     )  # fmt: skip
 
 
@@ -150,22 +184,35 @@ class _Stored:
     config: dict[str, Any]
     tensors: dict[str, Source]  # by stored name
     stated_by: str  # what messages call the configuration
+    read_from: str
+    left_aside: tuple[str, ...] = ()
 
 
 def _read(path: Path) -> _Stored:
     if path.is_file() and path.suffix in TORCH_SUFFIXES:
-        return _Stored(path, path.parent, *read_torch_file(path), f'"config" in {path.name}')
+        return _Stored(path, path.parent, *read_torch_file(path), f'"config" in {path.name}', path.name)
     if not path.is_dir():
         raise not_a_folder(path)
-    has_tensors = (path / INDEX).is_file() or (path / WEIGHTS).is_file()
-    torch_files = [file for file in path.iterdir() if file.suffix in TORCH_SUFFIXES]
-    if not has_tensors and len(torch_files) == 1 and not (path / ADAPTER_CONFIG).is_file():
+    files = sorted(file.name for file in path.iterdir() if file.is_file())
+    described = CONFIG in files and any(_OTHER_WEIGHTS.fullmatch(name) for name in files)
+    config = read_json(path / CONFIG) if described else {}
+    weights = weights_file(path, files, config)
+    torch_files = [path / name for name in files if Path(name).suffix in TORCH_SUFFIXES]
+    if weights is None and len(torch_files) == 1 and ADAPTER_CONFIG not in files:
         return _read(torch_files[0])
-    if not has_tensors or not (path / CONFIG).is_file():
+    if weights is None or CONFIG not in files:
         raise not_a_checkpoint(path)
-    config = read_json(path / CONFIG)
-    tensors = read_shards(path / INDEX) if (path / INDEX).is_file() else read_header(path / WEIGHTS)
-    return _Stored(path, path, config, tensors, str(path / CONFIG))
+    tensors = read_shards(path / weights) if weights.endswith(".json") else read_header(path / weights)
+    used = {weights, ADAPTER_WEIGHTS, *(source.file.name for source in tensors.values())}
+    others = tuple(name for name in files if name not in used and _OTHER_WEIGHTS.fullmatch(name))
+    return _Stored(path, path, config, tensors, str(path / CONFIG), weights, others)
+
+
+def _feature_extractor(folder: Path) -> tuple[Mapping[str, Any], str]:
+    """What is stated about the spectrogram, and where; a processor of transformers 5 holds it, and older ones may."""
+    if isinstance(nested := read_json(folder / PROCESSOR, missing_ok=True).get("feature_extractor"), dict):
+        return nested, f"{folder / PROCESSOR}: feature_extractor"
+    return read_json(folder / PREPROCESSOR, missing_ok=True), str(folder / PREPROCESSOR)
 
 
 def _tied(stated: Stated, sources: Mapping[str, Source]) -> tuple[bool, tuple[str, ...]]:

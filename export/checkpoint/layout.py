@@ -25,8 +25,15 @@ _DECODER_MODULES = ("embed_tokens", "layers", "norm")
 
 # Parts of a name that mark what is not needed: the window and filterbank, which are computed (some checkpoints
 # store them, some of those rounded to bfloat16), and a classifier.
-_IGNORED_PARTS = frozenset({"front_end", "outputlayer", "mask_token"})
-_IGNORED_SUFFIX = ".num_batches_tracked"
+_IGNORED_PARTS = frozenset({"front_end", "outputlayer", "mask_token", "rotary_emb", "rotary_pos_emb"})
+# Ends of names: what counts in training, and what is computed when a model is made, which some writers store.
+_IGNORED_ENDS = frozenset({
+    "num_batches_tracked", "inv_freq", "original_inv_freq", "cos_cached", "sin_cached", "freqs_cis", "position_ids",
+    "attention_mask", "causal_mask", "masked_bias",
+})  # fmt: skip
+# What torch.compile, DataParallel, FSDP and activation checkpointing put into a name wherever they wrap a module ...
+_WRAPPERS = frozenset({"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+_PREFIXES = frozenset({"base_model", "model"})  # ... and what has no meaning inside a numbered layer
 
 # The tensors that sizes are read from, and their dimensions.
 _ENCODER_SIZING = {
@@ -45,14 +52,28 @@ _Q_BIAS = "decoder.model.layers.0.self_attn.q_proj.bias"  # makes a decoder Qwen
 _Q_NORM = "decoder.model.layers.0.self_attn.q_norm.weight"  # makes it Qwen3
 
 
+def unwrapped(name: str) -> str:
+    """The name of a tensor or module without what training put around its modules."""
+    parts = [part for part in name.split(".") if part not in _WRAPPERS]
+    layer = next((place for place, part in enumerate(parts) if part.isdecimal()), len(parts))
+    return ".".join((*parts[:layer], *(part for part in parts[layer:] if part not in _PREFIXES)))
+
+
+def is_ignored(name: str) -> bool:
+    """Whether a tensor is none that inference needs, whatever the variant."""
+    parts = name.split(".")
+    return parts[-1] in _IGNORED_ENDS or not _IGNORED_PARTS.isdisjoint(parts)
+
+
 def find_layout(where: object, config: Mapping[str, Any], stored: Mapping[str, Source]) -> Layout:
     """Sort out a checkpoint's tensors; `where` is what messages call it.
 
     Raises:
         CheckpointVariantError: it is not a member of the family, and why.
     """
-    ignored = {name for name in stored if _IGNORED_PARTS & set(name.split(".")) or name.endswith(_IGNORED_SUFFIX)}
-    refuse = _refusal(where, config, stored.keys() - ignored)
+    refuse = _refusal(where, config, (name for name in stored if not is_ignored(name)))
+    stored = _unwrapped(stored, refuse)
+    ignored = {name for name in stored if is_ignored(name)}
     tensors = StoredTensors({name: source for name, source in stored.items() if name not in ignored}, refuse)
     variant = _variant(tensors)
     ignored |= {name for name in stored if name.startswith(variant.ignored)}
@@ -71,6 +92,14 @@ def find_layout(where: object, config: Mapping[str, Any], stored: Mapping[str, S
     plain = all(stored == canonical for stored, canonical in renames)
     left_out = {name: source for name, source in stored.items() if name in ignored}
     return Layout(variant, arch, () if plain else renames, sources, tuple(unmatched), left_out)
+
+
+def _unwrapped(stored: Mapping[str, Source], refuse: Callable[[str], CheckpointVariantError]) -> Mapping[str, Source]:
+    named: dict[str, Source] = {}
+    for name, source in stored.items():
+        if (other := named.setdefault(unwrapped(name), source)) is not source:
+            raise refuse(f"{other.name} and {name} are one tensor under two names")
+    return named
 
 
 def _refusal(where: object, config: Mapping[str, Any], names: Iterable[str]) -> Callable[[str], CheckpointVariantError]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveInt, field_validator, model_validator
 from torch import nn
 
 from dasheng_edge.export.files.json_files import StatedFields, checked
@@ -22,13 +22,15 @@ _TEXT_REQUIRED = {"hidden_act": "silu", "use_sliding_window": False}  # the only
 EMBEDDING, HEAD = "decoder.model.embed_tokens.weight", "decoder.lm_head.weight"
 ROTARY_BASE = {"qwen2": 1e6, "qwen3": 1e4}  # the defaults of transformers' Qwen2.5-Omni and Qwen3 text classes
 
+_Base = Annotated[float, Field(gt=0, le=1e12)]
+
 
 class Rope(StatedFields):
     """`rope_scaling` or, since transformers 5, `rope_parameters`, which holds the base too."""
 
     rope_type: str | None = None
     type: str | None = None  # what older versions call it
-    rope_theta: PositiveFloat | None = None
+    rope_theta: _Base | None = None
     partial_rotary_factor: float | None = None
 
 
@@ -36,20 +38,40 @@ class TextConfig(StatedFields):
     """`text_config`; the defaults are those of transformers' classes, where these differ Qwen2.5-Omni's."""
 
     num_attention_heads: PositiveInt = 28
-    rms_norm_eps: PositiveFloat = 1e-6
-    max_position_embeddings: PositiveInt = 32768
-    rope_theta: PositiveFloat | None = None
+    rms_norm_eps: Annotated[float, Field(gt=0, le=1)] = 1e-6
+    max_position_embeddings: Annotated[int, Field(gt=0, lt=1 << 31)] = 32768
+    rope_theta: _Base | None = None
     rope_scaling: Rope | None = None
     rope_parameters: Rope | None = None
     partial_rotary_factor: float | None = None  # of a head, how much is rotated
     layer_types: list[str] | None = None
     tie_word_embeddings: bool | None = None
 
+    @field_validator("rope_scaling", "rope_parameters", mode="before")
+    @classmethod
+    def _of_full_attention(cls, stated: object) -> object:
+        """By the type of a layer, as transformers 5 may have it: no other type than full attention is taken."""
+        if isinstance(stated, dict) and any(isinstance(value, dict) for value in stated.values()):
+            if not isinstance(stated.get("full_attention"), dict):
+                raise ValueError("expected the rotation of full_attention")
+            return stated["full_attention"]
+        return stated
+
+    @model_validator(mode="after")
+    def _one_base(self) -> TextConfig:
+        if len(self._bases) > 1:
+            raise ValueError(f"expected one rope_theta, not {' and '.join(f'{base:g}' for base in self._bases)}")
+        return self
+
+    @property
+    def _bases(self) -> list[float]:
+        places = (self, self.rope_parameters, self.rope_scaling)
+        return list(dict.fromkeys(place.rope_theta for place in places if place and place.rope_theta))
+
     @property
     def rotary_base(self) -> float | None:
         """The base of the rotation, wherever it stands."""
-        nested = self.rope_parameters.rope_theta if self.rope_parameters else None
-        return self.rope_theta or nested
+        return next(iter(self._bases), None)
 
 
 def encoder_sizes(stated: Stated, layout: Layout) -> tuple[EncoderSpec, FrontEndSpec, tuple[str, ...]]:

@@ -20,10 +20,22 @@ _PLAIN_DTYPES = ("F64", "C64", "C128", "I64", "BOOL")  # are not read either, bu
 _QUANTIZED_NAME = re.compile(
     r"(midashenglm-[\w.]+?(?:-\d{4})?)-(?:fp8|int8|int4|nf4|\d+bit|w\d+a\d+|gptq|awq|bnb|gguf|mlx)", re.IGNORECASE
 )
+# Ends of the names of all plain weights of the family; a quantized model has others, whatever quantized it.
+_PLAIN_ENDS = frozenset({"weight", "bias", "running_mean", "running_var", "time_pos_embed", "freq_pos_embed"})
 _PACKED_TENSORS = (  # what GPTQ, AWQ, compressed-tensors, fp8 and bitsandbytes store beside or instead of a weight
     "qweight", "qzeros", "g_idx", "weight_scale", "weight_scale_inv", "input_scale", "weight_packed",
     "weight_zero_point", "absmax", "quant_map", "SCB",
 )  # fmt: skip
+_OTHER_MODELS = (
+    (re.compile(r"[-_]gen\b|LMGen"), "MiDashengLM-Gen", "generates audio"),
+    (re.compile(r"spatial", re.IGNORECASE), "MiDashengLM-Spatial", "hears two channels with two encoders"),
+)
+_UNMERGED = re.compile(r"\.(lora_\w+|base_layer)(\.|$)")
+# Of an adapter, too.
+ZERO3 = (
+    "as DeepSpeed ZeRO-3 saves a model whose weights it has spread over processes and not gathered "
+    "(stage3_gather_16bit_weights_on_model_save)"
+)
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _DOWNLOAD = "download one with `dasheng-edge pull mispeech/midashenglm-7b-1021-bf16`"
 
@@ -44,20 +56,29 @@ def refuse_quantized(
 ) -> None:
     """Refuse packed weights, whether the configuration says so or only the tensors do, and types that are not read.
 
-    `names` are what the checkpoint may be called, the most specific first.
+    `sources` are the tensors that may be weights, `names` what the checkpoint may be called, the most specific first.
 
     Raises:
-        CheckpointVariantError: naming the repository to use instead, or the type to save it in.
+        CheckpointVariantError: naming the repository to use instead, or the type to save it in; or what to take out
+            of config.json, if that says that plain weights were quantized.
     """
     other = {
         name: source.dtype for name, source in sources.items() if source.shape and source.dtype not in READABLE_DTYPES
     }
     packed_types = sorted(set(other.values()) - set(_PLAIN_DTYPES))
+    packed = next((name for name in sources if name.rpartition(".")[2] in _PACKED_TENSORS), None)
     if quantization := config.get("quantization_config"):
         method = quantization.get("quant_method", "?") if isinstance(quantization, dict) else quantization
         how = f"quant_method {method!r}"
-    elif packed := [name for name in sources if name.rpartition(".")[2] in _PACKED_TENSORS]:
-        how = f"it stores {packed[0]}"
+        if not other and all(name.rpartition(".")[2] in _PLAIN_ENDS for name in sources):
+            types = ", ".join(sorted({source.dtype for source in sources.values()}))
+            raise CheckpointVariantError(
+                f"{where} holds plain weights ({types}), but its config.json has a quantization_config ({how}), as is "
+                "left when an adapter that was trained on quantized weights (QLoRA) is merged; remove "
+                "quantization_config from config.json and export again"
+            )
+    elif packed:
+        how = f"it stores {packed}"
     elif packed_types:
         how = f"it holds {', '.join(packed_types)} weights, expected float32, bfloat16 or float16 throughout"
     elif other:
@@ -76,19 +97,38 @@ def refuse_quantized(
     )
 
 
+def refuse_half_saved(where: Path, sources: Mapping[str, Source]) -> None:
+    """Refuse what a training wrote before its weights were put together.
+
+    Raises:
+        CheckpointVariantError: tensors are empty, or an adapter is not merged; how to save it is said.
+    """
+    if len(empty := [name for name, source in sources.items() if source.shape == (0,)]) > 1:
+        raise CheckpointVariantError(
+            f"{where}: {len(empty)} tensors are empty ({empty[0]}), {ZERO3}; gather them, or make whole tensors of the "
+            "training's own files with DeepSpeed's zero_to_fp32.py"
+        )
+    if unmerged := next((name for name in sources if _UNMERGED.search(name)), None):
+        raise CheckpointVariantError(
+            f"{where} holds {unmerged}, a part of a LoRA adapter that is not merged into its weights; merge it with "
+            "peft's merge_and_unload before saving, or export the checkpoint that it was trained on with --adapter"
+        )
+
+
 def refuse_other_models(where: Path, config: Mapping[str, Any]) -> None:
     """Refuse by name what has tensors like ours and is something else.
 
     Raises:
-        CheckpointVariantError: it is MiDashengLM-Gen.
+        CheckpointVariantError: it is MiDashengLM-Gen or MiDashengLM-Spatial.
     """
     architectures = config.get("architectures")
     said = [str(config.get("model_type")), *(map(str, architectures) if isinstance(architectures, list) else ())]
-    if any(re.search(r"[-_]gen\b|LMGen", name) for name in said):
-        raise CheckpointVariantError(
-            f"{where} is MiDashengLM-Gen ({', '.join(said)}), which generates audio and is not supported; "
-            f"export one of {', '.join(EXPORTABLE)}"
-        )
+    for pattern, model, reason in _OTHER_MODELS:
+        if any(pattern.search(name) for name in said):
+            raise CheckpointVariantError(
+                f"{where} is {model} ({', '.join(said)}), which {reason} and is not supported; "
+                f"export one of {', '.join(EXPORTABLE)}"
+            )
 
 
 def not_a_folder(path: Path) -> CheckpointNotFoundError:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import reprlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +18,8 @@ from torch import Tensor
 from dasheng_edge.runtime.errors import CheckpointFileError
 
 from .json_files import read_json
+from .names import SHARD
+from .pointers import POINTER_BYTES, refuse_pointer
 
 DTYPES = {  # by safetensors' names
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
@@ -33,9 +37,27 @@ class Source(ABC):
     dtype: str  # safetensors' name: "F32", "BF16" ...
     shape: tuple[int, ...]
 
-    @abstractmethod
     def rows(self, start: int, stop: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Rows [start, stop) as a copy: as float32 holds them, in a floating-point type."""
+        """Rows [start, stop) as a copy: as float32 holds them, in a floating-point type.
+
+        Raises:
+            CheckpointFileError: one of them holds NaN or infinity.
+        """
+        values = self._rows(start, stop)
+        # A sum of finite values may be infinite, but none that is finite has NaN or infinity in it; it takes no memory.
+        if not math.isfinite(float(values.sum())) and not (finite := torch.isfinite(values)).all():
+            odd = (~finite).nonzero()
+            first = [int(odd[0, 0]) + slice(start, stop).indices(self.shape[0])[0], *odd[0, 1:].tolist()]
+            raise CheckpointFileError(
+                f"{self.file} holds NaN or infinity in {self.name}, first at {first} ({len(odd):,} of the "
+                f"{values.numel():,} values looked at); expected finite weights: copy it again, or take an earlier "
+                "step of its training"
+            )
+        return values.to(dtype)
+
+    @abstractmethod
+    def _rows(self, start: int, stop: int) -> Tensor:
+        """The same in float32, whatever they hold."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +70,12 @@ class SafetensorsSource(Source):
 
     offset: int  # of the first byte, in the file
 
-    def rows(self, start: int, stop: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    def _rows(self, start: int, stop: int) -> Tensor:
         start, stop, _ = slice(start, stop).indices(self.shape[0])
         stored = DTYPES[self.dtype]
         row_bytes = stored.itemsize * torch.Size(self.shape[1:]).numel()
         values = read_values(self.file, stored, (stop - start) * row_bytes, self.offset + start * row_bytes)
-        return values.reshape(stop - start, *self.shape[1:]).to(torch.float32).to(dtype)
+        return values.reshape(stop - start, *self.shape[1:]).to(torch.float32)
 
 
 def read_values(file: Path, dtype: torch.dtype, size: int, offset: int) -> Tensor:
@@ -85,6 +107,8 @@ def read_header(path: Path) -> dict[str, Source]:
     Raises:
         CheckpointFileError: it is truncated or no safetensors file.
     """
+    with path.open("rb") as file:
+        refuse_pointer(path, file.read(POINTER_BYTES))
     try:
         with safe_open(path, framework="np"):
             pass  # the library checks the header, and that the data are as long as it says
@@ -114,8 +138,10 @@ def read_shards(index: Path) -> dict[str, Source]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointFileError(f"{index} has no weight_map; download it again")
     for file in weight_map.values():
-        if not isinstance(file, str) or Path(file).name != file:
-            raise CheckpointFileError(f"{index} names {file!r}, expected a file name inside the folder")
+        if not isinstance(file, str) or not SHARD.fullmatch(file):
+            raise CheckpointFileError(
+                f"{index} names {reprlib.repr(file)}, expected a file name inside the folder, NAME.safetensors"
+            )
     headers: dict[str, dict[str, Source]] = {}
     for file in dict.fromkeys(weight_map.values()):
         if not (index.parent / file).is_file():

@@ -6,6 +6,7 @@ tokens are looked up by their text, since they differ between models.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,7 +178,7 @@ def _by_id(
         )
     tokens = [named.get(index, f"[PAD{index}]") for index in range(rows)]
     if len(set(tokens)) < rows:
-        twice = next(token for token in tokens if tokens.count(token) > 1)
+        (twice, _), *_ = Counter(tokens).most_common(1)
         raise CheckpointFileError(f"{path} has the token {twice} twice, expected one id for each; download it again")
     return tokens, [kinds.get(index, TokenType.UNUSED) for index in range(rows)]
 

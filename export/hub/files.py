@@ -17,10 +17,12 @@ from dasheng_edge.export.files.names import (
     ADAPTER_WEIGHTS,
     CONFIG,
     INDEX,
+    SHARD,
     SIDE_FILES,
     SWIFT_ENCODER,
     WEIGHTS,
     WHOLE_ENCODER,
+    weights_file,
 )
 from dasheng_edge.export.variants.table import EXPORTABLE
 from dasheng_edge.runtime.errors import (
@@ -34,7 +36,6 @@ from .client import HubFile, Repository
 
 PAPERS = re.compile(r"(README|LICEN[CS]E|NOTICE)(\.(md|txt))?", re.IGNORECASE)  # what it is, and on what terms
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_SHARD = re.compile(r"\w[\w.-]*\.safetensors", re.ASCII)
 
 MAX_HEADER_BYTES = 100_000_000  # of a safetensors file, as the library has it
 # Ends of names that all encoders of the family have; that of the convolution alone, vision models have, too.
@@ -60,7 +61,7 @@ def needed_files(repository: Repository, read: Read, head: Head) -> tuple[HubFil
         refuse_other_models(Path(repository.name), config)
         _refuse_quantized(repository, config)
     papers = [name for name in files if PAPERS.fullmatch(name)]
-    if INDEX not in files and WEIGHTS not in files:
+    if (chosen := weights_file(repository.name, files, config)) is None:
         if ADAPTER_CONFIG not in files or ADAPTER_WEIGHTS not in files:
             raise _no_safetensors(repository)
         if SWIFT_ENCODER in files:
@@ -74,13 +75,13 @@ def needed_files(repository: Repository, read: Read, head: Head) -> tuple[HubFil
         raise CheckpointNotFoundError(f"{repository.name} is not a checkpoint: it holds weights and no {CONFIG}")
     _refuse_by_name(repository)
     side = [*papers, *(name for name in SIDE_FILES if name in files)]
-    if INDEX in files:
-        weight_map = _weight_map(repository, read)
-        weights = INDEX, *sorted(set(weight_map.values()))
+    if chosen.endswith(".json"):
+        weight_map = _weight_map(repository, chosen, read)
+        weights = [chosen, *sorted(set(weight_map.values()))]
         _refuse_strangers(repository, config, weight_map)
     else:
-        weights = (WEIGHTS,)
-        _refuse_strangers(repository, config, _names_in(repository, files[WEIGHTS], head))
+        weights = [chosen]
+        _refuse_strangers(repository, config, _names_in(repository, files[chosen], head))
     return tuple(files[name] for name in (*side, *weights))
 
 
@@ -95,7 +96,8 @@ def _refuse_quantized(repository: Repository, config: Mapping[str, Any]) -> None
         method = quantization.get("quant_method", "?") if isinstance(quantization, dict) else quantization
         raise CheckpointVariantError(
             f"{repository.name} is a quantized checkpoint (quant_method {method!r}), which cannot be exported; pull "
-            f"{plain_repository([repository.name])}"
+            f"{plain_repository([repository.name])}; if its weights are plain all the same, as after an adapter of "
+            "quantized training was merged, its owner has to remove quantization_config from config.json"
         )
 
 
@@ -160,19 +162,19 @@ def _names_in(repository: Repository, file: HubFile, head: Head) -> Iterable[str
     return _json_object(repository, f"the header of {file.name}", head(file, 8 + length)[8:])
 
 
-def _weight_map(repository: Repository, read: Read) -> dict[str, str]:
+def _weight_map(repository: Repository, name: str, read: Read) -> dict[str, str]:
     """The file that the index says each tensor is in."""
-    index = _json_object(repository, INDEX, read(repository.files[INDEX]))
+    index = _json_object(repository, name, read(repository.files[name]))
     weight_map = index.get("weight_map")
     weight_map = weight_map if isinstance(weight_map, dict) else {}
     stated = list(weight_map.values())
-    if not stated or not all(isinstance(shard, str) and _SHARD.fullmatch(shard) for shard in stated):
+    if not stated or not all(isinstance(shard, str) and SHARD.fullmatch(shard) for shard in stated):
         raise CheckpointFileError(
-            f"{INDEX} of {repository.name} names {stated[:3]}, expected safetensors files beside it; ask its owner"
+            f"{name} of {repository.name} names {stated[:3]}, expected safetensors files beside it; ask its owner"
         )
     if absent := [shard for shard in sorted(set(stated)) if shard not in repository.files]:
         raise CheckpointFileError(
-            f"{repository.name} lacks {', '.join(absent[:3])}, which its {INDEX} lists; the upload is not complete"
+            f"{repository.name} lacks {', '.join(absent[:3])}, which its {name} lists; the upload is not complete"
         )
     return weight_map
 

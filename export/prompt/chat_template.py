@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dasheng_edge.export.files.json_files import read_json
+from dasheng_edge.export.files.json_files import read_json, read_side_file
 from dasheng_edge.export.files.names import LEGACY_TEMPLATE, PROCESSOR, SPECIAL_TOKENS, TEMPLATE, TOKENIZER_CONFIG
 from dasheng_edge.runtime.errors import CheckpointFileError
 
@@ -86,8 +86,8 @@ def _chosen(folder: Path, name: str, stated: object) -> str:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
+        return read_side_file(path).decode("utf-8-sig")
+    except ValueError as error:
         raise CheckpointFileError(f"cannot read {path}: {error}; download it again") from error
 
 
@@ -95,9 +95,11 @@ def _stated(folder: Path, key: str) -> Iterator[str]:
     """What each file that may says about a token, as text or as an object with "content"; the processor's first."""
     tokenizer = read_json(folder / TOKENIZER_CONFIG, missing_ok=True)
     extra = tokenizer.get("extra_special_tokens")
+    named = tokenizer.get("model_specific_special_tokens")  # transformers 5
     places = {
         PROCESSOR: read_json(folder / PROCESSOR, missing_ok=True),
         f"{TOKENIZER_CONFIG}: extra_special_tokens": extra if isinstance(extra, dict) else {},
+        f"{TOKENIZER_CONFIG}: model_specific_special_tokens": named if isinstance(named, dict) else {},
         TOKENIZER_CONFIG: tokenizer,
         SPECIAL_TOKENS: read_json(folder / SPECIAL_TOKENS, missing_ok=True),
     }

@@ -21,6 +21,7 @@ from dasheng_edge.runtime.text.prompt import CONTENT_FORMS, chat_messages, templ
 
 from .chat_template import AudioTokens, ChatTemplate, read_audio_tokens, read_chat_template
 from .generation_config import LONGEST, GenerationConfig, read_generation_config
+from .tokenizer import read_tokenizer
 
 # What a published model is asked where the checkpoint says nothing, and what those are that somebody trained further.
 PROMPT_DEFAULTS: Mapping[str, PromptDefaults] = {
@@ -41,7 +42,7 @@ def prompt_facts(
         CheckpointVariantError: the tokenizer lacks a token that marks audio.
     """
     folder, asked = checkpoint.folder, overrides or PromptOverrides()
-    template, audio, tokenizer = read_chat_template(folder), read_audio_tokens(folder), _tokenizer(folder)
+    template, audio, tokenizer = read_chat_template(folder), read_audio_tokens(folder), read_tokenizer(folder)
     _check_audio_tokens(checkpoint, tokenizer, audio)
     defaults = PROMPT_DEFAULTS[edition(checkpoint, adapted=adapted)]
     config, unused = read_generation_config(folder)
@@ -87,7 +88,7 @@ def golden_prompt(folder: Path, facts: PromptFacts) -> list[int]:
         ExportError: the chat template fails, or does not put the audio in exactly once, or the prompt has control
             tokens in it.
     """
-    tokenizer, template = _tokenizer(folder), read_chat_template(folder).text
+    tokenizer, template = read_tokenizer(folder), read_chat_template(folder).text
     for text in (facts.prompt, facts.system or ""):
         if typed := [token for token in tokenizer.all_special_tokens if token in text]:
             raise ExportError(
@@ -132,24 +133,6 @@ def _rendered(tokenizer: Any, template: str, facts: PromptFacts, form: tuple[boo
         )
     except Exception as error:  # a template can fail in any way that Python can
         raise ExportError(f"the chat template cannot be rendered: {error}; correct it in the checkpoint") from error
-
-
-def _tokenizer(folder: Path) -> Any:
-    from transformers import Qwen2TokenizerFast
-    from transformers.utils import logging
-
-    verbosity = logging.get_verbosity()
-    # It takes a large local tokenizer for one of another family, and advises to change how it cuts text.
-    logging.set_verbosity_error()
-    try:
-        return Qwen2TokenizerFast.from_pretrained(str(folder), local_files_only=True)
-    except Exception as error:  # a malformed file can raise anything
-        raise CheckpointFileError(
-            f"transformers cannot load the tokenizer in {folder}: {error}; take its files from the revision of the "
-            "weights"
-        ) from error
-    finally:
-        logging.set_verbosity(verbosity)
 
 
 def _check_audio_tokens(checkpoint: Checkpoint, tokenizer: Any, audio: AudioTokens) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, model_validator
 from torch import Tensor, nn
 
 from dasheng_edge.export.files.json_files import StatedFields, checked
@@ -17,7 +17,7 @@ from dasheng_edge.runtime.errors import CheckpointFileError, CheckpointVariantEr
 from . import midashenglm
 from .modules import Chunk
 from .specs import EncoderSpec
-from .stated import FIX, EncoderConfig, Stated, agree, front_end_spec
+from .stated import FIX, EncoderConfig, Length, Stated, agree, front_end_spec
 from .variant import Assumption, Code, Feed, Layout, Read, Renames, StoredTensors, canonical_name
 
 _CONVOLUTION = "patch_embed.weight"  # of the acoustic branch
@@ -115,8 +115,8 @@ def read(stated: Stated, layout: Layout) -> Read:
 class AcousticConfig(StatedFields):
     """The fields of `audio_encoder_config` that say how a DashengTokenizer's second spectrogram is made, if any do."""
 
-    n_fft_patch: PositiveInt | None = None
-    win_length_patch: PositiveInt | None = None
+    n_fft_patch: Length | None = None
+    win_length_patch: Length | None = None
     f_min_patch: NonNegativeFloat | None = None
     f_max_patch: Annotated[float, Field(gt=0, le=8000)] | None = None
 
@@ -188,7 +188,11 @@ def _stored_windows(layout: Layout, mels: int) -> dict[str, int]:
     The semantic one's lies beside the semantic encoder, whose patch convolution is called `proj`.
     """
     semantic = layout.sources["audio_encoder.patch_embed.proj.weight"].name.removesuffix("patch_embed.proj.weight")
-    own = [source for name, source in layout.ignored.items() if not name.startswith(f"{semantic}front_end.0.")]
+    own = [
+        source
+        for name, source in layout.ignored.items()
+        if "front_end" in name.split(".") and not source.name.startswith(f"{semantic}front_end.0.")
+    ]
     banks = [source.shape for source in own if len(source.shape) == 2 and source.shape[1] == mels]
     windows = [source.shape for source in own if len(source.shape) == 1 and source.name.endswith("window")]
     if len(banks) != 1:

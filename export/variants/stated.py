@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -12,6 +13,7 @@ from dasheng_edge.export.files.json_files import StatedFields
 from dasheng_edge.runtime.bundle.front_end_spec import AcousticSpec, FrontEndSpec
 from dasheng_edge.runtime.errors import CheckpointFileError
 
+Length = Annotated[int, Field(gt=0, le=8192)]  # samples, half a second: the matrix of a transform has its square
 FIX = "take config.json and weights from one revision"
 
 
@@ -22,9 +24,9 @@ class EncoderConfig(StatedFields):
     """
 
     num_heads: PositiveInt | None = None  # its default differs by class
-    n_fft: PositiveInt = 512
-    win_length: PositiveInt = Field(default=512, validation_alias=AliasChoices("win_length", "win_size"))
-    hop_length: PositiveInt = Field(default=160, validation_alias=AliasChoices("hop_length", "hop_size"))
+    n_fft: Length = 512
+    win_length: Length = Field(default=512, validation_alias=AliasChoices("win_length", "win_size"))
+    hop_length: Length = Field(default=160, validation_alias=AliasChoices("hop_length", "hop_size"))
     f_min: NonNegativeFloat = 0.0
     f_max: Annotated[float, Field(gt=0, le=8000)] = 8000.0  # at most half the sample rate
 
@@ -64,7 +66,8 @@ def agree(source: str, section: str, config: Mapping[str, Any], got: Mapping[str
         if key in config and said != value:
             field = f"{section}.{key}" if section else key
             raise CheckpointFileError(
-                f"{source} says {field} = {said!r}, but the tensors or the implementation have {value!r}; {FIX}"
+                f"{source} says {field} = {reprlib.repr(said)}, but the tensors or the implementation have "
+                f"{value!r}; {FIX}"
             )
 
 

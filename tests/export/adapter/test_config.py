@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dasheng_edge.export.adapter.merge import open_adapter
+from dasheng_edge.export.adapter.adapter import open_adapter
 from dasheng_edge.export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from dasheng_edge.export.files.pull_record import PULL_RECORD
 from dasheng_edge.runtime.errors import AdapterError

@@ -5,7 +5,6 @@ That the merge equals peft's is in test_adapter_properties.py.
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dasheng_edge.export.adapter.merge import check_finite, measured_merge_error, open_adapters
+from dasheng_edge.export.adapter.adapter import check_finite
+from dasheng_edge.export.adapter.merge import measured_merge_error, open_adapters
 from dasheng_edge.export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from dasheng_edge.export.reference.golden import write_golden
 from dasheng_edge.runtime.bundle.bundle import sha256_of
-from dasheng_edge.runtime.errors import AdapterError, ExportError
+from dasheng_edge.runtime.errors import AdapterError, CheckpointFileError, ExportError
 from tests.fixtures.adapter_files import Tensors, change_config, change_tensors, write_free_head
 from tests.fixtures.tiny_checkpoint import write_tiny_adapter, write_tiny_checkpoint
 
@@ -92,9 +92,10 @@ def test_replaced_modules_that_are_not_finite_are_refused(checkpoint: Checkpoint
         check_finite(opened)
 
 
-def test_nan_is_the_largest_error(checkpoint: Checkpoint, adapter: Path) -> None:
+def test_no_error_is_measured_of_nan(checkpoint: Checkpoint, adapter: Path) -> None:
     change_tensors(adapter, lambda tensors: tensors[LORA_A].fill_(float("nan")))
-    assert math.isnan(measured_merge_error(open_adapters([adapter], checkpoint)))
+    with pytest.raises(CheckpointFileError, match=rf"holds NaN or infinity in {LORA_A}, first at \[0, 0\]"):
+        measured_merge_error(open_adapters([adapter], checkpoint))
 
 
 def test_each_matrix_advances_the_progress(checkpoint: Checkpoint, adapter: Path) -> None:

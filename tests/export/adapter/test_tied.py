@@ -93,7 +93,8 @@ def test_pefts_double_merge_is_refused(cases: Any, tmp_path: Path, target: str) 
 
 @pytest.mark.filterwarnings("ignore")
 def test_magnitudes_of_an_embedding_are_measured_too(cases: Any, tmp_path: Path) -> None:
-    from dasheng_edge.export.adapter.merge import check_finite, measured_merge_error
+    from dasheng_edge.export.adapter.adapter import check_finite
+    from dasheng_edge.export.adapter.merge import measured_merge_error
 
     merged = opened(cases, tied_case(lora(E, use_dora=True), lora("qkv", "patch_embed.proj", use_dora=True)), tmp_path)
     assert len(merged.adapted()) == 1 + 1 + 2 + 1  # embedding, projector, two blocks, the patch convolution
@@ -104,7 +105,7 @@ def test_magnitudes_of_an_embedding_are_measured_too(cases: Any, tmp_path: Path)
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_magnitude_that_is_not_finite_is_refused(cases: Any, tmp_path: Path) -> None:
-    from dasheng_edge.export.adapter.merge import check_finite, open_adapter
+    from dasheng_edge.export.adapter.adapter import check_finite, open_adapter
 
     case = tied_case(lora("qkv", use_dora=True, bias="lora_only"))
     name = "audio_encoder.blocks.1.attn.qkv"

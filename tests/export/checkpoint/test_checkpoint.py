@@ -170,6 +170,8 @@ def test_a_link_to_nothing_is_no_absent_file(checkpoint: Path) -> None:
 @pytest.mark.parametrize("config", [{"quant_method": "fp8"}, "gptq"])
 def test_a_quantized_repository_is_refused(checkpoint: Path, config: object) -> None:
     change_json(checkpoint / "config.json", quantization_config=config)
+    scale = {"audio_encoder.blocks.0.attn.qkv.weight_scale": torch.ones(1)}
+    change_tensors(checkpoint, lambda tensors: tensors.update(scale))
     with pytest.raises(
         CheckpointVariantError, match=r"is a quantized checkpoint \(quant_method '(fp8|gptq)'\).*export one"
     ):

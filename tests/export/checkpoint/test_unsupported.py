@@ -28,6 +28,13 @@ def change_config(folder: Path, **values: object) -> None:
     (folder / "config.json").write_text(json.dumps(content))
 
 
+def quantize(folder: Path) -> None:
+    """Say so in the configuration, and store a scale beside a weight."""
+    change_config(folder, quantization_config={"quant_method": "fp8"})
+    scale = {"blocks.0.attn.qkv.weight_scale": torch.ones(1)}
+    save_file(load_file(folder / "model.safetensors") | scale, folder / "model.safetensors")
+
+
 @pytest.mark.parametrize(
     ("name", "repository"),
     [
@@ -43,7 +50,7 @@ def change_config(folder: Path, **values: object) -> None:
 def test_a_quantized_repository_is_refused_with_the_one_to_use(checkpoint: Path, name: str, repository: str) -> None:
     assert plain_repository([name]) == repository
     folder = checkpoint.rename(checkpoint.with_name(name))
-    change_config(folder, quantization_config={"quant_method": "fp8"})
+    quantize(folder)
     with pytest.raises(
         CheckpointVariantError, match=rf"\(quant_method 'fp8'\).*; export {repository}, and let --decoder"
     ):
@@ -62,7 +69,7 @@ def test_all_repositories_are_named_where_none_is_told() -> None:
 
 def test_a_quantized_encoder_is_refused_with_encoders_to_use(tmp_path: Path) -> None:
     folder = write_tiny_checkpoint(tmp_path / "encoder", variant="dasheng")
-    change_config(folder, quantization_config={"quant_method": "fp8"})
+    quantize(folder)
     with pytest.raises(CheckpointVariantError, match="is a quantized checkpoint") as refused:
         open_checkpoint(folder)
     assert str(refused.value).endswith(
@@ -103,6 +110,44 @@ def test_packed_weights_need_no_config_to_be_refused(checkpoint: Path, suffix: s
 def test_midashenglm_gen_is_refused_by_name(checkpoint: Path, config: dict[str, object]) -> None:
     change_config(checkpoint, **config)
     with pytest.raises(CheckpointVariantError, match="is MiDashengLM-Gen"):
+        open_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "midashenglm_spatial"}, {"architectures": ["MiDashengLMSpatialModel"]},
+        {"model_type": "midashenglm-spatial-7b"},
+    ],
+)  # fmt: skip
+def test_midashenglm_spatial_is_refused_by_name(checkpoint: Path, config: dict[str, object]) -> None:
+    change_config(checkpoint, **config)
+    with pytest.raises(CheckpointVariantError, match=r"is MiDashengLM-Spatial .*two channels"):
+        open_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize("method", [{"quant_method": "bitsandbytes", "load_in_4bit": True}, "gptq"])
+def test_a_quantization_that_plain_weights_have_left_behind_is_to_be_taken_out(
+    checkpoint: Path, method: object
+) -> None:
+    change_config(checkpoint, quantization_config=method)
+    with pytest.raises(CheckpointVariantError, match=r"plain weights \(F32\).*remove quantization_config from config"):
+        open_checkpoint(checkpoint)
+
+
+def test_what_a_training_saves_half_is_refused(checkpoint: Path) -> None:
+    file = checkpoint / "model.safetensors"
+    tensors = load_file(file)
+    save_file({name: torch.zeros(0) if tensor.shape else tensor for name, tensor in tensors.items()}, file)
+    with pytest.raises(CheckpointVariantError, match=r"tensors are empty .*DeepSpeed ZeRO-3 .*zero_to_fp32\.py"):
+        open_checkpoint(checkpoint)
+    name = "decoder.model.layers.0.mlp.up_proj"
+    save_file({**tensors, f"{name}.lora_A.default.weight": torch.zeros(4, 256)}, file)
+    with pytest.raises(CheckpointVariantError, match=r"lora_A\.default\.weight, a part of a LoRA .*merge_and_unload"):
+        open_checkpoint(checkpoint)
+    tensors[f"{name}.base_layer.weight"] = tensors.pop(f"{name}.weight")
+    save_file(tensors, file)
+    with pytest.raises(CheckpointVariantError, match=r"base_layer\.weight, a part of a LoRA"):
         open_checkpoint(checkpoint)
 
 

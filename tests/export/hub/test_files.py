@@ -60,7 +60,7 @@ WHOLE = {
     "one file": (PLAIN, {CONFIG, WEIGHTS}),
     "shards": ({CONFIG: "{}", INDEX: index(*SHARDS), **dict.fromkeys(SHARDS, "")}, {CONFIG, INDEX, *SHARDS}),
     "shards and one file": (
-        {CONFIG: "{}", INDEX: index(*SHARDS), WEIGHTS: "", **dict.fromkeys(SHARDS, "")}, {CONFIG, INDEX, *SHARDS},
+        PLAIN | {INDEX: index(*SHARDS), **dict.fromkeys(SHARDS, "")}, {CONFIG, WEIGHTS},  # as transformers loads it
     ),
     "adapter": ({ADAPTER_CONFIG: "{}", ADAPTER_WEIGHTS: ""}, {ADAPTER_CONFIG, ADAPTER_WEIGHTS}),
 }  # fmt: skip
