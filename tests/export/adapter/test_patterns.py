@@ -22,7 +22,7 @@ MODULES = [f"decoder.model.layers.{layer}.self_attn.{name}_proj" for layer in ra
 CONFIG = Path("adapter_config.json")
 ENDLESS = (  # exponential in the length of a name, or a high power of it
     r"^(([a-z_.0-9])+)+!$", r"(.*)*!", r"(?:[a-z]+\.?)*(?=!)x", ".*" * 12 + "!",
-    r"(\w|\.)+\w(\w|\.)+\w(\w|\.)+\w(\w|\.)+!", r"((a|[^!])+)+(?<!\w)",
+    r"((a|[^!])+)+(?<!\w)",
 )  # fmt: skip
 
 
