@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from dasheng_edge.runtime.audio.front_end import Features, RunningFeatures
-from dasheng_edge.runtime.audio.read import AudioSource, ReadAudio, Waveform, describe_audio, read_audio
+from dasheng_edge.runtime.audio.read import AudioSource, AudioStream, ReadAudio, Waveform, describe_audio, read_audio
 from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.bundle.manifest import Sampling
 from dasheng_edge.runtime.text.batch_decoder import Answer
@@ -224,6 +224,7 @@ class RunningRequest:
         )
 
     def _warnings(self) -> Iterator[str]:
+        yield from self._audio.blocks.warnings
         yield from self._cut_warnings()
         seconds, comfortable_s = self._audio.samples / self._front_end.sample_rate_hz, self._prompt_facts.comfortable_s
         if seconds > comfortable_s:
@@ -255,7 +256,7 @@ class RunningRequest:
 class _AudioBlocks:
     """Hands the blocks of a clip on, counts their samples and measures how long it takes to read them."""
 
-    blocks: Iterator[Waveform]
+    blocks: AudioStream
     max_samples: int
     too_long: str  # what to say as soon as there are more
     read_ms: float

@@ -1,44 +1,36 @@
 """The one way to read audio: a path, bytes, a file object or an array -> mono float32 blocks at 16 kHz.
 
-FFmpeg (through PyAV) decodes and soxr resamples, both in a stream, so that a recording of hours is never in
-memory as a whole. FFmpeg also drops the priming samples that MP3, AAC and Opus encoders put in front.
+FFmpeg decodes and soxr resamples, both in a stream, so that a recording of hours is never in memory as a whole. What
+there is, is read: what is missing or strange is said in `AudioStream.warnings`, and refused only if all of it is.
 """
 
 from __future__ import annotations
 
 import io
 import os
-import struct
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, cast
 
-import av
-import av.container
-import av.error
 import numpy as np
 import soxr
 from numpy.typing import NDArray
 
 from dasheng_edge.runtime.errors import AudioDecodeError, AudioEmptyError, AudioError, AudioNotFoundError
-from dasheng_edge.runtime.names import address_hint
+
+from .byte_source import byte_source, open_path, reason
+from .container import RATES_HZ, Findings, decoded_blocks
+from .mix import Mixer
 
 Waveform: TypeAlias = NDArray[np.float32]
 AudioSource: TypeAlias = (
-    "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | tuple[Any, int] | ReadAudio"
+    "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | tuple[Any, int] | ReadAudio | AudioStream"
 )
+_Blocks: TypeAlias = Iterator[tuple[int, NDArray[np.float32]]]  # sample rate and float32 [n, channels]
 
-BLOCK_S = 1.0  # seconds that are handed to the resampler at once; FFmpeg's frames are 20 to 100 ms
-RATES_HZ = (1_000, 768_000)  # beyond these a sample rate is a mistake
-MAX_FLOAT = 100.0  # full scale is 1; more than this means integers in a float array
-# Containers that state their length exactly -> by how many seconds a complete file may still fall short of it
-# (AAC and Opus encoders count priming and padding). Of a short WAV, FFmpeg states what is left: see `_check_wav_size`.
-LENGTH_SLACK_S = {"flac": 0.01, "ogg": 0.25, "matroska,webm": 0.25, "mov,mp4,m4a,3gp,3g2,mj2": 0.25}
-
-MP3_SLACK_S = 0.5  # FFmpeg estimates the length of many MP3 files from their size, with tags counted as audio
-WAV_SIZE_UNKNOWN = 0x7F000000  # recorders that cannot go back and fill the size in state 2 GiB or more, or 0
+BLOCK_S = 1.0  # seconds that are mixed and resampled at once; FFmpeg's frames are 20 to 100 ms
 
 
 @dataclass(frozen=True)
@@ -48,78 +40,127 @@ class ReadAudio:
     samples: Waveform
     reading_ms: float
     name: str
+    warnings: tuple[str, ...] = ()
+    start_s: float = 0.0
 
 
-class _Reader:
-    """What PyAV reads from. It would lose a Ctrl-C that comes meanwhile: that is kept here, and ends the stream.
+class AudioStream(Iterator[Waveform]):
+    """Blocks of audio as they are read, and what is found out about it on the way; it can be read once."""
 
-    A file that cannot seek has no `seek`, whose failure would confuse FFmpeg.
-    """
+    def __init__(self, blocks: Generator[Waveform, None, None], findings: Findings, sample_rate_hz: int) -> None:
+        self._blocks, self._findings = blocks, findings
+        self.name = findings.name  # what to call it in a message
+        self.sample_rate_hz = sample_rate_hz
 
-    def __init__(self, file: BinaryIO, *, seekable: bool) -> None:
-        self._file = file
-        self.bytes_read = 0
-        self.stopped: BaseException | None = None
-        chunks = self._chunks()
-        next(chunks)
-        self.read = chunks.send
-        if seekable:
-            self.seek, self.tell = file.seek, file.tell
+    def __next__(self) -> Waveform:
+        return next(self._blocks)
 
-    def _chunks(self) -> Generator[bytes, int, None]:
-        """Not a function: a signal that came while FFmpeg worked is raised at its entry, before any `try`."""
-        data = b""
-        try:
-            while True:
-                size = yield data
-                data = self._file.read(size)
-                self.bytes_read += len(data)
-        except GeneratorExit:
-            return
-        except BaseException as error:  # noqa: BLE001  # raised again by `_container_blocks`
-            self.stopped = error
-        while True:
-            yield b""
+    def close(self) -> None:
+        """Stop early; harmless when repeated."""
+        self._blocks.close()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is missing, did not decode or is strange; all of it once the stream is exhausted."""
+        return tuple(self._findings.warnings)
+
+    @property
+    def start_s(self) -> float:
+        """When the first sample is heard, in seconds from the beginning of the file, once there is a first block.
+
+        0 but where sound sets in after the picture. A file that begins at the hour of a recorder's clock begins at 0.
+        """
+        return self._findings.start_s
+
+    @property
+    def track(self) -> int | None:
+        """The audio track that is read, from 1, once there is a first block; None of an array."""
+        return self._findings.track
 
 
-def read_audio(source: AudioSource, *, sample_rate_hz: int = 16_000) -> Iterator[Waveform]:
+def read_audio(
+    source: AudioSource, *, sample_rate_hz: int = 16_000, strict: bool = False, track: int | str | None = None
+) -> AudioStream:
     """Decode, mix down and resample `source`; yields non-empty float32 [n] blocks, full scale = 1.
 
-    Channels are averaged. A video's first audio track is read. Of a file object, a seekable one is read from
-    its start and any other from where it stands; neither is closed. Arrays come as `(array, sample_rate)`, or as
-    `(iterator of arrays, sample_rate)` where they are recorded meanwhile:
+    Channels are averaged, or one is taken where they cancel each other. Of several audio tracks, the one that is marked
+    as default is read, or the first, or `track`: a number from 1, or a language such as "en" or "eng". Where the
+    timestamps of a file leave a hole, there is silence. Whatever is missing or does not decode is told in `warnings`;
+    with `strict` it is an error. Of a file object, a seekable one is read from its start and any other from where it
+    stands; neither is closed. Arrays come as `(array, sample_rate)`, or as `(iterator of arrays, sample_rate)` where
+    they are recorded meanwhile:
 
     - [n], [n, channels] or [channels, n]; the shorter axis holds the channels, a square is [n, channels];
     - floats with full scale 1, or int16, int32, int8 and uint8 (128 is zero), which are scaled to that.
       int64, which is what a list of integers becomes, is refused: its full scale is not known.
 
-    Raises:
+    Raises (with the first block, or one after it):
         AudioNotFoundError: no such file, or it is a folder.
-        AudioDecodeError: not audio, or damaged; then the message says at which second it breaks.
+        AudioDecodeError: nothing of it can be decoded; with `strict`, not all of it, and the message says where.
         AudioEmptyError: no samples.
-        AudioError: of a type, shape, dtype or sample rate that is not audio, or NaN or infinite.
+        AudioError: of a type, shape, dtype or sample rate that is not audio, or NaN, infinite or far beyond full
+            scale; or it cannot be read, or has no such track.
     """
+    if isinstance(source, AudioStream):  # with its own `strict` and `track`
+        if source.sample_rate_hz != sample_rate_hz:
+            raise AudioError(
+                f"{source.name} is read at {source.sample_rate_hz} Hz; expected {sample_rate_hz} Hz: give read_audio "
+                f"sample_rate_hz={sample_rate_hz}"
+            )
+        return source
+    findings = Findings(describe_audio(source), strict=strict)
+    return AudioStream(_read(source, sample_rate_hz, findings, track), findings, sample_rate_hz)
+
+
+def _read(
+    source: AudioSource, sample_rate_hz: int, findings: Findings, track: int | str | None
+) -> Generator[Waveform, None, None]:
     if isinstance(source, ReadAudio):
+        findings.warnings, findings.start_s = list(source.warnings), source.start_s
         yield source.samples
         return
-    name = describe_audio(source)
+    name = findings.name
+    if isinstance(source, tuple) and len(source) == 2:
+        blocks = _array_blocks(*source)
+    else:
+        blocks = _guarded(_file_blocks(source, findings, track), name)
+    mixer = Mixer(name)
     samples = 0
-    blocks = _array_blocks(*source) if isinstance(source, tuple) and len(source) == 2 else _file_blocks(source, name)
-    for rate, group in groupby(blocks, key=lambda item: item[0]):
-        for block in _resampled((block for _, block in group), rate, sample_rate_hz, name):
+    for rate, group in groupby(_mixed(blocks, mixer), key=lambda item: item[0]):
+        for block in _resampled((block for _, block in group), rate, sample_rate_hz):
             samples += len(block)
             yield block
     if not samples:
         raise AudioEmptyError(f"{name} holds no sample; expected at least one")
+    findings.warnings += mixer.warnings()
+
+
+def _guarded(blocks: _Blocks, name: str) -> _Blocks:
+    """What goes wrong between a file and its samples is an `AudioError`, whatever it was."""
+    try:
+        yield from blocks
+    except AudioError:
+        raise
+    except MemoryError as error:
+        raise AudioError(f"there is not enough memory to read {name}") from error
+    except Exception as error:
+        raise AudioDecodeError(f"{name} cannot be read ({type(error).__name__}: {reason(error)})") from error
+
+
+def _mixed(blocks: _Blocks, mixer: Mixer) -> Iterator[tuple[int, Waveform]]:
+    """Blocks of about a second, and mono."""
+    for (rate, _), group in groupby(blocks, key=lambda item: (item[0], item[1].shape[1])):
+        for block in _gathered((block for _, block in group), int(rate * BLOCK_S)):
+            yield rate, mixer.mono(block, rate)
 
 
 def describe_audio(source: object) -> str:
     """What to call the source in a message."""
     if isinstance(source, (str, os.PathLike)):
-        return os.fspath(source)
+        return os.fsdecode(source)
     if isinstance(source, (bytes, bytearray, memoryview)):
         return f"audio of {len(source)} bytes"
-    if isinstance(source, ReadAudio):
+    if isinstance(source, (ReadAudio, AudioStream)):
         return source.name
     if isinstance(source, tuple):
         return "the audio array"
@@ -134,14 +175,10 @@ def _checked_rate(rate: object, name: str) -> int:
     return int(rate)
 
 
-def _resampled(blocks: Iterable[Waveform], rate: int, target: int, name: str) -> Iterator[Waveform]:
+def _resampled(blocks: Iterable[Waveform], rate: int, target: int) -> Iterator[Waveform]:
     """Mono blocks at `rate` -> mono blocks at `target`, without a seam between them."""
     stream = None if rate == target else soxr.ResampleStream(rate, target, 1, dtype="float32", quality="VHQ")
-    seen = 0
-    for block in _gathered(blocks, int(rate * BLOCK_S)):
-        if not np.isfinite(block).all():
-            raise AudioError(f"{name} holds NaN or infinite samples after {seen / rate:.2f} s; expected finite ones")
-        seen += len(block)
+    for block in blocks:
         out = block if stream is None else stream.resample_chunk(block)
         if len(out):
             yield out
@@ -149,9 +186,9 @@ def _resampled(blocks: Iterable[Waveform], rate: int, target: int, name: str) ->
         yield out
 
 
-def _gathered(blocks: Iterable[Waveform], size: int) -> Iterator[Waveform]:
+def _gathered(blocks: Iterable[NDArray[np.float32]], size: int) -> Iterator[NDArray[np.float32]]:
     """Joins small blocks into blocks of at least `size` samples (the last may be shorter)."""
-    parts: list[Waveform] = []
+    parts: list[NDArray[np.float32]] = []
     length = 0
     for block in blocks:
         parts.append(block)
@@ -163,13 +200,16 @@ def _gathered(blocks: Iterable[Waveform], size: int) -> Iterator[Waveform]:
         yield np.concatenate(parts)
 
 
-def _array_blocks(array: object, rate: object) -> Iterator[tuple[int, Waveform]]:
+def _array_blocks(array: object, rate: object) -> _Blocks:
     checked = _checked_rate(rate, "the audio array")
     if isinstance(array, Iterator):
         for part in array:
             yield from _array_blocks(part, checked)
         return
-    samples = np.asarray(array)
+    try:
+        samples = np.asarray(array)
+    except (TypeError, ValueError) as error:
+        raise AudioError(f"the audio array is none ({error}); expected [n], [n, channels] or [channels, n]") from error
     if samples.dtype.kind == "i" and samples.dtype.itemsize > 4:
         raise AudioError(
             f"the audio array has dtype {samples.dtype}, which no recording fills, so its full scale is not known; "
@@ -179,18 +219,13 @@ def _array_blocks(array: object, rate: object) -> Iterator[tuple[int, Waveform]]
         raise AudioError(f"the audio array has shape {samples.shape}; expected [n], [n, channels] or [channels, n]")
     if not samples.size:
         return
-    if samples.ndim == 2 and samples.shape[0] < samples.shape[1]:
+    if samples.ndim == 1:
+        samples = samples[:, np.newaxis]
+    elif samples.shape[0] < samples.shape[1]:
         samples = samples.T
     size = int(checked * BLOCK_S)
     for start in range(0, len(samples), size):
-        block = _full_scale(samples[start : start + size], "the audio array")
-        loudest = float(np.abs(block).max(initial=0.0))
-        if np.isfinite(loudest) and loudest > MAX_FLOAT:
-            raise AudioError(
-                f"the audio array reaches {loudest:g}, full scale is 1; these look like integers kept as "
-                "floats: pass the integer array, or divide by 32768"
-            )
-        yield checked, block if block.ndim == 1 else block.mean(axis=1, dtype=np.float32)
+        yield checked, _full_scale(samples[start : start + size], "the audio array")
 
 
 def _full_scale(samples: NDArray[Any], name: str) -> Waveform:
@@ -206,16 +241,16 @@ def _full_scale(samples: NDArray[Any], name: str) -> Waveform:
     raise AudioError(f"{name} has dtype {samples.dtype}; expected float, int16, int32, int8 or uint8")
 
 
-def _file_blocks(source: object, name: str) -> Iterator[tuple[int, Waveform]]:
+def _file_blocks(source: object, findings: Findings, track: int | str | None) -> _Blocks:
     if isinstance(source, (bytes, bytearray, memoryview)):
-        yield from _stream_blocks(io.BytesIO(source), name)
+        yield from _stream_blocks(io.BytesIO(source), findings, track)
     elif isinstance(source, (str, os.PathLike)):
         if not os.fspath(source):
             raise AudioNotFoundError("the name of the audio file is empty; expected a path")
-        with _opened(Path(source)) as file:
-            yield from _stream_blocks(file, name)
+        with open_path(Path(source)) as file:
+            yield from _stream_blocks(file, findings, track)
     elif hasattr(source, "read"):
-        yield from _stream_blocks(cast(BinaryIO, source), name)
+        yield from _stream_blocks(cast(BinaryIO, source), findings, track)
     else:
         raise AudioError(
             f"cannot read audio from {type(source).__name__}; expected a path, bytes, a binary file object "
@@ -223,153 +258,17 @@ def _file_blocks(source: object, name: str) -> Iterator[tuple[int, Waveform]]:
         )
 
 
-def _opened(path: Path) -> BinaryIO:
-    """Opened by Python, not by FFmpeg: to FFmpeg a path such as `http:x.wav` would be an address."""
-    if path.is_dir():
-        raise AudioNotFoundError(f"{path} is a folder; expected an audio file")
+def _stream_blocks(file: BinaryIO, findings: Findings, track: int | str | None) -> _Blocks:
+    source = byte_source(file, findings.name)
+    empty = f"{findings.name} is empty (0 bytes); expected audio"
+    if source.size == 0:
+        raise AudioEmptyError(empty)
     try:
-        return path.open("rb")
-    except FileNotFoundError:
-        raise AudioNotFoundError(address_hint(path) or f"{path} does not exist; expected an audio file") from None
-    except (OSError, ValueError) as error:
-        raise AudioError(f"cannot open {path}: {_reason(error)}") from error
-
-
-def _stream_blocks(file: BinaryIO, name: str) -> Iterator[tuple[int, Waveform]]:
-    if not isinstance(file.read(0), bytes):
-        raise AudioError(f"{name} is a text stream; open it in binary mode ('rb')")
-    if not (hasattr(file, "seekable") and file.seekable()):
-        yield from _pipe_blocks(file, name)
-        return
-    if not file.seek(0, os.SEEK_END):
-        raise AudioEmptyError(f"{name} is empty (0 bytes); expected audio")
-    file.seek(0)
-    _check_wav_size(file, name)
-    yield from _container_blocks(_Reader(file, seekable=True), name)
-
-
-def _check_wav_size(file: BinaryIO, name: str) -> None:
-    """Refuse a WAV file that holds less than it states, which FFmpeg would read as a shorter one."""
-    size = file.seek(0, os.SEEK_END)
-    file.seek(0)
-    riff, _, wave = struct.unpack("<4sI4s", file.read(12).ljust(12, b"\0"))
-    bytes_per_s = 0
-    while (riff, wave) == (b"RIFF", b"WAVE") and len(header := file.read(8)) == 8:
-        kind, stated = struct.unpack("<4sI", header)
-        here = file.tell()
-        if kind == b"fmt ":
-            bytes_per_s = struct.unpack("<8xI", file.read(12).ljust(12, b"\0"))[0]
-        if kind == b"data":
-            if size - here < stated < WAV_SIZE_UNKNOWN:
-                seconds = f" of {stated / bytes_per_s:.2f} s" if bytes_per_s else ""
-                raise AudioDecodeError(
-                    f"{name} is damaged: {size - here} of its {stated} bytes{seconds} are there; get a complete copy"
-                )
-            break
-        file.seek(here + stated + stated % 2)  # chunks are padded to an even length
-    file.seek(0)
-
-
-def _pipe_blocks(file: BinaryIO, name: str) -> Iterator[tuple[int, Waveform]]:
-    reader = _Reader(file, seekable=False)
-    try:
-        yield from _container_blocks(reader, name)
+        yield from decoded_blocks(source, findings, track)
     except AudioDecodeError as error:
-        if not reader.bytes_read:
-            raise AudioEmptyError(f"{name} is empty (0 bytes); expected audio") from None
+        if source.size is not None:
+            raise
+        if not source.bytes_read:
+            raise AudioEmptyError(empty) from None
         # MP4 files whose index comes last can only be read with seeking.
         raise AudioDecodeError(f"{error}; it came through a pipe: try again with a file") from error
-
-
-def _container_blocks(reader: _Reader, name: str) -> Iterator[tuple[int, Waveform]]:
-    try:
-        for rate, block in _read_container(reader, name):
-            if reader.stopped is not None:
-                break
-            yield rate, block
-    except AudioDecodeError:
-        if reader.stopped is None:
-            raise
-    if reader.stopped is not None:
-        raise reader.stopped
-
-
-def _read_container(reader: _Reader, name: str) -> Iterator[tuple[int, Waveform]]:
-    try:
-        # No protocol but the file object at hand: playlists must not open other files or addresses.
-        container = av.open(reader, mode="r", metadata_errors="ignore", options={"protocol_whitelist": "none"})
-    except (av.error.FFmpegError, ValueError) as error:
-        raise AudioDecodeError(
-            f"{name} is not audio that FFmpeg can read ({_reason(error)}); expected wav, flac, mp3, ogg, "
-            "opus, m4a, aac, webm or a video with an audio track"
-        ) from error
-    with container:
-        if not container.streams.audio:
-            raise AudioDecodeError(f"{name} has no audio track (it is {container.format.name}); expected one")
-        yield from _decoded(container, name)
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
-
-
-def _decoded(container: av.container.InputContainer, name: str) -> Iterator[tuple[int, Waveform]]:
-    stream = container.streams.audio[0]
-    if stream.codec_context.name == "flac":  # each frame has a checksum; FFmpeg ignores it unless told otherwise
-        stream.codec_context.options = {"err_detect": "crccheck+explode"}
-    seconds = 0.0
-    bad: av.error.InvalidDataError | None = None
-    try:
-        for packet in container.demux(stream):
-            if bad is not None and packet.size:
-                raise bad
-            try:
-                frames = packet.decode()
-            except av.error.InvalidDataError as error:
-                frames, bad = [], error
-            for frame in frames:
-                rate = _checked_rate(frame.sample_rate, name)
-                seconds += frame.samples / rate
-                yield rate, _mono(frame, name)
-        # Tags (Lyrics3, or padding) behind the last frame of an MP3 look to FFmpeg like one more packet.
-        mp3_s = _stated_s(container) if container.format.name == "mp3" else None
-        if bad is not None and not (mp3_s and 0 < mp3_s - MP3_SLACK_S <= seconds):
-            raise bad
-    except av.error.FFmpegError as error:
-        raise AudioDecodeError(
-            f"{name} is damaged: decoding breaks off at {seconds:.2f} s ({_reason(error)}); get a complete copy"
-        ) from error
-    declared = _declared_s(container)
-    if declared is not None and seconds < declared - LENGTH_SLACK_S[container.format.name]:
-        raise AudioDecodeError(
-            f"{name} is damaged: only {seconds:.2f} s of its {declared:.2f} s can be decoded; get a complete copy"
-        )
-
-
-def _declared_s(container: av.container.InputContainer) -> float | None:
-    """The length that the header states, where that can be relied upon."""
-    if container.format.name not in LENGTH_SLACK_S:
-        return None
-    if (stated_s := _stated_s(container)) is not None:
-        return stated_s
-    if container.duration is not None and len(container.streams) == 1:
-        return container.duration / 1e6  # microseconds (AV_TIME_BASE)
-    return None
-
-
-def _stated_s(container: av.container.InputContainer) -> float | None:
-    """The length that FFmpeg found or estimated of the audio track."""
-    stream = container.streams.audio[0]
-    if stream.duration is None or stream.time_base is None:
-        return None
-    return float(stream.duration * stream.time_base)
-
-
-def _mono(frame: av.AudioFrame, name: str) -> Waveform:
-    """One decoded frame, [channels, n] or interleaved [1, n * channels] -> float32 [n]."""
-    channels = frame.layout.nb_channels
-    samples = _full_scale(frame.to_ndarray(), name)
-    if not frame.format.is_planar:
-        samples = samples.reshape(-1, channels).T
-    mono: Waveform = samples[0] if channels == 1 else samples.mean(axis=0, dtype=np.float32)
-    return mono

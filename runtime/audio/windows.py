@@ -10,7 +10,7 @@ import numpy as np
 
 from dasheng_edge.runtime.errors import AudioError
 
-from .read import AudioSource, ReadAudio, Waveform, describe_audio, read_audio
+from .read import AudioSource, AudioStream, ReadAudio, describe_audio, read_audio
 
 WINDOW_S, HOP_S = 30.0, 15.0
 MIN_HOP_S = 0.5  # a shorter one is a mistake
@@ -18,7 +18,7 @@ MIN_HOP_S = 0.5  # a shorter one is a mistake
 
 @dataclass(frozen=True)
 class Span:
-    """A part of a clip, in seconds from its start; `audio` is what the captioner takes."""
+    """A part of a clip, at the times of its file (see `AudioStream.start_s`); `audio` is what the captioner takes."""
 
     start_s: float
     end_s: float
@@ -45,7 +45,8 @@ def spans(
     """The whole clip, if it is at most `whole_s` long, or else windows of `window_s` every `hop_s`.
 
     The last window ends with the clip, and may be shorter. No more of the clip is in memory than `whole_s`, or one
-    window, and what `read_audio` reads at a time.
+    window, and what `read_audio` reads at a time. What it warns of goes with the next window, and with the last
+    what is known at the end.
 
     Raises:
         AudioError: the audio cannot be read, or the windows make no sense.
@@ -70,8 +71,9 @@ def spans(
 class _Buffer:
     """The samples of a clip from `start` on, as far as they were read."""
 
-    def __init__(self, blocks: Iterator[Waveform], rate_hz: int, name: str) -> None:
-        self._blocks, self._rate_hz, self._name = blocks, rate_hz, name
+    def __init__(self, stream: AudioStream, rate_hz: int, name: str) -> None:
+        self._stream, self._rate_hz, self._name = stream, rate_hz, name
+        self._warned = 0  # how many of the warnings went with a span
         self.samples = np.zeros(0, np.float32)
         self.start = 0
         self._reading_ms = 0.0  # since the last span
@@ -80,16 +82,19 @@ class _Buffer:
         """Read on until there are so many samples, or the clip ends."""
         start = perf_counter()
         parts, length = [self.samples], len(self.samples)
-        while length < count and (block := next(self._blocks, None)) is not None:
+        while length < count and (block := next(self._stream, None)) is not None:
             parts.append(block)
             length += len(block)
         self.samples = np.concatenate(parts)
         self._reading_ms += 1000.0 * (perf_counter() - start)
 
     def span(self, count: int, *, whole: bool) -> Span:
-        read = ReadAudio(self.samples[:count].copy(), self._reading_ms, self._name)
+        warnings = self._stream.warnings[self._warned :]
+        self._warned += len(warnings)
+        start_s, end_s = (self._stream.start_s + at / self._rate_hz for at in (self.start, self.start + count))
+        read = ReadAudio(self.samples[:count].copy(), self._reading_ms, self._name, warnings, start_s)
         self._reading_ms = 0.0
-        return Span(self.start / self._rate_hz, (self.start + count) / self._rate_hz, read, whole)
+        return Span(start_s, end_s, read, whole)
 
     def drop(self, count: int) -> None:
         self.samples = self.samples[count:].copy()

@@ -1,0 +1,388 @@
+"""Audio and video files: FFmpeg (through PyAV) takes one track out and decodes it, frame by frame.
+
+Whatever can be decoded is; what is missing, does not decode or is stated and not there becomes a finding. FFmpeg also
+drops the priming samples that MP3, AAC and Opus encoders put in front. Every frame is taken for hostile: damaged ones
+change their rate, or claim 34 channels of a mono track.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+import av
+import av.container
+import av.error
+import av.logging
+import numpy as np
+from numpy.typing import NDArray
+
+from dasheng_edge.runtime.errors import AudioDecodeError, AudioError
+
+from .byte_source import ByteSource, reason
+from .mix import Packer
+from .timeline import Timeline
+from .wholeness import another_file, another_track, bits_of_integers, missing_bytes, xing_s
+
+if TYPE_CHECKING:
+    Packet: TypeAlias = av.Packet[av.AudioStream]
+
+RATES_HZ = (1_000, 768_000)  # beyond these a sample rate is a mistake
+CLOCK_S = 60.0  # a timeline that begins later shows the time of a recorder's clock
+MAX_ERRORS = 16  # of FFmpeg's demuxer one after the other, then it does not get over them
+SILENCE_BLOCK_S = 1.0
+LENGTH_SLACK_S = 0.25  # encoders count priming and padding, containers round to milliseconds
+# Containers whose timestamps say where a frame belongs. Others have none, or FFmpeg makes them up from sizes.
+TIMED = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "mpegts", "mpeg", "flv", "ogg", "nut", "flac"}
+FROM_ZERO = {
+    "mov,mp4,m4a,3gp,3g2,mj2",
+    "matroska,webm",
+}  # their timelines begin at 0, where the picture may begin later
+# Containers that state the length of the track in their header, or at the end of the file.
+STATED = TIMED - {"mpegts", "mpeg", "nut"} | {
+    "aiff", "apm", "argo_asf", "au", "ape", "caf", "kvag", "mxf", "rm", "sox", "tta", "w64", "wv",
+}  # fmt: skip
+SIZED = {"aiff", "au", "caf", "sox", "voc", "w64", "wav"}  # what FFmpeg thinks of their last packet follows from sizes
+GOES_ON = {"mpegts", "ogg"}  # may change the track on the way, which FFmpeg does not follow
+CONSTANT = {"ac3", "eac3", "mp2", "mp3", "dts"}  # codecs whose raw frames mostly have one size: a smaller one is cut
+TAGS = (b"ID3", b"TAG", b"APETAGEX", b"LYRICSBEGIN", b"3DI")  # between and behind the frames of an MP3
+
+
+@dataclass
+class Findings:
+    """What is found out about audio while it is read."""
+
+    name: str
+    strict: bool = False
+    warnings: list[str] = field(default_factory=list)
+    start_s: float = 0.0
+    track: int | None = None  # the track that was taken, from 1
+
+    def missing(self, what: str) -> None:
+        """Something is not there or did not decode: a warning, or with `strict` an error.
+
+        Raises:
+            AudioDecodeError: with `strict`.
+        """
+        if self.strict:
+            raise AudioDecodeError(f"{self.name} is damaged: {what}; get a complete copy, or read it without strict")
+        self.warnings.append(f"damaged: {what}")
+
+
+def decoded_blocks(
+    source: ByteSource, findings: Findings, track: int | str | None
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Sample rate and float32 [n, channels] of each frame of a track, holes as silence.
+
+    Raises:
+        AudioDecodeError: nothing can be decoded, or with `strict` not all of it.
+        AudioError: there is no such track, or reading fails before anything is decoded.
+    """
+    name = findings.name
+    seen = False
+    try:
+        with _opened(source, name) as container:
+            decoding = _Decoding(container, _track(container, findings, track), source, findings)
+            for item in decoding.blocks():
+                seen = True
+                yield item
+            if source.stopped is None or isinstance(source.stopped, Exception):
+                decoding.judge()
+    except AudioDecodeError:
+        if source.stopped is None or seen:
+            raise
+    stopped = source.stopped
+    if stopped is None or (seen and isinstance(stopped, Exception)):  # of which `judge` told
+        return
+    if isinstance(stopped, AudioError) or not isinstance(stopped, Exception):
+        raise stopped
+    raise AudioError(f"cannot read {name}: {reason(stopped)}") from stopped
+
+
+def _opened(source: ByteSource, name: str) -> av.container.InputContainer:
+    with contextlib.suppress(Exception):
+        av.error.err_check(0)  # drops what a callback of an earlier file left behind in this thread
+    try:
+        # No protocol but the file object at hand: playlists must not open other files or addresses.
+        return av.open(source, mode="r", metadata_errors="ignore", options={"protocol_whitelist": "none"})
+    except Exception as error:
+        raise AudioDecodeError(
+            f"{name} is not audio that FFmpeg can read ({reason(error)}); expected wav, flac, mp3, ogg, "
+            "opus, m4a, aac, webm or a video with an audio track"
+        ) from error
+
+
+def _track(container: av.container.InputContainer, findings: Findings, wanted: int | str | None) -> av.AudioStream:
+    """The track that was asked for, by its number from 1 or its language, or else the one that players take."""
+    tracks, name = container.streams.audio, findings.name
+    if not tracks:
+        raise AudioDecodeError(f"{name} has no audio track (it is {container.format.name}); expected one")
+    if wanted is None:
+        usable = [track for track in tracks if _decoder(track)] or list(tracks)
+        marked = [track for track in usable if track.disposition & av.stream.Disposition.default]
+        taken: av.AudioStream | None = (marked or usable)[0]
+    elif isinstance(wanted, int) and not isinstance(wanted, bool):
+        taken = tracks[wanted - 1] if 0 < wanted <= len(tracks) else None
+    else:
+        languages = [(track.language or "").lower() for track in tracks]
+        asked = str(wanted).lower()
+        found = [i for i, language in enumerate(languages) if language and language[: len(asked)] == asked]
+        taken = tracks[found[0]] if asked and found else None
+    listed = "; ".join(_told(place, track) for place, track in enumerate(tracks, 1))
+    if taken is None:
+        raise AudioError(f"{name} has no audio track {wanted!r}; it has {listed}")
+    findings.track = 1 + list(tracks).index(taken)
+    if _decoder(taken) is None:
+        raise AudioDecodeError(f"{name} is of a codec that FFmpeg has no decoder for: {_codec(container, taken)}")
+    if wanted is None and len(tracks) > 1:
+        findings.warnings.append(
+            f"it has {len(tracks)} audio tracks ({listed}); track {findings.track} is taken, see --track"
+        )
+    return taken
+
+
+def _told(place: int, track: av.AudioStream) -> str:
+    about = (track.language, track.metadata.get("title") or track.metadata.get("handler_name"))
+    decoder = _decoder(track)
+    return f"{place}: " + ", ".join(filter(None, (*about, decoder.name if decoder else "no decoder")))
+
+
+def _decoder(track: av.AudioStream) -> Any:
+    """None where FFmpeg has none, which PyAV's types do not say."""
+    return track.codec_context
+
+
+def _codec(container: av.container.InputContainer, track: av.AudioStream) -> str:
+    """FFmpeg's words about a track; PyAV has no others for one without a decoder."""
+    level = av.logging.get_level()
+    try:
+        av.logging.set_level(av.logging.INFO)
+        told = re.search(rf"Stream #0:{track.index}\b.*?Audio: ([^\n]*)", container.dumps_format())  # type: ignore[attr-defined]
+    finally:
+        av.logging.set_level(level)
+    return told[1] if told else "it is not known to it"
+
+
+@dataclass
+class _Lost:
+    """Packets that did not decode."""
+
+    count: int = 0
+    seconds: float = 0.0
+    first_s: float = 0.0
+    why: str = ""
+
+    def add(self, at_s: float, count: int, seconds: float, why: str) -> None:
+        if not self.count:
+            self.first_s, self.why = at_s, why
+        self.count += count
+        self.seconds += seconds
+
+
+class _Decoding:
+    """One track on its way from packets to samples."""
+
+    def __init__(
+        self, container: av.container.InputContainer, track: av.AudioStream, source: ByteSource, findings: Findings
+    ) -> None:
+        self._container, self._stream, self._source, self._findings = container, track, source, findings
+        self._format = container.format.name
+        self._timeline = Timeline()
+        self._packed = Packer()
+        self._decoder = self._codec_context()
+        self._origin_s = self._origin()
+        self._lost = _Lost()
+        self._pending = _Lost()  # since the last good frame: a tag, damage, or a cut end
+        self._pending_start = b""
+        self._good_start = b""  # how a packet begins that decodes
+        self._sizes: list[int] = []  # of packets: least, most, last
+        self._corrupt: list[bool] = [False, False]  # whether FFmpeg marked the last two packets so
+        self._error: Exception | None = None  # of the demuxer, where nothing came after it
+        self._read_to = 0  # where in the file the last packet ends
+        self._rate_hz = 0
+
+    def _origin(self) -> float:
+        start_s = (self._container.start_time or 0) / 1e6  # microseconds (AV_TIME_BASE)
+        return 0.0 if self._format in FROM_ZERO and 0 <= start_s <= CLOCK_S else start_s
+
+    def _codec_context(self) -> av.AudioCodecContext:
+        decoder = self._stream.codec_context
+        if decoder.name == "flac":  # frames have checksums, which FFmpeg else ignores
+            decoder.options = {"err_detect": "crccheck+explode"}
+        if decoder.name.startswith("pcm_") and (bits := bits_of_integers(self._source)):
+            integers = cast(av.AudioCodecContext, av.CodecContext.create(f"pcm_s{bits}le", "r"))
+            integers.sample_rate, integers.layout = decoder.sample_rate, decoder.layout
+            return integers
+        return decoder
+
+    def blocks(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Samples with their rate, as `decoded_blocks` gives them."""
+        for packet in self._packets():
+            if self._source.stopped is not None and not isinstance(self._source.stopped, Exception):
+                return
+            yield from self._decoded(packet)
+
+    def _packets(self) -> Iterator[Packet | None]:
+        """Packets of the track, over errors that the demuxer gets over; at last None, which empties the decoder.
+
+        Empty packets, of which FLV has some, would end the decoder.
+        """
+        errors = 0
+        ended = False
+        while not ended and errors < MAX_ERRORS:
+            ended = True
+            for item in self._demuxed():
+                if isinstance(item, Exception):
+                    ended, errors = self._source.stopped is not None, errors + 1
+                    self._error = item
+                elif item.size:
+                    if self._error:
+                        self._lost.add(self._timeline.end_s, 1, 0.0, reason(self._error))
+                    errors, self._error = 0, None
+                    yield item
+        yield None
+
+    def _demuxed(self) -> Iterator[Packet | Exception]:
+        try:
+            yield from self._container.demux(self._stream)
+        except IndexError:  # a stream that appeared on the way; ours was flushed before
+            return
+        except Exception as error:  # noqa: BLE001  # also those that callbacks left to be raised
+            yield error
+
+    def _decoded(self, packet: Packet | None) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        start = b""
+        if packet is not None:
+            start = bytes(memoryview(packet)[:12])
+            self._read_to = max(self._read_to, (packet.pos or 0) + packet.size)
+            least, most, _ = self._sizes or (packet.size, packet.size, 0)
+            last = self._sizes[2] if self._sizes else packet.size
+            self._sizes = [min(least, last), max(most, last), packet.size]
+            self._corrupt = [self._corrupt[1], bool(packet.is_corrupt)]
+        try:
+            frames = self._decoder.decode(packet)
+        except av.error.EOFError:
+            return
+        except Exception as error:  # noqa: BLE001  # whatever damaged bytes lead to
+            self._fail(packet, start, reason(error))
+            return
+        for frame in frames:
+            if not frame.samples:
+                continue
+            try:
+                rate, samples = self._checked(frame)
+            except Exception as error:  # noqa: BLE001  # a frame that makes no sense
+                self._fail(packet, start, reason(error))
+                continue
+            yield from self._placed(frame, rate, samples)
+            self._settle(start)
+
+    def _checked(self, frame: av.AudioFrame) -> tuple[int, NDArray[np.float32]]:
+        rate, (low, high) = frame.sample_rate, RATES_HZ
+        if not low <= rate <= high:
+            raise ValueError(f"a sample rate of {rate} Hz")
+        return rate, self._packed.samples(frame)
+
+    def _placed(
+        self, frame: av.AudioFrame, rate: int, samples: NDArray[np.float32]
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """The samples of a frame, after those of the hole before it."""
+        stated_s = None
+        if self._format in TIMED and frame.pts is not None and frame.time_base:
+            stated_s = float(frame.pts * frame.time_base) - self._origin_s
+        silence_s = self._timeline.place(stated_s, len(samples) / rate)
+        self._findings.start_s = self._timeline.start_s
+        self._rate_hz = rate
+        left, block = round(silence_s * rate), round(SILENCE_BLOCK_S * rate)
+        while left > 0:
+            yield rate, np.zeros((min(left, block), samples.shape[1]), np.float32)
+            left -= block
+        yield rate, samples
+
+    def _fail(self, packet: Packet | None, start: bytes, why: str) -> None:
+        if not self._pending.count:
+            self._pending_start = start
+        seconds = 0.0
+        if packet is not None and packet.duration and packet.time_base:
+            seconds = min(float(packet.duration * packet.time_base), 1.0)
+        self._pending.add(self._timeline.end_s, 1, seconds, why)
+
+    def _settle(self, start: bytes) -> None:
+        """A frame is good: what failed before it was damage, unless it was a tag between two files."""
+        if self._pending.count and not self._pending_start.startswith(TAGS):
+            self._lost.add(self._pending.first_s, self._pending.count, self._pending.seconds, self._pending.why)
+        self._pending = _Lost()
+        self._good_start = self._good_start or start
+
+    def judge(self) -> None:
+        """Once all was decoded: what is missing of it.
+
+        Raises:
+            AudioDecodeError: nothing was decoded, or with `strict` not all of it.
+        """
+        seconds, findings = self._timeline.end_s, self._findings
+        if not self._timeline.seconds:
+            if why := self._pending.why or (self._error and reason(self._error)):
+                raise AudioDecodeError(f"{findings.name} is damaged: nothing of it can be decoded ({why})")
+            return
+        findings.warnings += self._timeline.warnings()
+        if self._lost.count:
+            packets = "1 packet" if self._lost.count == 1 else f"{self._lost.count} packets"
+            findings.missing(
+                f"decoding breaks off at {self._lost.first_s:.2f} s ({self._lost.why}); {packets} of audio "
+                f"({self._lost.seconds:.2f} s) did not decode"
+            )
+        if stopped := self._source.stopped:
+            findings.missing(f"reading broke off at {seconds:.2f} s ({reason(stopped)})")
+        elif cut := self._cut():
+            findings.missing(f"it breaks off at {seconds:.2f} s: {cut}")
+        elif rest := self._left_out():
+            findings.missing(f"what can be read ends at {seconds:.2f} s: {rest}")
+
+    def _left_out(self) -> str:
+        """What comes behind the audio that is read and may be audio too; "" if nothing does."""
+        size = self._source.bytes_read if self._source.size is None else self._source.size
+        if more := another_file(self._source, size):
+            return f"{more:,} bytes behind it are another file, which is left out"
+        if self._error is not None and not isinstance(self._error, av.error.InvalidDataError):
+            return f"FFmpeg reads no further ({reason(self._error)})"
+        if self._format in GOES_ON and len(self._container.streams) == 1:
+            return another_track(self._source, size, self._read_to, self._stream.id)
+        return ""
+
+    def _cut(self) -> str:
+        """Why the file is not whole at its end; "" if nothing says so."""
+        size = self._source.bytes_read if self._source.size is None else self._source.size
+        if missing := missing_bytes(self._source, size):
+            return missing
+        if self._format == "nut" and self._source.size is not None and not self._container.duration:
+            return "its index is missing at the end"
+        stated_s = self._stated_s()
+        if stated_s is not None and self._timeline.seconds < stated_s - LENGTH_SLACK_S:
+            return f"only {self._timeline.seconds:.2f} s of its {stated_s:.2f} s can be decoded"
+        framed = self._format in TIMED - {"flac", "mpegts", "mpeg", "ogg"}
+        like = self._pending_start[:1] == self._good_start[:1] and self._pending_start != b""
+        if self._pending.count and (framed or like) and not self._pending_start.startswith(TAGS):
+            return f"its last packet does not decode ({self._pending.why})"
+        if any(self._corrupt) and self._format not in SIZED:
+            return "its last packet is incomplete"
+        least, most, last = self._sizes or (0, 0, 0)
+        if self._stream.codec_context.name in CONSTANT and last < least and most - least <= least / 8:
+            return f"its last packet has {last} of {least} bytes"
+        return ""
+
+    def _stated_s(self) -> float | None:
+        """The length that the container states, where that can be relied upon."""
+        stream = self._stream
+        if self._format == "mp3":
+            return xing_s(self._source, self._rate_hz)
+        if self._format not in STATED:
+            return None
+        if stream.duration and stream.time_base:
+            return float(stream.duration * stream.time_base)
+        if self._container.duration and len(self._container.streams) == 1:
+            return float(self._container.duration / 1e6) - max(0.0, self._timeline.start_s)
+        return None

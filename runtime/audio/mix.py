@@ -1,0 +1,103 @@
+"""Decoded frames -> float32 -> one channel, and what levels say: no samples, channels that cancel, nothing to hear."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from dasheng_edge.runtime.errors import AudioError
+
+MAX_LEVEL = 100.0  # full scale is 1; more than this means integers kept as floats
+SILENT = 1e-4  # what moves less than this (-80 dB, three steps of 16 bits) is nothing to hear, at whatever offset
+SHORT_S = 0.1  # half an audio token
+# Channels that have nothing to do with each other mix to a power of 1/n of theirs. Below a fiftieth of that they are
+# copies of each other turned upside down: two that correlate by less than -0.98.
+CANCELLING = 0.02
+
+
+class Packer:
+    """Decoded frames as packed float32. Nothing else is safe: PyAV walks past the planes of eight channels and more."""
+
+    def __init__(self) -> None:
+        self._kind: tuple[str, str, int] | None = None
+        self._resampler: av.AudioResampler
+
+    def samples(self, frame: av.AudioFrame) -> NDArray[np.float32]:
+        """Float32 [n, channels].
+
+        Raises:
+            ValueError or one of FFmpeg's errors: the frame makes no sense.
+        """
+        kind = (frame.format.name, frame.layout.name, frame.sample_rate)
+        if kind != self._kind:
+            self._resampler, self._kind = av.AudioResampler(format="flt"), kind
+        parts = []
+        for packed in self._resampler.resample(frame):
+            channels = packed.layout.nb_channels
+            if packed.format.name != "flt" or not channels:
+                raise ValueError(f"a frame of {packed.format.name} with {channels} channels")
+            data = np.frombuffer(memoryview(packed.planes[0]), np.float32, packed.samples * channels)
+            parts.append(data.reshape(-1, channels))
+        return np.concatenate(parts) if parts else np.zeros((0, 1), np.float32)
+
+
+class Mixer:
+    """Mixes the blocks of one clip, in their order, and remembers what there is to say about it."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._seconds = 0.0
+        self._samples = 0
+        self._low, self._high = np.inf, -np.inf
+        self._cancelled: list[float] = []  # where it begins, and how many seconds of it there are
+        self._channel = 0
+
+    def mono(self, block: NDArray[np.float32], rate_hz: int) -> NDArray[np.float32]:
+        """The next second or so, float32 [n, channels] -> [n]: the mean of the channels, or one of them if they cancel.
+
+        Raises:
+            AudioError: samples are NaN, infinite, or so loud that they are no samples.
+        """
+        loudest = float(np.abs(block).max())
+        if not np.isfinite(loudest):
+            raise AudioError(
+                f"{self._name} holds NaN or infinite samples after {self._seconds:.2f} s; expected finite ones"
+            )
+        if loudest > MAX_LEVEL:
+            raise AudioError(
+                f"{self._name} reaches {loudest:g} after {self._seconds:.2f} s, full scale is 1; these look like "
+                "integers kept as floats: use the integers themselves, or divide by 32768"
+            )
+        mono = block[:, 0] if block.shape[1] == 1 else self._mixed(block, rate_hz)
+        self._low, self._high = min(self._low, float(mono.min())), max(self._high, float(mono.max()))
+        self._samples += len(mono)
+        self._seconds += len(mono) / rate_hz
+        return mono
+
+    def _mixed(self, block: NDArray[np.float32], rate_hz: int) -> NDArray[np.float32]:
+        mean: NDArray[np.float32] = block.mean(axis=1, dtype=np.float32)
+        powers = np.square(block).mean(axis=0)
+        uncorrelated = float(powers.mean()) / len(powers)
+        if uncorrelated <= SILENT**2 or float(np.square(mean).mean()) >= CANCELLING * uncorrelated:
+            return mean
+        channel = int(np.argmax(powers >= powers.max() / 2))  # the first loud one: the same in every block
+        begin, so_far = self._cancelled or (self._seconds, 0.0)
+        self._cancelled, self._channel = [begin, so_far + len(block) / rate_hz], channel + 1
+        return np.ascontiguousarray(block[:, channel])
+
+    def warnings(self) -> Iterator[str]:
+        """What there is to say, once all blocks were mixed."""
+        if self._cancelled:
+            begin, seconds = self._cancelled
+            yield (
+                f"channels cancel each other when they are mixed, for {seconds:.2f} s from {begin:.2f} s on, as where "
+                f"one is wired upside down; channel {self._channel} alone is heard there"
+            )
+        if self._samples and self._seconds < SHORT_S:
+            samples = "1 sample" if self._samples == 1 else f"{self._samples} samples"
+            yield f"it is only {1000 * self._seconds:.3g} ms long ({samples}): there is next to nothing to hear"
+        if self._high - self._low < SILENT:
+            yield "it is silent: there is nothing to hear, whatever the answer says"
