@@ -3,28 +3,30 @@
 A line of a manifest is an object: `audio` (a path, relative to the manifest; NeMo's `audio_filepath`, and `file`, are
 taken too), and what is known about the clip, all of it optional: `id` (the path where there is none), `offset` and
 `duration` in seconds where it is a part of the file, `prompt`, `references` (or one `text`), `events` (labels that a
-caption must name), `transcript` (what is said). What is known decides what the answers are scored by.
+caption must name), `transcript` (what is said). What is known decides what the answers are scored by. Manifests of NeMo
+and Lhotse are taken as they are: see `clip_rows`.
 """
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import itertools
 import json
 import os
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from dasheng_edge.runtime.bundle.bundle import sha256_of
 from dasheng_edge.runtime.errors import AudioEmptyError, ClipsError
 from dasheng_edge.runtime.names import printable
 
+from .clip_rows import ClipRow, read_row
 from .read import Waveform, read_audio
 
 AUDIO_SUFFIXES = frozenset({
@@ -32,22 +34,7 @@ AUDIO_SUFFIXES = frozenset({
     ".mov", ".avi",
 })  # fmt: skip
 MANIFEST_SUFFIXES = (".jsonl", ".ndjson", ".json")
-
-
-class ClipRow(BaseModel):
-    """One line of a manifest."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-    audio: Annotated[str, Field(min_length=1, validation_alias=AliasChoices("audio", "audio_filepath", "file"))]
-    id: Annotated[str, Field(min_length=1)] | None = None
-    offset: Annotated[float, Field(ge=0)] | None = None
-    duration: Annotated[float, Field(gt=0)] | None = None
-    prompt: str | None = None
-    references: tuple[str, ...] = ()
-    text: str | None = None
-    events: tuple[str, ...] | None = None
-    transcript: str | None = None
+MAX_MANIFEST_BYTES = 1 << 28  # unpacked: a million clips; a compressed file of 300 kB can hold as much
 
 
 @dataclass(frozen=True)
@@ -158,7 +145,7 @@ def find_clips(path: Path) -> ClipSet:
         taken: set[str] = set()
         clips = tuple(Clip(_free(file.relative_to(path).as_posix(), taken), file) for file in found)
         return ClipSet(printable(path.resolve().name), clips)
-    if path.suffix.lower() in MANIFEST_SUFFIXES:
+    if path.name.lower().removesuffix(".gz").endswith(MANIFEST_SUFFIXES):
         return read_clips(path)
     if not _is_file(path):
         raise ClipsError(f"there is nothing at {path}; expected a manifest (.jsonl), a folder or an audio file")
@@ -193,10 +180,11 @@ def read_clips(path: Path) -> ClipSet:
         ClipsError: it cannot be read, a line is wrong, names a file that is not there, or repeats an id.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # not splitlines: texts may hold U+2028 and U+0085
-    except (OSError, ValueError) as error:
+        # Not splitlines: texts may hold U+2028 and U+0085.
+        lines = _content(path).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    except (OSError, ValueError, EOFError, zlib.error) as error:
         raise ClipsError(f"cannot read the clips of {path}: {error}; expected JSON Lines in UTF-8") from error
-    rows = [(number, _row(f"{path}, line {number}", line)) for number, line in enumerate(lines, 1) if line.strip()]
+    rows = [(number, read_row(f"{path}, line {number}", line)) for number, line in enumerate(lines, 1) if line.strip()]
     if not rows:
         raise ClipsError(f"{path} lists no clip; expected a JSON object with the key 'audio' on each line")
     given: dict[str, int] = {}
@@ -210,14 +198,13 @@ def read_clips(path: Path) -> ClipSet:
     return ClipSet(printable(path.name), tuple(_clip(path, number, row, taken) for number, row in rows))
 
 
-def _row(where: str, line: str) -> ClipRow:
-    try:
-        return ClipRow.model_validate_json(line)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "the line"
-        known = ", ".join(ClipRow.model_fields)
-        raise ClipsError(f"{where}: {key}: {first['msg']}; expected an object with audio and any of {known}") from error
+def _content(path: Path) -> bytes:
+    """Of a manifest, unpacked if its name ends in .gz."""
+    with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+        content = file.read(MAX_MANIFEST_BYTES + 1)
+    if len(content) > MAX_MANIFEST_BYTES:
+        raise ValueError(f"it holds more than {MAX_MANIFEST_BYTES >> 20} MiB; split it")
+    return content
 
 
 def _clip(manifest: Path, number: int, row: ClipRow, taken: set[str]) -> Clip:
