@@ -45,7 +45,7 @@ from dasheng_edge.runtime.parts import Parts
 from dasheng_edge.runtime.progress import NoProgress, Progress, StepReport, Steps
 from dasheng_edge.runtime.verify import verify_bundle
 
-from .calibration import Calibration, calibrate_on, golden_features
+from .calibration import Calibration, calibrate_on, fitting, golden_features
 from .recipes import Recipe
 from .tolerances import MAX_LOGITS_RELATIVE, measured_tolerances, widest_tolerances
 
@@ -203,7 +203,8 @@ def _calibration(plan: _Plan, steps: Steps) -> Calibration:
     count = len(plan.clips.clips)
     step = steps.begin("calibration", count, "clips")
     calibration = calibrate_on(plan.clips, audio, steps.progress.advance)
-    step.end(note=f"{count} clip{'s' if count != 1 else ''} in {plan.clips.name!r}")
+    used = f"{len(calibration.features)} of " if len(calibration.features) < count else ""
+    step.end(note=f"{used}{count} clip{'s' if count != 1 else ''} in {plan.clips.name!r}")
     return calibration
 
 
@@ -258,13 +259,16 @@ def _measured_importance(plan: _Plan, calibration: Calibration, steps: Steps) ->
     step = steps.begin("importance", len(calibration.features), "clips")
     parts = Parts.open(plan.source, plan.engine)
     try:
+        clips, left_out = fitting(calibration, parts, plan.source.decoder_facts.context_length - limit)
         embedded = (
             (parts.audio.projector.embeddings(parts.audio.encoder.patches(features)), prompt)
-            for features, prompt in zip(calibration.features, calibration.prompts, strict=True)
+            for features, prompt in clips
         )
         imatrix = audio_importance(parts, plan.source.path(DECODER), embedded, limit, steps.progress.advance)
     finally:
         parts.decoder.close()
+    for why in left_out:
+        step.end(note=f"left out: {why}")
     step.end(note=f"{len(imatrix.entries)} matrices")
     return imatrix
 

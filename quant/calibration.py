@@ -10,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dasheng_edge.runtime.audio.audio_parts import AudioParts
-from dasheng_edge.runtime.audio.clips import ClipSet
+from dasheng_edge.runtime.audio.clips import Clip, ClipSet
 from dasheng_edge.runtime.audio.front_end import Features
 from dasheng_edge.runtime.bundle.golden import GoldenClip
 from dasheng_edge.runtime.bundle.manifest import CalibrationFacts
+from dasheng_edge.runtime.errors import AudioTooLongError, DashengEdgeError, PromptError, clip_error
+from dasheng_edge.runtime.parts import Parts
 from dasheng_edge.runtime.progress import Advance
 
 # Fewer say little about what a model will hear. With 64 scenes of 6 s, importance matrices of two halves give
@@ -30,26 +32,67 @@ class Calibration:
     prompts: tuple[str | None, ...]
     facts: CalibrationFacts | None
     warnings: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()  # of the clips
 
 
 def calibrate_on(clips: ClipSet, parts: AudioParts, advance: Advance) -> Calibration:
-    """Read the clips.
+    """Read the clips; those that cannot be read are left out, with a warning.
 
     Raises:
-        AudioError: a clip cannot be read.
+        DashengEdgeError: none can be read, for the reason that the first cannot, an AudioError mostly.
     """
     rate = parts.front_end.spec.sample_rate_hz
     digest, samples, features = hashlib.sha256(), 0, []
+    read: list[Clip] = []
+    errors: list[DashengEdgeError] = []
     for clip in clips.clips:
-        waveform = clip.read(rate)
-        digest.update(np.ascontiguousarray(waveform, np.float32).tobytes())
-        samples += len(waveform)
-        features.append(parts.front_end.features([waveform]))
+        try:
+            waveform = clip.read(rate)
+            spectra = parts.front_end.features([waveform])
+        except Exception as error:  # noqa: BLE001  # whatever a clip does, the others go on
+            errors.append(clip_error(f"clip {clip.id}", error))
+        else:
+            digest.update(np.ascontiguousarray(waveform, np.float32).tobytes())
+            samples += len(waveform)
+            features.append(spectra)
+            read.append(clip)
         advance(1)
+    if not read:
+        raise errors[0]
     audio_s = samples / rate
     facts = CalibrationFacts(name=clips.name, clips=len(features), audio_s=round(audio_s, 3), sha256=digest.hexdigest())
-    warnings = calibration_warnings([clip.log_mel for clip in features], audio_s)
-    return Calibration(tuple(features), tuple(clip.prompt for clip in clips.clips), facts, warnings)
+    warnings = (
+        *(f"left out of the calibration: {error}" for error in errors),
+        *calibration_warnings([clip.log_mel for clip in features], audio_s),
+    )
+    prompts, names = tuple(clip.prompt for clip in read), tuple(clip.id for clip in read)
+    return Calibration(tuple(features), prompts, facts, warnings, names)
+
+
+def fitting(
+    calibration: Calibration, parts: Parts, positions: int
+) -> tuple[list[tuple[Features, str | None]], list[DashengEdgeError]]:
+    """Clips with their prompts that fit into so many positions of a decoder, and why others do not.
+
+    Raises:
+        AudioTooLongError, PromptError: none does; the reason is that of the first.
+    """
+    clips: list[tuple[Features, str | None]] = []
+    left_out: list[DashengEdgeError] = []
+    for name, features, prompt in zip(calibration.names, calibration.features, calibration.prompts, strict=True):
+        try:
+            needed = parts.audio.front_end.spec.tokens_of(features.samples) + parts.prompts.build(prompt).text_tokens
+        except PromptError as error:
+            left_out.append(PromptError(f"clip {name}: {error}"))
+            continue
+        if needed <= positions:
+            clips.append((features, prompt))
+        else:
+            what = f"clip {name} and its prompt need {needed} positions of the decoder, which has {max(positions, 0)}"
+            left_out.append(AudioTooLongError(f"{what} beside the answer; cut the clip"))
+    if not clips:
+        raise left_out[0]
+    return clips, left_out
 
 
 def golden_features(golden: Sequence[GoldenClip], parts: AudioParts) -> Calibration:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dasheng_edge.runtime.audio.audio_parts import AudioParts
+from dasheng_edge.runtime.audio.front_end import Features, FrontEnd
 from dasheng_edge.runtime.audio.read import AudioSource, Waveform, read_audio
 from dasheng_edge.runtime.bundle.bundle import ENCODER, Bundle
 from dasheng_edge.runtime.bundle.manifest import MANIFEST
@@ -114,6 +116,21 @@ class Embedder:
                 raise CaptionerBusyError("the embedder is closed; open a new one")
             return self._embed(self._parts, audio)
 
+    def embed_to(self, audio: AudioSource, take: Callable[[NDArray[np.float32]], None], spool: IO[bytes]) -> float:
+        """Embed one clip in memory that does not grow with it; errors as in `embed`.
+
+        `take` is given the frames of `Embedding.frames`, float32 [n, dim], some at a time. `spool` is an empty file,
+        open for writing and reading, for spectrograms: 1.5 MB a minute. Returns how many seconds the clip has.
+        """
+        with self._busy():
+            if self._parts is None:
+                raise CaptionerBusyError("the embedder is closed; open a new one")
+            rate_hz = self._parts.front_end.spec.sample_rate_hz
+            blocks = _Blocks(read_audio(audio, sample_rate_hz=rate_hz))
+            for frames in self._chunks(self._parts, _spooled(self._parts.front_end, blocks, spool), blocks):
+                take(frames)
+            return blocks.samples / rate_hz
+
     @contextmanager
     def _busy(self) -> Generator[None]:
         """No other thread embeds meanwhile."""
@@ -129,27 +146,62 @@ class Embedder:
             self._lock.release()
 
     def _embed(self, parts: AudioParts, audio: AudioSource) -> Embedding:
-        spec = self.bundle.manifest.front_end
-        samples = 0  # without padding
-
-        def counted() -> Iterator[Waveform]:
-            nonlocal samples
-            for block in read_audio(audio, sample_rate_hz=spec.sample_rate_hz):
-                samples += len(block)
-                yield block
-
+        blocks = _Blocks(read_audio(audio, sample_rate_hz=parts.front_end.spec.sample_rate_hz))
         frames, done = np.empty((0, self.dim), np.float32), 0
-        for features, first in parts.front_end.chunks(counted()):
-            if not first:
-                frames = np.empty((spec.patches_of(features.samples), self.dim), np.float32)
-            for chunk in parts.encoder.chunks(features, first):
+        for chunk in self._chunks(parts, parts.front_end.chunks(blocks), blocks):
+            if not done:
+                frames = np.empty((self._frames_of(blocks.samples), self.dim), np.float32)
+            frames[done : done + len(chunk)] = chunk
+            done += len(chunk)
+        mean = frames.mean(axis=0, dtype=np.float64).astype(np.float32)  # float32 would lose digits over an hour
+        return Embedding(frames, mean, blocks.samples / parts.front_end.spec.sample_rate_hz)
+
+    def _frames_of(self, samples: int) -> int:
+        """How many frames there are but those of mere padding."""
+        return max(1, self.bundle.manifest.front_end.patches_of(samples))
+
+    def _chunks(
+        self, parts: AudioParts, features: Iterable[tuple[Features, int]], blocks: _Blocks
+    ) -> Iterator[NDArray[np.float32]]:
+        """Frames chunk by chunk, without those of mere padding; the blocks have all come before the first."""
+        left = -1
+        for spectra, first in features:
+            left = left if first else self._frames_of(blocks.samples)
+            for chunk in parts.encoder.chunks(spectra, first):
                 if chunk.shape[1] != self.dim:
                     raise BundleFileError(
                         f"{self.bundle.path(ENCODER)} gives vectors of {chunk.shape[1]} numbers, expected {self.dim} "
                         f"as {MANIFEST} says; one of them is of another bundle: export it again"
                     )
-                frames[done : done + len(chunk)] = chunk
-                done += len(chunk)
-        frames = frames[: max(1, spec.patches_of(samples))]
-        mean = frames.mean(axis=0, dtype=np.float64).astype(np.float32)  # float32 would lose digits over an hour
-        return Embedding(frames, mean, samples / spec.sample_rate_hz)
+                if left:
+                    yield chunk[:left]
+                left -= min(left, len(chunk))
+
+
+@dataclass
+class _Blocks:
+    """Hands the blocks of a clip on, and counts their samples."""
+
+    blocks: Iterator[Waveform]
+    samples: int = 0
+
+    def __iter__(self) -> Iterator[Waveform]:
+        for block in self.blocks:
+            self.samples += len(block)
+            yield block
+
+
+def _spooled(front_end: FrontEnd, blocks: Iterable[Waveform], spool: IO[bytes]) -> Iterator[tuple[Features, int]]:
+    """As `FrontEnd.chunks`, with the spectrograms in a file until the whole clip is known."""
+    spec, loudest = front_end.spec, np.float32(-np.inf)
+    outputs = chunks = samples = first = 0
+    for spectra, samples in front_end.computed(blocks):  # noqa: B007  # the last counts the padding
+        for spectrum in spectra:
+            np.lib.format.write_array(spool, spectrum, allow_pickle=False)
+        loudest, outputs, chunks = max(loudest, spectra[0].max()), len(spectra), chunks + 1
+    spool.seek(0)
+    floor = loudest - np.float32(spec.top_db)
+    for _ in range(chunks):
+        log_mel, *others = [np.lib.format.read_array(spool, allow_pickle=False) for _ in range(outputs)]
+        yield Features(np.maximum(log_mel, floor), others[0] if others else None, samples), first
+        first += log_mel.shape[1] // spec.patch_frames

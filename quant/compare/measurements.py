@@ -24,7 +24,7 @@ from dasheng_edge.runtime.audio.audio_parts import AudioInputParts
 from dasheng_edge.runtime.audio.clips import Clip, ClipSet
 from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER, FRONT_END, PROJECTOR, Bundle
 from dasheng_edge.runtime.engine_options import EngineOptions
-from dasheng_edge.runtime.errors import AudioError, AudioTooLongError, DecoderError, PromptError
+from dasheng_edge.runtime.errors import AudioTooLongError, DashengEdgeError, DecoderError, PromptError, clip_error
 from dasheng_edge.runtime.machine.identity import installed
 from dasheng_edge.runtime.parts import TextParts
 from dasheng_edge.runtime.progress import Advance, no_advance
@@ -82,36 +82,49 @@ def usable_clips(bundle: Bundle, clips: ClipSet, max_new_tokens: int, advance: A
     """Clips that can be read and leave the decoder room for an answer; each is read once, a block at a time.
 
     Raises:
-        AudioError: there is none; the message is about the first.
+        DashengEdgeError: there is none, for the reason of the first, an AudioError mostly; or one ends them all.
     """
     known: list[tuple[Clip, int]] = []
-    errors: list[AudioError] = []
-    for clip in clips.clips:
-        try:
-            known.append((clip, _samples(bundle, clip, max_new_tokens)))
-        except AudioError as error:
-            errors.append(error)
-        advance(1)
+    errors: list[DashengEdgeError] = []
+    text = TextParts.open(bundle, EngineOptions(weights="mapped"))
+    try:
+        for clip in clips.clips:
+            try:
+                known.append((clip, _samples(bundle, text, clip, max_new_tokens)))
+            except Exception as error:  # noqa: BLE001  # whatever a clip does, the others go on
+                errors.append(_left_out(clip, error))
+            advance(1)
+    finally:
+        text.decoder.close()
     if not known:
         raise errors[0]
     kept = ClipSet(clips.name, tuple(clip for clip, _ in known))
     return Usable(kept, tuple(samples for _, samples in known), tuple(map(str, errors)))
 
 
-def _samples(bundle: Bundle, clip: Clip, max_new_tokens: int) -> int:
+def _left_out(clip: Clip, error: Exception) -> DashengEdgeError:
+    """Why a clip is left out; an error that all clips have is raised again."""
+    if isinstance(error, PromptError) and clip.prompt is not None:
+        return PromptError(f"clip {clip.id}: {error}")
+    return clip_error(f"clip {clip.id}", error)
+
+
+def _samples(bundle: Bundle, text: TextParts, clip: Clip, max_new_tokens: int) -> int:
     """Samples of a clip.
 
     Raises:
         AudioError: it cannot be read, or leaves the decoder no room for an answer; the message names the clip.
+        PromptError: its prompt cannot be rendered.
     """
     spec, stored = bundle.manifest.front_end, bundle.decoder_facts
+    room = stored.context_length - max_new_tokens - text.prompts.build(clip.prompt).text_tokens
     samples = sum(len(block) for block in clip.blocks(spec.sample_rate_hz))
     tokens = spec.tokens_of(spec.padded_samples_of(samples))
-    if tokens + max_new_tokens > stored.context_length:
+    if tokens > room:
         raise AudioTooLongError(
             f"clip {clip.id} has {samples / spec.sample_rate_hz:.1f} s, which are {tokens} audio tokens; with "
-            f"{max_new_tokens} new tokens at most {stored.context_length - max_new_tokens} fit the decoder's "
-            f"context of {stored.context_length}: cut the clip, or pass a smaller --max-new-tokens"
+            f"{max_new_tokens} new tokens and the prompt at most {max(room, 0)} fit the decoder's context of "
+            f"{stored.context_length}: cut the clip, or pass a smaller --max-new-tokens"
         )
     return samples
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dasheng_edge.runtime.names import printable, printable_json
+
 from .options import (
     AudioArgument,
     BundleArgument,
@@ -94,7 +96,7 @@ def _print_result(result: EmbeddedFile, dim: int, *, as_json: bool) -> None:
     else:
         fields |= {"error": str(result.error), "error_type": type(result.error).__name__}
     if as_json:
-        _print(json.dumps(fields, ensure_ascii=False))
+        _print(printable_json(json.dumps(fields, ensure_ascii=False)))
     if result.error is not None:
         _print(f"error: {result.error}", err=True)
 
@@ -102,7 +104,7 @@ def _print_result(result: EmbeddedFile, dim: int, *, as_json: bool) -> None:
 def _print(text: str, *, err: bool = False) -> None:
     """Print a line. That nobody reads on (`| head`) is no reason to lose the npz file: it goes nowhere then."""
     try:
-        typer.echo(text, err=err)
+        typer.echo(printable(text), err=err)
     except BrokenPipeError:
         stream = sys.stderr if err else sys.stdout
         with Path(os.devnull).open("wb") as nowhere:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from dasheng_edge.runtime.embedder import Embedder
-from dasheng_edge.runtime.errors import AudioError, DeviceError
+from dasheng_edge.runtime.errors import DashengEdgeError, clip_error
 
 from .embeddings_file import EmbeddingsWriter
 
@@ -20,19 +20,23 @@ class EmbeddedFile:
     index: int = 0  # its row in the npz file
     frames: int = 0
     audio_s: float = 0.0
-    error: AudioError | DeviceError | None = None
+    error: DashengEdgeError | None = None
 
 
 def embed_files(embedder: Embedder, writer: EmbeddingsWriter, names: Sequence[str]) -> Iterator[EmbeddedFile]:
     """Embed files (- is stdin) and write each as it is yielded; the npz file is finished behind the last, if any."""
     for name in names:
         try:
-            embedding = embedder.embed(sys.stdin.buffer if name == "-" else name)
-        except (AudioError, DeviceError) as error:
-            yield EmbeddedFile(name, error=error)
-            continue
-        index = len(writer)
-        writer.add(name, embedding)
-        yield EmbeddedFile(name, index, len(embedding.frames), embedding.audio_s)
+            result = _embedded(embedder, writer, name)
+        except Exception as error:  # noqa: BLE001  # whatever a file does, the others go on
+            result = EmbeddedFile(name, error=clip_error(name, error))
+        yield result
     if len(writer):
         writer.finish(rate_hz=embedder.rate_hz, model=embedder.bundle.manifest.name)
+
+
+def _embedded(embedder: Embedder, writer: EmbeddingsWriter, name: str) -> EmbeddedFile:
+    index = len(writer)
+    with writer.clip(name) as clip:
+        clip.audio_s = embedder.embed_to(sys.stdin.buffer if name == "-" else name, clip.add, clip.spool)
+    return EmbeddedFile(name, index, clip.frames, clip.audio_s)

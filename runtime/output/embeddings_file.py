@@ -13,9 +13,12 @@ What `numpy.load(path)` finds in it:
 from __future__ import annotations
 
 import contextlib
+import shutil
+import tempfile
 import zipfile
+from collections.abc import Generator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +26,8 @@ from numpy.typing import NDArray
 from dasheng_edge.runtime.atomic_output import PartialOutput
 from dasheng_edge.runtime.embedder import Embedding
 
+SPOOLED_BYTES = 1 << 24  # in memory: frames of 3.6 minutes, 768 numbers each
+COPIED_BYTES = 1 << 20  # at once
 _ENTRIES = {f"{name}.npy" for name in ("names", "mean", "seconds", "rate_hz", "model")}
 
 
@@ -40,6 +45,36 @@ def _why_not_embeddings(path: Path) -> str:
     except (zipfile.BadZipFile, ValueError, NotImplementedError):
         return "it is not an npz file"
     return f"it lacks {missing[0]}" if missing else ""
+
+
+class RunningClip:
+    """A clip whose frames come some at a time, on disk but for the last few; `spool` is for who makes them."""
+
+    def __init__(self, frames: IO[bytes], spool: IO[bytes]) -> None:
+        self._file, self.spool = frames, spool
+        self._sum: NDArray[np.float64] = np.zeros(0)
+        self.frames = 0
+        self.audio_s = 0.0
+
+    def add(self, frames: NDArray[np.float32]) -> None:
+        """More frames, float32 [n, dim]."""
+        self._file.write(np.ascontiguousarray(frames, "<f4").data)
+        # Row by row from the first on, as a sum over all of them at once.
+        rows = np.concatenate([self._sum[None], frames]) if self.frames else frames
+        self._sum = rows.sum(axis=0, dtype=np.float64)
+        self.frames += len(frames)
+
+    @property
+    def mean(self) -> NDArray[np.float32]:
+        """Over the frames, float32 [dim]."""
+        return (self._sum / self.frames).astype(np.float32)
+
+    def write(self, file: IO[bytes]) -> None:
+        """Write them as `numpy.save` writes an array of all."""
+        shape = (self.frames, len(self._sum))
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        self._file.seek(0)
+        shutil.copyfileobj(self._file, file, COPIED_BYTES)
 
 
 class EmbeddingsWriter:
@@ -74,10 +109,29 @@ class EmbeddingsWriter:
 
     def add(self, name: str, embedding: Embedding) -> None:
         """Write one clip."""
-        self._write(f"frames_{len(self._names)}", embedding.frames)
+        with self.clip(name) as clip:
+            clip.add(embedding.frames)
+            clip.audio_s = embedding.audio_s
+
+    @contextlib.contextmanager
+    def clip(self, name: str) -> Generator[RunningClip]:
+        """Write one clip some frames at a time; after an error in the block, nothing of it is in the file.
+
+        An `OSError` that is none of ours is one of the files here, which lie beside the output and have no names.
+        """
+        folder = str(self._partial.path.parent)
+        with (
+            self._partial.write_errors(),
+            tempfile.SpooledTemporaryFile(SPOOLED_BYTES, dir=folder) as frames,
+            tempfile.SpooledTemporaryFile(SPOOLED_BYTES, dir=folder) as spool,
+        ):
+            clip = RunningClip(frames, spool)
+            yield clip
+            with self._entry(f"frames_{len(self._names)}") as file:
+                clip.write(file)
         self._names.append(name)
-        self._means.append(embedding.mean)
-        self._seconds.append(embedding.audio_s)
+        self._means.append(clip.mean)
+        self._seconds.append(clip.audio_s)
 
     def finish(self, *, rate_hz: float, model: str) -> None:
         """Write the rest and move the file to its final name; at least one clip was added."""
@@ -95,10 +149,15 @@ class EmbeddingsWriter:
         self._zip = None
 
     def _write(self, name: str, array: NDArray[Any]) -> None:
+        with self._entry(name) as file:
+            np.lib.format.write_array(file, array, allow_pickle=False)
+
+    @contextlib.contextmanager
+    def _entry(self, name: str) -> Generator[IO[bytes]]:
         # A fixed date, so that the same clips make the same file.
         entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
         with self._partial.write_errors(), self._opened().open(entry, "w", force_zip64=True) as file:
-            np.lib.format.write_array(file, array, allow_pickle=False)
+            yield file
 
     def _opened(self) -> zipfile.ZipFile:
         if self._zip is None:

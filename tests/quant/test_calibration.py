@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from dasheng_edge.quant.calibration import calibrate_on, golden_features
+from dasheng_edge.quant.calibration import Calibration, calibrate_on, fitting, golden_features
 from dasheng_edge.runtime.audio.audio_parts import AudioParts
 from dasheng_edge.runtime.audio.clips import Clip, ClipSet
+from dasheng_edge.runtime.audio.front_end import Features
 from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.bundle.golden import read_golden
 from dasheng_edge.runtime.engine_options import EngineSettings
-from dasheng_edge.runtime.errors import AudioError
+from dasheng_edge.runtime.errors import AudioError, AudioTooLongError, ClipFailedError
+from dasheng_edge.runtime.parts import Parts
 from tests.runtime.audio.test_clips import write_wave
 
 
@@ -45,6 +48,45 @@ def test_what_cannot_be_read_is_an_error(parts: AudioParts, tmp_path: Path) -> N
     (tmp_path / "a.wav").write_text("no audio")
     with pytest.raises(AudioError):
         calibrate_on(ClipSet("x", (Clip("a", tmp_path / "a.wav"),)), parts, lambda _: None)
+
+
+def test_clips_that_cannot_be_read_are_left_out(
+    parts: AudioParts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.wav", "b.wav"):
+        write_wave(tmp_path / name, 1.0, seed=ord(name[0]))
+    (tmp_path / "text.wav").write_text("no audio")
+    paths = [tmp_path / name for name in ("gone.wav", "a.wav", "text.wav", "b.wav")]
+    clips = tuple(Clip(path.stem, path, prompt=path.stem) for path in paths)
+    got, advanced = calibrate_on(ClipSet("x", clips), parts, lambda _: None), list[int]()
+    only = calibrate_on(ClipSet("x", clips[1::2]), parts, advanced.append)
+    assert (got.facts, got.prompts, got.names) == (only.facts, ("a", "b"), ("a", "b"))
+    gone, text, *rest = got.warnings
+    assert (tuple(rest), "gone.wav" in gone, "text.wav" in text) == (only.warnings, True, True)
+
+    def no_memory(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Clip, "read", no_memory)
+    with pytest.raises(ClipFailedError, match="not enough memory for clip a"):
+        calibrate_on(ClipSet("x", clips[1:]), parts, lambda _: None)
+
+
+def test_clips_that_do_not_fit_beside_their_prompt_are_left_out(tiny_bundle: Path) -> None:
+    parts = Parts.open(Bundle.open(tiny_bundle), EngineSettings())
+    spec = parts.audio.front_end.spec
+    features = tuple(Features(np.zeros((64, 1), np.float32), None, spec.min_samples * count) for count in (1, 3))
+    text = parts.prompts.build("What?").text_tokens
+    calibration = Calibration(features, ("What?", "What?"), None, names=("short", "long"))
+    assert len(fitting(calibration, parts, text + 3)[0]) == 2
+    fit, (why,) = fitting(calibration, parts, text + 2)
+    assert fit == [(features[0], "What?")]
+    assert f"clip long and its prompt need {text + 3} positions" in str(why)
+    (_, (why,)) = fitting(replace(calibration, prompts=("\ud800", "What?")), parts, 999)
+    assert "clip short: the text" in str(why)
+    with pytest.raises(AudioTooLongError, match="clip short"):
+        fitting(calibration, parts, 0)
+    parts.decoder.close()
 
 
 def test_golden_clips_give_the_golden_features(parts: AudioParts, tiny_bundle: Path) -> None:

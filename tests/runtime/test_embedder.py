@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import threading
+import tracemalloc
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -118,6 +120,30 @@ def test_a_long_clip_is_embedded_chunk_by_chunk(embedder: Embedder, monkeypatch:
     assert len(embedder.embed(noise(40 * RATE)).frames) == 1_000
     assert given == [0, 252, 504, 756]
     assert len(made) == 4
+
+
+@pytest.mark.parametrize("samples", [1, 1_119, 3_200, 161_280, 163_200, 323_040])
+def test_frames_that_are_handed_on_are_those_of_the_whole(embedder: Embedder, samples: int) -> None:
+    want, pieces = embedder.embed(noise(samples)), list[NDArray[np.float32]]()
+    seconds = embedder.embed_to(noise(samples), pieces.append, io.BytesIO())
+    np.testing.assert_array_equal(np.concatenate(pieces), want.frames)
+    assert seconds == want.audio_s
+    assert max(map(len, pieces)) <= 252
+
+
+def test_memory_does_not_grow_with_the_clip(embedder: Embedder, tmp_path: Path) -> None:
+    def held(seconds: int) -> int:
+        """The most bytes that numpy and Python held."""
+        silence = (np.zeros(RATE, np.float32) for _ in range(seconds))
+        tracemalloc.start()
+        with (tmp_path / "spool").open("w+b") as spool:
+            embedder.embed_to((silence, RATE), lambda _: None, spool)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return peak
+
+    held(30)
+    assert held(240) < held(30) + 100_000  # frames and spectrograms of 210 s would be 2.5 MB
 
 
 def test_bundles_that_cannot_be_opened(tmp_path: Path, encoder_bundle: Path) -> None:

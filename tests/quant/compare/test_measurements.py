@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -23,7 +23,9 @@ from dasheng_edge.quant.compare.measurements import (
 )
 from dasheng_edge.runtime.audio.clips import Clip, ClipSet
 from dasheng_edge.runtime.bundle.bundle import Bundle
+from dasheng_edge.runtime.engine_options import EngineOptions
 from dasheng_edge.runtime.errors import AudioTooLongError, DashengEdgeError, DecoderError, PromptError
+from dasheng_edge.runtime.parts import TextParts
 from tests.runtime.audio.test_clips import write_wave
 
 MICRO = Path(__file__).resolve().parents[3] / "build" / "micro"
@@ -83,16 +85,42 @@ def test_a_clip_that_leaves_no_room_is_named(bundle: Bundle, tmp_path: Path) -> 
     write_wave(tmp_path / "long.wav", 3.2)
     clips = [Clip("short", tmp_path / "short.wav"), Clip("long", tmp_path / "long.wav")]
     both = ClipSet("both", tuple(clips))
-    usable = usable_clips(altered(bundle, "decoder", context_length=20), both, LIMIT)
+    text = TextParts.open(bundle, EngineOptions())
+    prompt = text.prompts.build(None).text_tokens
+    text.decoder.close()
+    usable = usable_clips(altered(bundle, "decoder", context_length=prompt + 20), both, LIMIT)
     assert usable.samples == (800, 51_200)  # 1 and 16 tokens
     assert (usable.clips, usable.left_out) == (both, ())
-    small = altered(bundle, "decoder", context_length=19)
-    said = r"clip long has 3\.2 s, which are 16 audio tokens; with 4 new tokens at most 15 fit .*cut the clip"
+    small = altered(bundle, "decoder", context_length=prompt + 19)
+    said = r"clip long has 3\.2 s, which are 16 audio tokens; with 4 new tokens and the prompt at most 15 fit .*cut the"
     without = usable_clips(small, both, LIMIT)
     assert without.clips.clips == (clips[0],)
     assert re.match(said, "".join(without.left_out))
     with pytest.raises(AudioTooLongError, match=said):
         usable_clips(small, ClipSet("long", (clips[1],)), LIMIT)
+
+
+def test_what_one_clip_does_does_not_end_the_others(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_wave(tmp_path / "a.wav", 0.5)
+    good, memory = Clip("good", tmp_path / "a.wav"), Clip("memory", tmp_path / "a.wav", 0.1)
+    blocks = Clip.blocks
+
+    def hostile(self: Clip, rate: int) -> Iterator[NDArray[np.float32]]:
+        if self is memory:
+            raise MemoryError
+        return blocks(self, rate)
+
+    monkeypatch.setattr(Clip, "blocks", hostile)
+    wrong = Clip("wrong", tmp_path / "a.wav", prompt="\ud800")
+    wordy = Clip("wordy", tmp_path / "a.wav", prompt="word " * bundle.decoder_facts.context_length)
+    usable = usable_clips(bundle, ClipSet("all", (wrong, memory, good, wordy)), LIMIT)
+    assert usable.clips.clips == (good,)
+    for clip, why in zip((wrong, memory, wordy), usable.left_out, strict=True):
+        assert f"clip {clip.id}" in why
+    with pytest.raises(PromptError):  # all clips have it
+        usable_clips(altered(bundle, "prompt", prompt="\ud800"), ClipSet("good", (good,)), LIMIT)
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,7 @@ def test_an_encoder_that_fails_costs_one_file(
     def fail(*_: object) -> None:
         raise DeviceError("out of memory")
 
-    monkeypatch.setattr(Embedder, "embed", fail)
+    monkeypatch.setattr(Embedder, "embed_to", fail)
     result = embed(encoder_bundle, *clips, "--out", out)
     assert (result.exit_code, result.stderr) == (1, 3 * "error: out of memory\n")
 

@@ -7,6 +7,7 @@ import signal
 import stat
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from dasheng_edge.runtime.embedder import Embedding
 from dasheng_edge.runtime.errors import OutputExistsError, OutputWriteError
+from dasheng_edge.runtime.output import embeddings_file
 from dasheng_edge.runtime.output.embeddings_file import EmbeddingsWriter
 from tests.fixtures.full_disk import largest_file
 
@@ -76,6 +78,33 @@ def test_its_own_kind_and_empty_files_are_replaced(tmp_path: Path) -> None:
         write(out, overwrite=True)
     assert load(out)["names"].tolist() == ["a"]
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_clip_in_pieces_is_the_same_file_as_a_clip_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = np.random.default_rng(0).normal(3, 1, (5000, 4)).astype(np.float32)
+    mean = rows.mean(axis=0, dtype=np.float64).astype(np.float32)
+    files = []
+    for size in (1, 7, 252, 5000):
+        for spooled in (1 << 24, 100):  # in memory, and on the disk
+            monkeypatch.setattr(embeddings_file, "SPOOLED_BYTES", spooled)
+            with EmbeddingsWriter(tmp_path / f"{size}-{spooled}.npz") as writer:
+                writer.add("first", made(2))
+                with pytest.raises(ValueError), writer.clip("fails") as clip:
+                    clip.add([rows[0], "no"])  # type: ignore[arg-type]
+                with writer.clip("long") as clip:
+                    for start in range(0, len(rows), size):
+                        clip.add(rows[start : start + size])
+                    clip.audio_s = 200.0
+                writer.finish(rate_hz=25.0, model="m")
+            files.append(writer.out)
+    assert len({file.read_bytes() for file in files}) == 1
+    whole = load(files[0])
+    assert whole["names"].tolist() == ["first", "long"]
+    np.testing.assert_array_equal(whole["frames_1"], rows)
+    np.testing.assert_array_equal(whole["mean"][1], mean)
+    np.savez(tmp_path / "numpy.npz", frames_1=rows)
+    with zipfile.ZipFile(files[0]) as ours, zipfile.ZipFile(tmp_path / "numpy.npz") as theirs:
+        assert ours.read("frames_1.npy") == theirs.read("frames_1.npy")
 
 
 @posix
