@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dasheng_edge.runtime.audio.audio_parts import AudioParts
 from dasheng_edge.runtime.audio.front_end import Features, FrontEnd
-from dasheng_edge.runtime.audio.read import AudioSource, Waveform, read_audio
+from dasheng_edge.runtime.audio.read import AudioSource, AudioStream, Waveform, read_audio
 from dasheng_edge.runtime.bundle.bundle import ENCODER, Bundle
 from dasheng_edge.runtime.bundle.manifest import MANIFEST
 from dasheng_edge.runtime.engine_options import EngineOptions
@@ -33,6 +33,15 @@ class Embedding:
     frames: NDArray[np.float32]  # [patches, dim]; patch p covers 40 ms from p * 40 ms on
     mean: NDArray[np.float32]  # [dim], over the frames
     audio_s: float
+    warnings: tuple[str, ...] = ()  # of what is missing in the audio, or strange about it
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What was embedded."""
+
+    audio_s: float
+    warnings: tuple[str, ...]
 
 
 class Embedder:
@@ -116,11 +125,11 @@ class Embedder:
                 raise CaptionerBusyError("the embedder is closed; open a new one")
             return self._embed(self._parts, audio)
 
-    def embed_to(self, audio: AudioSource, take: Callable[[NDArray[np.float32]], None], spool: IO[bytes]) -> float:
+    def embed_to(self, audio: AudioSource, take: Callable[[NDArray[np.float32]], None], spool: IO[bytes]) -> Heard:
         """Embed one clip in memory that does not grow with it; errors as in `embed`.
 
         `take` is given the frames of `Embedding.frames`, float32 [n, dim], some at a time. `spool` is an empty file,
-        open for writing and reading, for spectrograms: 1.5 MB a minute. Returns how many seconds the clip has.
+        open for writing and reading, for spectrograms: 1.5 MB a minute.
         """
         with self._busy():
             if self._parts is None:
@@ -129,7 +138,7 @@ class Embedder:
             blocks = _Blocks(read_audio(audio, sample_rate_hz=rate_hz))
             for frames in self._chunks(self._parts, _spooled(self._parts.front_end, blocks, spool), blocks):
                 take(frames)
-            return blocks.samples / rate_hz
+            return Heard(blocks.samples / rate_hz, blocks.blocks.warnings)
 
     @contextmanager
     def _busy(self) -> Generator[None]:
@@ -154,7 +163,8 @@ class Embedder:
             frames[done : done + len(chunk)] = chunk
             done += len(chunk)
         mean = frames.mean(axis=0, dtype=np.float64).astype(np.float32)  # float32 would lose digits over an hour
-        return Embedding(frames, mean, blocks.samples / parts.front_end.spec.sample_rate_hz)
+        audio_s = blocks.samples / parts.front_end.spec.sample_rate_hz
+        return Embedding(frames, mean, audio_s, blocks.blocks.warnings)
 
     def _frames_of(self, samples: int) -> int:
         """How many frames there are but those of mere padding."""
@@ -182,7 +192,7 @@ class Embedder:
 class _Blocks:
     """Hands the blocks of a clip on, and counts their samples."""
 
-    blocks: Iterator[Waveform]
+    blocks: AudioStream
     samples: int = 0
 
     def __iter__(self) -> Iterator[Waveform]:

@@ -116,7 +116,7 @@ class DecoderError(DashengEdgeError, RuntimeError):
 
 
 class ClipFailedError(DashengEdgeError, RuntimeError):
-    """A clip of several failed in a way that nobody foresaw, or for lack of memory; `__cause__` is how."""
+    """A clip of several failed in a way that nobody foresaw; `__cause__` is how."""
 
 
 class MemoryShortError(DashengEdgeError, MemoryError):
@@ -146,10 +146,13 @@ def clip_error(name: str, error: Exception) -> DashengEdgeError:
     """
     if isinstance(error, NOT_OF_A_CLIP):
         raise error
-    if isinstance(error, DashengEdgeError):
-        return error
+    failed: DashengEdgeError
     if isinstance(error, MemoryError):
-        failed = ClipFailedError(f"there is not enough memory for {name}; free some, or cut it into shorter pieces")
+        failed = MemoryShortError(
+            f"{name}: {str(error) or 'there is not enough memory; free some, or caption shorter clips'}"
+        )
+    elif isinstance(error, DashengEdgeError):
+        return error
     else:
         what = f"{type(error).__name__}: {error}".removesuffix(": ")
         failed = ClipFailedError(

@@ -278,10 +278,9 @@ class _Run:
             )  # fmt: skip
             yield from answer
             return answer.finish()
-        except DashengEdgeError:
-            raise
-        except Exception as error:
-            raise clip_error(clip.name, error) from error
+        except Exception as error:  # noqa: BLE001  # whatever a clip does, the others go on
+            failed = clip_error(clip.name, error)
+        raise failed
 
     def _finish(self, pieces: Generator[str, None, Caption], clip: _Clip) -> Caption:
         """Read an answer to its end, with --stream printing what comes."""

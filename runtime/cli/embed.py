@@ -93,10 +93,13 @@ def _print_result(result: EmbeddedFile, dim: int, *, as_json: bool) -> None:
     fields: dict[str, object] = {"audio": result.name}
     if result.error is None:
         fields |= {"index": result.index, "audio_s": result.audio_s, "frames": result.frames, "dim": dim}
+        fields |= {"warnings": result.warnings} if result.warnings else {}
     else:
         fields |= {"error": str(result.error), "error_type": type(result.error).__name__}
     if as_json:
         _print(printable_json(json.dumps(fields, ensure_ascii=False)))
+    for warning in result.warnings:
+        _print(f"warning: {result.name}: {warning}", err=True)
     if result.error is not None:
         _print(f"error: {result.error}", err=True)
 

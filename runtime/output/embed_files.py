@@ -20,6 +20,7 @@ class EmbeddedFile:
     index: int = 0  # its row in the npz file
     frames: int = 0
     audio_s: float = 0.0
+    warnings: tuple[str, ...] = ()
     error: DashengEdgeError | None = None
 
 
@@ -38,5 +39,6 @@ def embed_files(embedder: Embedder, writer: EmbeddingsWriter, names: Sequence[st
 def _embedded(embedder: Embedder, writer: EmbeddingsWriter, name: str) -> EmbeddedFile:
     index = len(writer)
     with writer.clip(name) as clip:
-        clip.audio_s = embedder.embed_to(sys.stdin.buffer if name == "-" else name, clip.add, clip.spool)
-    return EmbeddedFile(name, index, clip.frames, clip.audio_s)
+        heard = embedder.embed_to(sys.stdin.buffer if name == "-" else name, clip.add, clip.spool)
+        clip.audio_s = heard.audio_s
+    return EmbeddedFile(name, index, clip.frames, heard.audio_s, heard.warnings)

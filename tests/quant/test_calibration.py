@@ -16,7 +16,7 @@ from dasheng_edge.runtime.audio.front_end import Features
 from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.bundle.golden import read_golden
 from dasheng_edge.runtime.engine_options import EngineSettings
-from dasheng_edge.runtime.errors import AudioError, AudioTooLongError, ClipFailedError
+from dasheng_edge.runtime.errors import AudioError, AudioTooLongError, MemoryShortError
 from dasheng_edge.runtime.parts import Parts
 from tests.runtime.audio.test_clips import write_wave
 
@@ -68,7 +68,7 @@ def test_clips_that_cannot_be_read_are_left_out(
         raise MemoryError
 
     monkeypatch.setattr(Clip, "read", no_memory)
-    with pytest.raises(ClipFailedError, match="not enough memory for clip a"):
+    with pytest.raises(MemoryShortError, match="clip a: there is not enough memory"):
         calibrate_on(ClipSet("x", clips[1:]), parts, lambda _: None)
 
 

@@ -18,6 +18,7 @@ from dasheng_edge.runtime.errors import (
     CaptionerBusyError,
     ClipFailedError,
     DecoderError,
+    MemoryShortError,
     PromptError,
 )
 from dasheng_edge.runtime.request import RunningRequest
@@ -94,11 +95,11 @@ def test_each_clip_has_its_caption_or_its_error(captioner: Captioner, monkeypatc
         results = list(captioner.caption_each(clips, max_new_tokens=4, batch=batch))  # type: ignore[arg-type]
         assert [one.tokens for one in results if isinstance(one, Caption)] == want
         errors = [one for one in results if not isinstance(one, Caption)]
-        kinds = [AudioNotFoundError, ClipFailedError, AudioDecodeError, ClipFailedError, AudioError]
+        kinds = [AudioNotFoundError, ClipFailedError, AudioDecodeError, MemoryShortError, AudioError]
         assert [type(error) for error in errors] == kinds
         assert "ZeroDivisionError: frames" in str(errors[1])
         assert isinstance(errors[1].__cause__, ZeroDivisionError)
-        assert "not enough memory for the audio array" in str(errors[3])
+        assert "the audio array: there is not enough memory" in str(errors[3])
 
 
 def test_a_batch_that_cannot_be_decoded_is_halved(captioner: Captioner, monkeypatch: pytest.MonkeyPatch) -> None:
