@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dasheng_edge.runtime.bundle.bundle import ENCODER, FRONT_END, PROJECTOR, Bundle
+from dasheng_edge.runtime.bundle.bundle import ENCODER, FRONT_END, PROJECTOR, Bundle, weights_file
 from dasheng_edge.runtime.engine_options import EngineOptions, resolve_here
+from dasheng_edge.runtime.errors import BundleFileError
 
 from .encoder import Encoder, Projector
 from .front_end import FrontEnd
@@ -27,12 +29,18 @@ class AudioParts:
     def open(cls, bundle: Bundle, options: EngineOptions) -> AudioParts:
         """Open both on one device.
 
-        Raises what `onnx_session` raises.
+        Raises:
+            BundleFileError: a graph is not one of this bundle, or cannot be loaded.
+            DashengEdgeError: what else `onnx_session` raises.
         """
         spec, settings = bundle.manifest.front_end, resolve_here(options)
         device, threads = settings.device, settings.encoder_threads
+        _check_listed(bundle)
         front_end = FrontEnd(bundle.path(FRONT_END), spec, device=device, threads=threads)
-        return cls(front_end, Encoder(bundle.graph(ENCODER, device), spec, device=device, threads=threads))
+        path = bundle.graph(ENCODER, device)
+        encoder = Encoder(path, spec, device=device, threads=threads)
+        _check_width(path, "patches", encoder.width, "encoder.embed_dim", bundle.manifest.encoder.embed_dim)
+        return cls(front_end, encoder)
 
 
 @dataclass(frozen=True)
@@ -45,12 +53,14 @@ class AudioInputParts(AudioParts):
     def open(cls, bundle: Bundle, options: EngineOptions) -> AudioInputParts:
         """Open all three on one device.
 
-        Raises what `onnx_session` raises.
+        Raises what `AudioParts.open` raises.
         """
         settings = resolve_here(options)
         audio, device = AudioParts.open(bundle, settings), settings.device
         path, threads = bundle.graph(PROJECTOR, device), settings.encoder_threads
         projector = Projector(path, bundle.manifest.front_end, device=device, threads=threads)
+        _check_width(path, "what it takes", projector.audio_width, "encoder.embed_dim", audio.encoder.width)
+        _check_width(path, "embeddings", projector.width, "decoder.hidden_size", bundle.decoder_facts.hidden_size)
         return cls(audio.front_end, audio.encoder, projector)
 
     def embeddings(self, blocks: Iterable[Waveform]) -> NDArray[np.float32]:
@@ -62,3 +72,18 @@ class AudioInputParts(AudioParts):
         chunks = self.front_end.chunks(blocks)
         patches = (part for features, first in chunks for part in self.encoder.chunks(features, first))
         return map(self.projector.embeddings, self.projector.groups(patches))
+
+
+def _check_listed(bundle: Bundle) -> None:
+    """ONNX Runtime opens the weights beside a graph by itself, so they must be among the files that were checked."""
+    for name in (FRONT_END, ENCODER, PROJECTOR):
+        beside = weights_file(bundle.path(name))
+        if beside.name not in bundle.manifest.files and beside.exists():
+            raise BundleFileError(
+                f"{beside} is not listed in the manifest of its bundle; remove it, or copy the bundle again"
+            )
+
+
+def _check_width(path: Path, what: str, got: int, field: str, stated: int) -> None:
+    if got != stated:
+        raise BundleFileError(f"{path}: {what} is {got} wide, expected {stated}, the manifest's {field}; export again")

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dasheng_edge.runtime.audio.onnx_session import check_graph, onnx_session, run_graph
 from dasheng_edge.runtime.bundle.front_end_spec import FrontEndSpec
 from dasheng_edge.runtime.machine.devices import Device
 
 from .front_end import Features
+from .graph_check import Case, check_graph
+from .graph_shapes import Shape
+from .onnx_session import onnx_session, run_graph
 
 
 class Encoder:
@@ -31,13 +33,12 @@ class Encoder:
     """
 
     def __init__(self, path: Path, spec: FrontEndSpec, *, device: Device = "cpu", threads: int = 1) -> None:
-        self.spec = spec
+        self.spec, self._path = spec, path
+        full, patch = spec.chunk_frames, spec.patch_frames
+        # The shortest chunk without a key, one that does not fill its last patch, and the longest.
+        cases = [_case(spec, patch, 0), _case(spec, full - 1, full // patch - 1), _case(spec, full, full // patch)]
+        self.width = check_graph(path, cases)["patches"][2]  # audio_dim
         self._session = onnx_session(path, device, threads)
-        if spec.acoustic:
-            inputs: tuple[str, ...] = ("log_mel", "acoustic_mel", "valid_patches", "kept_patches")
-        else:
-            inputs = ("log_mel", "padded_patches" if spec.takes_padding else "valid_patches")
-        check_graph(self._session, path, inputs, ("patches",))
 
     def patches(self, features: Features) -> NDArray[np.float32]:
         """The spectrograms of a clip -> float32 [patches, audio_dim]."""
@@ -46,8 +47,23 @@ class Encoder:
     def chunks(self, features: Features, first: int = 0) -> Iterator[NDArray[np.float32]]:
         """As `patches`, but one chunk after another; `first` is where in its clip the first patch lies."""
         for feed in chunk_feeds(self.spec, features, first):
-            (patches,) = run_graph(self._session, feed)
+            shape = (1, feed["log_mel"].shape[2] // self.spec.patch_frames, self.width)
+            (patches,) = run_graph(self._session, self._path, feed, {"patches": shape})
             yield patches[0]
+
+
+def _case(spec: FrontEndSpec, frames: int, valid: int) -> Case:
+    """What the graph must make of so many frames."""
+    feed: dict[str, Shape | int] = {"log_mel": (1, spec.n_mels, frames)}
+    if spec.acoustic:
+        feed["acoustic_mel"] = (1, spec.acoustic.n_mels, frames)
+    if spec.takes_padding:
+        feed["padded_patches"] = spec.chunk_patches if spec.pads_last_chunk else frames // spec.patch_frames
+    else:
+        feed["valid_patches"] = valid
+    if spec.acoustic:
+        feed["kept_patches"] = valid
+    return Case(feed, {"patches": (1, frames // spec.patch_frames, -1)})
 
 
 def chunk_feeds(spec: FrontEndSpec, features: Features, first: int = 0) -> Iterator[dict[str, NDArray[Any]]]:
@@ -73,9 +89,13 @@ class Projector:
     """`projector.onnx`: patches float32 [1, 5n, audio_dim] -> embeddings float32 [1, n, llm_dim]."""
 
     def __init__(self, path: Path, spec: FrontEndSpec, *, device: Device = "cpu", threads: int = 1) -> None:
-        self.spec = spec
+        self.spec, self._path = spec, path
+        join = spec.tokens_patches
+        shapes = check_graph(
+            path, [Case({"patches": (1, n * join, -1)}, {"embeddings": (1, n, -1)}) for n in (1, spec.chunk_patches)]
+        )
+        self.audio_width, self.width = shapes["patches"][2], shapes["embeddings"][2]
         self._session = onnx_session(path, device, threads)
-        check_graph(self._session, path, ("patches",), ("embeddings",))
 
     def embeddings(self, patches: NDArray[np.float32]) -> NDArray[np.float32]:
         """Patches float32 [patches, audio_dim] -> one row per audio token, float32 [tokens, llm_dim].
@@ -84,7 +104,8 @@ class Projector:
         """
         size = len(patches) // self.spec.tokens_patches * self.spec.tokens_patches
         feed = {"patches": np.ascontiguousarray(patches[None, :size], np.float32)}
-        (embeddings,) = run_graph(self._session, feed)
+        shape = (1, size // self.spec.tokens_patches, self.width)
+        (embeddings,) = run_graph(self._session, self._path, feed, {"embeddings": shape})
         return np.ascontiguousarray(embeddings[0], np.float32)
 
     def groups(self, chunks: Iterable[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:

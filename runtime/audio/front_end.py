@@ -13,9 +13,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dasheng_edge.runtime.audio.onnx_session import check_graph, onnx_session, run_graph
 from dasheng_edge.runtime.bundle.front_end_spec import FrontEndSpec
 from dasheng_edge.runtime.machine.devices import Device
+
+from .graph_check import Case, check_graph
+from .graph_shapes import Shape
+from .onnx_session import onnx_session, run_graph
 
 
 @dataclass(frozen=True)
@@ -48,14 +51,21 @@ class FrontEnd:
     PART_FRAMES = 250  # at least: ONNX Runtime's STFT takes one thread, so a chunk is cut into parts for several
 
     def __init__(self, path: Path, spec: FrontEndSpec, *, device: Device = "cpu", threads: int = 1) -> None:
-        self.spec = spec
+        self.spec, self._path = spec, path
+        n_fft = max(spec.n_fft, spec.acoustic.n_fft) if spec.acoustic else spec.n_fft
+        self.edge_frames = -(-n_fft // (2 * spec.hop_length))  # frames that a reflection reaches: 2, or 4 of 1024
+        longest = (spec.chunk_frames + 3 * (self.edge_frames + self.CUTS)) * spec.hop_length
+        lengths = (spec.shortest_samples, longest)
+        check_graph(path, [Case({"waveform": (1, size)}, self._shapes(size)) for size in lengths])
         self._session = onnx_session(path, device, 1)
         self._threads = threads if device == "cpu" else 1
         self._pool = ThreadPoolExecutor(self._threads)  # starts threads when they are needed
-        outputs = ("log_mel", "acoustic_mel") if spec.acoustic else ("log_mel",)
-        check_graph(self._session, path, ("waveform",), outputs)
-        n_fft = max(spec.n_fft, spec.acoustic.n_fft) if spec.acoustic else spec.n_fft
-        self.edge_frames = -(-n_fft // (2 * spec.hop_length))  # frames that a reflection reaches: 2, or 4 of 1024
+
+    def _shapes(self, samples: int) -> dict[str, Shape]:
+        """What the graph gives for so many samples, by the counting law."""
+        spec, frames = self.spec, self.spec.frames_of(samples)
+        acoustic = {"acoustic_mel": (1, spec.acoustic.n_mels, frames)} if spec.acoustic else {}
+        return {"log_mel": (1, spec.n_mels, frames), **acoustic}
 
     def features(self, blocks: Iterable[NDArray[np.float32]]) -> Features:
         """Waveform blocks float32 [n] of one clip -> its spectrograms.
@@ -63,7 +73,8 @@ class FrontEnd:
         A clip that is too short for a token is padded with silence at its end.
 
         Raises:
-            DeviceError: ONNX Runtime failed.
+            DeviceError: ONNX Runtime failed, or what came out is not finite.
+            BundleFileError: the graph gave another number of frames than the counting law.
         """
         chunks = [features for features, _ in self.chunks(blocks)]
         acoustic = [chunk.acoustic for chunk in chunks if chunk.acoustic is not None]
@@ -134,7 +145,8 @@ class FrontEnd:
         for cut in range(self.edge_frames, self.edge_frames + self.CUTS):
             begin = max(0, first - cut)
             end = min(len(waveform), (first + count - 1 + cut) * hop)
-            results = run_graph(self._session, {"waveform": waveform[None, begin * hop : end]})
+            feed = {"waveform": waveform[None, begin * hop : end]}
+            results = run_graph(self._session, self._path, feed, self._shapes(end - begin * hop))
             log_mel = results[0]
             true = self.edge_frames if begin else 0
             last = log_mel.shape[-1] - (0 if end == len(waveform) else self.edge_frames)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from dasheng_edge.runtime.bundle.bundle import weights_file
 from dasheng_edge.runtime.errors import BundleFileError, DeviceError, MemoryShortError, MissingExtraError
@@ -15,8 +18,9 @@ from dasheng_edge.runtime.machine.devices import EXTRAS, PROVIDERS, Device
 from dasheng_edge.runtime.machine.installation import install_line
 from dasheng_edge.runtime.machine.memory import require, short_of_memory
 
+from .graph_shapes import Shape
+
 if TYPE_CHECKING:
-    import numpy as np
     import onnxruntime
     from numpy.typing import NDArray
 
@@ -55,8 +59,6 @@ def why_not_cuda() -> str:
         return f"ONNX Runtime is not installed ({error})"
     if provider not in onnxruntime.get_available_providers():
         return f"this ONNX Runtime is built without {provider}, which comes with 'dasheng-edge[{EXTRAS['cuda']}]'"
-    import numpy as np
-
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # a machine without a GPU is no error here
     try:
@@ -141,36 +143,34 @@ def onnx_session(path: Path, device: Device, threads: int) -> onnxruntime.Infere
     return session
 
 
-def run_graph(session: onnxruntime.InferenceSession, feed: dict[str, NDArray[Any]]) -> list[NDArray[np.float32]]:
-    """The outputs of a graph.
+def run_graph(
+    session: onnxruntime.InferenceSession, path: Path, feed: dict[str, NDArray[Any]], wanted: Mapping[str, Shape]
+) -> list[NDArray[np.float32]]:
+    """The outputs of a graph, which are float32, of these shapes, and finite.
 
     Raises:
         MemoryShortError: there is not enough memory.
-        DeviceError: ONNX Runtime failed.
+        DeviceError: ONNX Runtime failed, or what came out is not finite.
+        BundleFileError: the shapes are others, so the graph does not keep to the counting law.
     """
     require("a chunk of audio", _LESS)
+    shapes = ", ".join(f"{name} {value.shape}" for name, value in feed.items())
     try:
-        outputs: list[NDArray[np.float32]] = session.run(None, feed)
+        outputs: list[Any] = session.run(None, feed)
     except Exception as error:  # ONNX Runtime's exceptions share no other base
-        shapes = ", ".join(f"{name} {value.shape}" for name, value in feed.items())
         where = f"on {session.get_providers()[0]} with {shapes}"
         if short_of_memory(error):
             raise MemoryShortError(f"ONNX Runtime gets no memory {where}: {error}; {_LESS}") from error
         raise DeviceError(f"ONNX Runtime failed {where}: {error}; free memory, or choose another device") from error
+    for (name, shape), got in zip(wanted.items(), outputs, strict=True):
+        if getattr(got, "dtype", None) != np.float32 or got.shape != shape:
+            what = f"{got.dtype} {got.shape}" if isinstance(got, np.ndarray) else type(got).__name__
+            raise BundleFileError(
+                f"{path} gives {name} {what} for {shapes}, expected float32 {shape}; export the bundle again"
+            )
+        if not np.isfinite(got).all():
+            raise DeviceError(
+                f"{path} gives {name} with NaN or infinity for {shapes}; if other audio works, this clip is far too "
+                "loud; else choose another device, or export or quantize with another encoder precision"
+            )
     return outputs
-
-
-def check_graph(
-    session: onnxruntime.InferenceSession, path: Path, inputs: tuple[str, ...], outputs: tuple[str, ...]
-) -> None:
-    """Refuse a graph whose inputs or outputs are not the ones that the runtime feeds and reads.
-
-    Raises:
-        BundleFileError: they differ.
-    """
-    got_inputs = tuple(value.name for value in session.get_inputs())
-    got_outputs = tuple(value.name for value in session.get_outputs())
-    if (got_inputs, got_outputs) != (inputs, outputs):
-        raise BundleFileError(
-            f"{path} maps {got_inputs} to {got_outputs}, expected {inputs} to {outputs}; export the bundle again"
-        )

@@ -8,9 +8,18 @@ exporter sizes its graphs by it. Pure arithmetic: what computes frames is `runti
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, model_validator
+
+# Ranges far around what models have: a manifest may state anything, and memory and time follow from these numbers.
+TransformSize: TypeAlias = Annotated[int, Field(gt=0, le=1 << 14, multiple_of=2)]  # both ends reflect half of it
+WindowSize: TypeAlias = Annotated[int, Field(gt=0, le=1 << 14)]
+Bands: TypeAlias = Annotated[int, Field(gt=0, le=1 << 12)]
+HighestHz: TypeAlias = Annotated[float, Field(gt=0, le=8000)]  # half of the sample rate
+LogFloor: TypeAlias = Annotated[float, Field(gt=0, le=1)]
+Samples: TypeAlias = Annotated[int, Field(gt=0)]
+Few: TypeAlias = Annotated[int, Field(gt=0, le=1000)]
 
 
 class AcousticSpec(BaseModel):
@@ -22,12 +31,17 @@ class AcousticSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    n_mels: PositiveInt
-    n_fft: PositiveInt = 1024
-    win_length: PositiveInt = 1024
+    n_mels: Bands
+    n_fft: TransformSize = 1024
+    win_length: WindowSize = 1024
     f_min_hz: NonNegativeFloat = 0.0
-    f_max_hz: PositiveFloat = 8000.0
-    log_floor: PositiveFloat = 1e-7  # magnitude; its natural logarithm is -16.1
+    f_max_hz: HighestHz = 8000.0
+    log_floor: LogFloor = 1e-7  # magnitude; its natural logarithm is -16.1
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> AcousticSpec:
+        _check_window(self.n_fft, self.win_length, self.f_min_hz, self.f_max_hz)
+        return self
 
 
 class FrontEndSpec(BaseModel):
@@ -40,21 +54,21 @@ class FrontEndSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     sample_rate_hz: Literal[16000] = 16000
-    n_fft: PositiveInt = 512
-    win_length: PositiveInt = 512
-    hop_length: PositiveInt = 160
-    n_mels: PositiveInt = 64
+    n_fft: TransformSize = 512
+    win_length: WindowSize = 512
+    hop_length: WindowSize = 160
+    n_mels: Bands = 64
     f_min_hz: NonNegativeFloat = 0.0
-    f_max_hz: PositiveFloat = 8000.0
-    log_floor: PositiveFloat = 1e-10  # power; 10 * log10 of it is -100 dB
-    top_db: PositiveFloat = 120.0  # nothing lies further below the clip's loudest bin
-    patch_frames: PositiveInt = 4  # width (= stride) of the patch convolution on time: 40 ms
-    chunk_frames: PositiveInt = 1008  # the encoder's window: 10.08 s
-    tokens_patches: PositiveInt = 5  # patches that the projector joins into one audio token: 200 ms
-    min_samples: PositiveInt = 3200  # what a short clip is padded to with silence, which yields one token
+    f_max_hz: HighestHz = 8000.0
+    log_floor: LogFloor = 1e-10  # power; 10 * log10 of it is -100 dB
+    top_db: Annotated[float, Field(gt=0, le=1000)] = 120.0  # nothing lies further below the clip's loudest bin
+    patch_frames: Few = 4  # width (= stride) of the patch convolution on time: 40 ms
+    chunk_frames: Annotated[int, Field(gt=0, le=100_000)] = 1008  # the encoder's window: 10.08 s
+    tokens_patches: Few = 5  # patches that the projector joins into one audio token: 200 ms
+    min_samples: Samples = 3200  # what a short clip is padded to with silence, which yields one token
     # Clips shorter than this are padded; the published code encodes all that yield a token as they are. None, as
     # before schema 4: all that are shorter than min_samples.
-    pads_below: PositiveInt | None = None
+    pads_below: Samples | None = None
     acoustic: AcousticSpec | None = None  # of an encoder with an acoustic branch
     # Plain Dasheng fills the last chunk of a clip of several up to full length, behind the batch norm, with zeros
     # that are attended to like patches; MiDashengLM runs it short, and masks.
@@ -65,8 +79,9 @@ class FrontEndSpec(BaseModel):
 
     @model_validator(mode="after")
     def _check_sizes(self) -> FrontEndSpec:
-        if self.n_fft < self.win_length:
-            raise ValueError(f"n_fft is {self.n_fft}, expected at least win_length, {self.win_length}")
+        _check_window(self.n_fft, self.win_length, self.f_min_hz, self.f_max_hz)
+        if self.hop_length > self.win_length:
+            raise ValueError(f"hop_length is {self.hop_length}, expected at most win_length, {self.win_length}")
         if self.chunk_frames % self.patch_frames:
             raise ValueError(f"chunk_frames is {self.chunk_frames}, expected a multiple of patch_frames")
         if not self.tokens_of(self.min_samples):
@@ -76,12 +91,23 @@ class FrontEndSpec(BaseModel):
                 f"pads_below is {self.pads_below}, expected a length that yields an audio token, and at most "
                 f"min_samples, {self.min_samples}"
             )
+        reflected, chunk = max(self.n_fft, self.acoustic.n_fft if self.acoustic else 0) // 2, self.chunk_samples
+        if not reflected < self.shortest_samples <= self.min_samples <= chunk:
+            raise ValueError(
+                f"min_samples is {self.min_samples}, expected at most {chunk}, which is a chunk; it and pads_below "
+                f"must be more than {reflected}, half of n_fft"
+            )
         return self
 
     @property
     def chunk_patches(self) -> int:
         """Patches of a full chunk (252)."""
         return self.chunk_frames // self.patch_frames
+
+    @property
+    def chunk_samples(self) -> int:
+        """Samples that a full chunk advances by (161280)."""
+        return self.chunk_frames * self.hop_length
 
     @property
     def samples_per_token(self) -> int:
@@ -131,3 +157,10 @@ class FrontEndSpec(BaseModel):
         """Half-open patch ranges of the chunks, e.g. 255 -> [(0, 252), (252, 255)]."""
         size = self.chunk_patches
         return [(start, min(start + size, patches)) for start in range(0, patches, size)]
+
+
+def _check_window(n_fft: int, win_length: int, f_min_hz: float, f_max_hz: float) -> None:
+    if n_fft < win_length:
+        raise ValueError(f"n_fft is {n_fft}, expected at least win_length, {win_length}")
+    if f_min_hz >= f_max_hz:
+        raise ValueError(f"f_min_hz is {f_min_hz:g}, expected less than f_max_hz, {f_max_hz:g}")

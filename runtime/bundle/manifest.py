@@ -6,6 +6,7 @@ Unknown keys are refused, so that a manifest of a newer version is not half unde
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
@@ -32,31 +33,43 @@ _NGRAM = "no_repeat_ngram_size"
 UNREADABLE = (OSError, ValueError, RecursionError)  # what a file that is no JSON raises; the last: nested too deeply
 
 
+MAX_BYTES = 4 << 20  # of a manifest; one has 3 kB, and 100 kB with a type for each tensor
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+
+
 def plain_name(name: str) -> str:
-    if name != Path(name).name or name in ("", ".", "..", MANIFEST) or "\\" in name or ":" in name:
+    if not _PLAIN_NAME.fullmatch(name) or name == MANIFEST:
         raise ValueError(f"{name!r} is not a plain file name inside the bundle")
     return name
 
 
 class _Model(BaseModel):
-    # JSON has no infinity and no NaN, but Python's reader takes them.
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    # JSON has no infinity and no NaN, but Python's reader takes them. Texts that have a limit must be Unicode, too.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, str_max_length=MAX_BYTES)
+
+
+# Ranges far around what models have: memory and time follow from these numbers, and a manifest may state anything.
+Width: TypeAlias = Annotated[int, Field(gt=0, le=1 << 16)]
+Layers: TypeAlias = Annotated[int, Field(gt=0, le=1 << 10)]
+Parameters: TypeAlias = Annotated[int, Field(ge=0, le=1 << 44)]
+Positions: TypeAlias = Annotated[int, Field(gt=0, le=1 << 24)]  # and rows of a vocabulary
+Tolerance: TypeAlias = Annotated[float, Field(ge=0, le=1e6)]
 
 
 class FileFacts(_Model):
     """Size and content of one file."""
 
-    bytes: Annotated[int, Field(ge=0)]
+    bytes: Annotated[int, Field(ge=0, le=1 << 50)]
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class EncoderFacts(_Model):
     """The audio encoder and the precision its graph computes in."""
 
-    embed_dim: int
-    depth: int
-    num_heads: int
-    parameters: int
+    embed_dim: Width
+    depth: Layers
+    num_heads: Layers
+    parameters: Parameters
     precision: str  # "fp32", or one of quant.recipes.EncoderPrecision; the projector's too
 
 
@@ -64,11 +77,11 @@ class DecoderFacts(_Model):
     """The text decoder; `precision` is llama.cpp's name of the file type."""
 
     arch: Literal["qwen2", "qwen3"]
-    hidden_size: int
-    layers: int
-    vocab_size: int  # rows of the embedding table
-    context_length: int  # positions the decoder was made for
-    parameters: int
+    hidden_size: Width
+    layers: Layers
+    vocab_size: Positions  # rows of the embedding table
+    context_length: Positions  # that the decoder was made for
+    parameters: Parameters
     precision: str  # "F32", "F16", "Q4_K_M" ...
     kv_type: KvType = "f16"  # what the runtime asks llama.cpp for; an F32 decoder has F32 in any case
 
@@ -76,11 +89,11 @@ class DecoderFacts(_Model):
 class Sampling(_Model):
     """Sampling defaults; temperature 0 is greedy decoding."""
 
-    temperature: Annotated[float, Field(ge=0)] = 0.0
+    temperature: Annotated[float, Field(ge=0, le=100)] = 0.0
     top_k: Annotated[int, Field(ge=0)] = 0  # 0: all tokens
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
-    repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
+    repetition_penalty: Annotated[float, Field(gt=0, le=100)] = 1.0
     seed: Annotated[int, Field(ge=0)] = 0
     no_repeat_ngram_size: Annotated[int, Field(ge=0)] = 0  # so many tokens in a row come once in an answer; 0: no limit
 
@@ -100,9 +113,9 @@ class PromptFacts(_Model):
     audio_token: str = "<|AUDIO|>"
     audio_bos_token: str = "<|audio_bos|>"
     audio_eos_token: str = "<|audio_eos|>"
-    max_new_tokens: Annotated[int, Field(gt=0)] = 128
+    max_new_tokens: Positions = 128
     sampling: Sampling = Sampling()
-    comfortable_s: Annotated[float, Field(gt=0)] = 210.0  # beyond this, output was seen to degrade
+    comfortable_s: Annotated[float, Field(gt=0, le=86400)] = 210.0  # beyond this, output was seen to degrade
     special_tokens: dict[str, str | list[str]] | None = None  # that the template asks for; None: see the GGUF
     notes: tuple[str, ...] = ()  # where these come from, for readers
 
@@ -114,13 +127,13 @@ class Tolerances(_Model):
     from the golden one only where the reference itself preferred it by less than this.
     """
 
-    log_mel_db: Annotated[float, Field(ge=0)]
-    acoustic_nepers: Annotated[float, Field(ge=0)] | None = None  # of models with an acoustic branch
-    patches_relative: Annotated[float, Field(ge=0)]
+    log_mel_db: Tolerance
+    acoustic_nepers: Tolerance | None = None  # of models with an acoustic branch
+    patches_relative: Tolerance
     # Of models with a decoder:
-    embeddings_relative: Annotated[float, Field(ge=0)] | None = None
-    logits_relative: Annotated[float, Field(ge=0)] | None = None
-    token_margin: Annotated[float, Field(ge=0)] | None = None
+    embeddings_relative: Tolerance | None = None
+    logits_relative: Tolerance | None = None
+    token_margin: Tolerance | None = None
 
 
 class Provenance(_Model):
@@ -146,8 +159,8 @@ class CalibrationFacts(_Model):
     """The clips that a quantization was measured on."""
 
     name: str  # of the manifest of clips or the folder, never a path
-    clips: int
-    audio_s: float
+    clips: Annotated[int, Field(ge=0)]
+    audio_s: Annotated[float, Field(ge=0)]
     sha256: str  # over the samples of all clips
 
 
@@ -173,13 +186,13 @@ class Manifest(_Model):
     front_end: FrontEndSpec
     encoder: EncoderFacts
     # None where there is no decoder; bundles of schema 1 do not count the projector's either
-    projector_parameters: int | None = None
+    projector_parameters: Parameters | None = None
     decoder: DecoderFacts | None = None
     prompt: PromptFacts | None = None
     tolerances: Tolerances
     provenance: Provenance
     quantization: QuantizationFacts | None = None  # None: as it was exported
-    files: dict[Annotated[str, AfterValidator(plain_name)], FileFacts]
+    files: Annotated[dict[Annotated[str, AfterValidator(plain_name)], FileFacts], Field(max_length=64)]
 
     @model_validator(mode="after")
     def _check_parts(self) -> Manifest:
@@ -212,19 +225,27 @@ def read_manifest(folder: Path) -> Manifest:
         BundleManifestError: the manifest is not JSON, is of a newer schema, or has wrong or unknown keys.
     """
     path = folder / MANIFEST
-    if not folder.is_dir():
-        what = "this is a file" if folder.exists() else "nothing of this name exists"
-        hint = "" if folder.exists() else f"; {bundle_hint(folder)}".removesuffix("; ")
+    try:
+        is_folder, exists, has_manifest = folder.is_dir(), folder.exists(), path.is_file()
+    except OSError as error:  # a name that is too long, a folder that must not be entered
+        raise BundleNotFoundError(f"cannot open bundle {folder}: {error.strerror}; check the path") from error
+    if not is_folder:
+        what = "this is a file" if exists else "nothing of this name exists"
+        hint = "" if exists else f"; {bundle_hint(folder)}".removesuffix("; ")
         raise BundleNotFoundError(
             f"cannot open bundle {folder}: {what}; expected a folder made by `dasheng-edge export`{hint}"
         )
-    if not path.is_file():
+    if not has_manifest:
         raise BundleNotFoundError(
             f"cannot open bundle {folder}: no {MANIFEST} in it, so this is not a bundle or its export did not "
             "finish; make one with `dasheng-edge export CHECKPOINT --out BUNDLE`"
         )
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise ValueError(f"it has more than {MAX_BYTES} bytes")
+        raw = json.loads(content.decode("utf-8"))
     except UNREADABLE as error:
         raise BundleManifestError(f"cannot read {path}: {error}; export the bundle again") from error
     version = raw.get("schema_version") if isinstance(raw, dict) else None
@@ -237,8 +258,15 @@ def read_manifest(folder: Path) -> Manifest:
         return Manifest.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the top level"
+        where = ".".join(map(_shown, first["loc"])) or "the top level"
+        got = f", got {_shown(first['input'])}" if isinstance(first["input"], str | int | float) else ""
         raise BundleManifestError(
-            f"{path} is not a valid manifest: {where}: {first['msg']} ({error.error_count()} problems in all); "
+            f"{path} is not a valid manifest: {where}: {first['msg']}{got} ({error.error_count()} problems in all); "
             "export the bundle again"
         ) from error
+
+
+def _shown(value: object) -> str:
+    """What stands in a manifest, for a terminal."""
+    text = str(value)
+    return text if text.isprintable() and len(text) <= 60 else ascii(text)[:60]

@@ -344,5 +344,5 @@ def test_bad_bundles_and_devices_are_refused(bundle_copy: Path) -> None:
     path.write_bytes(b"\0" * path.stat().st_size)
     with pytest.raises(BundleFileError, match="was altered"):
         Captioner.open(bundle_copy)
-    with pytest.raises(BundleFileError, match="ONNX Runtime cannot load"):
+    with pytest.raises(BundleFileError, match="no graph that a bundle may hold"):
         Captioner.open(bundle_copy, check_sha256=False)

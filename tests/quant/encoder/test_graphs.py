@@ -19,10 +19,20 @@ from dasheng_edge.quant.encoder.graphs import (
     load_graph,
     matrix_nodes,
     save_graph,
+    to_cuda,
 )
 from dasheng_edge.quant.encoder.precisions import MatrixPrecision
+from dasheng_edge.runtime.audio.encoder import Encoder, Projector
 from dasheng_edge.runtime.audio.onnx_session import load_onnxruntime
-from dasheng_edge.runtime.bundle.bundle import ENCODER, EXTERNAL_BYTES, PAGE_BYTES, PROJECTOR
+from dasheng_edge.runtime.bundle.bundle import (
+    CUDA_GRAPHS,
+    ENCODER,
+    EXTERNAL_BYTES,
+    PAGE_BYTES,
+    PROJECTOR,
+    weights_file,
+)
+from dasheng_edge.runtime.bundle.front_end_spec import FrontEndSpec
 from dasheng_edge.runtime.errors import QuantizeError
 
 INPUTS, OUTPUTS = 96, 40
@@ -193,6 +203,24 @@ def test_all_but_the_matrices_is_bit_identical(tiny_bundle: Path, tmp_path: Path
         assert all(key in kept or key.startswith(tuple(matrices)) for key in got)
     projector = matrix_nodes(load_graph(tiny_bundle / PROJECTOR))
     assert projector.keys() == {"audio_projector.net.0", "audio_projector.net.2"}
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("beside", [False, True])
+def test_what_is_written_may_be_in_a_bundle(
+    tiny_bundle: Path, tmp_path: Path, precision: MatrixPrecision, beside: bool
+) -> None:
+    """The runtime refuses operators, attributes and places of weights that are not in its own table."""
+    for name, open_graph in ((ENCODER, Encoder), (PROJECTOR, Projector)):
+        model = load_graph(tiny_bundle / name)
+        convert(model, dict.fromkeys(matrix_nodes(model), precision))
+        save_graph(model, tmp_path / name, beside=beside)
+        assert weights_file(tmp_path / name).exists() == beside
+        open_graph(tmp_path / name, FrontEndSpec())
+        if precision == "fp16":
+            to_cuda(model)
+            save_graph(model, tmp_path / CUDA_GRAPHS[name])
+            open_graph(tmp_path / CUDA_GRAPHS[name], FrontEndSpec())
 
 
 def test_one_matrix_alone(tiny_bundle: Path, tmp_path: Path) -> None:

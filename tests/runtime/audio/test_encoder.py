@@ -14,12 +14,15 @@ from dasheng_edge.runtime.audio.encoder import Encoder, Projector
 from dasheng_edge.runtime.audio.front_end import Features
 from dasheng_edge.runtime.bundle.bundle import ENCODER, FRONT_END, PROJECTOR
 from dasheng_edge.runtime.bundle.front_end_spec import AcousticSpec, FrontEndSpec
-from dasheng_edge.runtime.errors import BundleFileError
+from dasheng_edge.runtime.errors import BundleFileError, DeviceError
 
 SPEC = FrontEndSpec()
 TWO_BRANCHES = FrontEndSpec(acoustic=AcousticSpec(n_mels=20))
 PLAIN = FrontEndSpec(pads_last_chunk=True, tokens_patches=1, min_samples=640)  # as in schemas 2 and 3
 SHORT = FrontEndSpec(masks_last_patch=False, tokens_patches=1, min_samples=640, pads_below=480)
+
+
+WIDTHS = {"patches": (1, -1, 64), "embeddings": (1, -1, 3)}  # of what `FakeSession` makes
 
 
 class FakeSession:
@@ -53,7 +56,7 @@ class FakeSession:
 def session(monkeypatch: pytest.MonkeyPatch) -> FakeSession:
     session = FakeSession()
     monkeypatch.setattr(encoder_module, "onnx_session", lambda *_: session)
-    monkeypatch.setattr(encoder_module, "check_graph", lambda *_: None)
+    monkeypatch.setattr(encoder_module, "check_graph", lambda _, cases: {**cases[-1].feed, **WIDTHS})
     return session
 
 
@@ -187,9 +190,40 @@ def test_graphs_are_checked(tiny_bundle: Path) -> None:
         Encoder(tiny_bundle / FRONT_END, SPEC)
     with pytest.raises(BundleFileError, match="expected"):
         Projector(tiny_bundle / FRONT_END, SPEC)
-    with pytest.raises(
-        BundleFileError, match="expected \\('log_mel', 'acoustic_mel', 'valid_patches', 'kept_patches'\\)"
-    ):
+    with pytest.raises(BundleFileError, match="expected log_mel, acoustic_mel, valid_patches, kept_patches to patches"):
         Encoder(tiny_bundle / ENCODER, TWO_BRANCHES)
-    with pytest.raises(BundleFileError, match="expected \\('log_mel', 'padded_patches'\\)"):
+    with pytest.raises(BundleFileError, match="expected log_mel, padded_patches to patches"):
         Encoder(tiny_bundle / ENCODER, PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("output", "error", "message"),
+    [
+        (
+            np.zeros((1, 1, 64), np.float32),
+            BundleFileError,
+            r"patches float32 \(1, 1, 64\) .*, expected .*\(1, 5, 64\)",
+        ),
+        (np.zeros((5, 64), np.float32), BundleFileError, r"float32 \(5, 64\)"),
+        (np.zeros((1, 5, 64), np.float64), BundleFileError, r"float64 \(1, 5, 64\)"),
+        (["text"], BundleFileError, "patches list"),
+        (
+            np.full((1, 5, 64), np.nan, np.float32),
+            DeviceError,
+            "patches with NaN or infinity .*another encoder precision",
+        ),
+        (np.full((1, 5, 64), np.inf, np.float32), DeviceError, "NaN or infinity"),
+    ],
+)
+def test_what_comes_out_is_held_against_the_counting_law(
+    session: FakeSession, monkeypatch: pytest.MonkeyPatch, output: object, error: type[Exception], message: str
+) -> None:
+    monkeypatch.setattr(session, "run", lambda *_: [output])
+    with pytest.raises(error, match=message):
+        Encoder(Path("x"), SPEC).patches(Features(np.zeros((64, 21), np.float32), None, 3_200))
+
+
+def test_embeddings_are_one_for_each_audio_token(session: FakeSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "run", lambda *_: [np.zeros((1, 0, 3), np.float32)])
+    with pytest.raises(BundleFileError, match=r"embeddings float32 \(1, 0, 3\) .*, expected float32 \(1, 2, 3\)"):
+        Projector(Path("x"), SPEC).embeddings(np.zeros((12, 3), np.float32))

@@ -65,7 +65,7 @@ def test_a_provider_that_does_not_start(monkeypatch: pytest.MonkeyPatch, tmp_pat
 def test_a_graph_that_fails_to_run(tiny_bundle: Path) -> None:
     session = onnx_session(tiny_bundle / FRONT_END, "cpu", 1)
     with pytest.raises(DeviceError, match=r"failed on CPUExecutionProvider with waveform \(3,\): .*; free memory"):
-        run_graph(session, {"waveform": np.zeros(3, np.float32)})
+        run_graph(session, tiny_bundle / FRONT_END, {"waveform": np.zeros(3, np.float32)}, {})
 
 
 @pytest.mark.parametrize("content", [b"", b"not a graph", b"\0" * 99])
