@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dasheng_edge.runtime.bundle.front_end_spec import FrontEndSpec
+from dasheng_edge.runtime.bundle.graph_check import Case, check_graph
+from dasheng_edge.runtime.bundle.graph_shapes import Shape
 from dasheng_edge.runtime.machine.devices import Device
 
-from .graph_check import Case, check_graph
-from .graph_shapes import Shape
 from .onnx_session import onnx_session, run_graph
 
 

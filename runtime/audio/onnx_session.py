@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dasheng_edge.runtime.bundle.bundle import weights_file
+from dasheng_edge.runtime.bundle.graph_shapes import Shape
 from dasheng_edge.runtime.errors import BundleFileError, DeviceError, MemoryShortError, MissingExtraError
 from dasheng_edge.runtime.machine.devices import EXTRAS, PROVIDERS, Device
 from dasheng_edge.runtime.machine.installation import install_line
 from dasheng_edge.runtime.machine.memory import require, short_of_memory
-
-from .graph_shapes import Shape
 
 if TYPE_CHECKING:
     import onnxruntime

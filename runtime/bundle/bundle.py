@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,13 +67,17 @@ class Bundle:
         Raises what `read_manifest` and `verify_files` raise, and BundleNotFoundError for what a writer left.
         """
         folder = Path(folder)
-        place = Path(os.path.realpath(folder))
+        try:
+            place = Path(os.path.realpath(folder))
+        except ValueError as error:  # a zero byte
+            raise BundleNotFoundError(f"cannot open bundle {str(folder)!r}: {error}; check the path") from error
         if name := unfinished(place):
             raise BundleNotFoundError(
                 f"cannot open bundle {folder}: it is half of one or an older one, which a writer of {name} left when "
                 f"it was ended; open {place.with_name(name)}, or make that again"
             )
-        recover(place)
+        with suppress(OSError):  # a path that cannot be is told below
+            recover(place)
         bundle = cls(folder, read_manifest(folder))
         bundle.verify_files(check_sha256=check_sha256)
         return bundle

@@ -6,6 +6,7 @@ anything is loaded, that the graph keeps to the counting law, and that it takes 
 
 from __future__ import annotations
 
+import errno
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +15,9 @@ from typing import TypeAlias
 
 import numpy as np
 
-from dasheng_edge.runtime.bundle.bundle import CUDA_GRAPHS, weights_file
 from dasheng_edge.runtime.errors import BundleFileError, MemoryShortError
-from dasheng_edge.runtime.machine.memory import short_of_memory
 
+from .bundle import CUDA_GRAPHS, weights_file
 from .graph_file import FLOAT, INT64, ITEM_BYTES, Described, GraphError, GraphFile, read_graph_file
 from .graph_operators import outputs_of, work_of
 from .graph_shapes import Shape, Value
@@ -63,7 +63,7 @@ def check_graph(path: Path, cases: Sequence[Case]) -> Shapes:
     except GraphError as error:
         raise BundleFileError(f"{path} is no graph that a bundle may hold: {error}; {FIX}") from error
     except (MemoryError, OSError) as error:
-        if short_of_memory(error):
+        if isinstance(error, MemoryError) or error.errno == errno.ENOMEM:
             raise MemoryShortError(f"there is not enough memory to read {path}: free some, then try again") from error
         raise BundleFileError(f"cannot read {path}: {error}; {FIX}") from error
     return shapes

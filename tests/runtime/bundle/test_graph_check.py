@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from dasheng_edge.runtime.audio.encoder import Encoder, Projector
 from dasheng_edge.runtime.audio.front_end import FrontEnd
-from dasheng_edge.runtime.audio.graph_check import Case, check_graph
 from dasheng_edge.runtime.bundle.bundle import ENCODER, FRONT_END, PROJECTOR
 from dasheng_edge.runtime.bundle.front_end_spec import FrontEndSpec
+from dasheng_edge.runtime.bundle.graph_check import Case, check_graph
 from dasheng_edge.runtime.errors import BundleFileError, DeviceError, MemoryShortError
 from tests.fixtures.onnx_bytes import external, field, graph, model, node, value, weight, whole_numbers
 
@@ -190,7 +190,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [MemoryError(), OSError(errno.ENOMEM, "Cannot allocate memory")])
 def test_memory_that_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    from dasheng_edge.runtime.audio import graph_check
+    from dasheng_edge.runtime.bundle import graph_check
 
     def short(_: Path) -> None:
         raise error
@@ -201,7 +201,7 @@ def test_memory_that_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, e
 
 
 def test_many_fields_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dasheng_edge.runtime.audio import graph_file
+    from dasheng_edge.runtime.bundle import graph_file
 
     monkeypatch.setattr(graph_file, "MAX_FIELDS", 1000)
     with pytest.raises(BundleFileError, match="more than 1000 fields"):
