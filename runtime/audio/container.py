@@ -358,8 +358,6 @@ class _Decoding:
         size = self._source.bytes_read if self._source.size is None else self._source.size
         if missing := missing_bytes(self._source, size):
             return missing
-        if self._format == "nut" and self._source.size is not None and not self._container.duration:
-            return "its index is missing at the end"
         stated_s = self._stated_s()
         if stated_s is not None and self._timeline.seconds < stated_s - LENGTH_SLACK_S:
             return f"only {self._timeline.seconds:.2f} s of its {stated_s:.2f} s can be decoded"
@@ -384,5 +382,5 @@ class _Decoding:
         if stream.duration and stream.time_base:
             return float(stream.duration * stream.time_base)
         if self._container.duration and len(self._container.streams) == 1:
-            return float(self._container.duration / 1e6) - max(0.0, self._timeline.start_s)
+            return float(self._container.duration / 1e6) - self._timeline.start_s - max(0.0, self._origin_s)
         return None

@@ -36,6 +36,7 @@ class _Grammar:
     several: bool = False  # whether more follow the first that holds audio
 
 
+_NUT_INDEX, _INDEX_BYTES = bytes.fromhex("4e58dd672f23e64e"), 1 << 20
 _RIFF = _Grammar(12, struct.Struct("<4sI"), (b"data",), align=2)
 _ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _ASF_DATA = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
@@ -64,6 +65,8 @@ def missing_bytes(source: ByteSource, size: int) -> str:
             return _beyond(max(_ends(source, size, grammar), default=0), size)
     if source.size is not None and head.startswith(b"OggS"):
         return _last_page(source, size)
+    if source.size is not None and head.startswith(b"nut/multimedia container\0"):
+        return "" if _NUT_INDEX in source.bytes_at(max(0, size - _INDEX_BYTES), _INDEX_BYTES) else "it has no index"
     if head[:1] == b"G" and source.bytes_at(TS_PACKET_BYTES, 1) == b"G":
         left = size % TS_PACKET_BYTES
         return f"its last packet has {left} of {TS_PACKET_BYTES} bytes" if left else ""
@@ -109,7 +112,7 @@ def another_track(source: ByteSource, size: int, read_to: int, pid: int) -> str:
         pages = [place.start() for place in re.finditer(b"OggS", tail)]
         begins = next((place for place in pages if tail[place + 5 : place + 6] >= b"\2" and tail[place + 5] & 2), None)
         return "" if begins is None else f"another stream begins at byte {read_to + begins:,} of {size:,}"
-    begin = min(read_to, size - size // 10) // TS_PACKET_BYTES * TS_PACKET_BYTES
+    begin = (size - size // 10) // TS_PACKET_BYTES * TS_PACKET_BYTES
     tail = source.bytes_at(begin, MAX_TS_PACKETS * TS_PACKET_BYTES)
     packets = [tail[at : at + 3] for at in range(0, len(tail) - 2, TS_PACKET_BYTES)]
     pids = {(packet[1] & 0x1F) << 8 | packet[2] for packet in packets if packet[0] == ord("G")}

@@ -19,8 +19,10 @@ from .options import (
     DeviceOption,
     JsonLinesOption,
     Sha256Option,
+    StrictOption,
     ThreadsOption,
     TokensOption,
+    TrackOption,
     check_stdin,
     engine_options,
     name_option,
@@ -29,7 +31,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from dasheng_edge.runtime.audio.read import AudioSource
+    from dasheng_edge.runtime.audio.read import AudioSource, AudioStream
     from dasheng_edge.runtime.audio.windows import Span
     from dasheng_edge.runtime.bundle.manifest import Sampling
     from dasheng_edge.runtime.caption import Caption
@@ -99,6 +101,8 @@ def caption(
     hop: HopOption = None,
     batch: Annotated[int, typer.Option(min=1, max=64, metavar="N", help="Decode N files or windows together.")] = 1,
     live: LiveOption = False,
+    track: TrackOption = None,
+    strict: StrictOption = False,
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
     check_sha256: Sha256Option = True,
@@ -131,7 +135,9 @@ def caption(
             captioner, prompt, system, max_new_tokens, _sampling(captioner, options),
             live=live, lines=CAPTION_FORMATS[name](len(audio) == 1), stream=stream,
         )  # fmt: skip
-        if not run.show_all(_clips(captioner, audio, windows, live=live), batch):
+        if not run.show_all(
+            _clips(captioner, _streams(captioner, audio, track, strict=strict), windows, live=live), batch
+        ):
             raise typer.Exit(1)
 
 
@@ -164,12 +170,28 @@ class _Clip:
     error: DashengEdgeError | None = None
 
 
+def _streams(
+    captioner: Captioner, names: Iterable[str], track: str | None, *, strict: bool
+) -> Iterator[tuple[str, AudioStream]]:
+    """The files by their names, as they will be read."""
+    from dasheng_edge.runtime.audio.read import read_audio
+
+    rate_hz = captioner.bundle.manifest.front_end.sample_rate_hz
+    wanted = int(track) if track is not None and track.isdecimal() else track
+    for name in names:
+        source = sys.stdin.buffer if name == "-" else name
+        yield name, read_audio(source, sample_rate_hz=rate_hz, strict=strict, track=wanted)
+
+
 def _clips(
-    captioner: Captioner, names: Iterable[str], windows: tuple[float, float] | None, *, live: bool
+    captioner: Captioner,
+    files: Iterable[tuple[str, AudioStream]],
+    windows: tuple[float, float] | None,
+    *,
+    live: bool,
 ) -> Iterator[_Clip]:
     """The files as clips: whole, in windows, or as they come."""
-    for file, name in enumerate(names):
-        source = sys.stdin.buffer if name == "-" else name
+    for file, (name, source) in enumerate(files):
         if live:
             yield _Clip(file, name, source)
             continue

@@ -63,6 +63,13 @@ def device_of(choice: str) -> Device:
 
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder made by `dasheng-edge export`.")]
 AudioArgument = Annotated[list[str], typer.Argument(metavar="AUDIO", help="Audio or video files; - is stdin.")]
+TrackOption = Annotated[
+    str | None,
+    typer.Option(metavar="N|LANG", help="Audio track, by its number from 1 or its language; default: the file's."),
+]
+StrictOption = Annotated[
+    bool, typer.Option("--strict", help="Refuse files of which something is missing or does not decode.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object, on one line.")]
 JsonLinesOption = Annotated[bool, typer.Option("--json", help="Print one JSON object per file, each on one line.")]
 DeviceOption = Annotated[

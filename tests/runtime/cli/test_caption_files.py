@@ -217,3 +217,26 @@ def test_a_device_that_auto_chose_and_that_fails_is_not_replaced(
     result = caption(tiny_bundle, clip, "--device", "auto")
     assert (result.exit_code, result.stdout) == (1, "")
     assert "error: device 'cuda' needs ONNX Runtime's CUDAExecutionProvider" in result.stderr
+
+
+def test_a_cut_file_is_captioned_with_a_warning_and_refused_if_that_is_asked_for(
+    tiny_bundle: Path, clip: Path, tmp_path: Path
+) -> None:
+    cut = tmp_path / "cut.wav"
+    cut.write_bytes(clip.read_bytes()[:-8000])
+    for live in ((), ("--live",)):
+        result = caption(tiny_bundle, cut, *live)
+        assert result.exit_code == 0
+        assert f"warning: {cut}: damaged: it breaks off at 0.75 s" in result.stderr
+        result = caption(tiny_bundle, cut, clip, "--strict", "--json", *live)
+        assert result.exit_code == 1
+        failed, fine = map(json.loads, result.stdout.splitlines())
+        assert (failed["error_type"], fine["audio"]) == ("AudioDecodeError", str(clip))
+
+
+def test_a_track_that_is_not_there_costs_one_line(tiny_bundle: Path, clip: Path) -> None:
+    assert caption(tiny_bundle, clip, "--track", "1").exit_code == 0
+    for track in ("2", "deu"):
+        result = caption(tiny_bundle, clip, "--track", track)
+        assert result.exit_code == 1
+        assert "has no audio track" in result.stderr

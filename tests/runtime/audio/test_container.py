@@ -1,0 +1,221 @@
+"""Files of many containers: whole ones are read without a word, cut ones as far as they go, with a warning."""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+from collections.abc import Sequence
+from fractions import Fraction
+from functools import cache
+
+import av
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from dasheng_edge.runtime.audio.read import AudioStream, read_audio
+from dasheng_edge.runtime.audio.windows import spans
+from dasheng_edge.runtime.errors import AudioDecodeError, AudioError
+from tests.fixtures.audio_files import sine
+
+RATE = 16_000
+SECONDS = 3.0
+LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}
+# container, codec, rate. Each is cut by a half and by a tenth.
+STATES_ITS_LENGTH = [
+    ("wav", "pcm_s16le", RATE), ("wav", "pcm_f32le", RATE), ("wav", "adpcm_ima_wav", RATE), ("wav", "ac3", 48_000),
+    ("w64", "pcm_s16le", RATE), ("w64", "adpcm_ms", RATE), ("aiff", "pcm_s16be", RATE), ("au", "pcm_s16be", RATE),
+    ("caf", "pcm_s16le", RATE), ("caf", "adpcm_ima_wav", RATE), ("voc", "pcm_u8", RATE), ("sox", "pcm_s32le", RATE),
+    ("avi", "libmp3lame", 48_000), ("avi", "pcm_s16le", RATE), ("asf", "wmav2", 44_100), ("flv", "aac", RATE),
+    ("flv", "libmp3lame", 44_100), ("rm", "ac3", 48_000), ("nut", "pcm_s16le", RATE), ("nut", "libopus", 48_000),
+    ("matroska", "aac", RATE), ("matroska", "flac", RATE), ("webm", "libopus", 48_000), ("flac", "flac", RATE),
+    ("mp3", "libmp3lame", RATE), ("tta", "tta", RATE), ("mxf_opatom", "pcm_s16le", 48_000),
+    ("smjpeg", "pcm_s16le", RATE), ("ismv", "aac", RATE),
+]  # fmt: skip
+SHOWS_A_CUT_PACKET = [
+    ("adts", "aac", RATE), ("latm", "aac", RATE), ("mpegts", "aac", RATE), ("mpegts", "ac3", 48_000),
+    ("ac3", "ac3", 48_000), ("eac3", "eac3", 48_000), ("mp2", "mp2", 48_000), ("ogg", "libopus", 48_000),
+    ("ogg", "flac", RATE),
+]  # fmt: skip
+CANNOT_BE_READ = [("mp4", "aac", 44_100), ("mov", "alac", 44_100), ("3gp", "aac", RATE)]  # their index comes last
+CANNOT_KNOW = [("ircam", "pcm_s16le", RATE)]  # its header states no length, and any byte may be the last
+ALL = [*STATES_ITS_LENGTH, *SHOWS_A_CUT_PACKET, *CANNOT_BE_READ, *CANNOT_KNOW]
+CHANNELS_8 = [
+    ("mp4", "aac", 48_000), ("ogg", "libopus", 48_000), ("wv", "wavpack", 48_000), ("flac", "flac", 48_000),
+    ("matroska", "pcm_f32le", 48_000), ("wav", "pcm_s16le", 48_000),
+]  # fmt: skip
+
+
+def sound(rate: int, seconds: float = SECONDS) -> NDArray[np.float32]:
+    noise = np.random.default_rng(0).standard_normal(round(seconds * rate)).astype(np.float32)
+    return sine(440, seconds, rate, 0.3) + 0.05 * noise
+
+
+def encoded(
+    container: str,
+    codec: str,
+    rate: int,
+    parts: Sequence[tuple[float, NDArray[np.float32]]],
+    *,
+    tracks: Sequence[dict[str, str]] = ({},),
+    picture: bool = False,
+) -> bytes:
+    """A file with each part [n] or [channels, n] at its time in seconds, on each of the tracks."""
+    file = io.BytesIO()
+    layout = LAYOUTS[len(np.atleast_2d(parts[0][1]))]
+    with av.open(file, "w", format=container) as output:
+        video = output.add_stream("mpeg4", rate=25) if picture else None
+        streams = [output.add_stream(codec, rate=rate, layout=layout) for _ in tracks]
+        if isinstance(video, av.VideoStream):
+            video.width, video.height, video.pix_fmt = 64, 64, "yuv420p"
+            output.mux(video.encode(av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")))
+            output.mux(video.encode(None))
+        for stream, tags in zip(streams, tracks, strict=True):
+            assert isinstance(stream, av.AudioStream)
+            stream.metadata.update(tags)
+            if codec == "wmav2":
+                stream.bit_rate = 64_000
+            if not stream.codec_context.is_open:
+                stream.codec_context.open()
+        for stream in streams:
+            assert isinstance(stream, av.AudioStream)
+            size = stream.codec_context.frame_size or 1024
+            packer = av.AudioResampler(format=stream.format, layout=layout, rate=rate)
+            for start_s, part in parts:
+                for place in range(0, np.atleast_2d(part).shape[1], size):
+                    piece = np.ascontiguousarray(np.atleast_2d(part)[:, place : place + size].T).reshape(1, -1)
+                    frame = av.AudioFrame.from_ndarray(piece, format="flt", layout=layout)
+                    frame.sample_rate, frame.pts = rate, round(start_s * rate) + place
+                    for ready in packer.resample(frame):
+                        ready.pts, ready.time_base = frame.pts, Fraction(1, rate)
+                        output.mux(stream.encode(ready))
+            output.mux(stream.encode(None))
+    return file.getvalue()
+
+
+@cache
+def whole(container: str, codec: str, rate: int) -> bytes:
+    return encoded(container, codec, rate, [(0.0, sound(rate))])
+
+
+def heard(data: bytes, **options: object) -> tuple[NDArray[np.float32], AudioStream]:
+    stream = read_audio(data, **options)  # type: ignore[arg-type]
+    return np.concatenate(list(stream)), stream
+
+
+@pytest.mark.parametrize(("container", "codec", "rate"), ALL)
+def test_a_whole_file_is_read_without_a_word(container: str, codec: str, rate: int) -> None:
+    samples, stream = heard(whole(container, codec, rate), strict=True)
+    assert stream.warnings == ()
+    assert stream.start_s == 0
+    assert SECONDS - 0.05 < len(samples) / RATE < SECONDS + 0.2  # padding of the last frame
+
+
+@pytest.mark.parametrize("part", [0.48, 0.9])
+@pytest.mark.parametrize(("container", "codec", "rate"), ALL)
+def test_a_cut_file_is_read_as_far_as_it_goes(container: str, codec: str, rate: int, part: float) -> None:
+    data = whole(container, codec, rate)
+    cut = data[: int(part * len(data)) | 1]
+    if (container, codec, rate) in CANNOT_BE_READ:
+        with pytest.raises(AudioDecodeError):
+            heard(cut)
+        return
+    samples, stream = heard(cut)
+    assert 0.2 * SECONDS < len(samples) / RATE < 0.5 + part * SECONDS
+    if (container, codec, rate) in CANNOT_KNOW:
+        assert stream.warnings == ()
+        return
+    assert any("damaged: " in warning and " s" in warning for warning in stream.warnings)
+    with pytest.raises(AudioDecodeError, match="is damaged: "):
+        heard(cut, strict=True)
+
+
+@pytest.mark.parametrize(("container", "codec", "rate"), CHANNELS_8)
+def test_eight_channels_are_averaged(container: str, codec: str, rate: int) -> None:
+    channels = np.zeros((8, rate // 2), np.float32)
+    channels[1] = sine(440, 0.5, rate, 0.8)
+    samples, _ = heard(encoded(container, codec, rate, [(0.0, channels)]))
+    middle = samples[RATE // 8 : 3 * RATE // 8]
+    assert np.sqrt(2) * middle.std() == pytest.approx(0.1, rel=0.25)
+
+
+@pytest.mark.parametrize(("container", "codec"), [("mp4", "aac"), ("webm", "libopus"), ("matroska", "pcm_s16le"),
+                                                  ("flv", "aac"), ("mpegts", "aac")])  # fmt: skip
+def test_a_hole_is_silence_and_what_follows_is_in_its_place(container: str, codec: str) -> None:
+    tone = sine(440, 1, 48_000)
+    samples, stream = heard(encoded(container, codec, 48_000, [(0.0, tone), (21.0, tone)]), strict=True)
+    assert len(samples) / RATE == pytest.approx(22, abs=0.2)
+    assert np.abs(samples[2 * RATE : 20 * RATE]).max() < 1e-3
+    loud = np.flatnonzero(np.abs(samples) > 0.3)
+    assert loud[loud > 5 * RATE][0] / RATE == pytest.approx(21, abs=0.1)
+    (warning,) = stream.warnings
+    assert "missing in one place, at 1.0" in warning
+
+
+@pytest.mark.parametrize("container", ["mp4", "matroska"])
+def test_sound_that_sets_in_after_the_picture_is_late(container: str) -> None:
+    data = encoded(container, "aac", 48_000, [(2.5, sine(440, 2, 48_000))], picture=True)
+    found = list(spans(data, RATE, window_s=1, hop_s=1))
+    assert found[0].start_s == pytest.approx(2.5, abs=0.05)
+    assert found[-1].end_s == pytest.approx(4.5, abs=0.1)
+    assert found[0].audio.start_s == found[0].start_s
+
+
+@pytest.mark.parametrize("container", ["mp4", "mpegts", "matroska", "flv"])
+def test_a_clock_that_begins_at_an_hour_begins_at_zero(container: str) -> None:
+    samples, stream = heard(encoded(container, "aac", 48_000, [(3600.0, sine(440, 1, 48_000))]), strict=True)
+    assert len(samples) / RATE == pytest.approx(1, abs=0.1)
+    assert (stream.start_s, stream.warnings) == (0.0, ())
+
+
+def test_of_several_tracks_one_is_taken_and_told() -> None:
+    tags = ({"language": "eng", "title": "speech"}, {"language": "deu", "title": "Sprache"})
+    data = encoded("matroska", "flac", 48_000, [(0.0, sine(440, 0.5, 48_000))], tracks=tags)
+    _, stream = heard(data)
+    assert stream.track == 1
+    assert all(word in stream.warnings[0] for word in ("2 audio tracks", "eng", "deu", "Sprache", "track 1 is taken"))
+    for asked, track in ((2, 2), ("deu", 2), ("de", 2), ("ENG", 1)):
+        _, stream = heard(data, track=asked)
+        assert (stream.track, stream.warnings) == (track, ())
+    for asked in (0, 3, -1, "fra", "", True):
+        with pytest.raises(AudioError, match=r"has no audio track .*; it has 1: eng, speech"):
+            heard(data, track=asked)
+
+
+def test_a_codec_without_a_decoder_is_named() -> None:
+    fmt = struct.pack("<HHIIHH", 0x9999, 1, RATE, 2 * RATE, 2, 16)
+    data = b"RIFF" + struct.pack("<I", 3236) + b"WAVEfmt " + struct.pack("<I", 16) + fmt
+    with pytest.raises(AudioDecodeError, match=r"no decoder for: .*0x9999"):
+        heard(data + b"data" + struct.pack("<I", 3200) + bytes(3200))
+
+
+@pytest.mark.parametrize(("valid", "bits"), [(24, 32), (20, 32), (16, 32), (20, 24), (12, 16)])
+def test_fewer_valid_bits_than_a_sample_takes(valid: int, bits: int) -> None:
+    tone = sine(440, 0.2, RATE)
+    steps = np.round(tone * 2.0 ** (valid - 1)).astype(np.int64) << bits - valid
+    body = steps.astype("<i4").view(np.uint8).reshape(-1, 4)[:, : bits // 8].tobytes()
+    size = bits // 8
+    fmt = struct.pack("<HHIIHHHHI", 0xFFFE, 1, RATE, size * RATE, size, bits, 22, valid, 4)
+    fmt += bytes.fromhex("0100000000001000800000aa00389b71")
+    riff = b"WAVEfmt " + struct.pack("<I", 40) + fmt + b"data" + struct.pack("<I", len(body)) + body
+    samples, stream = heard(b"RIFF" + struct.pack("<I", len(riff)) + riff)
+    assert stream.warnings == ()
+    np.testing.assert_allclose(samples, tone, atol=2.0 ** (2 - valid))
+
+
+@pytest.mark.parametrize("container", ["ogg", "mpegts"])
+def test_a_track_that_another_one_follows_is_said_to_end(container: str) -> None:
+    codec = {"ogg": "flac", "mpegts": "aac"}[container]
+    first = encoded(container, codec, RATE, [(0.0, sound(RATE, 1))])
+    second = encoded(container, codec, 22_050, [(0.0, sound(22_050, 1))])
+    if container == "mpegts":  # on another PID
+        second = b"".join(
+            packet[:1] + struct.pack(">H", struct.unpack(">H", packet[1:3])[0] + 7) + packet[3:]
+            if packet[1] & 0x1F == 1 and packet[2] == 0
+            else packet
+            for packet in (second[place : place + 188] for place in range(0, len(second), 188))
+        )
+    samples, stream = heard(first + second)
+    if len(samples) < 1.5 * RATE:
+        assert any(re.search(r"(ends|off) at 1\.\d\d s: ", warning) for warning in stream.warnings)

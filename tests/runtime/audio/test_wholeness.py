@@ -1,0 +1,72 @@
+"""Sizes that files state, truly or as writers leave them."""
+
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+import pytest
+
+from dasheng_edge.runtime.audio.read import read_audio
+from dasheng_edge.runtime.errors import AudioDecodeError
+from tests.fixtures.audio_files import sine
+
+RATE = 16_000
+BODY = (sine(440, 2, RATE) * 32767).astype("<i2").tobytes()
+FMT = b"fmt " + struct.pack("<IHHIIHH", 16, 1, 1, RATE, 2 * RATE, 2, 16)
+
+
+def wav(stated: int, *, riff: int | None = None, before: bytes = b"", after: bytes = b"", body: bytes = BODY) -> bytes:
+    rest = b"WAVE" + before + FMT + b"data" + struct.pack("<I", stated & 0xFFFFFFFF) + body + after
+    return b"RIFF" + struct.pack("<I", (len(rest) if riff is None else riff) & 0xFFFFFFFF) + rest
+
+
+def rf64(stated: int, body: bytes) -> bytes:
+    ds64 = b"ds64" + struct.pack("<IQQQI", 28, stated + 72, stated, stated // 2, 0)
+    return b"RF64\xff\xff\xff\xffWAVE" + ds64 + FMT + b"data\xff\xff\xff\xff" + body
+
+
+WHOLE = {
+    "exact": wav(len(BODY)),
+    **{f"+{more}": wav(len(BODY) + more, riff=len(BODY) + more) for more in (1, 8, 22, 36, 44)},
+    **{f"{size:#x}": wav(size, riff=size + 36) for size in (
+        0, 0x7FFFFFFF, 0x7FFFFFDB, 0x80000000, 0xFFFFFFFF, 0xFFFFFFD3, 2_000_000_000, 1_000_000_000, 2_000_000_036,
+    )},
+    "LIST before": wav(len(BODY), before=b"LIST" + struct.pack("<I", 8) + b"INFOxxxx"),
+    "junk behind": wav(len(BODY), after=b"TAG and more" * 20),
+    "id3 behind": wav(len(BODY), after=b"id3 " + struct.pack("<I", 20) + bytes(20)),
+    "RF64": rf64(len(BODY), BODY),
+}  # fmt: skip
+CUT = {
+    "half": wav(2 * len(BODY)),
+    "a tenth": wav(len(BODY) * 10 // 9),
+    "LIST before": wav(2 * len(BODY), before=b"LIST" + struct.pack("<I", 8) + b"INFOxxxx"),
+    "almost 2 GB": wav(1_900_000_123),
+    "RF64": rf64(2 * len(BODY), BODY),
+    "RF64 of 5 GB": rf64(5 << 30, BODY),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_wav_that_is_whole(name: str) -> None:
+    stream = read_audio(WHOLE[name], strict=True)
+    assert sum(map(len, stream)) / RATE == pytest.approx(2, abs=0.01)
+    assert stream.warnings == ()
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_a_wav_that_is_cut(name: str) -> None:
+    stream = read_audio(CUT[name])
+    assert sum(map(len, stream)) / RATE == pytest.approx(2, abs=0.01)
+    (warning,) = stream.warnings
+    assert "breaks off at 2.00 s" in warning
+    assert "bytes are there" in warning
+    with pytest.raises(AudioDecodeError):
+        list(read_audio(CUT[name], strict=True))
+
+
+def test_a_second_wav_behind_the_first_is_left_out_and_said() -> None:
+    stream = read_audio(wav(len(BODY)) * 2)
+    assert len(np.concatenate(list(stream))) == 2 * RATE
+    (warning,) = stream.warnings
+    assert f"{len(BODY) + 44:,} bytes behind it are another file" in warning
