@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from dasheng_edge.runtime.text.decoder import Decoder
 from dasheng_edge.runtime.text.llama import why_no_gpu
 from dasheng_edge.runtime.text.prompt import PromptBuilder
 
+_LIBRARIES_BYTES = 160 << 20  # of addresses: both engines, started side by side, with a heap for the second thread
 _LOADED = (DECODER, FRONT_END, ENCODER, PROJECTOR)
 
 
@@ -75,12 +77,13 @@ def _require(bundle: Bundle, settings: EngineSettings) -> None:
     """Refuse what does not fit as a whole: the engines ask each for itself, and load side by side."""
     sizes = [path.stat().st_size if path.is_file() else 0 for path in map(bundle.path, _LOADED)]
     decoder, graphs = sizes[0], sum(sizes[1:])
+    started = "onnxruntime" in sys.modules
     copied = settings.huge_pages or settings.weights == "repacked"
     require(
         f"the bundle {bundle.folder}",
         'free memory, take `weights="mapped"`, or quantize to a smaller recipe',
         own=graphs + (decoder if copied else 0),
-        mapped=graphs + (0 if copied else decoder),
+        mapped=graphs + (0 if copied else decoder) + (0 if started else _LIBRARIES_BYTES),
     )
 
 

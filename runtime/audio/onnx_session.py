@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _LESS = "free memory, or quantize to a smaller recipe"
-_LIBRARY_BYTES = 60 << 20  # of addresses, with what it makes when it starts
+_LIBRARY_BYTES = 96 << 20  # of addresses, with the schemas and the heap of a thread that it makes when it starts
 _STACK_BYTES = 8 << 20  # of a thread, by default
 # An ONNX graph of one node, y = x + x, both float32 [1], at opset 13: what a provider is tried with.
 _TRIAL_GRAPH = bytes.fromhex(

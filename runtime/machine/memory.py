@@ -89,7 +89,7 @@ def release_freed_memory() -> None:
 
 
 def _fits(own: int, mapped: int) -> bool:
-    if not (_can_map(own + MARGIN_BYTES) and _can_map(own + mapped + MARGIN_BYTES, filled=False)):
+    if not _can_map(own + MARGIN_BYTES) or (mapped and not _can_map(own + mapped + MARGIN_BYTES, filled=False)):
         return False
     left = _fillable() if own else None  # reading files costs more than asking for addresses
     return left is None or own <= left
