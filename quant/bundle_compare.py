@@ -170,8 +170,8 @@ def _plan(options: CompareOptions, progress: Progress) -> _Plan:
         check_candidate(spec, origin)
     step = Steps(progress).begin("clips", len(clips.clips), "clips")
     usable = usable_clips(reference, clips, limit, progress.advance)
-    for why in usable.left_out:
-        step.end(note=f"left out: {why}")
+    for note in (*(f"left out: {why}" for why in usable.left_out), *usable.warnings):
+        step.end(note=note)
     if options.aac_metrics and usable.left_out:
         check_references([clip.references for clip in usable.clips.clips if clip.references])
     return _Plan(options, specs, origin, usable, usable.clips.sha256(), events, limit, (threads, other_threads))
@@ -375,6 +375,6 @@ def _limits(plan: _Plan, entries: Sequence[_Entry], costs: Sequence[Cost]) -> tu
         len(plan.clips),
         plan.threads,
         shared=clips.shared_with(calibration) if calibration else 0,
-        notes=[*(f"left out: {why}" for why in plan.usable.left_out), *dict.fromkeys(warnings)],
+        notes=[*(f"left out: {why}" for why in plan.usable.left_out), *plan.usable.warnings, *dict.fromkeys(warnings)],
         costs=costs,
     )

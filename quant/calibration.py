@@ -45,9 +45,10 @@ def calibrate_on(clips: ClipSet, parts: AudioParts, advance: Advance) -> Calibra
     digest, samples, features = hashlib.sha256(), 0, []
     read: list[Clip] = []
     errors: list[DashengEdgeError] = []
+    said: list[str] = []
     for clip in clips.clips:
         try:
-            waveform = clip.read(rate)
+            waveform = clip.read(rate, said.append)
             spectra = parts.front_end.features([waveform])
         except Exception as error:  # noqa: BLE001  # whatever a clip does, the others go on
             errors.append(clip_error(f"clip {clip.id}", error))
@@ -63,6 +64,7 @@ def calibrate_on(clips: ClipSet, parts: AudioParts, advance: Advance) -> Calibra
     facts = CalibrationFacts(name=clips.name, clips=len(features), audio_s=round(audio_s, 3), sha256=digest.hexdigest())
     warnings = (
         *(f"left out of the calibration: {error}" for error in errors),
+        *said,
         *calibration_warnings([clip.log_mel for clip in features], audio_s),
     )
     prompts, names = tuple(clip.prompt for clip in read), tuple(clip.id for clip in read)

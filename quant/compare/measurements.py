@@ -76,6 +76,7 @@ class Usable:
     clips: ClipSet
     samples: tuple[int, ...]
     left_out: tuple[str, ...]  # a sentence for each clip
+    warnings: tuple[str, ...] = ()  # about others
 
 
 def usable_clips(bundle: Bundle, clips: ClipSet, max_new_tokens: int, advance: Advance = no_advance) -> Usable:
@@ -86,11 +87,12 @@ def usable_clips(bundle: Bundle, clips: ClipSet, max_new_tokens: int, advance: A
     """
     known: list[tuple[Clip, int]] = []
     errors: list[DashengEdgeError] = []
+    said: list[str] = []
     text = TextParts.open(bundle, EngineOptions(weights="mapped"))
     try:
         for clip in clips.clips:
             try:
-                known.append((clip, _samples(bundle, text, clip, max_new_tokens)))
+                known.append((clip, _samples(bundle, text, clip, max_new_tokens, said.append)))
             except Exception as error:  # noqa: BLE001  # whatever a clip does, the others go on
                 errors.append(_left_out(clip, error))
             advance(1)
@@ -99,7 +101,7 @@ def usable_clips(bundle: Bundle, clips: ClipSet, max_new_tokens: int, advance: A
     if not known:
         raise errors[0]
     kept = ClipSet(clips.name, tuple(clip for clip, _ in known))
-    return Usable(kept, tuple(samples for _, samples in known), tuple(map(str, errors)))
+    return Usable(kept, tuple(samples for _, samples in known), tuple(map(str, errors)), tuple(said))
 
 
 def _left_out(clip: Clip, error: Exception) -> DashengEdgeError:
@@ -109,7 +111,7 @@ def _left_out(clip: Clip, error: Exception) -> DashengEdgeError:
     return clip_error(f"clip {clip.id}", error)
 
 
-def _samples(bundle: Bundle, text: TextParts, clip: Clip, max_new_tokens: int) -> int:
+def _samples(bundle: Bundle, text: TextParts, clip: Clip, max_new_tokens: int, warn: Callable[[str], object]) -> int:
     """Samples of a clip.
 
     Raises:
@@ -118,7 +120,7 @@ def _samples(bundle: Bundle, text: TextParts, clip: Clip, max_new_tokens: int) -
     """
     spec, stored = bundle.manifest.front_end, bundle.decoder_facts
     room = stored.context_length - max_new_tokens - text.prompts.build(clip.prompt).text_tokens
-    samples = sum(len(block) for block in clip.blocks(spec.sample_rate_hz))
+    samples = sum(len(block) for block in clip.blocks(spec.sample_rate_hz, warn))
     tokens = spec.tokens_of(spec.padded_samples_of(samples))
     if tokens > room:
         raise AudioTooLongError(

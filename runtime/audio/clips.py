@@ -15,7 +15,7 @@ import itertools
 import json
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -55,8 +55,8 @@ class Clip:
         """Where in the file it begins and ends, in seconds; infinity is the file's end."""
         return self.offset_s, float("inf") if self.duration_s is None else self.offset_s + self.duration_s
 
-    def blocks(self, sample_rate_hz: int) -> Iterator[Waveform]:
-        """The audio, mono float32, a block at a time.
+    def blocks(self, sample_rate_hz: int, warn: Callable[[str], object] = str) -> Iterator[Waveform]:
+        """The audio, mono float32, a block at a time; `warn` is told what `read_audio` warns of.
 
         Raises:
             AudioError: it cannot be read, or holds nothing where the clip should be.
@@ -64,7 +64,8 @@ class Clip:
         skip = round(self.offset_s * sample_rate_hz)
         left = round(self.duration_s * sample_rate_hz) if self.duration_s is not None else None
         seen = False
-        for block in read_audio(self.path, sample_rate_hz=sample_rate_hz):
+        stream = read_audio(self.path, sample_rate_hz=sample_rate_hz)
+        for block in stream:
             part = block[skip:]
             skip = max(0, skip - len(block))
             if left is not None:
@@ -80,10 +81,12 @@ class Clip:
             raise AudioEmptyError(
                 f"{self.path} has no sound from {self.offset_s:g} s on{length}; correct the clip's offset and duration"
             )
+        for warning in stream.warnings:
+            warn(f"clip {self.id}: {warning}")
 
-    def read(self, sample_rate_hz: int) -> Waveform:
-        """All of it, float32 [samples]; errors as in `blocks`."""
-        return np.concatenate(list(self.blocks(sample_rate_hz)))
+    def read(self, sample_rate_hz: int, warn: Callable[[str], object] = str) -> Waveform:
+        """All of it, float32 [samples]; arguments and errors as in `blocks`."""
+        return np.concatenate(list(self.blocks(sample_rate_hz, warn)))
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from .read import AudioSource, AudioStream, ReadAudio, describe_audio, read_audi
 
 WINDOW_S, HOP_S = 30.0, 15.0
 MIN_HOP_S = 0.5  # a shorter one is a mistake
+MAX_WINDOW_S = 86_400.0  # a day: longer than any decoder hears, and 5.5 GB of samples
 
 
 @dataclass(frozen=True)
@@ -32,17 +33,17 @@ def check_windows(window_s: float, hop_s: float) -> None:
     Raises:
         AudioError: they do.
     """
-    if not MIN_HOP_S <= hop_s <= window_s < float("inf"):  # written so that NaN is refused, too
+    if not MIN_HOP_S <= hop_s <= window_s <= MAX_WINDOW_S:  # written so that NaN is refused, too
         raise AudioError(
             f"the window is {window_s:g} s and moves on by {hop_s:g} s; expected a hop of at least {MIN_HOP_S:g} s and "
-            "no longer than the window"
+            f"no longer than the window, and a window of at most {MAX_WINDOW_S:.0f} s"
         )
 
 
 def spans(
     audio: AudioSource, rate_hz: int, *, whole_s: float = 0.0, window_s: float = WINDOW_S, hop_s: float = HOP_S
 ) -> Iterator[Span]:
-    """The whole clip, if it is at most `whole_s` long, or else windows of `window_s` every `hop_s`.
+    """The whole clip, if it is at most `whole_s` (and a day) long, or else windows of `window_s` every `hop_s`.
 
     The last window ends with the clip, and may be shorter. No more of the clip is in memory than `whole_s`, or one
     window, and what `read_audio` reads at a time. What it warns of goes with the next window, and with the last
@@ -52,6 +53,7 @@ def spans(
         AudioError: the audio cannot be read, or the windows make no sense.
     """
     check_windows(window_s, hop_s)
+    whole_s = min(whole_s, MAX_WINDOW_S)
     source = _Buffer(read_audio(audio, sample_rate_hz=rate_hz), rate_hz, describe_audio(audio))
     if whole_s > 0:
         source.fill(int(whole_s * rate_hz) + 1)

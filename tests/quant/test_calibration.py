@@ -55,6 +55,8 @@ def test_clips_that_cannot_be_read_are_left_out(
 ) -> None:
     for name in ("a.wav", "b.wav"):
         write_wave(tmp_path / name, 1.0, seed=ord(name[0]))
+    half = (tmp_path / "b.wav").read_bytes()
+    (tmp_path / "b.wav").write_bytes(half[: len(half) // 2])
     (tmp_path / "text.wav").write_text("no audio")
     paths = [tmp_path / name for name in ("gone.wav", "a.wav", "text.wav", "b.wav")]
     clips = tuple(Clip(path.stem, path, prompt=path.stem) for path in paths)
@@ -63,6 +65,7 @@ def test_clips_that_cannot_be_read_are_left_out(
     assert (got.facts, got.prompts, got.names) == (only.facts, ("a", "b"), ("a", "b"))
     gone, text, *rest = got.warnings
     assert (tuple(rest), "gone.wav" in gone, "text.wav" in text) == (only.warnings, True, True)
+    assert rest[0].startswith("clip b: ")  # half of it is missing
 
     def no_memory(*_: object) -> None:
         raise MemoryError

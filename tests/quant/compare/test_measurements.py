@@ -107,16 +107,17 @@ def test_what_one_clip_does_does_not_end_the_others(
     good, memory = Clip("good", tmp_path / "a.wav"), Clip("memory", tmp_path / "a.wav", 0.1)
     blocks = Clip.blocks
 
-    def hostile(self: Clip, rate: int) -> Iterator[NDArray[np.float32]]:
+    def hostile(self: Clip, rate: int, *warn: Any) -> Iterator[NDArray[np.float32]]:
         if self is memory:
             raise MemoryError
-        return blocks(self, rate)
+        return blocks(self, rate, *warn)
 
     monkeypatch.setattr(Clip, "blocks", hostile)
     wrong = Clip("wrong", tmp_path / "a.wav", prompt="\ud800")
     wordy = Clip("wordy", tmp_path / "a.wav", prompt="word " * bundle.decoder_facts.context_length)
     usable = usable_clips(bundle, ClipSet("all", (wrong, memory, good, wordy)), LIMIT)
     assert usable.clips.clips == (good,)
+    assert usable.warnings == ()
     for clip, why in zip((wrong, memory, wordy), usable.left_out, strict=True):
         assert f"clip {clip.id}" in why
     with pytest.raises(PromptError):  # all clips have it

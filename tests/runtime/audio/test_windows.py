@@ -62,11 +62,17 @@ def test_no_more_is_read_than_a_window_needs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("window_s", "hop_s"), [(30, 31), (30, 0), (0.2, 0.1), (float("nan"), 1), (float("inf"), 1), (30, float("nan"))]
+    ("window_s", "hop_s"),
+    [(30, 31), (30, 0), (0.2, 0.1), (float("nan"), 1), (float("inf"), 1), (30, float("nan")), (1e308, 1)],
 )
 def test_windows_that_make_no_sense(window_s: float, hop_s: float) -> None:
     with pytest.raises(AudioError, match=r"the window is .* expected a hop of at least 0\.5 s and no longer"):
         next(spans((clip(1), RATE), RATE, window_s=window_s, hop_s=hop_s))
+
+
+def test_a_bundle_that_is_comfortable_with_anything_is_asked_about_the_whole() -> None:
+    (span,) = spans((clip(1), RATE), RATE, whole_s=1e308)
+    assert span.whole
 
 
 def test_an_empty_clip_is_an_error() -> None:
