@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from dasheng_edge.runtime import Captioner, Manifest
 from dasheng_edge.runtime.bundle import bundle
 from dasheng_edge.runtime.bundle.front_end_spec import FrontEndSpec
+from dasheng_edge.runtime.bundle.graph_operators import OPERATORS
 from dasheng_edge.runtime.bundle.manifest import SCHEMA_VERSION
 from tests.fixtures.places import MICRO, REPOSITORY
 
@@ -123,3 +124,17 @@ def test_the_pages_reader_reads_two_branches(reader: SimpleNamespace, tmp_path: 
     checkpoint = write_tiny_checkpoint(tmp_path / "checkpoint", variant="midashenglm-tokenizer")
     export_bundle(ExportOptions(checkpoint=checkpoint, out=tmp_path / "bundle", decoder="F16"))
     assert_same_answers(reader, tmp_path / "bundle", (1600, 163_200, 323_040))
+
+
+def test_the_operators_of_graphs_are_those_of_the_page() -> None:
+    rows = re.findall(r"^\| `([\w.]+)` \| ([\d to]+) \| (.*) \|$", PAGE[: PAGE.index("## 2. Manifest")], re.MULTILINE)
+    page = {
+        name: (inputs, set(re.findall(r"`(\w+)`(\??) (?:\d|all 0|integer|number|`)", attributes)))
+        for name, inputs, attributes in rows
+    }
+    table = {}
+    for name, operator in OPERATORS.items():
+        few, many = operator.inputs
+        names = {(key.rstrip("?"), "?" if key.endswith("?") else "") for key in operator.attributes}
+        table[name] = (f"{few} to {many}" if few < many else str(few), names)
+    assert page == table
