@@ -6,6 +6,7 @@ promises, so that `verify` on another machine shows whether the quantized parts 
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
+from dasheng_edge.quant.decoder.activations import instead_of, watched
 from dasheng_edge.quant.decoder.imatrix_file import Imatrix, read_imatrix, saved_imatrix, write_imatrix
 from dasheng_edge.quant.decoder.importance import audio_importance
 from dasheng_edge.quant.decoder.quantize import (
@@ -38,12 +40,13 @@ from dasheng_edge.runtime.bundle.manifest import (
 )
 from dasheng_edge.runtime.bundle.writer import BundleWriter
 from dasheng_edge.runtime.deviation import relative_rms_of
-from dasheng_edge.runtime.engine_options import EngineOptions
+from dasheng_edge.runtime.engine_options import EngineOptions, resolve_here
 from dasheng_edge.runtime.errors import OutputExistsError, QuantizeError
 from dasheng_edge.runtime.machine.devices import checked_threads
 from dasheng_edge.runtime.parts import Parts
 from dasheng_edge.runtime.progress import NoProgress, Progress, StepReport, Steps
-from dasheng_edge.runtime.verify import verify_bundle
+from dasheng_edge.runtime.text.decoder import Decoder
+from dasheng_edge.runtime.verify import attention_error, verify_bundle
 
 from .calibration import Calibration, calibrate_on, fitting, golden_features
 from .recipes import Recipe
@@ -217,7 +220,8 @@ def _encoder(plan: _Plan, calibration: Calibration, writer: BundleWriter, steps:
         step.end(unit="relative RMS", size=report.bytes, note="as in the source")
         return report
     smoothed = f", {len(report.smoothed)} matrices smoothed" if report.smoothed else ""
-    note = f"{wanted.precision}: {report.snr_db:.1f} dB SNR at its output{smoothed}"
+    largest = f", largest activation {report.largest_activation:.3g}" if report.largest_activation else ""
+    note = f"{wanted.precision}: {report.snr_db:.1f} dB SNR at its output{smoothed}{largest}"
     error, limit = relative_rms_of(report.snr_db), relative_rms_of(wanted.limit_snr_db)
     step.end(error, limit, "relative RMS", size=report.bytes, note=note)
     return report
@@ -244,13 +248,35 @@ def _decoder(
     writer.path(IMATRIX).unlink(missing_ok=True)
     limit, error = DECODER_TOLERANCES[wanted.kind].weights, report.relative_error
     note = ", ".join(f"{count} {name}" for name, count in sorted(report.types.items()))
-    step.end(error, limit, "relative RMS", size=report.bytes, note=note)
+    made_float = wanted.kind in COPIED_TYPES and wanted.kind != plan.source.decoder_facts.precision
+    largest = _check_activations(plan, writer.path(DECODER)) if made_float else ""
+    step.end(error, limit, "relative RMS", size=report.bytes, note=f"{note}{largest}")
     if not error <= limit and not wanted.tensor_types:
         raise QuantizeError(
             f"{DECODER} differs from its source by {error:.3g} relative RMS, expected at most "
             f"{limit:g} of {wanted.kind}; nothing was written. Choose a larger --decoder"
         )
     return facts
+
+
+def _check_activations(plan: _Plan, path: Path) -> str:
+    """A note on the largest activation of a decoder in floating point, on the golden clips.
+
+    Raises:
+        QuantizeError: its type cannot hold one, or its logits are not finite.
+    """
+    assert plan.decoder is not None
+    kind, decoder = plan.decoder.kind, Decoder.open(path, resolve_here(replace(plan.engine, weights="mapped")))
+    texts = [clip.text for clip in read_golden(plan.source) if clip.text]
+    try:
+        with watched(decoder) as activations:
+            error = attention_error(decoder, texts).default
+    finally:
+        decoder.close()
+    beyond = activations.beyond(kind) or ("" if math.isfinite(error) else "its logits are not finite on golden clips")
+    if beyond:
+        raise QuantizeError(f"{DECODER}: {beyond}; nothing was written. Choose --decoder {instead_of(kind)}")
+    return f", largest activation {activations.highest:.3g}"
 
 
 def _measured_importance(plan: _Plan, calibration: Calibration, steps: Steps) -> Imatrix:

@@ -20,6 +20,7 @@ from dasheng_edge.runtime.deviation import Deviation
 from dasheng_edge.runtime.errors import QuantizeError
 from dasheng_edge.runtime.progress import Advance, no_advance
 
+from .activations import check_float16
 from .graphs import load_graph, matrix_nodes, save_graph, to_cuda, weight_of
 from .plan import STEPS, Plan, Planner, choose
 from .precisions import PRECISIONS, EncoderPrecision, MatrixPrecision
@@ -56,6 +57,7 @@ class EncoderReport:
     snr_db: float | None  # of the embeddings, or of the patches without a projector; None: no difference
     matrices: dict[str, MatrixPrecision]
     smoothed: dict[str, float]  # matrix -> exponent
+    largest_activation: float | None = None  # on the clips, where graphs multiply in float16
 
 
 @dataclass(frozen=True)
@@ -132,8 +134,8 @@ def quantize_encoder(
     `clips` are what the loss is measured on, and what `mixed` chooses by.
 
     Raises:
-        QuantizeError: the source is quantized already, a weight does not fit, the loss is larger than the precision
-            explains, or no mixture keeps what was asked for.
+        QuantizeError: the source is quantized already, a weight or an activation does not fit, the loss is larger than
+            the precision explains, or no mixture keeps what was asked for.
     """
     check_encoder(source, options.precision)
     stored = source.manifest.encoder.precision
@@ -144,6 +146,7 @@ def quantize_encoder(
             if file.startswith(tuple(name.removesuffix("onnx") for name in graphs.names)):
                 size += Path(shutil.copyfile(source.path(file), place(file))).stat().st_size
         return EncoderReport(size, size, None, {}, {})
+    largest = check_float16(Chain(source, clips, threads)) if options.precision == "fp16" else None
     wanted = list(graphs.outputs(source.path))
     plan = _plan(graphs, options, wanted, place(ENCODER).parent, advance)
     size, deviation = _write(graphs, place, plan, wanted, options.precision)
@@ -160,7 +163,7 @@ def quantize_encoder(
             f"expected at least {limit:g}; nothing was written. Choose a finer --encoder"
         )
     smoothed = {name: smoothing.exponent for name, smoothing in plan.smoothing.items()}
-    return EncoderReport(size, graphs.bytes, snr_db, dict(plan.precisions), smoothed)
+    return EncoderReport(size, graphs.bytes, snr_db, dict(plan.precisions), smoothed, largest)
 
 
 def _write(

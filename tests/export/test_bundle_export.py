@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -296,26 +295,6 @@ def test_a_decoder_that_says_nothing_fails_the_export(
     with pytest.raises(ExportError, match=r"golden\.npz differs from its source by (1|nan) relative RMS"):
         export_bundle(ExportOptions(tiny_checkpoint, tmp_path / "bundle", decoder="Q2_K"))
     assert not list(tmp_path.iterdir())
-
-
-def test_what_f16_cannot_hold_is_refused_and_bf16_taken(tiny_checkpoint: Path, tmp_path: Path, quick: None) -> None:
-    checkpoint = Path(shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint"))
-    tensors: dict[str, Any] = load_file(checkpoint / "model.safetensors")
-    tensors["decoder.model.layers.0.mlp.up_proj.weight"] *= 2e5  # its products are more than 65504
-    save_file(tensors, checkpoint / "model.safetensors")
-
-    refusal = r"golden\.npz .* ffn_up of block 0 reaches \S+ on the golden clips, .*; export with --decoder BF16 or F32"
-    with pytest.raises(ExportError, match=refusal):
-        export_bundle(ExportOptions(checkpoint, tmp_path / "out" / "bundle", decoder="F16"))
-    assert not list(tmp_path.glob("out/*"))
-    export_bundle(ExportOptions(checkpoint, tmp_path / "bundle", decoder="BF16"))
-
-
-def test_the_card_tells_what_attention_costs(tiny_bundle: Path) -> None:
-    card = (tiny_bundle / MODEL_CARD).read_text()
-    found = re.search(r" (\S+) with keys and values in F32 and no flash attention, (\S+) by default; largest act", card)
-    assert found is not None
-    assert float(found[1]) < 1e-5 < float(found[2])
 
 
 def test_the_same_export_gives_the_same_files(exported: tuple[ExportReport, Listener], tiny_bundle: Path) -> None:

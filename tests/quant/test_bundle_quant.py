@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -160,6 +161,19 @@ def test_weights_that_are_too_far_off_leave_nothing(tmp_path: Path, monkeypatch:
     with pytest.raises(QuantizeError, match=r"decoder\.gguf differs from its source by"):
         make(tmp_path / "out", Recipe(None, "Q8_0", None))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_type_that_cannot_hold_the_activations_leaves_nothing(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = QuantizeOptions(tiny_bundle, tmp_path / "fine", EncoderOptions("fp16"), DecoderOptions("F16"), threads=1)
+    report = quantize_bundle(options)
+    assert [bool(re.search(r", largest activation \d", step.note)) for step in report.steps[:2]] == [True, True]
+    monkeypatch.setattr("dasheng_edge.quant.decoder.activations.FLOAT16_MAX", 0.5)
+    refusal = r"decoder\.gguf: \w+ of block 0 reaches .*, and F16 holds at most 0.*Choose --decoder BF16 or F32"
+    with pytest.raises(QuantizeError, match=refusal):
+        quantize_bundle(replace(options, out=tmp_path / "out", encoder=None))
+    assert [path.name for path in tmp_path.iterdir()] == ["fine"]
 
 
 def test_an_interruption_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
