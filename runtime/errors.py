@@ -123,6 +123,10 @@ class MemoryShortError(DashengEdgeError, MemoryError):
     """There is not enough memory, by a limit of this process or in the machine."""
 
 
+class GgufError(DecoderError, ValueError):
+    """A GGUF file is damaged, or holds something that llama.cpp is not given."""
+
+
 class CaptionerBusyError(DashengEdgeError, RuntimeError):
     """A Captioner or Embedder was used from two threads at once, or after it was closed."""
 

@@ -34,7 +34,7 @@ class TextParts:
         Raises `BundleKindError` where the bundle has none, and what `Decoder.open` and `PromptBuilder` raise.
         """
         stored, facts = bundle.decoder_facts, bundle.prompt_facts
-        decoder = Decoder.open(bundle.path(DECODER), resolve_here(options, stored))
+        decoder = Decoder.open(bundle.path(DECODER), resolve_here(options, stored), facts=stored)
         try:
             return cls(decoder, PromptBuilder(decoder.chat_template, facts, decoder))
         except BaseException:

@@ -14,10 +14,14 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from dasheng_edge.runtime.atomic_output import PartialOutput
 from dasheng_edge.runtime.errors import ClipsError, OutputExistsError
+from dasheng_edge.runtime.gguf.header import STRING, UINT32, Header, read_header
+
+from .gguf_file import StoredTensor, gguf_tensors
 
 _SUMS, _COUNTS = ".in_sum2", ".counts"
 _KEYS = ("imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size")
@@ -77,22 +81,22 @@ def read_imatrix(path: Path) -> Imatrix:
     if not path.is_file():
         raise ClipsError(f"there is no importance matrix {path}; name a GGUF file made by this tool or llama-imatrix")
     try:
-        reader = gguf.GGUFReader(path)
-        datasets, chunks, chunk_size = _facts(reader)
-        tensors = {tensor.name: np.array(tensor.data, np.float32).reshape(-1) for tensor in reader.tensors}
-    except (ValueError, KeyError, IndexError, OSError) as error:
+        header = read_header(path, _KEYS[:1])
+        datasets = _datasets(header)
+        tensors = {name: _checked(name, tensor) for name, tensor in gguf_tensors(path).items()}
+    except (ValueError, OSError) as error:
         raise ClipsError(
             f"{path} is not an importance matrix ({error}); make one with `llama-imatrix --output-format gguf`, or "
             "leave it out and pass --calibrate CLIPS"
         ) from error
     entries = {}
-    for name, sums in tensors.items():
+    for name in tensors:
         if not name.endswith(_SUMS):
             continue
         matrix = name.removesuffix(_SUMS)
-        counts = tensors.get(matrix + _COUNTS)
-        if counts is None or counts.size != 1 or not all(map(_is_sum, (counts, sums))):
-            count = "no count" if counts is None else f"counts {', '.join(f'{one:g}' for one in counts[:3])}"
+        sums, counts = (_values(tensors.get(matrix + part)) for part in (_SUMS, _COUNTS))
+        if counts.size != 1 or not all(map(_is_sum, (counts, sums))):
+            count = f"counts {', '.join(f'{one:g}' for one in counts[:3])}" if counts.size else "no count"
             raise ClipsError(
                 f"{path}: {matrix} has {count} and sums between {sums.min():g} and {sums.max():g}; expected one count "
                 "and finite sums of squares: measure it again"
@@ -100,23 +104,36 @@ def read_imatrix(path: Path) -> Imatrix:
         entries[matrix] = Entry(sums, round(float(counts[0])))
     if not entries:
         raise ClipsError(f"{path} holds no matrix; measure it again")
-    return Imatrix(entries, tuple(datasets), chunks, chunk_size)
+    return Imatrix(entries, datasets, header.number(_KEYS[1]), header.number(_KEYS[2]))
+
+
+def _checked(name: str, tensor: StoredTensor) -> StoredTensor:
+    if tensor.kind != GGMLQuantizationType.F32:
+        raise ValueError(f"{name[:80]!r} has the type {tensor.kind.name}, expected F32")
+    return tensor
+
+
+def _values(tensor: StoredTensor | None) -> NDArray[np.float32]:
+    """All values of a tensor of float32; none of none."""
+    return np.empty(0, np.float32) if tensor is None else tensor.rows(0, tensor.shape[0]).reshape(-1)
 
 
 def _is_sum(values: NDArray[np.float32]) -> bool:
     return bool(np.isfinite(values).all() and (values >= 0).all())
 
 
-def _facts(reader: gguf.GGUFReader) -> tuple[list[str], int, int]:
-    """Data sets, number of chunks and rows in each."""
-    kind = reader.get_field("general.type")
-    if kind is None or kind.contents() != "imatrix":
+def _datasets(header: Header) -> tuple[str, ...]:
+    """The data sets that a file names, if it is an importance matrix.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if header.text("general.type") != "imatrix":
         raise ValueError("its general.type is not 'imatrix'")
-    fields = [reader.get_field(key) for key in _KEYS]
-    if None in fields:
-        raise ValueError(f"it lacks one of {', '.join(_KEYS)}")
-    datasets, chunks, chunk_size = (found.contents() for found in fields if found is not None)
-    return list(datasets), int(chunks), int(chunk_size)
+    kinds = {key: (header.values[key].kind, header.values[key].is_array) for key in _KEYS if key in header.values}
+    if kinds != dict(zip(_KEYS, ((STRING, True), (UINT32, False), (UINT32, False)), strict=True)):
+        raise ValueError(f"it lacks one of {', '.join(_KEYS)}, or states it as another type")
+    return tuple(text.decode("utf-8") for text in header.array(_KEYS[0]))
 
 
 @contextmanager

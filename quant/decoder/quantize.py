@@ -13,6 +13,7 @@ from gguf import GGMLQuantizationType
 from dasheng_edge.runtime.bundle.bundle import DECODER, Bundle
 from dasheng_edge.runtime.deviation import Deviation
 from dasheng_edge.runtime.errors import QuantizeError
+from dasheng_edge.runtime.gguf.check import check_gguf
 from dasheng_edge.runtime.progress import Advance, no_advance
 
 from .gguf_file import gguf_tensors, sampled_rows
@@ -133,10 +134,11 @@ def quantize_decoder(
 ) -> DecoderReport:
     """Write the decoder in a type; `advance` is told of each tensor.
 
-    Raises what `check_decoder` and `llama_quantize.quantize` raise.
+    Raises what `check_decoder`, `check_gguf` and `llama_quantize.quantize` raise.
     """
     check_decoder(source, options)
     stored, path = source.decoder_facts.precision, source.path(DECODER)
+    check_gguf(path, source.decoder_facts)
     if options.kind == stored and not options.tensor_types:
         shutil.copyfile(path, target)
     else:

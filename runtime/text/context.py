@@ -149,12 +149,13 @@ class Context:
         """Logits of a row of the last batch, float32 [n_vocab]: a view, valid until the next one is decoded.
 
         Raises:
-            DecoderError: they hold NaN.
+            DecoderError: they hold NaN, or infinity.
         """
         values = np.ctypeslib.as_array(self._llama.llama_get_logits_ith(self.pointer, row), (self._n_vocab,))
-        if np.isnan(values.max()):
+        if not np.isfinite(values.max()):  # NaN is the largest; infinity is none to choose by
             raise DecoderError(
-                "the decoder computed NaN; run `dasheng-edge verify` on the bundle, and try another device or precision"
+                "the decoder computed NaN or infinity; run `dasheng-edge verify` on the bundle, and try another device "
+                "or precision"
             )
         return values
 

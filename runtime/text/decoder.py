@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from dasheng_edge.runtime.bundle.manifest import Sampling
+from dasheng_edge.runtime.bundle.manifest import DecoderFacts, Sampling
 from dasheng_edge.runtime.engine_options import EngineSettings
 from dasheng_edge.runtime.errors import DecoderError
 
@@ -28,7 +28,6 @@ from .token_rows import TokenRows
 
 Embeddings: TypeAlias = NDArray[np.float32]
 
-ARCHITECTURES = ("qwen2", "qwen3")  # one position per row; qwen2vl and its kind need four
 SCORED_ROWS = 64  # rows with logits per llama_decode call in `score`; at 152,064 tokens, 39 MB
 FIRST_CONTEXT = 512  # positions: half a minute of audio and an answer; keys and values of all are allocated at once
 CONTEXT_STEP = 256  # llama.cpp rounds the context up to a multiple of this
@@ -57,19 +56,23 @@ class Decoder(TextModel):
         self._token_rows = TokenRows(self.new_context, self.n_embd)
 
     @classmethod
-    def open(cls, path: str | Path, settings: EngineSettings, *, n_ctx: int = FIRST_CONTEXT) -> Decoder:
-        """Load a GGUF file.
+    def open(
+        cls,
+        path: str | Path,
+        settings: EngineSettings,
+        *,
+        n_ctx: int = FIRST_CONTEXT,
+        facts: DecoderFacts | None = None,
+    ) -> Decoder:
+        """Load a GGUF file; `facts` are what the manifest of its bundle says of it, which it must agree with.
 
         Raises:
             MissingExtraError: llama-cpp-python is not installed.
             DeviceError: llama.cpp was built without GPU support and `cuda` was asked for.
-            DecoderError: llama.cpp cannot load the file, or it is not a Qwen2 or Qwen3 decoder.
+            GgufError: the file is damaged, or not a Qwen2 or Qwen3 decoder as `gguf_check` describes it.
+            DecoderError: llama.cpp cannot load the file.
         """
-        decoder = cls(load_model(path, settings), settings, n_ctx=n_ctx)
-        if (arch := decoder.metadata.get("general.architecture")) not in ARCHITECTURES:
-            decoder.close()
-            raise DecoderError(f"{path} is a {arch} model; expected one of {', '.join(ARCHITECTURES)}")
-        return decoder
+        return cls(load_model(path, settings, facts), settings, n_ctx=n_ctx)
 
     def close(self) -> None:
         """Free the model and the context; harmless when repeated."""

@@ -14,8 +14,10 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from dasheng_edge.runtime.bundle.manifest import DecoderFacts
 from dasheng_edge.runtime.engine_options import EngineSettings
 from dasheng_edge.runtime.errors import DecoderError, DeviceError, MemoryShortError
+from dasheng_edge.runtime.gguf.check import check_gguf
 from dasheng_edge.runtime.machine.forks import only_here
 from dasheng_edge.runtime.machine.memory import require, says_memory
 
@@ -30,8 +32,10 @@ _LOAD_READ, _LOAD_MAPPED = 0, 1  # enum llama_load_mode
 _ATTR_CONTROL, _ATTR_USER_DEFINED = 1 << 3, 1 << 4  # enum llama_token_attr
 
 
-def load_model(path: str | Path, settings: EngineSettings) -> Any:
-    """A `llama_model` of a GGUF file; `cuda` puts all layers on the GPU.
+def load_model(path: str | Path, settings: EngineSettings, facts: DecoderFacts | None = None) -> Any:
+    """A `llama_model` of a GGUF file; `cuda` puts all layers on the GPU. `facts` are those of the bundle's manifest.
+
+    llama.cpp is only given what `check_gguf` allows.
 
     Repacked weights and huge pages exist on the CPU only. With either of them the file is read, since a map of it would
     stay in memory beside the copy.
@@ -40,6 +44,7 @@ def load_model(path: str | Path, settings: EngineSettings) -> Any:
         MissingExtraError: llama-cpp-python is not installed.
         DeviceError: llama.cpp was built without GPU support and `cuda` was asked for.
         MemoryShortError: there is not enough memory for the weights.
+        GgufError: the file is not a decoder that can be loaded.
         DecoderError: llama.cpp cannot load the file.
     """
     llama, log = llama_cpp_library(), llama_log()
@@ -51,6 +56,7 @@ def load_model(path: str | Path, settings: EngineSettings) -> Any:
             "CMAKE_ARGS=-DGGML_CUDA=on pip install --force-reinstall --no-cache-dir llama-cpp-python, "
             "or choose cpu"
         )
+    check_gguf(Path(path), facts)
     params = llama.llama_model_default_params()
     params.n_gpu_layers = 0 if device == "cpu" else -1
     # llama.cpp's AMX kernels end the process on quantized weights (ggml-org/llama.cpp#20824). The switch

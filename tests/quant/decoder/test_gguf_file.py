@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dasheng_edge.quant.decoder.gguf_file import gguf_tensors
-from dasheng_edge.runtime.errors import ExportError
+from dasheng_edge.runtime.errors import GgufError
 
 
 def write_file(path: Path, tokens: int = 3) -> Path:
@@ -73,7 +73,7 @@ def test_a_large_vocabulary_is_passed_over(tmp_path: Path) -> None:
 )
 def test_a_broken_file_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_bytes(content)
-    with pytest.raises(ExportError, match=message):
+    with pytest.raises(GgufError, match=message):
         gguf_tensors(tmp_path / "x.gguf")
 
 
@@ -83,5 +83,31 @@ def test_a_truncated_header_is_refused(kept: float, tmp_path: Path) -> None:
     header = min(tensor.start for tensor in gguf_tensors(path).values())
     path.write_bytes(path.read_bytes()[: int(header * kept)])
 
-    with pytest.raises(ExportError, match="truncated or broken"):
+    with pytest.raises(GgufError, match="truncated or broken"):
         gguf_tensors(path)
+
+
+def test_types_that_no_decoder_is_stored_in_are_refused(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "qwen2")
+    writer.add_tensor("m", np.ones((2, 256), np.float64))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(GgufError, match=r"stores 'm' \(256, 2\) as type 28, which is none of a decoder's"):
+        gguf_tensors(tmp_path / "x.gguf")
+
+
+def test_any_damage_is_an_error_of_ours(tmp_path: Path) -> None:
+    path, generator = write_file(tmp_path / "x.gguf"), np.random.default_rng(0)
+    content = path.read_bytes()
+    header = min(tensor.start for tensor in gguf_tensors(path).values())
+    for _ in range(300):
+        damaged = bytearray(content)
+        damaged[generator.integers(header)] = generator.integers(256)
+        path.write_bytes(damaged[: generator.integers(len(content))] if generator.random() < 0.2 else damaged)
+        try:
+            for tensor in gguf_tensors(path).values():
+                tensor.rows(0, 1)
+        except GgufError:
+            pass

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import struct
+import tracemalloc
+from contextlib import suppress
 from pathlib import Path
 
 import gguf
@@ -81,6 +84,41 @@ def test_a_truncated_file_is_an_error(tmp_path: Path, share: float) -> None:
     path.write_bytes(path.read_bytes()[: round(share * path.stat().st_size)])
     with pytest.raises(ClipsError, match=r"x\.gguf is not an importance matrix \(.*make one with `llama-imatrix"):
         read_imatrix(path)
+
+
+@pytest.mark.parametrize("place", range(24, 400, 8))
+@pytest.mark.parametrize("stated", [2**40, 2**63, 2**64 - 1])
+def test_sizes_of_terabytes_are_not_believed(tmp_path: Path, place: int, stated: int) -> None:
+    """Wherever in a file: as the length of a text, of an array, of a tensor, or as its place."""
+    path = tmp_path / "x.gguf"
+    write_imatrix(path, Imatrix({"m": Entry(np.ones(64, np.float32), 1)}, ("a",)))
+    content = bytearray(path.read_bytes())
+    content[place : place + 8] = stated.to_bytes(8, "little")
+    path.write_bytes(content)
+    tracemalloc.start()
+    with suppress(ClipsError):
+        read_imatrix(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20
+
+
+def test_the_older_format_is_refused(tmp_path: Path) -> None:
+    """llama.cpp's .dat: a count, then the length of a name, the name, calls, values."""
+    (tmp_path / "x.dat").write_bytes(struct.pack("<ii", 2**31 - 1, 2**31 - 1) + b"blk.0.attn_q.weight" + bytes(64))
+    with pytest.raises(ClipsError, match=r"is not a GGUF file of version 3.*--output-format gguf"):
+        read_imatrix(tmp_path / "x.dat")
+
+
+@pytest.mark.parametrize("kind", ["F16", "F64", "I32"])
+def test_sums_of_another_type_are_refused(tmp_path: Path, kind: str) -> None:
+    content = damaged(tmp_path, [1.0] * 64).read_bytes()
+    described = struct.pack("<IQQI", 2, 64, 1, 0)
+    assert content.count(described) == 1
+    changed = struct.pack("<IQQI", 2, 64, 1, int(gguf.GGMLQuantizationType[kind]))
+    (tmp_path / "x.gguf").write_bytes(content.replace(described, changed))
+    with pytest.raises(ClipsError, match="is not an importance matrix"):
+        read_imatrix(tmp_path / "x.gguf")
 
 
 def test_a_folder_is_no_importance_matrix(tmp_path: Path) -> None:

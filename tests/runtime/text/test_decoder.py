@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from dasheng_edge.runtime.bundle.bundle import DECODER
 from dasheng_edge.runtime.bundle.manifest import Sampling
 from dasheng_edge.runtime.engine_options import EngineSettings
-from dasheng_edge.runtime.errors import DecoderError, DeviceError, MissingExtraError
-from dasheng_edge.runtime.text import decoder as decoder_module
+from dasheng_edge.runtime.errors import DecoderError, DeviceError, GgufError, MissingExtraError
 from dasheng_edge.runtime.text import llama
 from dasheng_edge.runtime.text.decoder import CONTEXT_STEP, Decoder
 from dasheng_edge.runtime.text.llama import build_info
@@ -278,15 +277,22 @@ def test_control_tokens_are_text_unless_asked(decoder: Decoder) -> None:
 def test_files_that_do_not_load(path: Path, tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     broken = tmp_path / "x.gguf"
     broken.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(DecoderError, match=r"llama\.cpp cannot load"):
+    with pytest.raises(GgufError, match=r"x\.gguf is (truncated|not a GGUF file)"):
         Decoder.open(broken, EngineSettings())
-    with pytest.raises(DecoderError, match=r"llama\.cpp cannot load"):
+    with pytest.raises(GgufError, match=r"none\.gguf cannot be read: No such file"):
         Decoder.open(tmp_path / "none.gguf", EngineSettings())
 
 
-def test_other_architectures_are_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoder_module, "ARCHITECTURES", ("qwen3",))
-    with pytest.raises(DecoderError, match="is a qwen2 model; expected one of qwen3"):
+def test_other_architectures_are_refused(path: Path, tmp_path: Path) -> None:
+    other = tmp_path / "x.gguf"
+    other.write_bytes(path.read_bytes().replace(b"qwen2", b"llama", 1))
+    with pytest.raises(DecoderError, match="is a llama model; expected one of qwen2, qwen3"):
+        Decoder.open(other, EngineSettings())
+
+
+def test_what_llama_cpp_refuses_by_itself_is_an_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llama.llama_cpp_library(), "llama_model_load_from_file", lambda *_: None)
+    with pytest.raises(DecoderError, match=r"llama\.cpp cannot load"):
         Decoder.open(path, EngineSettings())
 
 
