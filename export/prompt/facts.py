@@ -16,8 +16,10 @@ from dasheng_edge.export.variants.specs import PromptDefaults
 from dasheng_edge.export.variants.table import PUBLISHED, README_PROMPT, TRAINED_FURTHER
 from dasheng_edge.runtime.bundle.golden import AUDIO_MARK
 from dasheng_edge.runtime.bundle.manifest import PromptFacts
-from dasheng_edge.runtime.errors import CheckpointFileError, CheckpointVariantError, ExportError
-from dasheng_edge.runtime.text.prompt import CONTENT_FORMS, chat_messages, template_names
+from dasheng_edge.runtime.errors import CheckpointFileError, CheckpointVariantError, ExportError, PromptError
+from dasheng_edge.runtime.text.chat_template import compile_template, render_chat, template_names
+from dasheng_edge.runtime.text.prompt import CONTENT_FORMS, chat_messages
+from dasheng_edge.runtime.text.template_meter import TemplateBoundError
 
 from .chat_template import AudioTokens, ChatTemplate, read_audio_tokens, read_chat_template
 from .generation_config import LONGEST, GenerationConfig, read_generation_config
@@ -127,12 +129,25 @@ def _probe(tokenizer: Any, template: str, facts: PromptFacts) -> tuple[tuple[boo
 
 def _rendered(tokenizer: Any, template: str, facts: PromptFacts, form: tuple[bool, bool]) -> str:
     messages = chat_messages(facts.prompt, facts, form=form, system=facts.system or "")
+    _check_bounded(template, messages, tokenizer.special_tokens_map)
     try:
         return str(
             tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, add_generation_prompt=True)
         )
     except Exception as error:  # a template can fail in any way that Python can
         raise ExportError(f"the chat template cannot be rendered: {error}; correct it in the checkpoint") from error
+
+
+def _check_bounded(template: str, messages: list[dict[str, object]], special_tokens: dict[str, Any]) -> None:
+    """Render with the runtime first, which ends where a template does too much; transformers' would go on for ever."""
+    try:
+        render_chat(compile_template(template), messages, special_tokens)
+    except PromptError as error:
+        raise ExportError(str(error)) from error
+    except TemplateBoundError as error:
+        raise ExportError(f"the chat template cannot be rendered: {error}; correct it in the checkpoint") from error
+    except Exception:  # noqa: BLE001, S110  # what else may go wrong is transformers' to say
+        pass
 
 
 def _check_audio_tokens(checkpoint: Checkpoint, tokenizer: Any, audio: AudioTokens) -> None:

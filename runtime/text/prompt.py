@@ -8,22 +8,23 @@ tokens in it that gives exactly what Hugging Face's tokenizers give.
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Protocol, TypeAlias, TypeVar
-
-import jinja2
-from jinja2 import meta, nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from dasheng_edge.runtime.bundle.manifest import PromptFacts
 from dasheng_edge.runtime.errors import PromptError
+from dasheng_edge.runtime.gguf.check import MAX_TEMPLATE_LENGTH
+
+from .chat_template import MARK, MARKS, compile_template, render_chat, template_names
+from .template_meter import TemplateBoundError
+
+__all__ = [
+    "Audio", "Prompt", "PromptBuilder", "Segment", "Text", "Tokenizer", "chat_messages", "compile_template",
+    "render_chat", "template_names",
+]  # fmt: skip
 
 
 class Tokenizer(Protocol):
@@ -92,86 +93,11 @@ class Prompt(tuple[Segment, ...]):
         return tuple(before.ids(0)), tuple(after.ids(0))
 
 
-# Two code points for private use around a number, to which no template or tokenizer gives a meaning. Python's repr
-# escapes them: a template that prints a whole list of parts loses them, which gives it away.
-_MARK = "\ue0f0{}\ue0f1"
-_MARK_PATTERN = re.compile("\ue0f0(\\d)\ue0f1")
+MAX_MARKS = 16  # places for texts in one rendering: two are usual, and each may hold a long text
+_MARK_PATTERN = re.compile(MARK.format(r"(\d)"))
 # Whether the user's and the system's content are lists of parts, as processors of audio models send them, or plain
 # text, which is all that templates of text models take. The first that a template can render is right.
 CONTENT_FORMS = ((True, True), (True, False), (False, False))
-
-
-def compile_template(source: str) -> jinja2.Template:
-    """Compile a chat template in a sandbox, with the settings and functions that transformers gives it.
-
-    Raises:
-        PromptError: it is not valid Jinja.
-    """
-    functions = {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
-    try:
-        return _environment().from_string(source, globals=functions)
-    except jinja2.TemplateError as error:
-        raise PromptError(
-            f"the bundle's chat template is not valid: {error}; correct it in the checkpoint and export again"
-        ) from error
-
-
-def template_names(source: str) -> frozenset[str]:
-    """Names that a valid chat template takes from outside, such as `messages` and `eos_token`."""
-    return frozenset(meta.find_undeclared_variables(_environment().parse(source)))
-
-
-def render_chat(
-    template: jinja2.Template,
-    messages: Sequence[Mapping[str, object]],
-    special_tokens: Mapping[str, str | list[str]],
-    *,
-    add_generation_prompt: bool = True,
-) -> str:
-    """What transformers renders of messages; like there, what was not asked for is None, not undefined."""
-    return template.render(
-        special_tokens, messages=messages, tools=None, documents=None, add_generation_prompt=add_generation_prompt
-    )
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationTag]
-    )
-    environment.filters["tojson"] = _to_json
-    return environment
-
-
-class _GenerationTag(Extension):
-    """`{% generation %}...{% endgeneration %}`: marks what an assistant said for training; rendered as it is."""
-
-    tags = {"generation"}  # noqa: RUF012  # declared as an attribute of the instance by Jinja
-
-    def parse(self, parser: Parser) -> nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.CallBlock(self.call_method("_body"), [], [], body).set_lineno(line)
-
-    def _body(self, caller: Callable[[], str]) -> str:
-        return caller()
-
-
-def _to_json(
-    value: object,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _strftime_now(pattern: str) -> str:
-    return datetime.now().strftime(pattern)  # noqa: DTZ005  # local time, as in transformers
-
-
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
 
 
 class PromptBuilder:
@@ -210,13 +136,15 @@ class PromptBuilder:
             try:
                 return self._built(texts, clips, form)
             except PromptError as error:  # noqa: PERF203  # three rounds at most
+                if isinstance(error.__cause__, TemplateBoundError):
+                    raise  # it did too much once, which is enough
                 errors.append(error)
         raise errors[0]
 
     def _built(self, texts: list[str], clips: int, form: tuple[bool, bool]) -> Prompt:
         rendered = self._render([_marked(index, text) for index, text in enumerate(texts)], clips, form)
         for index, (what, text) in enumerate(zip(("prompt", "system text"), texts, strict=False)):
-            if text.strip() and _MARK.format(index) not in rendered:
+            if text.strip() and MARK.format(index) not in rendered:
                 raise PromptError(f"the bundle's chat template leaves the {what} out; it does not support one")
         prompt = Prompt(segment for segment in self._segments(rendered, texts) if segment != Text(()))
         if (places := sum(isinstance(segment, Audio) for segment in prompt)) != clips:
@@ -232,9 +160,18 @@ class PromptBuilder:
         if special_tokens is None:  # the bundle does not say, as those of schema 1
             special_tokens = dict(self._tokenizer.special_texts)
         try:
-            return render_chat(self._template, messages, special_tokens)
+            rendered = render_chat(self._template, messages, special_tokens)
         except Exception as error:  # a template can fail in any way that Python can
-            raise PromptError(f"the bundle's chat template fails on this request: {error}") from error
+            raise PromptError(f"the bundle's chat template fails on this request: {str(error)[:500]}") from error
+        places = _MARK_PATTERN.findall(rendered)
+        if MARKS.search(_MARK_PATTERN.sub("", rendered)) or {*map(int, places)} - {*range(len(marked))}:
+            raise PromptError("the bundle's chat template writes U+E0F0 or U+E0F1, which mark what users wrote")
+        if len(places) > MAX_MARKS or len(rendered) > MAX_TEMPLATE_LENGTH:
+            raise PromptError(
+                f"the bundle's chat template renders {len(rendered)} characters and the texts {len(places)} times, "
+                f"expected at most {MAX_TEMPLATE_LENGTH} and {MAX_MARKS}; correct it in the checkpoint and export again"
+            )
+        return rendered
 
     def _segments(self, rendered: str, texts: list[str]) -> Iterator[Segment]:
         """Tokens of the rendered text, cut where audio goes."""
@@ -288,7 +225,7 @@ def _marked(index: int, text: str) -> str:
     Blanks alone are harmless and stay as they are.
     """
     core = text.strip()
-    return text.replace(core, _MARK.format(index), 1) if core else text
+    return text.replace(core, MARK.format(index), 1) if core else text
 
 
 def _checked(text: str) -> str:
