@@ -139,6 +139,16 @@ structure: $(STAMP_READY)  ## modules of each folder, circles of imports, longes
 	@$(BIN)/python -m tests.structure
 line-budget: structure
 
+# Has transformers 5 and what it needs of its own, and torch from .venv: what it saves is what tests read.
+TRANSFORMERS5 := build/transformers5
+.PHONY: transformers5
+transformers5: $(TRANSFORMERS5)/bin/.stamp  ## an environment with transformers 5, whose files a slow test reads
+$(TRANSFORMERS5)/bin/.stamp: | $(STAMP_READY)
+	@$(PYTHON) -m venv $(TRANSFORMERS5)
+	@$(TRANSFORMERS5)/bin/python -m pip --disable-pip-version-check install -qq transformers==5.24.0
+	@cd $(VENV)/lib/python3*/site-packages && pwd > $$(ls -d $(CURDIR)/$(TRANSFORMERS5)/lib/python3*/site-packages)/torch.pth
+	@touch $@
+
 FUZZ := $(BIN)/python -m tests.fuzz
 .PHONY: fuzz fuzz-long
 fuzz: $(STAMP_READY)  ## a short round of mutated files, bundles, checkpoints and caches (two minutes)

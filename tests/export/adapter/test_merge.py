@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dasheng_edge.export.adapter.adapter import check_finite
+from dasheng_edge.export.adapter.adapter import adds_nothing, check_finite, open_adapter
 from dasheng_edge.export.adapter.merge import measured_merge_error, open_adapters
 from dasheng_edge.export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from dasheng_edge.export.reference.golden import write_golden
@@ -285,3 +285,55 @@ def test_an_adapter_that_overflows_is_named(checkpoint: Checkpoint, adapter: Pat
     )
     with pytest.raises(ExportError, match=wanted):
         write_golden(tmp_path / "golden.npz", merged, None)
+
+
+def test_an_adapter_with_more_tokens_is_told_from_one_of_another_model(checkpoint: Checkpoint, adapter: Path) -> None:
+    more = {
+        f"base_model.model.decoder.{name}.weight": torch.zeros(450, 256) for name in ("lm_head", "model.embed_tokens")
+    }
+    message = r"has shape \(450, 256\), expected \(448, 256\): tokens were added to the vocabulary of 448 before"
+    whole = load_file(adapter / "adapter_model.safetensors")
+    for name, tensor in more.items():
+        save_file({**whole, name: tensor}, adapter / "adapter_model.safetensors")
+        with pytest.raises(AdapterError, match=message):
+            open_adapters([adapter], checkpoint)
+
+
+def test_a_low_rank_head_with_more_tokens_is_told_too(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    adapter = write_tiny_adapter(tmp_path / "head", target_modules=["lm_head"])
+    name = "base_model.model.decoder.lm_head.lora_B.weight"
+    change_tensors(adapter, lambda tensors: tensors.update({name: torch.zeros(450, 4)}))
+    with pytest.raises(AdapterError, match="tokens were added to the vocabulary of 448"):
+        open_adapters([adapter], checkpoint)
+
+
+def test_an_adapter_that_was_not_gathered_is_told(checkpoint: Checkpoint, adapter: Path) -> None:
+    change_tensors(adapter, lambda tensors: tensors.update({name: torch.zeros(0) for name in tensors}))
+    with pytest.raises(AdapterError, match=r"24 of 24 tensors are empty .*DeepSpeed ZeRO-3"):
+        open_adapters([adapter], checkpoint)
+
+
+@pytest.mark.parametrize("zeroed", [["lora_B"], ["lora_A"], ["lora_A", "lora_B"]])
+def test_an_adapter_that_adds_nothing_is_known(checkpoint: Checkpoint, adapter: Path, zeroed: list[str]) -> None:
+    assert not adds_nothing(open_adapter(adapter, checkpoint))
+
+    def zero(tensors: Tensors) -> None:
+        for name, tensor in tensors.items():
+            if any(part in name for part in zeroed):
+                tensor.zero_()
+
+    change_tensors(adapter, zero)
+    assert adds_nothing(open_adapter(adapter, checkpoint))
+    change_tensors(adapter, lambda tensors: [tensor.view(-1)[-1:].fill_(1) for tensor in tensors.values()])
+    assert not adds_nothing(open_adapter(adapter, checkpoint))
+
+
+def test_what_else_lies_beside_an_adapter_and_how_it_was_trained_is_told(checkpoint: Checkpoint, adapter: Path) -> None:
+    (sentence,) = open_adapter(adapter, checkpoint).warnings
+    assert "mdl-toolkit" in sentence
+    assert "final/" in sentence
+    change_config(adapter, target_modules=r".*\.(qkv|proj|net\.\d|gate_proj|up_proj|down_proj)|.*net\.\d")
+    assert open_adapter(adapter, checkpoint).warnings == ()
+    (adapter / "adapter_model.bin").write_bytes(b"x")
+    (sentence,) = open_adapter(adapter, checkpoint).warnings
+    assert "adapter_model.bin beside it was left aside" in sentence

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import pytest
@@ -217,4 +217,71 @@ def test_other_torch_files_are_refused(tmp_path: Path, content: object, message:
 def test_a_truncated_torch_file_is_refused(file: Path, keep: int) -> None:
     file.write_bytes(file.read_bytes()[:keep])
     with pytest.raises(CheckpointFileError, match=r"dasheng_tiny\.pt is broken"):
+        open_checkpoint(file)
+
+
+def test_paths_of_dashengs_training_are_text(tmp_path: Path) -> None:
+    """Whatever system it ran on: its train.py stores the paths that it was given."""
+    paths = {"data": Path("/data/train.tsv"), "out": [PurePosixPath("a"), PureWindowsPath("C:/b")]}
+    config, _ = read_torch_file(write_tiny_dasheng_torch(tmp_path / "dasheng.pt", num_heads=2, **paths))
+    assert config == {"num_heads": 2, "data": "/data/train.tsv", "out": ["a", "C:\\b"]}
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_tensors_alone_are_a_model(file: Path, wrapped: bool) -> None:
+    content = torch.load(file, weights_only=True)
+    tensors = {"encoder." * wrapped + name: tensor for name, tensor in content["model"].items()}
+    torch.save({"model": tensors} if wrapped else tensors, file)
+    config, sources = read_torch_file(file)
+    assert (config, sources.keys()) == ({}, tensors.keys())
+    with pytest.raises(CheckpointFileError, match="does not say num_heads, and no published encoder"):
+        open_checkpoint(file)  # of this size
+
+
+class Calls:
+    """Unpickled, it calls a function that weights_only allows."""
+
+    def __init__(self, function: Any, *arguments: object) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+def itself() -> list[object]:
+    content: list[object] = []
+    content.append(content)
+    return content
+
+
+def laughs() -> list[object]:
+    """Ten to the fifteenth values in a few hundred bytes."""
+    content: list[object] = [1] * 10
+    for _ in range(15):
+        content = [content] * 10
+    return content
+
+
+@pytest.mark.parametrize(
+    ("model", "config", "message"),
+    [
+        ({"x": torch.zeros(1).expand(1 << 40)}, {}, "which is no model"),
+        ({"x": torch.zeros(3, device="meta")}, {}, "no mapping of dense tensors"),
+        ({}, {"x": itself()}, "more in 'x' of its \"config\" than a configuration has"),
+        ({}, {"x": laughs()}, "more in 'x' of its \"config\" than a configuration has"),
+        ({}, {"x": Calls(bytearray, 1 << 50)}, "is broken, or is a pickle of other things"),
+        ({}, {"x": Calls(PurePosixPath, 3)}, "is broken, or is a pickle of other things"),
+        ({}, {"x": Calls(eval, "1")}, "is broken, or is a pickle of other things"),
+    ],
+)  # fmt: skip
+def test_what_states_more_than_it_holds_is_refused(tmp_path: Path, model: object, config: object, message: str) -> None:
+    torch.save({"model": model, "config": config}, tmp_path / "dasheng.pt")
+    with pytest.raises(CheckpointFileError, match=message):
+        open_checkpoint(tmp_path / "dasheng.pt")
+
+
+def test_a_compressed_bomb_is_refused_before_it_is_read(file: Path) -> None:
+    with zipfile.ZipFile(file, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data/bomb", bytes(1 << 26))
+    with pytest.raises(CheckpointFileError, match=r"bytes and says that it holds .*, which is no model"):
         open_checkpoint(file)
