@@ -31,7 +31,7 @@ def checkpoint(tiny_checkpoint: Path, tmp_path: Path) -> Path:
 def add_shards(folder: Path, tensors: dict[str, Any]) -> list[str]:
     """Shards of other weights, and their index; the names of all three."""
     files = [f"model-0000{number + 1}-of-00002.safetensors" for number in range(2)]
-    places = {}
+    places: dict[str, str] = {}
     for number, file in enumerate(files):
         part = {name: tensors[name] for name in list(tensors)[number::2]}
         save_file(part, folder / file)

@@ -222,7 +222,7 @@ def test_a_truncated_torch_file_is_refused(file: Path, keep: int) -> None:
 
 def test_paths_of_dashengs_training_are_text(tmp_path: Path) -> None:
     """Whatever system it ran on: its train.py stores the paths that it was given."""
-    paths = {"data": Path("/data/train.tsv"), "out": [PurePosixPath("a"), PureWindowsPath("C:/b")]}
+    paths: dict[str, Any] = {"data": Path("/data/train.tsv"), "out": [PurePosixPath("a"), PureWindowsPath("C:/b")]}
     config, _ = read_torch_file(write_tiny_dasheng_torch(tmp_path / "dasheng.pt", num_heads=2, **paths))
     assert config == {"num_heads": 2, "data": "/data/train.tsv", "out": ["a", "C:\\b"]}
 
