@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 RATES_HZ = (1_000, 768_000)  # beyond these a sample rate is a mistake
 CLOCK_S = 60.0  # a timeline that begins later shows the time of a recorder's clock
+MAX_CHANNELS = 64  # that FFmpeg's resampler takes
 MAX_ERRORS = 16  # of FFmpeg's demuxer one after the other, then it does not get over them
 SILENCE_BLOCK_S = 1.0
 LENGTH_SLACK_S = 0.25  # encoders count priming and padding, containers round to milliseconds
@@ -224,6 +225,7 @@ class _Decoding:
             if self._source.stopped is not None and not isinstance(self._source.stopped, Exception):
                 return
             yield from self._decoded(packet)
+        yield from self._packed.rest()
 
     def _packets(self) -> Iterator[Packet | None]:
         """Packets of the track, over errors that the demuxer gets over; at last None, which empties the decoder.
@@ -273,34 +275,34 @@ class _Decoding:
             if not frame.samples:
                 continue
             try:
-                rate, samples = self._checked(frame)
+                yield from self._placed(frame)
             except Exception as error:  # noqa: BLE001  # a frame that makes no sense
                 self._fail(packet, start, reason(error))
-                continue
-            yield from self._placed(frame, rate, samples)
-            self._settle(start)
+            else:
+                self._settle(start)
 
-    def _checked(self, frame: av.AudioFrame) -> tuple[int, NDArray[np.float32]]:
-        rate, (low, high) = frame.sample_rate, RATES_HZ
-        if not low <= rate <= high:
-            raise ValueError(f"a sample rate of {rate} Hz")
-        return rate, self._packed.samples(frame)
+    def _placed(self, frame: av.AudioFrame) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """What is ready of the samples so far, and the hole before this frame.
 
-    def _placed(
-        self, frame: av.AudioFrame, rate: int, samples: NDArray[np.float32]
-    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """The samples of a frame, after those of the hole before it."""
+        Raises:
+            ValueError or one of FFmpeg's errors: the frame makes no sense.
+        """
+        rate, channels, (low, high) = frame.sample_rate, frame.layout.nb_channels, RATES_HZ
+        if not low <= rate <= high or not 1 <= channels <= MAX_CHANNELS:
+            raise ValueError(f"a frame of {rate} Hz with {channels} channels")
         stated_s = None
         if self._format in TIMED and frame.pts is not None and frame.time_base:
             stated_s = float(frame.pts * frame.time_base) - self._origin_s
-        silence_s = self._timeline.place(stated_s, len(samples) / rate)
+        silence_s = self._timeline.place(stated_s, frame.samples / rate)
         self._findings.start_s = self._timeline.start_s
         self._rate_hz = rate
         left, block = round(silence_s * rate), round(SILENCE_BLOCK_S * rate)
+        if left:
+            yield from self._packed.rest()
         while left > 0:
-            yield rate, np.zeros((min(left, block), samples.shape[1]), np.float32)
+            yield rate, np.zeros((min(left, block), channels), np.float32)
             left -= block
-        yield rate, samples
+        yield from self._packed.packed(frame)
 
     def _fail(self, packet: Packet | None, start: bytes, why: str) -> None:
         if not self._pending.count:

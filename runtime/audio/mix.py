@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from dasheng_edge.runtime.errors import AudioError
 
+GATHERED_S = 0.5
 MAX_LEVEL = 100.0  # full scale is 1; more than this means integers kept as floats
 SILENT = 1e-4  # what moves less than this (-80 dB, three steps of 16 bits) is nothing to hear, at whatever offset
 SHORT_S = 0.1  # half an audio token
@@ -19,29 +20,52 @@ CANCELLING = 0.02
 
 
 class Packer:
-    """Decoded frames as packed float32. Nothing else is safe: PyAV walks past the planes of eight channels and more."""
+    """Decoded frames as packed float32. Nothing else is safe: PyAV walks past the planes of eight channels and more.
+
+    FFmpeg's resampler takes longer for a frame than most decoders do, so frames of one or two channels are gathered.
+    """
 
     def __init__(self) -> None:
         self._kind: tuple[str, str, int] | None = None
         self._resampler: av.AudioResampler
+        self._fifo: av.AudioFifo
 
-    def samples(self, frame: av.AudioFrame) -> NDArray[np.float32]:
-        """Float32 [n, channels].
+    def packed(self, frame: av.AudioFrame) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Sample rate and float32 [n, channels] of what is ready, which this frame need not be; see `rest`.
 
         Raises:
             ValueError or one of FFmpeg's errors: the frame makes no sense.
         """
         kind = (frame.format.name, frame.layout.name, frame.sample_rate)
         if kind != self._kind:
-            self._resampler, self._kind = av.AudioResampler(format="flt"), kind
-        parts = []
-        for packed in self._resampler.resample(frame):
-            channels = packed.layout.nb_channels
-            if packed.format.name != "flt" or not channels:
-                raise ValueError(f"a frame of {packed.format.name} with {channels} channels")
-            data = np.frombuffer(memoryview(packed.planes[0]), np.float32, packed.samples * channels)
-            parts.append(data.reshape(-1, channels))
-        return np.concatenate(parts) if parts else np.zeros((0, 1), np.float32)
+            yield from self.rest()
+            resampler = av.AudioResampler(format="flt")
+            yield frame.sample_rate, _samples(resampler, frame)  # tries it out, too
+            self._kind, self._resampler, self._fifo = kind, resampler, av.AudioFifo()
+        elif kind[1] not in ("mono", "stereo"):
+            yield frame.sample_rate, _samples(self._resampler, frame)
+        else:
+            frame.pts = None
+            self._fifo.write(frame)
+            if self._fifo.samples >= GATHERED_S * frame.sample_rate:
+                yield from self.rest()
+
+    def rest(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """What was gathered and not given yet."""
+        if self._kind is not None and (frame := self._fifo.read()) is not None:
+            frame.sample_rate, frame.pts = self._kind[2], None
+            yield self._kind[2], _samples(self._resampler, frame)
+
+
+def _samples(resampler: av.AudioResampler, frame: av.AudioFrame) -> NDArray[np.float32]:
+    parts = []
+    for packed in resampler.resample(frame):
+        channels = packed.layout.nb_channels
+        if packed.format.name != "flt" or not channels:
+            raise ValueError(f"a frame of {packed.format.name} with {channels} channels")
+        data = np.frombuffer(memoryview(packed.planes[0]), np.float32, packed.samples * channels)
+        parts.append(data.reshape(-1, channels))
+    return np.concatenate(parts) if parts else np.zeros((0, 1), np.float32)
 
 
 class Mixer:
