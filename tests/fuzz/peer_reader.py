@@ -41,16 +41,8 @@ def soundfile(path: str) -> float:
     return float(len(samples) / rate)
 
 
-def torchcodec(path: str) -> float:
-    """FFmpeg, as torchcodec calls it."""
-    from torchcodec.decoders import AudioDecoder  # type: ignore[import-not-found, unused-ignore]
-
-    samples = AudioDecoder(path, sample_rate=RATE_HZ).get_all_samples()
-    return float(samples.data.shape[-1] / RATE_HZ)
-
-
 READERS: dict[str, Callable[[str], float]] = {
-    reader.__name__: reader for reader in (ours, faster_whisper, librosa, soundfile, torchcodec)
+    reader.__name__: reader for reader in (ours, faster_whisper, librosa, soundfile)
 }
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Who reads the same 200 audio files: whole, cut and mutated ones of all containers, by several libraries.
 
-    python -m tests.fuzz.peers --python PYTHON --readers faster_whisper,librosa,soundfile,torchcodec
+    python -m tests.fuzz.peers --python PYTHON --readers faster_whisper,librosa,soundfile
 
 `PYTHON` is an environment with those libraries; ours is read by this one. Prints a table and a line of JSON.
 """
