@@ -1,12 +1,14 @@
 """Reads files with one library, in a process that may have nothing else: `python peer_reader.py NAME FILE...`.
 
-Prints a line of JSON before and after each file: seconds of audio, or the exception.
+Prints a line of JSON before and after each file: seconds of audio and whether there was a warning, or the
+exception.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Callable
 
 RATE_HZ = 16_000
@@ -16,7 +18,11 @@ def ours(path: str) -> float:
     """`read_audio`."""
     from dasheng_edge.runtime.audio.read import read_audio
 
-    return sum(len(block) for block in read_audio(path)) / RATE_HZ
+    audio = read_audio(path)
+    seconds = sum(map(len, audio)) / RATE_HZ
+    for warning in audio.warnings:
+        warnings.warn(warning, stacklevel=1)
+    return seconds
 
 
 def faster_whisper(path: str) -> float:
@@ -49,7 +55,10 @@ if __name__ == "__main__":
     for file in sys.argv[2:]:
         print(json.dumps({"file": file}), flush=True)
         try:
-            told: dict[str, object] = {"seconds": READERS[sys.argv[1]](file)}
+            with warnings.catch_warnings(record=True) as heard:
+                warnings.simplefilter("always")
+                seconds = READERS[sys.argv[1]](file)
+            told: dict[str, object] = {"seconds": seconds, "warned": bool(heard)}
         except Exception as error:  # noqa: BLE001  # whatever a library raises
             told = {"error": f"{type(error).__name__}: {str(error)[:100]}"}
         print(json.dumps(told), flush=True)

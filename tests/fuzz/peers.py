@@ -26,7 +26,7 @@ from .mutate import mutated
 SECONDS, CUT, FILES = 0.7, 0.6, 200
 SLACK_S = 0.1  # codecs pad and prime
 HANG_S = 20.0
-OUTCOMES = ("whole", "part", "more", "refused", "crash", "hang")
+OUTCOMES = ("whole", "part, told", "part, silent", "more", "refused", "crash", "hang")
 
 
 def write_files(folder: Path, seed: int) -> list[Path]:
@@ -76,7 +76,11 @@ def _outcome(told: dict[str, object]) -> str:
     if "error" in told:
         return "refused"
     difference = float(str(told["seconds"])) - SECONDS
-    return "whole" if abs(difference) <= SLACK_S else "part" if difference < 0 else "more"
+    if abs(difference) <= SLACK_S:
+        return "whole"
+    if difference > 0:
+        return "more"
+    return "part, told" if told["warned"] else "part, silent"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -94,10 +98,10 @@ def main(arguments: list[str] | None = None) -> int:
             counts[reader] = defaultdict(Counter)
             for path, outcome in outcomes(python, reader, paths):
                 counts[reader][path.name.partition("-")[0]][outcome] += 1
-    print(f"{'reader':16}{'files':10}" + "".join(f"{outcome:>9}" for outcome in OUTCOMES))
+    print(f"{'reader':16}{'files':10}" + "".join(f"{outcome:>14}" for outcome in OUTCOMES))
     for reader, kinds in counts.items():
         for kind, counter in kinds.items():
-            print(f"{reader:16}{kind:10}" + "".join(f"{counter[outcome]:9}" for outcome in OUTCOMES))
+            print(f"{reader:16}{kind:10}" + "".join(f"{counter[outcome]:14}" for outcome in OUTCOMES))
     print(json.dumps(counts))
     return 0
 
