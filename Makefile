@@ -106,7 +106,7 @@ test-all: $(STAMP_READY) build/micro  ## all tests that need neither a network n
 	@$(BIN)/python -m pytest -m "not network and not gpu" --durations 10
 
 .PHONY: check
-check: lint types-check contracts structure test-all docs-check  ## everything that must hold before a change is merged
+check: lint types-check contracts structure test-all fuzz docs-check  ## everything that must hold before a change is merged
 
 .PHONY: lint
 lint: $(STAMP_READY)  ## ruff: rules and format
@@ -151,10 +151,12 @@ $(TRANSFORMERS5)/bin/.stamp: | $(STAMP_READY)
 
 FUZZ := $(BIN)/python -m tests.fuzz
 .PHONY: fuzz fuzz-long
-fuzz: $(STAMP_READY)  ## a short round of mutated files, bundles, checkpoints and caches (two minutes)
-	@$(FUZZ) --audio 1000 --commands 30 --bundles 150 --caches 30 --checkpoints 60
-fuzz-long: $(STAMP_READY)  ## the long round, of which docs/reliability.md has the figures (two hours)
+fuzz: $(STAMP_READY) build/micro  ## a short round of mutated files, bundles, checkpoints and caches (two minutes)
+	@$(FUZZ) --audio 1500 --commands 30 --bundles 200 --caches 30 --checkpoints 40
+	@$(FUZZ).kills --count 4
+fuzz-long: $(STAMP_READY) build/micro  ## the long round, of which docs/reliability.md has the figures (two hours)
 	@$(FUZZ) --audio 30000 --commands 500 --bundles 5000 --caches 500 --checkpoints 2000
+	@$(FUZZ).kills --count 300
 
 PAGES := README.md $(wildcard docs/*.md)
 

@@ -34,7 +34,7 @@ class ByteSource:
         next(chunks)
         self.read = chunks.send
         if size is not None:
-            self.seek, self.tell = file.seek, file.tell  # no functions of ours, for the reason that `_chunks` is none
+            self.seek, self.tell = self._seek, file.tell
 
     def _chunks(self) -> Generator[bytes, int, None]:
         """Not a function: a signal that came while FFmpeg worked is raised at its entry, before any `try`."""
@@ -53,6 +53,13 @@ class ByteSource:
                 self.stopped, data = error, b""  # a file that can seek may be read elsewhere still
         while True:
             yield b""
+
+    def _seek(self, place: int, whence: int = os.SEEK_SET) -> int:
+        """As the file's, but -1 for a place that no file has: PyAV prints the traceback of what is raised here."""
+        try:
+            return self._file.seek(place, whence)
+        except (OSError, ValueError, OverflowError):
+            return -1
 
     def _checked(self, data: object, size: int) -> bytes:
         """PyAV copies what it gets without a look at its length."""

@@ -20,6 +20,7 @@ class Case:
 
     what: str  # which input and which mutation
     use: Callable[[], object]
+    limit_s: float = 20.0  # longer is a hang
 
 
 Maker: TypeAlias = Callable[[Rng, Path], Case]  # writes the input into the folder, and nothing else anywhere

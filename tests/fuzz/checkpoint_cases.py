@@ -17,7 +17,8 @@ from .bundle_cases import link
 from .case import Case
 from .mutate import Rng, mutated, mutated_json
 
-EXPORTED = 0.1  # of those that open; an export takes seconds
+EXPORTED = 0.05  # of those that open
+READ_S, EXPORT_S = 20.0, 180.0  # an export alone takes five seconds; the machine may be busy
 
 
 @cache
@@ -40,7 +41,8 @@ def checkpoints(rng: Rng, folder: Path) -> Case:
     path.unlink()
     path.write_bytes(changed)
     options = ExportOptions(folders[0], folder / "out", adapters=(folders[1],))
-    return Case(f"{within.name}/{path.name}", partial(_read, options, whole=rng.random() < EXPORTED))
+    whole = rng.random() < EXPORTED
+    return Case(f"{within.name}/{path.name}", partial(_read, options, whole=whole), EXPORT_S if whole else READ_S)
 
 
 def _header_bytes(path: Path, content: bytes) -> int:

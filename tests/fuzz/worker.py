@@ -80,7 +80,7 @@ def main() -> None:
         for done, number in enumerate(range(first, stop, step)):
             with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
                 case = make(generator(kind, seed, number), Path(folder))
-                print(json.dumps({"number": number, "what": case.what}), file=told, flush=True)
+                print(json.dumps({"number": number, "what": case.what, "limit_s": case.limit_s}), file=told, flush=True)
                 end = outcome(case)
             if done % RSS_EVERY == 0:
                 end["rss"] = resident_bytes()
