@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from dasheng_edge.runtime.errors import AudioDecodeError, AudioError
 
 from .byte_source import ByteSource, reason
-from .mix import Packer
+from .mix import Packer, give_plain_layout, keep_layout
 from .timeline import Timeline
 from .wholeness import another_file, another_track, bits_of_integers, missing_bytes, xing_s
 
@@ -211,6 +211,7 @@ class _Decoding:
 
     def _codec_context(self) -> av.AudioCodecContext:
         decoder = self._stream.codec_context
+        give_plain_layout(decoder)
         if decoder.name == "flac":  # frames have checksums, which FFmpeg else ignores
             decoder.options = {"err_detect": "crccheck+explode"}
         if decoder.name.startswith("pcm_") and (bits := bits_of_integers(self._source)):
@@ -290,6 +291,7 @@ class _Decoding:
         rate, channels, (low, high) = frame.sample_rate, frame.layout.nb_channels, RATES_HZ
         if not low <= rate <= high or not 1 <= channels <= MAX_CHANNELS:
             raise ValueError(f"a frame of {rate} Hz with {channels} channels")
+        keep_layout(frame)
         stated_s = None
         if self._format in TIMED and frame.pts is not None and frame.time_base:
             stated_s = float(frame.pts * frame.time_base) - self._origin_s

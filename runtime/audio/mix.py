@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import re
 from collections.abc import Iterator
 
 import av
@@ -10,13 +12,31 @@ from numpy.typing import NDArray
 
 from dasheng_edge.runtime.errors import AudioError
 
-GATHERED_S = 0.5
+GATHERED_S = 0.5  # of frames, before they are resampled
+LISTED = re.compile(r"channels \(|ambisonic.*\+|@")  # in the name of a layout that may be a list of channels
 MAX_LEVEL = 100.0  # full scale is 1; more than this means integers kept as floats
 SILENT = 1e-4  # what moves less than this (-80 dB, three steps of 16 bits) is nothing to hear, at whatever offset
 SHORT_S = 0.1  # half an audio token
 # Channels that have nothing to do with each other mix to a power of 1/n of theirs. Below a fiftieth of that they are
 # copies of each other turned upside down: two that correlate by less than -0.98.
 CANCELLING = 0.02
+
+
+def give_plain_layout(decoder: av.AudioCodecContext) -> None:
+    """Replace a layout that lists its channels one by one, before the decoder is opened.
+
+    PyAV's layouts share that list with FFmpeg's, and both free it. Here only the one that was replaced does.
+    """
+    layout = decoder.layout
+    if layout.nb_channels:
+        named = not LISTED.search(layout.name)
+        decoder.layout = layout.name if named else f"{layout.nb_channels} channels"
+
+
+def keep_layout(frame: av.AudioFrame) -> None:
+    """Keep the layout of a frame for ever where its decoder listed the channels: FFmpeg frees that list."""
+    if LISTED.search(frame.layout.name):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(frame.layout))
 
 
 class Packer:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import io
 import re
 import struct
+import subprocess
+import sys
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import cache
+from pathlib import Path
 
 import av
 import numpy as np
@@ -219,3 +222,25 @@ def test_a_track_that_another_one_follows_is_said_to_end(container: str) -> None
     samples, stream = heard(first + second)
     if len(samples) < 1.5 * RATE:
         assert any(re.search(r"(ends|off) at 1\.\d\d s: ", warning) for warning in stream.warnings)
+
+
+def caf(labels: Sequence[int]) -> bytes:
+    """Noise with a channel for each label, which are listed one by one."""
+    count = len(labels)
+    desc = struct.pack(">d4sIIIII", RATE, b"lpcm", 0, 2 * count, 1, count, 16)
+    chan = struct.pack(">III", 0, 0, count) + b"".join(struct.pack(">I16x", label) for label in labels)
+    data = bytes(4) + np.random.default_rng(0).bytes(2 * count * RATE)
+    chunks = ((b"desc", desc), (b"chan", chan), (b"data", data))
+    return b"caff\0\1\0\0" + b"".join(name + struct.pack(">q", len(body)) + body for name, body in chunks)
+
+
+def test_channels_that_are_listed_one_by_one_do_not_end_the_process(tmp_path: Path) -> None:
+    layouts = ([2, 1], [3, 1, 2], [400], [200, 201, 1], [1, 1, 1, 1], [33, 5, 6, 4, 3, 2, 1, 39, 65537])
+    paths = []
+    for place, labels in enumerate(layouts):
+        paths.append(tmp_path / f"{place}.caf")
+        paths[-1].write_bytes(caf(labels))
+    code = "import sys; from dasheng_edge.runtime.audio.read import read_audio\n"
+    code += "print(*(sum(map(len, read_audio(path))) for path in 3 * sys.argv[1:]))"
+    child = subprocess.run([sys.executable, "-c", code, *map(str, paths)], capture_output=True, text=True, check=True)
+    assert child.stdout.split() == [str(RATE)] * 3 * len(layouts)
