@@ -96,7 +96,7 @@ def model_card(folder: Path) -> Mapping[str, object]:
     """The YAML header of the checkpoint's README.md; empty without one, or where it does not parse."""
     try:
         return gguf.Metadata.load_model_card(folder)
-    except (YAMLError, OSError, ValueError):  # prose for readers: no reason to refuse a checkpoint
+    except (YAMLError, OSError, ValueError, RecursionError):  # prose for readers: no reason to refuse a checkpoint
         return {}
 
 

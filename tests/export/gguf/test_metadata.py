@@ -198,6 +198,8 @@ def test_a_strange_card_is_no_reason_to_refuse(card: str, tmp_path: Path) -> Non
 def test_a_card_that_is_not_text_is_none(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_bytes(b"---\nlicense: \xff\n---\n")
     assert model_card(tmp_path) == {}
+    (tmp_path / "README.md").write_text("---\nlicense: " + "[" * 3000 + "\n---\n")
+    assert model_card(tmp_path) == {}
 
 
 def test_sampling_is_that_of_the_bundle(tiny_checkpoint: Path, tmp_path: Path) -> None:
