@@ -6,10 +6,10 @@ import io
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-import matplotlib as mpl
-from matplotlib.figure import Figure
+if TYPE_CHECKING:  # imported where a plot is drawn: most of what shows records does other work
+    from matplotlib.figure import Figure
 
 Better: TypeAlias = Literal["lower", "higher"]
 OURS, OTHERS, DOTS, MUTED = "#2166ac", "#b8b8b8", "#222222", "#777777"
@@ -26,6 +26,8 @@ WIDTH_IN, ROW_IN, FRAME_IN = 7.5, 0.34, 1.1  # inches: a figure, a bar with its 
 @contextmanager
 def _settings() -> Generator[None]:
     """matplotlib with these settings, whatever the user's are."""
+    import matplotlib as mpl
+
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(_SETTINGS)  # type: ignore[arg-type]  # its keys are a list of their own
@@ -109,6 +111,8 @@ def as_svg(figure: Figure) -> str:
 
 def _figure(rows: Sequence[int], title: str) -> tuple[Figure, Sequence[Any]]:
     """Axes below each other, for so many rows each."""
+    from matplotlib.figure import Figure
+
     height = sum(FRAME_IN + ROW_IN * count for count in rows)
     figure = Figure(figsize=(WIDTH_IN, height), layout="constrained", facecolor="white")
     grid: Any = figure.subplots(len(rows), 1, squeeze=False, height_ratios=[FRAME_IN + ROW_IN * n for n in rows])
