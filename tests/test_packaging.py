@@ -81,9 +81,33 @@ def modules(folder: str) -> list[str]:
     return [".".join(path.with_suffix("").parts).removesuffix(".__init__") for path in paths]
 
 
+NO_MODULE = "dasheng_edge.runtime.no_module"  # whose import must be seen to fail
+# In one process, since one for each takes a minute: all of ours is forgotten before each import.
+IMPORT_EACH = f"""{POISON}
+import importlib, json, traceback
+failed = {{}}
+for module in sys.argv[1:]:
+    for name in [name for name, loaded in sys.modules.items() if loaded and name.split(".")[0] == "dasheng_edge"]:
+        del sys.modules[name]
+    try:
+        importlib.import_module(module)
+    except BaseException:
+        failed[module] = traceback.format_exc()
+print(json.dumps(failed))
+"""
+
+
+@pytest.fixture(scope="module")
+def broken_imports() -> dict[str, str]:
+    """What goes wrong where a module of the runtime is the first of ours to be imported, by module."""
+    found: dict[str, str] = json.loads(run(sys.executable, "-c", IMPORT_EACH, *modules("runtime"), NO_MODULE))
+    return found
+
+
 @pytest.mark.parametrize("module", modules("runtime"))
-def test_each_runtime_module_imports_without_the_export_extra(module: str) -> None:
-    run(sys.executable, "-c", f"{POISON}\nimport {module}")
+def test_each_runtime_module_imports_without_the_export_extra(module: str, broken_imports: dict[str, str]) -> None:
+    assert NO_MODULE in broken_imports
+    assert module not in broken_imports, broken_imports[module]
 
 
 def test_the_list_of_packages_is_that_of_the_folders() -> None:
