@@ -247,7 +247,7 @@ def _entry(plan: _Plan, spec: Spec, threads: int, progress: Progress) -> _Entry:
 
 def _embeddings(plan: _Plan, entries: Sequence[_Entry], steps: Steps) -> Embeddings:
     """Of all clips, by each encoder once."""
-    sounds = sounds_of(plan.clips, plan.reference.manifest.front_end.sample_rate_hz)
+    sounds = sounds_of(plan.clips, plan.usable.samples, plan.reference.manifest.front_end.sample_rate_hz)
     embeddings: dict[str, Callable[[str], Array]] = {}
     for entry in entries:
         if entry.encoder not in embeddings:

@@ -131,28 +131,35 @@ def _samples(bundle: Bundle, text: TextParts, clip: Clip, max_new_tokens: int, w
     return samples
 
 
-def sounds_of(clips: Sequence[Clip], rate_hz: int) -> list[Sound]:
-    """All clips, and probes of each length: stretches of the clips joined one after another, over and over."""
+def sounds_of(clips: Sequence[Clip], lengths: Sequence[int], rate_hz: int) -> list[Sound]:
+    """All clips, and probes of each length: stretches of the clips joined one after another, over and over.
+
+    `lengths` are those of the clips in samples.
+    """
     sounds = [Sound(f"clip-{index}", partial(clip.read, rate_hz)) for index, clip in enumerate(clips)]
     for seconds in PROBE_LENGTHS_S:
         for index in range(PROBES):
             start, samples = index * PROBE_LENGTHS_S[-1] * rate_hz, seconds * rate_hz
-            sounds.append(Sound(f"probe-{seconds}-{index}", partial(joined, clips, rate_hz, start, samples)))
+            sounds.append(Sound(f"probe-{seconds}-{index}", partial(joined, clips, lengths, rate_hz, start, samples)))
     return sounds
 
 
-def joined(clips: Sequence[Clip], rate_hz: int, start: int, samples: int) -> Array:
-    """Samples [start, start + samples) of the clips one after another, from the first again after the last."""
+def joined(clips: Sequence[Clip], lengths: Sequence[int], rate_hz: int, start: int, samples: int) -> Array:
+    """Samples [start, start + samples) of the clips one after another, from the first again after the last.
+
+    Only clips that are heard are read, and each once.
+    """
+    ends = np.cumsum(lengths)
+    waveforms: dict[int, Array] = {}
     parts: list[Array] = []
-    place = have = 0
-    while have < samples:
-        for clip in clips:
-            waveform = clip.read(rate_hz)
-            part = waveform[max(0, start - place) : max(0, start + samples - place)]
-            parts.append(part)
-            place, have = place + len(waveform), have + len(part)
-            if have >= samples:
-                break
+    place, left = start % int(ends[-1]), samples
+    while left > 0:
+        index = int(np.searchsorted(ends, place, side="right"))
+        if index not in waveforms:
+            waveforms[index] = clips[index].read(rate_hz)
+        end = int(ends[index])
+        parts.append(waveforms[index][place - end + lengths[index] :][:left])
+        place, left = end % int(ends[-1]), left - len(parts[-1])
     return np.concatenate(parts)
 
 

@@ -18,6 +18,7 @@ from dasheng_edge.quant.compare.measurements import (
     decoder_id,
     embed_all,
     encoder_id,
+    joined,
     sounds_of,
     usable_clips,
 )
@@ -144,6 +145,32 @@ def test_errors_of_a_clip_name_it(
         answering.answers(embeddings, reference, tmp_path / "out2", ignore)
 
 
+@pytest.mark.parametrize(
+    ("start", "samples"), [(0, 800), (700, 900), (799, 2), (2_400, 3_000), (1_999, 7_000), (900_000, 50)]
+)
+def test_clips_joined_go_round_and_each_that_is_heard_is_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: int, samples: int
+) -> None:
+    lengths = [800, 1_600, 480]
+    clips = [Clip(str(n), tmp_path / f"{n}.wav") for n in lengths]
+    for clip, length in zip(clips, lengths, strict=True):
+        write_wave(clip.path, length / 16_000)
+    whole = np.concatenate([clip.read(16_000) for clip in clips])
+    places = np.arange(start, start + samples)
+    heard = {str(n) for n in np.take(np.repeat(lengths, lengths), places, mode="wrap")}
+    read: list[str] = []
+    reading = Clip.read
+
+    def noted(clip: Clip, rate_hz: int) -> Embeddings:
+        read.append(clip.id)
+        return reading(clip, rate_hz)
+
+    monkeypatch.setattr(Clip, "read", noted)
+    got = joined(clips, lengths, 16_000, start, samples)
+    np.testing.assert_array_equal(got, np.take(whole, places, mode="wrap"))
+    assert sorted(read) == sorted(heard)
+
+
 def empty(path: Path) -> None:
     path.write_bytes(b"")
 
@@ -187,7 +214,7 @@ def test_kept_embeddings_that_cannot_be_read_are_measured_again(
     bundle: Bundle, tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
     write_wave(tmp_path / "x.wav", 0.5)
-    sounds = sounds_of([Clip("x", tmp_path / "x.wav")], 16_000)[:2]
+    sounds = sounds_of([Clip("x", tmp_path / "x.wav")], [8_000], 16_000)[:2]
     before = embed_all(bundle, 1, sounds, tmp_path / "kept", ignore)("clip-0")
     damage(tmp_path / "kept" / "clip-0.npy")
     advanced: list[int] = []
