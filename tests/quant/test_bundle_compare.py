@@ -18,13 +18,11 @@ from typer.testing import CliRunner
 from dasheng_edge.quant import bundle_compare as compare_module
 from dasheng_edge.quant import bundle_quant
 from dasheng_edge.quant.bundle_compare import REFERENCE, CompareOptions, compare
-from dasheng_edge.quant.candidates import parse_spec
 from dasheng_edge.quant.compare import cost
 from dasheng_edge.quant.compare.cost import measure_costs
-from dasheng_edge.quant.compare.measurements import Answering, joined
+from dasheng_edge.quant.compare.measurements import Answering
 from dasheng_edge.quant.compare.recommend import MIN_TURNS
 from dasheng_edge.quant.compare.record import Interval, Report, TaskScore
-from dasheng_edge.quant.recipes import RECIPES, Recipe
 from dasheng_edge.quant.report.report import limits
 from dasheng_edge.runtime.audio.audio_parts import AudioInputParts
 from dasheng_edge.runtime.audio.clips import read_clips
@@ -72,6 +70,12 @@ def options(clips: Path, out: Path, *candidates: str, **more: Any) -> CompareOpt
 def done(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, Path]:
     out = tmp_path_factory.mktemp("compare") / "out"
     return compare(options(clips, out, "fp32/F16", "int4-block/Q2_K", "int8/F16", "fp32/Q8_0")), out
+
+
+def stored(done: tuple[Report, Path], out: Path, what: str = ".") -> Path:
+    """A folder in which that run's work is stored, as if the same had been asked there before; all of it or a part."""
+    shutil.copytree(done[1] / "work" / what, out / "work" / what, copy_function=os.link)
+    return out
 
 
 def test_the_same_model_is_the_same(done: tuple[Report, Path]) -> None:
@@ -139,6 +143,8 @@ def test_a_second_run_measures_nothing_again(
     monkeypatch.setattr(Answering, "_opened", opened)
     monkeypatch.setattr(AudioInputParts, "open", opened)
     before, out = done
+    costs = [one.cost for one in (before.reference, *before.candidates)]  # which are of the run, and measured anew
+    monkeypatch.setattr(compare_module, "measure_costs", lambda bundles, *_: costs[: len(bundles)])
     again = compare(options(clips, out, "fp32/F16", "int4-block/Q2_K", "int8/F16", "fp32/Q8_0"))
     assert [one.both for one in again.candidates] == [one.both for one in before.candidates]
 
@@ -179,20 +185,6 @@ def test_published_scores_are_asked_for(clips: Path, tmp_path: Path, monkeypatch
     assert report.candidates[0].task["fense"].value.value == 0.5
 
 
-def test_candidates_are_parsed() -> None:
-    assert parse_spec("balanced").recipe == RECIPES["balanced"]
-    assert parse_spec("INT8/q4_k_m").recipe == Recipe("int8", "Q4_K_M", "f16")
-    spec = parse_spec("int8/Q4_K_M/q8_0+imatrix=folder/text.gguf")
-    assert (spec.name, spec.imatrix) == ("int8/Q4_K_M/q8_0+imatrix=text", Path("folder/text.gguf"))
-    assert spec.recipe == Recipe("int8", "Q4_K_M", "q8_0", imatrix=True)
-    assert parse_spec(str(MICRO)).bundle == MICRO
-    for text in ("nothing", "int8", "int8/Q4_K_M/f16/x", "int8/Q4_K_M+imatrixes"):
-        with pytest.raises(ClipsError, match=r"is no candidate; expected the folder of a bundle"):
-            parse_spec(text)
-    with pytest.raises(ClipsError, match=r"'Q4' is not known; did you mean Q4_"):
-        parse_spec("int8/Q4")
-
-
 def test_what_is_refused_before_any_work(clips: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(ClipsError, match=r"is there twice"):
@@ -221,16 +213,11 @@ def test_a_cost_that_cannot_be_measured_says_why(clips: Path, tmp_path: Path) ->
         measure_costs([broken], read_clips(clips).clips, 1, 4)
 
 
-def test_clips_joined_go_round(clips: Path) -> None:
-    parts = read_clips(clips).clips[:2]
-    whole = [*parts[0].read(16_000), *parts[1].read(16_000)]
-    got = joined(parts, 16_000, len(whole) - 100, 300)
-    assert got.tolist() == [*whole[-100:], *whole[:200]]
-
-
-def test_the_command(clips: Path, tmp_path: Path) -> None:
+def test_the_command(done: tuple[Report, Path], clips: Path, tmp_path: Path) -> None:
+    out = stored(done, tmp_path / "out")
     result = CliRunner().invoke(build_app(), [
-        "compare", str(MICRO), "fp32/Q8_0", "--clips", str(clips), "--out", str(tmp_path / "out"), "--threads", "1",
+        "compare", str(MICRO), "fp32/Q8_0", "--clips", str(clips), "--out", str(out), "--threads", "1",
+        "--max-new-tokens", "24",
     ])  # fmt: skip
     assert result.exit_code == 0, result.stderr
     assert "fp32/Q8_0" in result.stdout
@@ -252,7 +239,7 @@ def test_a_clip_that_is_no_audio_is_found_first(tmp_path: Path) -> None:
 
 
 def test_clips_that_cannot_be_used_are_left_out_by_name(
-    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    done: tuple[Report, Path], clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cost, "MIN_TURNS", MIN_TURNS)
     (tmp_path / "x.wav").write_text("no audio")
@@ -261,7 +248,7 @@ def test_clips_that_cannot_be_used_are_left_out_by_name(
     told: list[StepReport] = []
     progress = NoProgress()
     progress.end = told.append  # type: ignore[assignment,method-assign]
-    report = compare(options(tmp_path / "with.jsonl", tmp_path / "out", "fp32/F16"), progress)
+    report = compare(options(tmp_path / "with.jsonl", stored(done, tmp_path / "out"), "fp32/F16"), progress)
     assert [clip.clip for clip in report.clips] == [*NAMES, "digits_9000008.flac"]
     assert report.settings.clips == 4
     steps = [step.name for step in told]
@@ -271,27 +258,30 @@ def test_clips_that_cannot_be_used_are_left_out_by_name(
         assert "x.wav" in said
 
 
-def test_a_full_disk_is_an_output_error(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_an_output_error(
+    done: tuple[Report, Path], clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(np, "save", full)
     said = rf"No space left .*; what was measured is kept in {tmp_path / 'out' / 'work'}: free some space"
     with pytest.raises(OutputWriteError, match=said):
-        compare(options(clips, tmp_path / "out", "fp32/Q8_0"))
+        compare(options(clips, stored(done, tmp_path / "out", "bundles"), "fp32/Q8_0"))
 
 
 @pytest.mark.parametrize("writer", ["quantize_encoder", "write_report"])
 def test_a_full_disk_leaves_what_was_measured_whoever_writes(
-    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writer: str
+    done: tuple[Report, Path], clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writer: str
 ) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(bundle_quant if writer == "quantize_encoder" else compare_module, writer, full)
     monkeypatch.setattr(compare_module, "_report", compare_module._measured)
+    out = stored(done, tmp_path / "out") if writer == "write_report" else tmp_path / "out"
     with pytest.raises(OutputWriteError, match=r"No space left") as caught:
-        compare(options(clips, tmp_path / "out", "int8/F16"))
+        compare(options(clips, out, "int8/F16"))
     assert "nothing was left behind" not in str(caught.value)
     assert f"what was measured is kept in {tmp_path / 'out' / 'work'}" in str(caught.value)
 
@@ -353,6 +343,12 @@ def test_a_name_that_is_no_utf8_does_not_lose_the_report(tmp_path: Path) -> None
     assert (tmp_path / "out" / "report.html").is_file()
 
 
+def test_answers_are_as_long_as_the_references_where_nothing_is_said(clips: Path, tmp_path: Path) -> None:
+    asked = replace(options(clips, tmp_path / "out", "fp32/Q8_0"), max_new_tokens=None)
+    plan = compare_module._plan(asked, NoProgress())
+    assert plan.limit == Bundle.open(MICRO).prompt_facts.max_new_tokens != 24
+
+
 @pytest.mark.parametrize(("processors", "other"), [(2, 2), (1, 1)])
 def test_the_noise_floor_is_of_another_number_of_threads(
     clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processors: int, other: int
@@ -379,11 +375,13 @@ def test_intervals_of_many_clips_are_as_they_are_called() -> None:
     assert not any("too narrow" in text for text in limits(decoder, 30, (2, 1)))
 
 
-def test_a_file_that_may_not_be_used_is_named(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_may_not_be_used_is_named(
+    done: tuple[Report, Path], clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def forbidden(*_: object, **__: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", "/there/x.npy")
 
     monkeypatch.setattr(np, "save", forbidden)
     said = r"cannot use /there/x\.npy: Permission denied; what was measured is kept in .*work: see to it that "
     with pytest.raises(OutputWriteError, match=said):
-        compare(options(clips, tmp_path / "out", "fp32/Q8_0"))
+        compare(options(clips, stored(done, tmp_path / "out", "bundles"), "fp32/Q8_0"))

@@ -49,6 +49,21 @@ def names(*texts: str) -> list[str]:
     return [spec.name for spec in parse_specs(texts, "reference")]
 
 
+@needs_micro
+def test_candidates_are_parsed() -> None:
+    assert parse_spec("balanced").recipe == RECIPES["balanced"]
+    assert parse_spec("INT8/q4_k_m").recipe == Recipe("int8", "Q4_K_M", "f16")
+    spec = parse_spec("int8/Q4_K_M/q8_0+imatrix=folder/text.gguf")
+    assert (spec.name, spec.imatrix) == ("int8/Q4_K_M/q8_0+imatrix=text", Path("folder/text.gguf"))
+    assert spec.recipe == Recipe("int8", "Q4_K_M", "q8_0", imatrix=True)
+    assert parse_spec(str(MICRO)).bundle == MICRO
+    for text in ("nothing", "int8", "int8/Q4_K_M/f16/x", "int8/Q4_K_M+imatrixes"):
+        with pytest.raises(ClipsError, match=r"is no candidate; expected the folder of a bundle"):
+            parse_spec(text)
+    with pytest.raises(ClipsError, match=r"'Q4' is not known; did you mean Q4_"):
+        parse_spec("int8/Q4")
+
+
 def test_names_are_short_where_that_is_enough(here: Path) -> None:
     assert names("x1/bundle", "balanced", "int8/Q4_K_M+imatrix=a/text.gguf") == [
         "bundle",
