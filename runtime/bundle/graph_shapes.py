@@ -57,6 +57,14 @@ def _axes(value: Value, rank: int) -> list[int]:
     return axes
 
 
+def _named_axes(given: Given, default: list[int]) -> list[int]:
+    """Axes of the first value that the second names; by the standard, an empty list of them names none or all."""
+    if len(given) == 1:
+        return default
+    _need(given[1].shape != (0,), "an empty list of axes")
+    return _axes(given[1], len(given[0].shape))
+
+
 def _numbers(value: Value) -> list[int]:
     """Whole numbers [n] that a shape is made of."""
     _need(
@@ -104,7 +112,7 @@ def arithmetic_law(node: Node, given: Given) -> list[Value]:
 
 _EXACT: Mapping[str, Callable[..., NDArray[np.int64]]] = {
     "Add": np.add, "Sub": np.subtract, "Mul": np.multiply,
-    "Div": lambda one, other: np.sign(one) * (np.abs(one) // other),
+    "Div": lambda one, other: one // other + ((one < 0) & (one % other != 0)),  # towards zero
 }  # fmt: skip
 
 
@@ -125,7 +133,7 @@ def _reshaped(value: Value, shape: Shape) -> list[Value]:
 
 def squeeze_law(_: Node, given: Given) -> list[Value]:
     shape = given[0].shape
-    axes = _axes(given[1], len(shape)) if len(given) > 1 else [axis for axis, size in enumerate(shape) if size == 1]
+    axes = _named_axes(given, [axis for axis, size in enumerate(shape) if size == 1])
     _need(all(shape[axis] == 1 for axis in axes), f"axes {axes} of shape {shape} are not 1")
     return _reshaped(given[0], tuple(size for axis, size in enumerate(shape) if axis not in axes))
 
@@ -218,7 +226,7 @@ def transpose_law(node: Node, given: Given) -> list[Value]:
 
 def reduce_law(node: Node, given: Given) -> list[Value]:
     shape = given[0].shape
-    axes = _axes(given[1], len(shape)) if len(given) > 1 else list(range(len(shape)))
+    axes = _named_axes(given, list(range(len(shape))))
     _need(all(shape[axis] for axis in axes), f"nothing to reduce in {shape}")
     sizes = [1 if axis in axes else size for axis, size in enumerate(shape)]
     kept = [size for axis, size in enumerate(sizes) if _int(node, "keepdims", 1) or axis not in axes]
@@ -228,7 +236,7 @@ def reduce_law(node: Node, given: Given) -> list[Value]:
 def split_law(node: Node, given: Given) -> list[Value]:
     shape, count = given[0].shape, _int(node, "num_outputs")
     axis = _axis(_int(node, "axis"), len(shape))
-    _need(count == len(node.outputs) and shape[axis] % count == 0, f"{shape} split into {count} of {len(node.outputs)}")
+    _need(0 < count == len(node.outputs) and shape[axis] % count == 0, f"{shape} split into {count} of {len(node.outputs)}")
     return [Value(given[0].kind, (*shape[:axis], shape[axis] // count, *shape[axis + 1 :]))] * count
 
 

@@ -101,6 +101,9 @@ REFUSED = {
     "a Split into fewer than it gives": (
         beside(node("Split", ["patches"], ["x", "y"], axis=-1, num_outputs=1)), r"split into 1 of 2",
     ),
+    "a Split into none": (beside(node("Split", ["patches"], [], axis=-1, num_outputs=0)), "split into 0 of 0"),
+    "a sum over no axis": (one("ReduceSum"), "an empty list of axes"),
+    "no axis taken away": (one("Squeeze"), "an empty list of axes"),
     "texts": (beside(node("Cast", ["patches"], ["x"], to=8)), "attribute to = 8"),
     "whole numbers over zero": (divided("zero"), "something else than positive constants"),
     "the smallest number over -1": (divided("minus"), "something else than positive constants"),
