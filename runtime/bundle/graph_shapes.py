@@ -236,7 +236,8 @@ def reduce_law(node: Node, given: Given) -> list[Value]:
 def split_law(node: Node, given: Given) -> list[Value]:
     shape, count = given[0].shape, _int(node, "num_outputs")
     axis = _axis(_int(node, "axis"), len(shape))
-    _need(0 < count == len(node.outputs) and shape[axis] % count == 0, f"{shape} split into {count} of {len(node.outputs)}")
+    fits = 0 < count == len(node.outputs) and shape[axis] % count == 0
+    _need(fits, f"{shape} split into {count} of {len(node.outputs)}")
     return [Value(given[0].kind, (*shape[:axis], shape[axis] // count, *shape[axis + 1 :]))] * count
 
 

@@ -82,7 +82,7 @@ _SCALED: Mapping[str, _Kind] = {
 _RANGES = (  # of reals: above, and at most
     (_EPSILON, 0.0, 1.0), (_BASE, 1.0, 1e12), ("rope.scaling.factor", 0.0, 1e6), ("rope.scaling.attn_factor", 0.0, 1e3),
 )  # fmt: skip
-_SCALINGS = ("", "none", "linear", "yarn")
+_SCALINGS = ("none", "linear", "yarn")
 # ... and how the names begin of what it reads in files of any kind. It does not know the others.
 _READ = ("split.", "tokenizer.", "adapter.", "imatrix.", "general.alignment", "general.architecture")
 _NUMBERED = re.compile(r"(?<=^general\.base_model\.)\d{1,3}(?=\.)|(?<=^tokenizer\.chat_template\.)\w+$")
@@ -206,8 +206,9 @@ def _size_problems(header: Header, arch: str) -> Iterator[str]:
         value = header.values.get(f"{arch}.{key}")
         if value and not (isinstance(value.content, float) and low < value.content <= high):
             yield f"states {arch}.{key} as {value.content!r}, expected more than {low:g} and at most {high:g}"
-    if (scaling := header.text(f"{arch}.rope.scaling.type")) not in _SCALINGS:
-        yield f"scales the rotation by {scaling!r}, expected linear or yarn"
+    key = f"{arch}.rope.scaling.type"
+    if key in header.values and (scaling := header.text(key)) not in _SCALINGS:
+        yield f"scales the rotation by {scaling!r}, expected one of {', '.join(_SCALINGS)}"
 
 
 def _manifest_problems(header: Header, sizes: Sizes, facts: DecoderFacts | None) -> Iterator[str]:

@@ -190,7 +190,12 @@ def test_files_without_a_manifest_may_say_more(name: str, content: bytes, facts:
 
 @pytest.mark.parametrize(
     ("name", "kind", "value"),
-    [("rope.dimension_count", U32, 0), ("rope.scaling.type", STRING, b"x"), ("rope.scaling.factor", F32, -1.0)],
+    [
+        ("rope.dimension_count", U32, 0),
+        ("rope.scaling.type", STRING, b"x"),
+        ("rope.scaling.type", STRING, b""),
+        ("rope.scaling.factor", F32, -1.0),
+    ],
 )
 def test_their_keys_have_ranges_too(name: str, kind: int, value: object, content: bytes, tmp_path: Path) -> None:
     with pytest.raises(GgufError, match="expected"):
