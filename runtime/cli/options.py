@@ -101,13 +101,11 @@ def engine_options(device: Device, threads: int | None, *, mapped: bool = False)
 
 
 def check_stdin(audio: Sequence[str]) -> None:
-    """Refuse stdin that cannot be read; on a terminal, say that it is waited for."""
+    """Refuse stdin that cannot be read, or is asked for twice."""
     if "-" in audio and sys.stdin is None:
         raise typer.BadParameter("stdin (-) is closed; pipe audio into the command or name a file")
     if list(audio).count("-") > 1:
         raise typer.BadParameter("stdin (-) can be read only once")
-    if "-" in audio and sys.stdin.isatty():
-        say("reading audio from stdin, which is a terminal; pipe audio into the command, or end with Ctrl-C")
 
 
 def wrong_value(error: ValidationError) -> str:
