@@ -294,7 +294,7 @@ class _Decoding:
         keep_layout(frame)
         stated_s = None
         if self._format in TIMED and frame.pts is not None and frame.time_base:
-            stated_s = float(frame.pts * frame.time_base) - self._origin_s
+            stated_s = frame.pts * frame.time_base.numerator / frame.time_base.denominator - self._origin_s
         silence_s = self._timeline.place(stated_s, frame.samples / rate)
         self._findings.start_s = self._timeline.start_s
         self._rate_hz = rate
