@@ -89,11 +89,11 @@ class DecoderFacts(_Model):
 class Sampling(_Model):
     """Sampling defaults; temperature 0 is greedy decoding."""
 
-    temperature: Annotated[float, Field(ge=0, le=100)] = 0.0
+    temperature: Annotated[float, Field(ge=0, le=1e6)] = 0.0
     top_k: Annotated[int, Field(ge=0)] = 0  # 0: all tokens
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
-    repetition_penalty: Annotated[float, Field(gt=0, le=100)] = 1.0
+    repetition_penalty: Annotated[float, Field(gt=0, le=1e6)] = 1.0
     seed: Annotated[int, Field(ge=0)] = 0
     no_repeat_ngram_size: Annotated[int, Field(ge=0)] = 0  # so many tokens in a row come once in an answer; 0: no limit
 
