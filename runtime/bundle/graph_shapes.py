@@ -209,13 +209,14 @@ def range_law(_: Node, given: Given) -> list[Value]:
 
 def pad_law(node: Node, given: Given) -> list[Value]:
     shape, pads = given[0].shape, _numbers(given[1])
-    _need(len(pads) == 2 * len(shape) and min(pads, default=0) >= 0, f"pads {pads} for shape {shape}")
-    if node.attributes["mode"] == "reflect":
-        _need(
-            all(pad < max(size, 1) for pad, size in zip(pads, shape * 2, strict=True)), f"{shape} reflected by {pads}"
-        )
+    reflected = node.attributes["mode"] == "reflect"
+    _need(len(pads) == 2 * len(shape), f"pads {pads} for shape {shape}")
+    for pad, size in zip(pads, shape * 2, strict=True):  # below 0: that much is cut off
+        _need(0 <= pad < max(size, 1) if reflected else pad >= -size, f"pads {pads} for shape {shape}")
     sides = zip(shape, pads, pads[len(shape) :], strict=False)
-    return [Value(given[0].kind, tuple(size + before + behind for size, before, behind in sides))]
+    sizes = tuple(size + before + behind for size, before, behind in sides)
+    _need(min(sizes, default=0) >= 0, f"pads {pads} for shape {shape}")
+    return [Value(given[0].kind, sizes)]
 
 
 def transpose_law(node: Node, given: Given) -> list[Value]:

@@ -214,11 +214,13 @@ def _size_problems(header: Header, arch: str) -> Iterator[str]:
 def _manifest_problems(header: Header, sizes: Sizes, facts: DecoderFacts | None) -> Iterator[str]:
     arch = sizes.arch
     if facts:
-        got = (arch, sizes.width, sizes.layers, sizes.tokens, header.number(f"{arch}.context_length"))
-        want = (facts.arch, facts.hidden_size, facts.layers, facts.vocab_size, facts.context_length)
-        for what, ours, stated in zip(("architecture", "width", "layers", "tokens", "context"), got, want, strict=True):
+        got = (arch, sizes.width, sizes.layers, sizes.tokens)
+        want = (facts.arch, facts.hidden_size, facts.layers, facts.vocab_size)
+        for what, ours, stated in zip(("architecture", "width", "layers", "tokens"), got, want, strict=True):
             if ours != stated:
                 yield f"is not what the manifest describes: {what} {ours}, expected {stated}"
+        if (context := header.number(f"{arch}.context_length")) < facts.context_length:
+            yield f"is not what the manifest describes: context {context}, expected at least {facts.context_length}"
     if (number := header.number(f"{arch}.vocab_size", sizes.tokens)) != sizes.tokens:
         yield f"states {arch}.vocab_size as {number}, and has {sizes.tokens} tokens"
 
