@@ -137,11 +137,8 @@ def pareto_plot(plane: Plane, salt: str) -> Markup:
     def draw(axes: Axes) -> Titles:
         _frame(axes, 65, 10, 21, 51)
         # The scales come first: margins are shares of what they show.
-        costs = [plane.reference_x, *(point.x for point in plane.points)]
-        if min(costs) > 0:
+        if min(plane.reference_x, *(point.x for point in plane.points)) > 0:
             axes.set_xscale("log")
-        if min(costs) == max(costs):  # matplotlib has no margins of nothing
-            axes.set_xlim(costs[0] - abs(costs[0]) / 2 - 1e-9, costs[0] + abs(costs[0]) + 1e-9)
         if plane.task is None:
             axes.set_yscale("log")
         axes.margins(0.08, 0.06)

@@ -131,7 +131,8 @@ class Mixer:
         channel = int(np.argmax(powers >= powers.max() / 2))  # the first loud one: the same in every block
         begin, so_far = self._cancelled or (self._seconds, 0.0)
         self._cancelled, self._channel = [begin, so_far + len(block) / rate_hz], channel + 1
-        return channels[channel].copy()
+        alone: NDArray[np.float32] = channels[channel].copy()
+        return alone
 
     def warnings(self) -> Iterator[str]:
         """What there is to say, once all blocks were mixed."""
