@@ -24,7 +24,6 @@ from dasheng_edge.runtime.errors import ExportError
 from tests.fixtures.tiny_checkpoint import write_tiny_checkpoint
 from tests.fixtures.watched_tensors import WatchedTensors
 
-VARIANTS: tuple[str, ...] = ("midashenglm", "midashenglm-tokenizer", "dasheng")
 ENCODER_INPUTS: dict[str, list[tuple[str, list[object]]]] = {
     "midashenglm": [("log_mel", [1, 64, "frames"]), ("valid_patches", [1])],
     "midashenglm-tokenizer": [
@@ -33,24 +32,7 @@ ENCODER_INPUTS: dict[str, list[tuple[str, list[object]]]] = {
     ],
     "dasheng": [("log_mel", [1, 64, "frames"]), ("padded_patches", [1])],
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def all_merged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, WatchedTensors]:
-    folder = tmp_path_factory.mktemp("checkpoints")
-    all_merged: dict[str, WatchedTensors] = {}
-    for name in VARIANTS:
-        all_merged[name] = WatchedTensors(open_checkpoint(write_tiny_checkpoint(folder / name, variant=name)))
-    return all_merged
-
-
-@pytest.fixture(scope="module")
-def encoders(all_merged: dict[str, WatchedTensors], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    paths: dict[str, Path] = {}
-    for name, merged in all_merged.items():
-        paths[name] = tmp_path_factory.mktemp(name) / ENCODER
-        assert export_encoder(paths[name], merged).error <= 2e-6
-    return paths
+VARIANTS = tuple(ENCODER_INPUTS)
 
 
 def seam(values: object) -> list[tuple[str, list[int | str]]]:

@@ -9,26 +9,25 @@ import numpy as np
 import pytest
 
 from dasheng_edge.export.adapter.merge import MergedTensors
-from dasheng_edge.export.checkpoint.checkpoint import open_checkpoint
-from dasheng_edge.export.graphs.encoder import export_encoder
 from dasheng_edge.export.graphs.front_end import export_front_end
 from dasheng_edge.export.reference.encoder import reference_features, stream_patches
 from dasheng_edge.runtime.audio.encoder import Encoder
 from dasheng_edge.runtime.audio.front_end import FrontEnd
 from dasheng_edge.runtime.bundle.bundle import ENCODER, FRONT_END
 from dasheng_edge.runtime.deviation import relative_rms
-from tests.fixtures.tiny_checkpoint import write_tiny_checkpoint
+from tests.fixtures.watched_tensors import WatchedTensors
 
 
 @pytest.mark.parametrize("variant", ["midashenglm-tokenizer", "dasheng"])
-def test_waveform_to_patches_equals_the_reference(variant: str, tmp_path: Path) -> None:
-    merged = MergedTensors(open_checkpoint(write_tiny_checkpoint(tmp_path / "checkpoint", variant=variant)))
-    export_front_end(tmp_path / FRONT_END, merged.checkpoint.front_end)
-    export_encoder(tmp_path / ENCODER, merged)
-    assert_patches_agree(tmp_path, merged)
+def test_waveform_to_patches_equals_the_reference(
+    variant: str, encoders: dict[str, Path], all_merged: dict[str, WatchedTensors]
+) -> None:
+    merged, folder = all_merged[variant], encoders[variant].parent
+    export_front_end(folder / FRONT_END, merged.checkpoint.front_end)
+    assert_patches_agree(folder, merged)
     if variant == "dasheng":  # the same graph fills the last chunk up, where it is asked to
         padding = merged.checkpoint.front_end.model_copy(update={"pads_last_chunk": True})
-        assert_patches_agree(tmp_path, MergedTensors(replace(merged.checkpoint, front_end=padding)))
+        assert_patches_agree(folder, MergedTensors(replace(merged.checkpoint, front_end=padding)))
 
 
 def assert_patches_agree(folder: Path, merged: MergedTensors) -> None:
