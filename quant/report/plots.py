@@ -137,11 +137,15 @@ def pareto_plot(plane: Plane, salt: str) -> Markup:
     def draw(axes: Axes) -> Titles:
         _frame(axes, 65, 10, 21, 51)
         # The scales come first: margins are shares of what they show.
-        if min(plane.reference_x, *(point.x for point in plane.points)) > 0:
+        axes.margins(0.08, 0.06)
+        places = [plane.reference_x, *(point.x for point in plane.points)]
+        low, high = min(places), max(places)
+        if low > 0:
             axes.set_xscale("log")
+            margin = max((high / low) ** 0.08, 1.05)  # matplotlib's own is nothing where all points cost the same
+            axes.set_xlim(low / margin, high * margin)
         if plane.task is None:
             axes.set_yscale("log")
-        axes.margins(0.08, 0.06)
         bottom = _bottom(plane)
         _background(axes, plane, bottom)
         for point in plane.points:

@@ -51,6 +51,12 @@ def groups(count: int) -> list[EncoderGroup]:
     ]
 
 
+@pytest.mark.parametrize("x", [29.345253, 0.31, 7.2, 0.00233, 4_810])
+def test_points_that_cost_the_same_are_drawn(x: float) -> None:
+    """Of sizes as these matplotlib warns that its axis has no length."""
+    assert len(drawn(plane(x, x))) > 10
+
+
 @pytest.mark.parametrize("share", [1.03, 1.1, 1.25, 1.4, 1.7, 2.5, 6, 40, 3000])
 @pytest.mark.parametrize("low", [0.00233, 0.31, 7.2, 4_810])
 def test_numbers_along_x_stand_apart_and_within_the_plot(low: float, share: float) -> None:
