@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -25,7 +25,19 @@ from dasheng_edge.runtime.errors import AudioDecodeError, AudioError
 from .byte_source import ByteSource, reason
 from .mix import Packer, give_plain_layout, keep_layout
 from .timeline import Timeline
-from .wholeness import another_file, another_track, bits_of_integers, missing_bytes, xing_s
+from .wholeness import (
+    CONSTANT,
+    FROM_ZERO,
+    GOES_ON,
+    SIZED,
+    STATED,
+    TIMED,
+    another_file,
+    another_track,
+    bits_of_integers,
+    missing_bytes,
+    xing_s,
+)
 
 if TYPE_CHECKING:
     Packet: TypeAlias = av.Packet[av.AudioStream]
@@ -36,19 +48,6 @@ MAX_CHANNELS = 64  # that FFmpeg's resampler takes
 MAX_ERRORS = 16  # of FFmpeg's demuxer one after the other, then it does not get over them
 SILENCE_BLOCK_S = 1.0
 LENGTH_SLACK_S = 0.25  # encoders count priming and padding, containers round to milliseconds
-# Containers whose timestamps say where a frame belongs. Others have none, or FFmpeg makes them up from sizes.
-TIMED = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "mpegts", "mpeg", "flv", "ogg", "nut", "flac"}
-FROM_ZERO = {
-    "mov,mp4,m4a,3gp,3g2,mj2",
-    "matroska,webm",
-}  # their timelines begin at 0, where the picture may begin later
-# Containers that state the length of the track in their header, or at the end of the file.
-STATED = TIMED - {"mpegts", "mpeg", "nut"} | {
-    "aiff", "apm", "argo_asf", "au", "ape", "caf", "kvag", "mxf", "rm", "sox", "tta", "w64", "wv",
-}  # fmt: skip
-SIZED = {"aiff", "au", "caf", "sox", "voc", "w64", "wav"}  # what FFmpeg thinks of their last packet follows from sizes
-GOES_ON = {"mpegts", "ogg"}  # may change the track on the way, which FFmpeg does not follow
-CONSTANT = {"ac3", "eac3", "mp2", "mp3", "dts"}  # codecs whose raw frames mostly have one size: a smaller one is cut
 TAGS = (b"ID3", b"TAG", b"APETAGEX", b"LYRICSBEGIN", b"3DI")  # between and behind the frames of an MP3
 
 
@@ -266,7 +265,7 @@ class _Decoding:
             self._sizes = [min(least, last), max(most, last), packet.size]
             self._corrupt = [self._corrupt[1], bool(packet.is_corrupt)]
         try:
-            frames = self._decoder.decode(packet)
+            frames = self._frames(packet)
         except av.error.EOFError:
             return
         except Exception as error:  # noqa: BLE001  # whatever damaged bytes lead to
@@ -281,6 +280,16 @@ class _Decoding:
                 self._fail(packet, start, reason(error))
             else:
                 self._settle(start)
+
+    def _frames(self, packet: Packet | None) -> Sequence[av.AudioFrame]:
+        """Decoded; FFmpeg takes what comes behind the last frame of AC-3 for a part of it, so that is cut off."""
+        try:
+            return self._decoder.decode(packet)
+        except Exception:
+            _, most, last = self._sizes or (0, 0, 0)
+            if packet and self._format in ("ac3", "eac3") and 0 < most < last:
+                return self._decoder.decode(av.Packet(bytes(packet)[:most]))
+            raise
 
     def _placed(self, frame: av.AudioFrame) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """What is ready of the samples so far, and the hole before this frame.
@@ -339,17 +348,17 @@ class _Decoding:
                 f"decoding breaks off at {self._lost.first_s:.2f} s ({self._lost.why}); {packets} of audio "
                 f"({self._lost.seconds:.2f} s) did not decode"
             )
+        size = self._source.bytes_read if self._source.size is None else self._source.size
         if stopped := self._source.stopped:
             findings.missing(f"reading broke off at {seconds:.2f} s ({reason(stopped)})")
-        elif cut := self._cut():
+        elif cut := self._cut(size):
             findings.missing(f"it breaks off at {seconds:.2f} s: {cut}")
-        elif rest := self._left_out():
+        elif rest := self._left_out(size):
             findings.missing(f"what can be read ends at {seconds:.2f} s: {rest}")
 
-    def _left_out(self) -> str:
+    def _left_out(self, size: int) -> str:
         """What comes behind the audio that is read and may be audio too; "" if nothing does."""
-        size = self._source.bytes_read if self._source.size is None else self._source.size
-        if more := another_file(self._source, size):
+        if more := another_file(self._source, size, self._read_to, self._format):
             return f"{more:,} bytes behind it are another file, which is left out"
         if self._error is not None and not isinstance(self._error, av.error.InvalidDataError):
             return f"FFmpeg reads no further ({reason(self._error)})"
@@ -357,9 +366,8 @@ class _Decoding:
             return another_track(self._source, size, self._read_to, self._stream.id)
         return ""
 
-    def _cut(self) -> str:
+    def _cut(self, size: int) -> str:
         """Why the file is not whole at its end; "" if nothing says so."""
-        size = self._source.bytes_read if self._source.size is None else self._source.size
         if missing := missing_bytes(self._source, size):
             return missing
         stated_s = self._stated_s()
@@ -372,7 +380,8 @@ class _Decoding:
         if any(self._corrupt) and self._format not in SIZED:
             return "its last packet is incomplete"
         least, most, last = self._sizes or (0, 0, 0)
-        if self._stream.codec_context.name in CONSTANT and last < least and most - least <= least / 8:
+        even = last < least and most - least <= least / 8 and (like or not self._pending.count)
+        if even and self._stream.codec_context.name in CONSTANT:
             return f"its last packet has {last} of {least} bytes"
         return ""
 
@@ -381,7 +390,8 @@ class _Decoding:
         stream = self._stream
         if self._format == "mp3":
             return xing_s(self._source, self._rate_hz)
-        if self._format not in STATED:
+        late = self._format == "matroska,webm" and len(self._container.streams) > 1  # FFmpeg states the longest's
+        if late or self._format not in STATED:
             return None
         if stream.duration and stream.time_base:
             return float(stream.duration * stream.time_base)

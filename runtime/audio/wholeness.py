@@ -20,7 +20,23 @@ UNKNOWN_FROM, ROUND_FROM, ROUND = 0x7F000000, 1_000_000_000, 1_000_000
 UNKNOWN_FROM_64 = 1 << 62
 OGG_PAGE_BYTES = 27 + 255 + 255 * 255  # at most: header, table of segments, segments
 TS_PACKET_BYTES = 188
+PS_PACK_BYTES = 2048  # of MPEG program streams, as all discs and most writers have them
+BEHIND_BYTES = 1 << 22  # of indexes behind the audio
+FLV_TAGS = (8, 9, 18)  # audio, video, script
 MAX_TS_PACKETS = 10_000  # to look at from one place on
+
+# Containers whose timestamps say where a frame belongs. Others have none, or FFmpeg makes them up from sizes.
+TIMED = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "mpegts", "mpeg", "flv", "ogg", "nut", "flac"}
+FROM_ZERO = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}  # theirs begin at 0, where the picture may begin later
+# Containers that state the length of the track in their header, or at the end of the file. Ogg's is its last page's.
+STATED = TIMED - {"mpegts", "mpeg", "nut", "ogg"} | {
+    "aiff", "apm", "argo_asf", "au", "ape", "caf", "kvag", "mxf", "rm", "sox", "tta", "w64", "wv",
+}  # fmt: skip
+# What FFmpeg thinks of the last packet follows from sizes in the header.
+SIZED = {"adx", "aiff", "au", "caf", "sox", "voc", "w64", "wav"}
+ENDS = {"mov,mp4,m4a,3gp,3g2,mj2", "flv", "asf", "tta", "voc"}  # FFmpeg reads no second file that is joined
+GOES_ON = {"mpegts", "ogg"}  # may change the track on the way, which FFmpeg does not follow
+CONSTANT = {"ac3", "eac3", "mp2", "mp3", "dts"}  # codecs whose raw frames mostly have one size: a smaller one is cut
 
 
 @dataclass(frozen=True)
@@ -69,7 +85,14 @@ def missing_bytes(source: ByteSource, size: int) -> str:
         return "" if _NUT_INDEX in source.bytes_at(max(0, size - _INDEX_BYTES), _INDEX_BYTES) else "it has no index"
     if head[:1] == b"G" and source.bytes_at(TS_PACKET_BYTES, 1) == b"G":
         left = size % TS_PACKET_BYTES
-        return f"its last packet has {left} of {TS_PACKET_BYTES} bytes" if left else ""
+        cut = left and source.bytes_at(size - left, 1) in (b"G", b"")  # else it is no packet, if it can be read
+        return f"its last packet has {left} of {TS_PACKET_BYTES} bytes" if cut else ""
+    if head.startswith(b"\0\0\1\xba") and source.bytes_at(PS_PACK_BYTES, 3) == b"\0\0\1":
+        left = size % PS_PACK_BYTES
+        cut = left > 4 and source.bytes_at(size - left, 3) == b"\0\0\1"  # an end code takes four
+        return f"its last pack has {left:,} of {PS_PACK_BYTES:,} bytes" if cut else ""
+    if source.size is not None and head.startswith(b"FLV"):
+        return _last_tag(source, size)
     return _beyond(_one_end(source, size, head), size)
 
 
@@ -84,13 +107,16 @@ def _one_end(source: ByteSource, size: int, head: bytes) -> int:
     if head.startswith((b".SoX", b"XoS.")) and len(head) >= 16:
         begin, samples = struct.unpack(f"{order}IQ", head[4:16])
         return 0 if samples > UNKNOWN_FROM_64 // 4 else begin + 4 * samples
+    if head.startswith(b"\x80\0") and len(head) >= 16:  # ADX: blocks of 32 samples
+        begin, blocks = 4 + int.from_bytes(head[2:4], "big"), -(-int.from_bytes(head[12:16], "big") // 32)
+        return begin + blocks * head[5] * head[7] if source.bytes_at(max(0, begin - 6), 6) == b"(c)CRI" else 0
     if head.startswith(b"Creative Voice File\x1a"):
         return max(_voice_ends(source, size, head), default=0)
     return 0
 
 
-def another_file(source: ByteSource, size: int) -> int:
-    """Bytes behind the audio of a WAV or AIFF file that are another such file, which FFmpeg does not read; 0 if none.
+def another_file(source: ByteSource, size: int, read_to: int, container: str) -> int:
+    """Bytes behind the audio, read up to `read_to`, that are another file, which FFmpeg does not read; 0 if none.
 
     Some services send sentences so, one after the other.
     """
@@ -99,7 +125,8 @@ def another_file(source: ByteSource, size: int) -> int:
         if grammar.align == 2 and head[place : place + len(magic)] == magic:
             end = max(_ends(source, size, grammar), default=size)
             return size - end if source.bytes_at(end + end % 2, 4) == head[:4] else 0
-    return 0
+    place = source.bytes_at(read_to, BEHIND_BYTES).find(head) if container in ENDS and read_to else -1
+    return size - read_to - place if place >= 0 else 0
 
 
 def another_track(source: ByteSource, size: int, read_to: int, pid: int) -> str:
@@ -220,3 +247,17 @@ def _last_page(source: ByteSource, size: int) -> str:
     table = tail[page + 27 : page + 27 + tail[page + 26]]
     there, stated = len(tail) - page, 27 + len(table) + sum(table)
     return f"its last page has {there:,} of {stated:,} bytes" if there < stated else ""
+
+
+def _last_tag(source: ByteSource, size: int) -> str:
+    """FLV: whether the last tag is whole; what does not look like a tag is a tail."""
+    here = 13
+    for _ in range(MAX_CHUNKS):
+        head = source.bytes_at(here, 4)
+        if here >= size or head[0] & 0x1F not in FLV_TAGS:
+            return ""
+        end = here + 15 + int.from_bytes(head[1:], "big")
+        if end > size:
+            return f"its last tag has {size - here:,} of {end - here:,} bytes"
+        here = end
+    return ""

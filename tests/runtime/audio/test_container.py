@@ -34,7 +34,7 @@ STATES_ITS_LENGTH = [
     ("flv", "libmp3lame", 44_100), ("rm", "ac3", 48_000), ("nut", "pcm_s16le", RATE), ("nut", "libopus", 48_000),
     ("matroska", "aac", RATE), ("matroska", "flac", RATE), ("webm", "libopus", 48_000), ("flac", "flac", RATE),
     ("mp3", "libmp3lame", RATE), ("tta", "tta", RATE), ("mxf_opatom", "pcm_s16le", 48_000),
-    ("smjpeg", "pcm_s16le", RATE), ("ismv", "aac", RATE),
+    ("smjpeg", "pcm_s16le", RATE), ("ismv", "aac", RATE), ("adx", "adpcm_adx", RATE),
 ]  # fmt: skip
 SHOWS_A_CUT_PACKET = [
     ("adts", "aac", RATE), ("latm", "aac", RATE), ("mpegts", "aac", RATE), ("mpegts", "ac3", 48_000),
@@ -244,3 +244,37 @@ def test_channels_that_are_listed_one_by_one_do_not_end_the_process(tmp_path: Pa
     code += "print(*(sum(map(len, read_audio(path))) for path in 3 * sys.argv[1:]))"
     child = subprocess.run([sys.executable, "-c", code, *map(str, paths)], capture_output=True, text=True, check=True)
     assert child.stdout.split() == [str(RATE)] * 3 * len(layouts)
+
+
+@pytest.mark.parametrize(("container", "codec", "rate"), [
+    ("ac3", "ac3", 48_000), ("eac3", "eac3", 48_000), ("mp2", "mp2", 48_000), ("mpegts", "mp2", 48_000),
+    ("flv", "aac", RATE), ("adx", "adpcm_adx", RATE),
+])  # fmt: skip
+@pytest.mark.parametrize("tail", [b"TAG" + bytes(125), b"<html>an error of the server</html>\n", b"\xa7" * 100])
+def test_a_tail_behind_the_audio_is_no_damage(container: str, codec: str, rate: int, tail: bytes) -> None:
+    content = encoded(container, codec, rate, [(0.0, sound(rate))])
+    whole, with_tail = read_audio(content), read_audio(content + tail)
+    assert sum(map(len, whole)) == sum(map(len, with_tail))
+    assert not with_tail.warnings
+
+
+@pytest.mark.parametrize(("container", "codec"), [("flv", "aac"), ("mp4", "aac"), ("tta", "tta"), ("voc", "pcm_u8")])
+def test_a_second_file_that_is_joined_is_left_out_and_said(container: str, codec: str) -> None:
+    content = encoded(container, codec, RATE, [(0.0, sound(RATE))])
+    stream = read_audio(content + content)
+    assert sum(map(len, stream)) / RATE == pytest.approx(SECONDS, abs=0.2)
+    assert "another file" in " ".join(stream.warnings)
+
+
+def test_a_track_that_sets_in_late_is_not_held_against_the_picture() -> None:
+    content = encoded("matroska", "libopus", 48_000, [(20.0, sound(48_000))], picture=True)
+    stream = read_audio(content)
+    assert sum(map(len, stream)) / RATE == pytest.approx(SECONDS, abs=0.1)
+    assert stream.start_s == pytest.approx(20.0, abs=0.1)
+    assert not stream.warnings
+
+
+def test_ogg_that_was_recorded_from_the_middle_of_a_broadcast() -> None:
+    stream = read_audio(encoded("ogg", "libopus", 48_000, [(3600.0, sound(48_000))]))
+    assert sum(map(len, stream)) / RATE == pytest.approx(SECONDS, abs=0.1)
+    assert not stream.warnings
