@@ -20,12 +20,14 @@ from dasheng_edge.runtime.text.decoder import Decoder
 def pytest_configure() -> None:
     """Nothing that is collected is garbage: looking for some would take a quarter of the time of collecting tests.
 
-    The models are so small that threads of PyTorch wait for each other longer than they compute.
+    The models are so small that threads of PyTorch wait for each other longer than they compute; those of llama.cpp
+    wait without computing.
 
     A shell lets its background jobs ignore Ctrl-C, and so would every program that a test starts and interrupts.
     """
     gc.disable()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ["DASHENG_EDGE_CACHE"] = "off"  # nothing is kept for the next run, by subprocesses neither
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -49,6 +50,19 @@ def f32(merged: MergedTensors, vocabulary: Vocabulary, tmp_path_factory: pytest.
     path = tmp_path_factory.mktemp("gguf") / "decoder.gguf"
     write_gguf(path, merged, vocabulary, "F32")
     return path
+
+
+@pytest.fixture(scope="module")
+def quantized(f32: Path) -> Callable[[PlainType], Path]:
+    """That file in another type, which llama.cpp makes once."""
+
+    def make(kind: PlainType) -> Path:
+        path = f32.with_name(f"{kind}.gguf")
+        if not path.exists():
+            quantize(f32, path, DecoderOptions(kind), threads=1)
+        return path
+
+    return make
 
 
 @pytest.mark.parametrize("kind", COPIED)
@@ -165,10 +179,13 @@ def test_the_quantizer_is_fed_with_what_is_exact(merged: MergedTensors, tmp_path
 
 @pytest.mark.parametrize("kind", [kind for kind in get_args(PlainType) if kind not in COPIED])
 def test_llama_cpp_quantizes_to_every_type(
-    kind: PlainType, f32: Path, merged: MergedTensors, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    kind: PlainType,
+    f32: Path,
+    quantized: Callable[[PlainType], Path],
+    merged: MergedTensors,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    quantize(f32, tmp_path / "x.gguf", DecoderOptions(kind), threads=1)
-    report = measure(tmp_path / "x.gguf", merged, kind)
+    report = measure(quantized(kind), merged, kind)
 
     assert DECODER_TOLERANCES[kind].weights / 2 <= report.relative_error <= DECODER_TOLERANCES[kind].weights
     check_tensors(report, DECODER_TOLERANCES[kind])
@@ -194,14 +211,18 @@ def test_a_weight_beyond_half_precision_is_refused(
 
 @pytest.mark.parametrize("kind", get_args(PlainType))
 def test_the_space_that_is_asked_for_is_enough_and_not_much_more(
-    kind: PlainType, merged: MergedTensors, vocabulary: Vocabulary, tmp_path: Path
+    kind: PlainType,
+    quantized: Callable[[PlainType], Path],
+    merged: MergedTensors,
+    vocabulary: Vocabulary,
+    tmp_path: Path,
 ) -> None:
     first, used = intermediate_type(merged, kind), 0
     write_gguf(tmp_path / "first", merged, vocabulary, first)
     used += (tmp_path / "first").stat().st_size
     if first != kind:
-        quantize(tmp_path / "first", tmp_path / "second", DecoderOptions(kind), threads=1)
-        used += (tmp_path / "second").stat().st_size
+        assert first == "F32"
+        used += quantized(kind).stat().st_size
 
     files = 1 if kind in COPIED else 2
     assert used <= needed_bytes(merged, kind) <= 1.3 * used + files * VOCABULARY_BYTES
