@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from typer.core import TyperCommand, TyperGroup
 
 from dasheng_edge.runtime.errors import DashengEdgeError
+from dasheng_edge.runtime.machine.memory import short_of_memory
 from dasheng_edge.runtime.names import address_hint, printable
 
 from .bench import bench
@@ -57,8 +58,9 @@ class _Group(TyperGroup):
         except _UsageError as error:
             error.message = printable(error.message)  # type: ignore[attr-defined]  # it has one
             raise
-        except MemoryError as error:
-            why = str(error) or "Python got none"
+        except (MemoryError, ImportError) as error:  # a library that does not fit is an ImportError
+            if (why := short_of_memory(error)) is None:
+                raise
             say(f"error: there is not enough memory ({why}): free some, or take a smaller model")
             raise typer.Exit(1) from error
         except KeyboardInterrupt as error:

@@ -36,6 +36,17 @@ def clip(tmp_path: Path) -> Path:
     return write_audio(tmp_path / "clip.wav", sine(440, 1, 16_000), WAV)
 
 
+@pytest.mark.parametrize("error", [MemoryError(), ImportError("libav.so: failed to map segment from shared object")])
+def test_memory_that_a_library_lacks_is_one_line(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def short(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("typer.core.TyperGroup.invoke", short)
+    result = run("info", "nothing")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: there is not enough memory (")
+
+
 def test_errors_are_one_line(tmp_path: Path) -> None:
     none = str(tmp_path / "none")
     for command in (["caption", none, "x.wav"], ["verify", str(tmp_path)], ["info", none]):
