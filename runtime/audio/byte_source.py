@@ -16,6 +16,7 @@ from dasheng_edge.runtime.names import address_hint
 
 WAIT_S = 1.0  # after which a pipe or terminal that gives nothing is said to be waited for
 HEAD_BYTES = 1 << 16  # kept of what cannot be read twice, for its header
+TAIL_BYTES = 1 << 20  # and at least so many for its end
 
 
 class ByteSource:
@@ -29,6 +30,7 @@ class ByteSource:
         self.size = size  # in bytes; None where it cannot be known before the end
         self.bytes_read = 0
         self.head = b""  # what came first, of a file that cannot seek
+        self._tail = bytearray()  # and what came last
         self.stopped: BaseException | None = None  # what ended the reading before the end of the file
         chunks = self._chunks()
         next(chunks)
@@ -45,14 +47,21 @@ class ByteSource:
                     size = yield data
                     data = self._checked(self._file.read(size), size)
                     self.bytes_read += len(data)
-                    if self.size is None and len(self.head) < HEAD_BYTES:
-                        self.head += data
+                    if self.size is None:
+                        self._keep(data)
             except GeneratorExit:  # noqa: PERF203
                 return
             except BaseException as error:  # noqa: BLE001  # raised again, or said, by whoever reads the audio
                 self.stopped, data = error, b""  # a file that can seek may be read elsewhere still
         while True:
             yield b""
+
+    def _keep(self, data: bytes) -> None:
+        if len(self.head) < HEAD_BYTES:
+            self.head += data
+        self._tail += data
+        if len(self._tail) > 2 * TAIL_BYTES:
+            del self._tail[:-TAIL_BYTES]
 
     def _seek(self, place: int, whence: int = os.SEEK_SET) -> int:
         """As the file's, but -1 for a place that no file has: PyAV prints the traceback of what is raised here."""
@@ -71,9 +80,10 @@ class ByteSource:
         return bytes(data)
 
     def bytes_at(self, place: int, count: int) -> bytes:
-        """Bytes of the file, anywhere in it if it can seek, else of its head."""
+        """Bytes of the file, anywhere in it if it can seek, else of its head or its tail."""
         if self.size is None or self.stopped is not None:
-            return self.head[place : place + count]
+            begin = self.bytes_read - len(self._tail)
+            return bytes(self._tail[place - begin :][:count]) if place >= begin else self.head[place : place + count]
         before = self._file.tell()
         self._file.seek(place)
         data = self._file.read(count)

@@ -79,9 +79,9 @@ def missing_bytes(source: ByteSource, size: int) -> str:
     for place, magic, grammar in _GRAMMARS:
         if head[place : place + len(magic)] == magic:
             return _beyond(max(_ends(source, size, grammar), default=0), size)
-    if source.size is not None and head.startswith(b"OggS"):
+    if head.startswith(b"OggS"):
         return _last_page(source, size)
-    if source.size is not None and head.startswith(b"nut/multimedia container\0"):
+    if head.startswith(b"nut/multimedia container\0"):
         return "" if _NUT_INDEX in source.bytes_at(max(0, size - _INDEX_BYTES), _INDEX_BYTES) else "it has no index"
     if head[:1] == b"G" and source.bytes_at(TS_PACKET_BYTES, 1) == b"G":
         left = size % TS_PACKET_BYTES
@@ -91,7 +91,7 @@ def missing_bytes(source: ByteSource, size: int) -> str:
         left = size % PS_PACK_BYTES
         cut = left > 4 and source.bytes_at(size - left, 3) == b"\0\0\1"  # an end code takes four
         return f"its last pack has {left:,} of {PS_PACK_BYTES:,} bytes" if cut else ""
-    if source.size is not None and head.startswith(b"FLV"):
+    if head.startswith(b"FLV"):
         return _last_tag(source, size)
     return _beyond(_one_end(source, size, head), size)
 
@@ -254,7 +254,7 @@ def _last_tag(source: ByteSource, size: int) -> str:
     here = 13
     for _ in range(MAX_CHUNKS):
         head = source.bytes_at(here, 4)
-        if here >= size or head[0] & 0x1F not in FLV_TAGS:
+        if here >= size or not head or head[0] & 0x1F not in FLV_TAGS:
             return ""
         end = here + 15 + int.from_bytes(head[1:], "big")
         if end > size:

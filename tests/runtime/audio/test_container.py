@@ -102,7 +102,7 @@ def whole(container: str, codec: str, rate: int) -> bytes:
     return encoded(container, codec, rate, [(0.0, sound(rate))])
 
 
-def heard(data: bytes, **options: object) -> tuple[NDArray[np.float32], AudioStream]:
+def heard(data: bytes | io.BytesIO, **options: object) -> tuple[NDArray[np.float32], AudioStream]:
     stream = read_audio(data, **options)  # type: ignore[arg-type]
     return np.concatenate(list(stream)), stream
 
@@ -278,3 +278,20 @@ def test_ogg_that_was_recorded_from_the_middle_of_a_broadcast() -> None:
     stream = read_audio(encoded("ogg", "libopus", 48_000, [(3600.0, sound(48_000))]))
     assert sum(map(len, stream)) / RATE == pytest.approx(SECONDS, abs=0.1)
     assert not stream.warnings
+
+
+class _Pipe(io.BytesIO):
+    def seekable(self) -> bool:
+        return False
+
+
+@pytest.mark.parametrize(("container", "codec", "rate"), [
+    ("ogg", "libopus", 48_000), ("ogg", "flac", RATE), ("nut", "pcm_s16le", RATE), ("voc", "pcm_u8", RATE),
+    ("flv", "aac", RATE), ("mpegts", "aac", RATE), ("wav", "pcm_s16le", RATE),
+])  # fmt: skip
+def test_a_pipe_is_judged_as_the_file_is(container: str, codec: str, rate: int) -> None:
+    content = whole(container, codec, rate)
+    _, stream = heard(_Pipe(content))
+    assert not stream.warnings
+    _, stream = heard(_Pipe(content[: len(content) // 2 | 1]))
+    assert any("damaged: " in warning for warning in stream.warnings)
