@@ -49,6 +49,19 @@ def test_a_named_pipe_is_waited_for_and_that_is_said(
         assert f"waiting for audio from {tmp_path / 'pipe'}" in capsys.readouterr().err
 
 
+def test_a_terminal_is_waited_for_and_that_is_said(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(byte_source, "WAIT_S", 0.05)
+    there, here = os.openpty()
+    with os.fdopen(there, "wb", buffering=0) as keyboard, os.fdopen(here, "rb", buffering=0) as terminal:
+        threading.Timer(0.3, keyboard.write, [b"\n"]).start()
+        byte_source.wait_for(terminal, "<stdin>")
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err == "waiting for audio from <stdin>, which is a terminal; end with Ctrl-C\n"
+
+
 def test_a_named_pipe_that_is_closed_again_is_empty(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     writer = fed(tmp_path / "pipe", b"", 0.0)

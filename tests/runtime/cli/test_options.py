@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import io
-import sys
 from typing import Annotated
 
 import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from dasheng_edge.runtime.cli.options import check_stdin, fitted, load, name_option
+from dasheng_edge.runtime.cli.options import fitted, load, name_option
 from dasheng_edge.runtime.errors import MissingExtraError
 from dasheng_edge.runtime.machine.installation import install_line
 
@@ -65,17 +64,6 @@ class Terminal(io.StringIO):
 
     def isatty(self) -> bool:
         return True
-
-
-def test_waiting_for_a_terminal_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO())
-    check_stdin(["-"])
-    monkeypatch.setattr(sys, "stdin", Terminal())
-    check_stdin(["a.wav"])
-    assert capsys.readouterr() == ("", "")
-    check_stdin(["a.wav", "-"])
-    said = capsys.readouterr()
-    assert (said.out, said.err.startswith("reading audio from stdin"), said.err.count("\n")) == ("", True, 1)
 
 
 def test_a_line_is_broken_between_words_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
