@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from dasheng_edge.quant import bundle_compare as compare_module
 from dasheng_edge.quant import bundle_quant
 from dasheng_edge.quant.bundle_compare import REFERENCE, CompareOptions, compare
-from dasheng_edge.quant.compare import cost
+from dasheng_edge.quant.compare import cost, measurements
 from dasheng_edge.quant.compare.cost import measure_costs
 from dasheng_edge.quant.compare.measurements import Answering
 from dasheng_edge.quant.compare.recommend import MIN_TURNS
@@ -40,9 +40,13 @@ NAMES = ("scene_9000001.flac", "scene_9000006.flac", "scene_9000018.flac")
 
 @pytest.fixture(scope="module", autouse=True)
 def one_turn() -> Iterator[None]:
-    """Costs are measured in one turn, unless a test is about turns: each takes a process for every bundle."""
+    """Costs are measured in one turn, unless a test is about turns: each takes a process for every bundle.
+
+    Of probes of each length there are two, since four of 60 s take as long as all else.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cost, "MIN_TURNS", 1)
+        patch.setattr(measurements, "PROBES", 2)
         yield
 
 
