@@ -75,7 +75,7 @@ class ByteSource:
         if data is None:
             raise AudioError(f"{self._name} does not wait for its data; open it in blocking mode")
         if not isinstance(data, (bytes, bytearray, memoryview)) or len(data) > size:
-            got = type(data).__name__ if isinstance(data, str) or not hasattr(data, "__len__") else f"{len(data)} bytes"
+            got = f"{len(data)} bytes" if isinstance(data, (bytes, bytearray, memoryview)) else type(data).__name__
             raise AudioError(f"reading {size} bytes of {self._name} gave {got}; expected at most so many bytes")
         return bytes(data)
 

@@ -17,6 +17,7 @@ import av
 import av.container
 import av.error
 import av.logging
+import av.stream
 import numpy as np
 from numpy.typing import NDArray
 
@@ -46,7 +47,6 @@ RATES_HZ = (1_000, 768_000)  # beyond these a sample rate is a mistake
 CLOCK_S = 60.0  # a timeline that begins later shows the time of a recorder's clock
 MAX_CHANNELS = 64  # that FFmpeg's resampler takes
 MAX_ERRORS = 16  # of FFmpeg's demuxer one after the other, then it does not get over them
-SILENCE_BLOCK_S = 1.0
 LENGTH_SLACK_S = 0.25  # encoders count priming and padding, containers round to milliseconds
 TAGS = (b"ID3", b"TAG", b"APETAGEX", b"LYRICSBEGIN", b"3DI")  # between and behind the frames of an MP3
 
@@ -307,7 +307,7 @@ class _Decoding:
         silence_s = self._timeline.place(stated_s, frame.samples / rate)
         self._findings.start_s = self._timeline.start_s
         self._rate_hz = rate
-        left, block = round(silence_s * rate), round(SILENCE_BLOCK_S * rate)
+        left, block = round(silence_s * rate), rate  # a second at a time
         if left:
             yield from self._packed.rest()
         while left > 0:

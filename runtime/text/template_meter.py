@@ -13,7 +13,7 @@ from typing import Any
 
 from jinja2 import pass_context
 from jinja2.exceptions import SecurityError
-from jinja2.filters import FILTERS
+from jinja2.filters import FILTERS as JINJA_FILTERS
 from jinja2.runtime import Context, LoopContext
 from jinja2.tests import TESTS
 from jinja2.utils import Namespace
@@ -22,6 +22,7 @@ MAX_COST = 1_000_000  # characters, items and steps: half a second at most. Publ
 ITEM_COST = 4  # of looking at a value, in characters
 MAX_PADDING = 64  # characters that a filter or method may put in, or strip, at a time
 _FORMAT = re.compile(r"(?:[^%]|%(?:\(\w+\))?[sdif%])*")  # of `%`, without widths
+FILTERS: Mapping[str, Callable[..., Any]] = JINJA_FILTERS  # each with a signature of its own
 _FILTERS = (
     "abs", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float", "forceescape", "format",
     "indent", "int", "items", "join", "last", "length", "list", "lower", "map", "max", "min", "reject", "rejectattr",

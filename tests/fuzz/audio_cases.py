@@ -7,6 +7,7 @@ from functools import cache, partial
 from pathlib import Path
 
 import av
+import av.error
 import numpy as np
 
 from dasheng_edge.runtime.audio.read import read_audio

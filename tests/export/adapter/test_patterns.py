@@ -30,7 +30,8 @@ def facts(field: str, pattern: str) -> LoraFacts:
     stated: Any = {"rank_pattern": {pattern: 4}, "alpha_pattern": {pattern: 4.0}}.get(field, [pattern])
     if field in ("target_modules", "exclude_modules"):
         stated = pattern
-    return LoraFacts(**{"target_modules": ["qkv"], field: stated})
+    given: dict[str, Any] = {"target_modules": ["qkv"], field: stated}
+    return LoraFacts(**given)
 
 
 FIELDS = ("target_modules", "exclude_modules", "rank_pattern", "alpha_pattern", "modules_to_save", "layers_pattern")

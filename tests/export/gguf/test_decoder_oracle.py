@@ -137,7 +137,9 @@ def test_banned_tokens_are_those_of_transformers(tokens: list[int], size: int) -
 
     ngrams = Ngrams(size)
     for place in range(len(tokens) + 1):
-        scores = NoRepeatNGramLogitsProcessor(size)(torch.tensor([tokens[:place]], dtype=torch.long), torch.zeros(1, 4))
+        before: Any = torch.tensor([tokens[:place]], dtype=torch.long)
+        even: Any = torch.zeros(1, 4)
+        scores = NoRepeatNGramLogitsProcessor(size)(before, even)
         assert sorted({*ngrams.banned()}) == torch.isinf(scores[0]).nonzero().flatten().tolist()
         ngrams.add(tokens[min(place, len(tokens) - 1)] if tokens else 0)
 

@@ -52,7 +52,7 @@ CHANNELS_8 = [
 
 def sound(rate: int, seconds: float = SECONDS) -> NDArray[np.float32]:
     noise = np.random.default_rng(0).standard_normal(round(seconds * rate)).astype(np.float32)
-    return sine(440, seconds, rate, 0.3) + 0.05 * noise
+    return (sine(440, seconds, rate, 0.3) + 0.05 * noise).astype(np.float32)
 
 
 def encoded(
