@@ -99,7 +99,7 @@ demo: $(STAMP_READY) build/micro  ## caption the evaluation clips with the expor
 
 # In two processes, of which each computes on one core most of the time; what the tests of a file share is made once.
 .PHONY: test
-test: $(STAMP_READY) build/micro  ## the fast tests (three minutes on two cores)
+test: $(STAMP_READY) build/micro  ## the fast tests (four to six minutes on two cores)
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 .PHONY: test-all
@@ -152,9 +152,9 @@ $(TRANSFORMERS5)/bin/.stamp: | $(STAMP_READY)
 
 FUZZ := $(BIN)/python -m tests.fuzz
 .PHONY: fuzz fuzz-long
-fuzz: $(STAMP_READY) build/micro  ## a short round of mutated files, bundles, checkpoints and caches (two minutes)
+fuzz: $(STAMP_READY) build/micro  ## a short round of mutated files, bundles, checkpoints and caches (three minutes)
 	@$(FUZZ) --audio 1500 --commands 30 --bundles 200 --caches 30 --checkpoints 40
-	@$(FUZZ).kills --count 4
+	@$(FUZZ).kills --count 2
 fuzz-long: $(STAMP_READY) build/micro  ## the long round, of which docs/reliability.md has the figures (two hours)
 	@$(FUZZ) --audio 30000 --commands 500 --bundles 5000 --caches 500 --checkpoints 2000
 	@$(FUZZ).kills --count 300
