@@ -99,7 +99,7 @@ demo: $(STAMP_READY) build/micro  ## caption the evaluation clips with the expor
 
 # In two processes, of which each computes on one core most of the time; what the tests of a file share is made once.
 .PHONY: test
-test: $(STAMP_READY) build/micro  ## the fast tests (four to six minutes on two cores)
+test: $(STAMP_READY) build/micro  ## the fast tests (three minutes on two cores)
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 .PHONY: test-all
