@@ -8,16 +8,13 @@ change their rate, or claim 34 channels of a mono track.
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 import av
 import av.container
 import av.error
-import av.logging
-import av.stream
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,6 +23,7 @@ from dasheng_edge.runtime.errors import AudioDecodeError, AudioError
 from .byte_source import ByteSource, reason
 from .mix import Packer, give_plain_layout, keep_layout
 from .timeline import Timeline
+from .tracks import choose_track
 from .wholeness import (
     CONSTANT,
     FROM_ZERO,
@@ -85,7 +83,9 @@ def decoded_blocks(
     seen = False
     try:
         with _opened(source, name) as container:
-            decoding = _Decoding(container, _track(container, findings, track), source, findings)
+            taken, findings.track, note = choose_track(container, name, track)
+            findings.warnings += filter(None, (note,))
+            decoding = _Decoding(container, taken, source, findings)
             for item in decoding.blocks():
                 seen = True
                 yield item
@@ -113,57 +113,6 @@ def _opened(source: ByteSource, name: str) -> av.container.InputContainer:
             f"{name} is not audio that FFmpeg can read ({reason(error)}); expected wav, flac, mp3, ogg, "
             "opus, m4a, aac, webm or a video with an audio track"
         ) from error
-
-
-def _track(container: av.container.InputContainer, findings: Findings, wanted: int | str | None) -> av.AudioStream:
-    """The track that was asked for, by its number from 1 or its language, or else the one that players take."""
-    tracks, name = container.streams.audio, findings.name
-    if not tracks:
-        raise AudioDecodeError(f"{name} has no audio track (it is {container.format.name}); expected one")
-    if wanted is None:
-        usable = [track for track in tracks if _decoder(track)] or list(tracks)
-        marked = [track for track in usable if track.disposition & av.stream.Disposition.default]
-        taken: av.AudioStream | None = (marked or usable)[0]
-    elif isinstance(wanted, int) and not isinstance(wanted, bool):
-        taken = tracks[wanted - 1] if 0 < wanted <= len(tracks) else None
-    else:
-        languages = [(track.language or "").lower() for track in tracks]
-        asked = str(wanted).lower()
-        found = [i for i, language in enumerate(languages) if language and language[: len(asked)] == asked]
-        taken = tracks[found[0]] if asked and found else None
-    listed = "; ".join(_told(place, track) for place, track in enumerate(tracks, 1))
-    if taken is None:
-        raise AudioError(f"{name} has no audio track {wanted!r}; it has {listed}")
-    findings.track = 1 + list(tracks).index(taken)
-    if _decoder(taken) is None:
-        raise AudioDecodeError(f"{name} is of a codec that FFmpeg has no decoder for: {_codec(container, taken)}")
-    if wanted is None and len(tracks) > 1:
-        findings.warnings.append(
-            f"it has {len(tracks)} audio tracks ({listed}); track {findings.track} is taken, see --track"
-        )
-    return taken
-
-
-def _told(place: int, track: av.AudioStream) -> str:
-    about = (track.language, track.metadata.get("title") or track.metadata.get("handler_name"))
-    decoder = _decoder(track)
-    return f"{place}: " + ", ".join(filter(None, (*about, decoder.name if decoder else "no decoder")))
-
-
-def _decoder(track: av.AudioStream) -> Any:
-    """None where FFmpeg has none, which PyAV's types do not say."""
-    return track.codec_context
-
-
-def _codec(container: av.container.InputContainer, track: av.AudioStream) -> str:
-    """FFmpeg's words about a track; PyAV has no others for one without a decoder."""
-    level = av.logging.get_level()
-    try:
-        av.logging.set_level(av.logging.INFO)
-        told = re.search(rf"Stream #0:{track.index}\b.*?Audio: ([^\n]*)", container.dumps_format())  # type: ignore[attr-defined]
-    finally:
-        av.logging.set_level(level)
-    return told[1] if told else "it is not known to it"
 
 
 @dataclass
