@@ -29,12 +29,8 @@ def context_bytes(model: Any, params: Any) -> tuple[int, int]:
     logits = 4 * vocabulary * max(params.n_seq_max, params.n_outputs_max)
     rows, each = min(params.n_ubatch, n_ctx), n_ctx // params.n_seq_max
     activations = 4 * rows * (4 * width + 3 * hidden + 2 * (heads + 2 * kv_heads) * head)
-    scores = (
-        4
-        * rows
-        * each
-        * (1 if params.flash_attn_type else heads + 1)  # the mask, and the attention that is computed at once
-    )  # the mask, and what attention holds without it
+    # The mask, and without flash attention the scores of all heads.
+    scores = 4 * rows * each * (1 if params.flash_attn_type else heads + 1)
     nodes = max(_MIN_NODES, 8 * layers * _LAYER_TENSORS)
     threads = max(params.n_threads, params.n_threads_batch)
     aside = nodes * _NODE_BYTES + (threads - 1) * _STACK_BYTES
