@@ -18,7 +18,13 @@ import numpy as np
 import soxr
 from numpy.typing import NDArray
 
-from dasheng_edge.runtime.errors import AudioDecodeError, AudioEmptyError, AudioError, AudioNotFoundError
+from dasheng_edge.runtime.errors import (
+    AudioDecodeError,
+    AudioEmptyError,
+    AudioError,
+    AudioNotFoundError,
+    MemoryShortError,
+)
 
 from .byte_source import byte_source, open_path, reason
 from .container import RATES_HZ, Findings, decoded_blocks
@@ -100,6 +106,7 @@ def read_audio(
         AudioEmptyError: no samples.
         AudioError: of a type, shape, dtype or sample rate that is not audio, or NaN, infinite or far beyond full
             scale; or it cannot be read, or has no such track.
+        MemoryShortError: there is not enough memory.
     """
     if isinstance(source, AudioStream):  # with its own `strict` and `track`
         if source.sample_rate_hz != sample_rate_hz:
@@ -142,7 +149,7 @@ def _guarded(blocks: _Blocks, name: str) -> _Blocks:
     except AudioError:
         raise
     except MemoryError as error:
-        raise AudioError(f"there is not enough memory to read {name}") from error
+        raise MemoryShortError(f"there is not enough memory to read {name}: free some, then try again") from error
     except Exception as error:
         raise AudioDecodeError(f"{name} cannot be read ({type(error).__name__}: {reason(error)})") from error
 

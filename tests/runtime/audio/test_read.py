@@ -8,6 +8,7 @@ import re
 import struct
 import threading
 import wave
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from dasheng_edge.runtime.audio import read as read_module
 from dasheng_edge.runtime.audio.read import AudioSource, describe_audio, read_audio
-from dasheng_edge.runtime.errors import AudioDecodeError, AudioEmptyError, AudioError, AudioNotFoundError
+from dasheng_edge.runtime.errors import (
+    AudioDecodeError,
+    AudioEmptyError,
+    AudioError,
+    AudioNotFoundError,
+    MemoryShortError,
+)
 from tests.fixtures.audio_files import FORMATS, Format, sine, write_audio
 
 RATE = 16_000
@@ -354,3 +362,13 @@ def test_names_for_messages(tmp_path: Path) -> None:
     assert describe_audio(io.BytesIO()) == "the audio stream"
     with (tmp_path / "x").open("wb") as file:
         assert describe_audio(file) == str(tmp_path / "x")
+
+
+def test_memory_that_is_short_is_called_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def short(*_: object) -> Iterator[object]:
+        raise MemoryError
+        yield
+
+    monkeypatch.setattr(read_module, "_file_blocks", short)
+    with pytest.raises(MemoryShortError, match="not enough memory to read"):
+        list(read_audio(tmp_path / "a.wav"))
