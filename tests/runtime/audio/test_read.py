@@ -366,8 +366,8 @@ def test_names_for_messages(tmp_path: Path) -> None:
 
 def test_memory_that_is_short_is_called_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def short(*_: object) -> Iterator[object]:
+        yield RATE, np.zeros((8, 1), np.float32)
         raise MemoryError
-        yield
 
     monkeypatch.setattr(read_module, "_file_blocks", short)
     with pytest.raises(MemoryShortError, match="not enough memory to read"):
