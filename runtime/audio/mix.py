@@ -39,6 +39,9 @@ def keep_layout(frame: av.AudioFrame) -> None:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(frame.layout))
 
 
+GATHERED = ("mono", "stereo", "1 channels", "2 channels")  # as FFmpeg calls them, which of many a WAV knows the number
+
+
 class Packer:
     """Decoded frames as packed float32. Nothing else is safe: PyAV walks past the planes of eight channels and more.
 
@@ -62,7 +65,7 @@ class Packer:
             resampler = av.AudioResampler(format="flt")
             yield frame.sample_rate, _samples(resampler, frame)  # tries it out, too
             self._kind, self._resampler, self._fifo = kind, resampler, av.AudioFifo()
-        elif kind[1] not in ("mono", "stereo"):
+        elif kind[1] not in GATHERED:
             yield frame.sample_rate, _samples(self._resampler, frame)
         else:
             frame.pts = None
