@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import queue
 import shutil
 import subprocess
@@ -21,6 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -127,12 +129,12 @@ class _Lines:
         self._lines.put(None)
 
     def next(self, timeout_s: float) -> str | None:
-        """None at the end, or if nothing came in time."""
-        try:
-            return self._lines.get(timeout=timeout_s)
-        except queue.Empty:
-            self.waiting = True
-            return None
+        """None at the end, or if nothing came in time; while all is suspended, no time passes."""
+        for _ in range(math.ceil(timeout_s)):
+            with suppress(queue.Empty):
+                return self._lines.get(timeout=1)
+        self.waiting = True
+        return None
 
 
 def run_kind(kind: str, seed: int, count: int, jobs: int, keep: Path) -> Tally:
