@@ -10,7 +10,7 @@ import datetime as dt
 import errno
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TypeAlias
@@ -23,13 +23,11 @@ from dasheng_edge.quant.compare.measurements import (
     Answering,
     Array,
     ReferenceAnswers,
-    Usable,
     decoder_id,
     embed_all,
     encoder_id,
     encoder_scores,
     sounds_of,
-    usable_clips,
 )
 from dasheng_edge.quant.compare.metrics import decoder_scores
 from dasheng_edge.quant.compare.recommend import recommend
@@ -45,6 +43,7 @@ from dasheng_edge.quant.compare.record import (
     TaskScore,
 )
 from dasheng_edge.quant.compare.text_scores import Patterns, check_events, read_events, score_texts
+from dasheng_edge.quant.compare.usable_clips import ClipsFailedError, Usable, usable_clips
 from dasheng_edge.quant.report.report import check_folder, limits, recommendation, write_report
 from dasheng_edge.runtime.audio.clips import Clip, find_clips
 from dasheng_edge.runtime.bundle.bundle import Bundle
@@ -89,14 +88,18 @@ def compare(options: CompareOptions, progress: Progress | None = None) -> Report
 
     Raises:
         BundleError, ClipsError, QuantizeError, AudioError: a bundle, the clips or a recipe cannot be used.
-        DecoderError, PromptError: a model fails on a clip.
+        DecoderError, PromptError: a model fails on each clip.
         OutputWriteError: the folder cannot be written, or a file in it cannot be used.
     """
     progress = progress or NoProgress()
     check_folder(options.out)
     try:
-        plan = _plan(options, progress)
-        report = _report(plan, progress)
+        plan, report = _plan(options, progress), None
+        while report is None:
+            try:
+                report = _report(plan, progress)
+            except ClipsFailedError as failed:  # noqa: PERF203  # what was measured of the others is stored
+                plan = plan.without(failed, progress)
         write_report(report, options.out, plan.clips)
     except OutputWriteError as error:  # of a candidate or a report, which knows nothing of what else is there
         cause = error.__cause__
@@ -148,6 +151,20 @@ class _Plan:
     def folder(self) -> Path:
         """Of what depends on clips and prompts: below their name, so that other clips do not meet it."""
         return self.options.out / WORK / f"clips-{self.clips_sha256[:16]}-{self.limit}"
+
+    def without(self, failed: ClipsFailedError, progress: Progress) -> _Plan:
+        """For the clips that did not fail; what is stored about them stays in use.
+
+        Raises:
+            DashengEdgeError: there are none, or too few for what was asked.
+        """
+        usable = self.usable.without(failed.why)
+        step = Steps(progress).begin("clips", len(usable.clips.clips), "clips")
+        for why in failed.why.values():
+            step.end(note=f"left out: {why}")
+        if self.options.aac_metrics:
+            check_references([clip.references for clip in usable.clips.clips if clip.references])
+        return replace(self, usable=usable)
 
 
 def _plan(options: CompareOptions, progress: Progress) -> _Plan:
@@ -204,7 +221,7 @@ class _Measured:
     answers: ReferenceAnswers
     cells: Cells
 
-    def encoder(self, entry: _Entry, clips: int) -> EncoderScores:
+    def encoder(self, entry: _Entry, clips: Sequence[Clip]) -> EncoderScores:
         return encoder_scores(clips, self.embeddings[self.reference.encoder], self.embeddings[entry.encoder])
 
     def decoder(self, encoder: _Entry, decoder: _Entry) -> DecoderScores:
@@ -278,7 +295,7 @@ def _report(plan: _Plan, progress: Progress) -> Report:
     )
     noise = NoiseFloor(
         threads=plan.threads,
-        encoder=measured.encoder(measured.floor, len(plan.clips)),
+        encoder=measured.encoder(measured.floor, plan.clips),
         decoder=measured.decoder(measured.floor, measured.floor),
     )
     texts, calibration = _texts(plan, measured), plan.origin.calibration
@@ -313,7 +330,7 @@ def _candidate(plan: _Plan, measured: _Measured, entry: _Entry, cost: Cost) -> C
     return Candidate(
         name=entry.name,
         recipe=recipe_facts(entry.bundle),
-        encoder=None if same else measured.encoder(entry, len(plan.clips)),
+        encoder=None if same else measured.encoder(entry, plan.clips),
         both=None if same else measured.decoder(entry, entry),
         encoder_only=measured.decoder(entry, own) if crossed else None,
         decoder_only=measured.decoder(own, entry) if crossed else None,

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from dasheng_edge.runtime import errors
 from dasheng_edge.runtime.audio.clips import Clip
 from dasheng_edge.runtime.bundle.bundle import CUDA_GRAPHS, DECODER, ENCODER, FRONT_END, PROJECTOR, Bundle
 from dasheng_edge.runtime.caption import Caption
@@ -25,6 +26,7 @@ from dasheng_edge.runtime.progress import NoProgress, Progress, Steps
 
 from .recommend import MIN_TURNS
 from .record import Cost, Quantiles
+from .usable_clips import ClipsFailedError, about
 
 MEASURED_CLIPS = 20
 
@@ -59,6 +61,7 @@ def measure_costs(
 
     Raises:
         QuantizeError: a bundle cannot be opened, or the process ended; the message says why.
+        ClipsFailedError: a clip cannot be captioned.
     """
     turns, steps = turns_of(measured_clips(clips)), Steps(progress or NoProgress())
     measured: list[list[Measurement]] = [[] for _ in bundles]
@@ -93,6 +96,8 @@ def _turn(bundle: Bundle, clips: Sequence[Clip], threads: int, max_new_tokens: i
         raise QuantizeError(
             f"cannot measure what {bundle.folder} costs: {error}; try `dasheng-edge caption` on that bundle"
         ) from error
+    if failed := answer.get("failed"):
+        raise ClipsFailedError({name: getattr(errors, kind)(said) for name, (kind, said) in failed.items()})
     return replace(Measurement(**answer), others_share=before.others_share(cpu_use()))
 
 
@@ -145,7 +150,14 @@ def _quantiles(values: Sequence[float]) -> Quantiles:
 
 
 def measure(request: Mapping[str, Any], _: object = None) -> dict[str, Any]:
-    """What the child does."""
+    """What the child does: a measurement, or clips that fail, by their ids."""
+    try:
+        return _measured(request)
+    except ClipsFailedError as error:
+        return {"failed": {name: [type(why).__name__, str(why)] for name, why in error.why.items()}}
+
+
+def _measured(request: Mapping[str, Any]) -> dict[str, Any]:
     clips = [Clip(name, Path(path), *span_and_prompt) for name, path, *span_and_prompt in request["clips"]]
     start = time.perf_counter()
     with Captioner.open(request["bundle"], threads=request["threads"], check_sha256=False) as captioner:
@@ -153,7 +165,8 @@ def measure(request: Mapping[str, Any], _: object = None) -> dict[str, Any]:
         rate = captioner.bundle.manifest.front_end.sample_rate_hz
 
         def caption(clip: Clip) -> Caption:
-            return captioner.caption((clip.read(rate), rate), clip.prompt, max_new_tokens=request["max_new_tokens"])
+            with about(clip):
+                return captioner.caption((clip.read(rate), rate), clip.prompt, max_new_tokens=request["max_new_tokens"])
 
         caption(clips[0])
         energy = EnergyMeter()

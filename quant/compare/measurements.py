@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,16 +21,17 @@ from pydantic import BaseModel, ConfigDict
 
 from dasheng_edge.runtime.atomic_output import replace_text, replacing
 from dasheng_edge.runtime.audio.audio_parts import AudioInputParts
-from dasheng_edge.runtime.audio.clips import Clip, ClipSet
+from dasheng_edge.runtime.audio.clips import Clip
 from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER, FRONT_END, PROJECTOR, Bundle
 from dasheng_edge.runtime.engine_options import EngineOptions
-from dasheng_edge.runtime.errors import AudioTooLongError, DashengEdgeError, DecoderError, PromptError, clip_error
+from dasheng_edge.runtime.errors import DashengEdgeError
 from dasheng_edge.runtime.machine.identity import installed
 from dasheng_edge.runtime.parts import TextParts
-from dasheng_edge.runtime.progress import Advance, no_advance
+from dasheng_edge.runtime.progress import Advance
 
 from .metrics import SeamSums, TokenMetrics, first_divergence, token_metrics
 from .record import EncoderScores, LengthScores
+from .usable_clips import ClipsFailedError, about, collecting
 
 Array = NDArray[np.float32]
 _Row = TypeVar("_Row", bound="_StoredAnswer")
@@ -47,6 +48,7 @@ class Sound:
 
     key: str
     read: Callable[[], Array]  # float32 [samples]
+    clip: Clip | None = None
 
 
 def encoder_id(bundle: Bundle, threads: int) -> str:
@@ -69,79 +71,27 @@ def key_of(*facts: str) -> str:
     return hashlib.sha256("\n".join((*facts, *versions)).encode()).hexdigest()[:16]
 
 
-@dataclass(frozen=True)
-class Usable:
-    """Clips that every candidate can answer, their lengths, and why others are left out."""
-
-    clips: ClipSet
-    samples: tuple[int, ...]
-    left_out: tuple[str, ...]  # a sentence for each clip
-    warnings: tuple[str, ...] = ()  # about others
-
-
-def usable_clips(bundle: Bundle, clips: ClipSet, max_new_tokens: int, advance: Advance = no_advance) -> Usable:
-    """Clips that can be read and leave the decoder room for an answer; each is read once, a block at a time.
-
-    Raises:
-        DashengEdgeError: there is none, for the reason of the first, an AudioError mostly; or one ends them all.
-    """
-    known: list[tuple[Clip, int]] = []
-    errors: list[DashengEdgeError] = []
-    said: list[str] = []
-    text = TextParts.open(bundle, EngineOptions(weights="mapped"))
-    try:
-        for clip in clips.clips:
-            try:
-                known.append((clip, _samples(bundle, text, clip, max_new_tokens, said.append)))
-            except Exception as error:  # noqa: BLE001  # whatever a clip does, the others go on
-                errors.append(_left_out(clip, error))
-            advance(1)
-    finally:
-        text.decoder.close()
-    if not known:
-        raise errors[0]
-    kept = ClipSet(clips.name, tuple(clip for clip, _ in known))
-    return Usable(kept, tuple(samples for _, samples in known), tuple(map(str, errors)), tuple(said))
-
-
-def _left_out(clip: Clip, error: Exception) -> DashengEdgeError:
-    """Why a clip is left out; an error that all clips have is raised again."""
-    if isinstance(error, PromptError) and clip.prompt is not None:
-        return PromptError(f"clip {clip.id}: {error}")
-    return clip_error(f"clip {clip.id}", error)
-
-
-def _samples(bundle: Bundle, text: TextParts, clip: Clip, max_new_tokens: int, warn: Callable[[str], object]) -> int:
-    """Samples of a clip.
-
-    Raises:
-        AudioError: it cannot be read, or leaves the decoder no room for an answer; the message names the clip.
-        PromptError: its prompt cannot be rendered.
-    """
-    spec, stored = bundle.manifest.front_end, bundle.decoder_facts
-    room = stored.context_length - max_new_tokens - text.prompts.build(clip.prompt).text_tokens
-    samples = sum(len(block) for block in clip.blocks(spec.sample_rate_hz, warn))
-    tokens = spec.tokens_of(spec.padded_samples_of(samples))
-    if tokens > room:
-        raise AudioTooLongError(
-            f"clip {clip.id} has {samples / spec.sample_rate_hz:.1f} s, which are {tokens} audio tokens; with "
-            f"{max_new_tokens} new tokens and the prompt at most {max(room, 0)} fit the decoder's context of "
-            f"{stored.context_length}: cut the clip, or pass a smaller --max-new-tokens"
-        )
-    return samples
-
-
 def sounds_of(clips: Sequence[Clip], lengths: Sequence[int], rate_hz: int) -> list[Sound]:
     """All clips, and probes of each length: stretches of the clips joined one after another, over and over.
 
     `lengths` are those of the clips in samples.
     """
-    sounds = [Sound(f"clip-{index}", partial(clip.read, rate_hz)) for index, clip in enumerate(clips)]
+    sounds = [Sound(stored_name(clip), partial(clip.read, rate_hz), clip) for clip in clips]
     for seconds in PROBE_LENGTHS_S:
-        for index in range(PROBES):
+        for index, name in enumerate(probe_names(clips, seconds)):
             start, samples = index * PROBE_LENGTHS_S[-1] * rate_hz, seconds * rate_hz
-            sounds.append(Sound(f"probe-{seconds}-{index}", partial(joined, clips, lengths, rate_hz, start, samples)))
+            sounds.append(Sound(name, partial(joined, clips, lengths, rate_hz, start, samples)))
     return sounds
+
+
+def stored_name(*clips: Clip) -> str:
+    """Of files about a clip, or about several that are joined."""
+    return hashlib.sha256("\0".join(clip.id for clip in clips).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def probe_names(clips: Sequence[Clip], seconds: int) -> list[str]:
+    """Of the probes of a length, which are other ones where a clip is left out."""
+    return [f"probe-{seconds}-{index}-{stored_name(*clips)}" for index in range(PROBES)]
 
 
 def joined(clips: Sequence[Clip], lengths: Sequence[int], rate_hz: int, start: int, samples: int) -> Array:
@@ -156,7 +106,8 @@ def joined(clips: Sequence[Clip], lengths: Sequence[int], rate_hz: int, start: i
     while left > 0:
         index = int(np.searchsorted(ends, place, side="right"))
         if index not in waveforms:
-            waveforms[index] = clips[index].read(rate_hz)
+            with about(clips[index]):
+                waveforms[index] = clips[index].read(rate_hz)
         end = int(ends[index])
         parts.append(waveforms[index][place - end + lengths[index] :][:left])
         place, left = end % int(ends[-1]), left - len(parts[-1])
@@ -166,16 +117,25 @@ def joined(clips: Sequence[Clip], lengths: Sequence[int], rate_hz: int, start: i
 def embed_all(
     bundle: Bundle, threads: int, sounds: Sequence[Sound], folder: Path, advance: Advance
 ) -> Callable[[str], Array]:
-    """Embed what is not embedded yet; the result reads embeddings float32 [tokens, llm_dim] by key."""
+    """Embed what is not embedded yet; the result reads embeddings float32 [tokens, llm_dim] by key.
+
+    Raises:
+        ClipsFailedError: some clips failed; the others are embedded.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     missing = [sound for sound in sounds if not _has_array(folder / f"{sound.key}.npy")]
+    failed: dict[str, DashengEdgeError] = {}
     if missing:
         audio = AudioInputParts.open(bundle, EngineOptions().changed(threads=threads))
         for sound in missing:
-            embeddings = audio.embeddings([sound.read()])
-            with replacing(folder / f"{sound.key}.npy") as path, path.open("wb") as file:
-                np.save(file, embeddings)
-            advance(1)
+            with collecting(failed):
+                with about(sound.clip) if sound.clip else nullcontext():
+                    embeddings = audio.embeddings([sound.read()])
+                with replacing(folder / f"{sound.key}.npy") as path, path.open("wb") as file:
+                    np.save(file, embeddings)
+                advance(1)
+    if failed:
+        raise ClipsFailedError(failed)
     return lambda key: np.load(folder / f"{key}.npy")
 
 
@@ -187,9 +147,9 @@ class ReferenceAnswers:
     texts: tuple[str, ...]
     folder: Path
 
-    def logits(self, index: int) -> Array:
+    def logits(self, clip: Clip) -> Array:
         """float32 [tokens, vocab] of a clip."""
-        logits: Array = np.load(self.folder / f"{index}.npy")
+        logits: Array = np.load(self.folder / f"{stored_name(clip)}.npy")
         return logits
 
 
@@ -240,79 +200,86 @@ class Answering:
         """Answer all clips greedily and keep answers and logits.
 
         Raises:
-            DecoderError, PromptError: the decoder cannot be opened, or fails on a clip, which the message names.
+            ClipsFailedError: some clips failed; the others are answered.
+            DecoderError, PromptError: the decoder cannot be opened, or what all clips are asked cannot be rendered.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        tokens, texts = [], []
-        for index, clip in enumerate(self._clips):
-            path, logits = folder / f"{index}.json", folder / f"{index}.npy"
-            stored = _read(path, _StoredAnswer)
-            if stored is None or not _has_array(logits):
-                text = self._opened()
-                decoder = text.decoder
-                with _about(clip):
-                    segments = text.prompts.build(clip.prompt).rows(embeddings(f"clip-{index}"))
-                    decoder.prefill(segments, reserve=self._limit)
-                    answer = tuple(decoder.generate(self._limit))
-                    scored = decoder.score(segments, answer)
-                with replacing(logits) as part, part.open("wb") as file:
-                    np.save(file, scored)
-                stored = _StoredAnswer(tokens=answer, text=decoder.detokenize(answer))
-                replace_text(path, stored.model_dump_json())
-                advance(1)
-            tokens.append(stored.tokens)
-            texts.append(stored.text.strip())
-        return ReferenceAnswers(tuple(tokens), tuple(texts), folder)
+        rows = self._of_all(partial(self._reference, embeddings, folder), folder, advance)
+        return ReferenceAnswers(tuple(row.tokens for row in rows), tuple(row.text.strip() for row in rows), folder)
 
     def answers(
         self, embeddings: Callable[[str], Array], reference: ReferenceAnswers, folder: Path, advance: Advance
     ) -> list[Answer]:
         """Answer all clips greedily, and score the reference's answers; errors as in `reference`."""
-        folder.mkdir(parents=True, exist_ok=True)
-        answers = []
-        for index, clip in enumerate(self._clips):
-            path, wanted = folder / f"{index}.json", reference.tokens[index]
-            row = _read(path, Answer)
-            if row is None or len(row.kl) != len(wanted):
-                row = self._answer(clip, embeddings(f"clip-{index}"), wanted, reference.logits(index))
-                replace_text(path, row.model_dump_json())
-                advance(1)
-            answers.append(row)
-        return answers
+        wanted = dict(zip((clip.id for clip in self._clips), reference.tokens, strict=True))
+        return self._of_all(partial(self._answer, embeddings, reference, wanted, folder), folder, advance)
 
-    def _answer(self, clip: Clip, embeddings: Array, wanted: tuple[int, ...], logits: Array) -> Answer:
-        text = self._opened()
+    def _of_all(self, answer: Callable[[Clip], tuple[_Row, bool]], folder: Path, advance: Advance) -> list[_Row]:
+        """What `answer` says of each clip, and whether that had to be measured."""
+        folder.mkdir(parents=True, exist_ok=True)
+        rows: list[_Row] = []
+        failed: dict[str, DashengEdgeError] = {}
+        for clip in self._clips:
+            with collecting(failed):
+                row, measured = answer(clip)
+                rows.append(row)
+                advance(int(measured))
+        if failed:
+            raise ClipsFailedError(failed)
+        return rows
+
+    def _reference(self, embeddings: Callable[[str], Array], folder: Path, clip: Clip) -> tuple[_StoredAnswer, bool]:
+        path, logits = folder / f"{stored_name(clip)}.json", folder / f"{stored_name(clip)}.npy"
+        stored = _read(path, _StoredAnswer)
+        if stored is not None and _has_array(logits):
+            return stored, False
+        text, sound = self._opened(), embeddings(stored_name(clip))
         decoder = text.decoder
-        with _about(clip):
-            segments = text.prompts.build(clip.prompt).rows(embeddings)
+        with about(clip):
+            segments = text.prompts.build(clip.prompt).rows(sound)
+            decoder.prefill(segments, reserve=self._limit)
+            answer = tuple(decoder.generate(self._limit))
+            scored = decoder.score(segments, answer)
+            stored = _StoredAnswer(tokens=answer, text=decoder.detokenize(answer))
+        with replacing(logits) as part, part.open("wb") as file:
+            np.save(file, scored)
+        replace_text(path, stored.model_dump_json())
+        return stored, True
+
+    def _answer(
+        self, embeddings: Callable[[str], Array], reference: ReferenceAnswers,
+        tokens_of: Mapping[str, tuple[int, ...]], folder: Path, clip: Clip,
+    ) -> tuple[Answer, bool]:  # fmt: skip
+        path, wanted = folder / f"{stored_name(clip)}.json", tokens_of[clip.id]
+        stored = _read(path, Answer)
+        if stored is not None and len(stored.kl) == len(wanted):
+            return stored, False
+        text, sound, logits = self._opened(), embeddings(stored_name(clip)), reference.logits(clip)
+        decoder = text.decoder
+        with about(clip):
+            segments = text.prompts.build(clip.prompt).rows(sound)
             got = token_metrics(logits, decoder.score(segments, wanted), wanted)
             decoder.prefill(segments, reserve=self._limit)
             tokens = tuple(decoder.generate(self._limit))
-        return Answer(
-            tokens=tokens, text=decoder.detokenize(tokens).strip(), kl=tuple(got.kl.tolist()),
-            same_top1=tuple(got.same_top1.tolist()), log_prob=tuple(got.log_prob.tolist()),
-        )  # fmt: skip
+            answer = Answer(
+                tokens=tokens, text=decoder.detokenize(tokens).strip(), kl=tuple(got.kl.tolist()),
+                same_top1=tuple(got.same_top1.tolist()), log_prob=tuple(got.log_prob.tolist()),
+            )  # fmt: skip
+        replace_text(path, answer.model_dump_json())
+        return answer, True
 
 
-@contextmanager
-def _about(clip: Clip) -> Generator[None]:
-    """Errors of the decoder and of the prompt name the clip."""
-    try:
-        yield
-    except (DecoderError, PromptError) as error:
-        raise type(error)(f"clip {clip.id}: {error}") from error
-
-
-def encoder_scores(clips: int, reference: Callable[[str], Array], got: Callable[[str], Array]) -> EncoderScores:
+def encoder_scores(
+    clips: Sequence[Clip], reference: Callable[[str], Array], got: Callable[[str], Array]
+) -> EncoderScores:
     """Embeddings against the reference's, over all clips and by length."""
     whole = SeamSums()
-    for index in range(clips):
-        whole.add(reference(f"clip-{index}"), got(f"clip-{index}"))
+    for name in map(stored_name, clips):
+        whole.add(reference(name), got(name))
     by_length = []
     for seconds in PROBE_LENGTHS_S:
         sums = SeamSums()
-        for index in range(PROBES):
-            sums.add(reference(f"probe-{seconds}-{index}"), got(f"probe-{seconds}-{index}"))
+        for name in probe_names(clips, seconds):
+            sums.add(reference(name), got(name))
         by_length.append(LengthScores(seconds=seconds, **sums.scores().model_dump()))
     return EncoderScores(**whole.scores().model_dump(), by_length=tuple(by_length))
 

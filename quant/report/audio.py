@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from dasheng_edge.quant.compare.record import ClipTexts
 from dasheng_edge.runtime.audio.clips import Clip
+from dasheng_edge.runtime.errors import DashengEdgeError
 
 MAX_CLIP_S = 30.0
 MAX_BYTES = 2_000_000  # of a page: some ten clips of 10 s
@@ -19,12 +20,18 @@ RATE_HZ = 16_000  # what the models hear
 
 
 def embedded(shown: Iterable[ClipTexts], clips: Sequence[Clip]) -> dict[str, str]:
-    """Addresses that hold the audio of clips, by id: of the short ones, the first that a page may carry."""
+    """Addresses that hold the audio of clips, by id: of the short ones, the first that a page may carry.
+
+    A clip that cannot be read any more cannot be heard; what was measured of it is in the page.
+    """
     by_id, addresses, left = {clip.id: clip for clip in clips}, {}, MAX_BYTES
     for texts in shown:
         if texts.clip not in by_id or texts.seconds > MAX_CLIP_S:
             continue
-        data = _flac(by_id[texts.clip].read(RATE_HZ))
+        try:
+            data = _flac(by_id[texts.clip].read(RATE_HZ))
+        except DashengEdgeError:
+            continue
         address = f"data:audio/flac;base64,{base64.b64encode(data).decode('ascii')}"
         if (left := left - len(address)) < 0:
             break

@@ -72,7 +72,6 @@ def write_report(report: Report, folder: Path, clips: Sequence[Clip] = ()) -> tu
     that are short can be heard in the page.
 
     Raises:
-        AudioError: a clip cannot be read any more.
         OutputExistsError: a folder has the name of one.
         OutputWriteError: the disk is full, or the place is not writable or written to by somebody else.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -28,8 +29,16 @@ from dasheng_edge.runtime.audio.audio_parts import AudioInputParts
 from dasheng_edge.runtime.audio.clips import read_clips
 from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.cli.app import build_app
-from dasheng_edge.runtime.errors import AudioDecodeError, AudioTooLongError, ClipsError, OutputWriteError, QuantizeError
+from dasheng_edge.runtime.errors import (
+    AudioDecodeError,
+    AudioTooLongError,
+    ClipsError,
+    DecoderError,
+    OutputWriteError,
+    QuantizeError,
+)
 from dasheng_edge.runtime.progress import NoProgress, StepReport
+from dasheng_edge.runtime.text.decoder import Decoder
 from tests.fixtures import fake_report
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -260,6 +269,55 @@ def test_clips_that_cannot_be_used_are_left_out_by_name(
     for said in (told[0].note, " ".join(report.limits)):
         assert "left out" in said.lower()
         assert "x.wav" in said
+
+
+@pytest.mark.parametrize(
+    "stage", ["encoder", *(pytest.param(s, marks=pytest.mark.slow) for s in ("reference", "decoder", "costs", "page"))]
+)
+def test_a_clip_that_fails_on_the_way_is_left_out_and_the_others_go_on(
+    done: tuple[Report, Path], clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    rows = [json.loads(line) for line in clips.read_text("utf-8").splitlines()]
+    for row in rows:
+        row["audio"] = shutil.copy(row["audio"], tmp_path)
+    clips = tmp_path / "clips.jsonl"
+    clips.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    gone, out = tmp_path / NAMES[1], stored(done, tmp_path / "out")
+    work = next((out / "work").glob("clips-*"))
+    monkeypatch.setattr(measurements, "PROBE_LENGTHS_S", (1,))
+
+    def remove(function: Any) -> Any:
+        def removed(*arguments: Any) -> Any:
+            gone.unlink(missing_ok=True)
+            return function(*arguments)
+
+        return removed
+
+    if stage == "encoder":
+        shutil.rmtree(next(work.glob("embeddings-*")))
+        monkeypatch.setattr(compare_module, "sounds_of", remove(compare_module.sounds_of))
+    elif stage in ("reference", "decoder"):
+        for folder in list(work.glob("reference-*" if stage == "reference" else "reference-*/answers-*")):
+            shutil.rmtree(folder)
+        score, asked = Decoder.score, itertools.count()
+
+        def failing(decoder: Any, segments: Any, answer: Any) -> Any:
+            if next(asked) == 1:
+                raise DecoderError("it does not fit")
+            return score(decoder, segments, answer)
+
+        monkeypatch.setattr(Decoder, "score", failing)
+    else:
+        name = "measure_costs" if stage == "costs" else "write_report"
+        monkeypatch.setattr(compare_module, name, remove(getattr(compare_module, name)))
+    report = compare(options(clips, out, "fp32/Q8_0"))
+    left = [name for name in (*NAMES, "digits_9000008.flac") if stage == "page" or name != NAMES[1]]
+    assert [clip.clip for clip in report.clips] == left
+    assert report.settings.clips == report.candidates[0].cost.clips == len(left)
+    said = [line for line in report.limits if "eft out" in line]
+    assert len(said) == (stage != "page")
+    assert NAMES[1] in "".join(said) or stage == "page"
+    assert (out / "report.html").is_file()
 
 
 def test_a_full_disk_is_an_output_error(

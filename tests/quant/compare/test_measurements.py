@@ -20,8 +20,9 @@ from dasheng_edge.quant.compare.measurements import (
     encoder_id,
     joined,
     sounds_of,
-    usable_clips,
+    stored_name,
 )
+from dasheng_edge.quant.compare.usable_clips import ClipsFailedError, usable_clips
 from dasheng_edge.runtime.audio.clips import Clip, ClipSet
 from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.engine_options import EngineOptions
@@ -136,13 +137,15 @@ def test_errors_of_a_clip_name_it(
     bundle: Bundle, tmp_path: Path, prompt: str, kind: type[DashengEdgeError], said: str
 ) -> None:
     clips = [Clip("mine", tmp_path / "x.wav", prompt=prompt)]
-    with Answering(bundle, 1, clips, LIMIT) as answering, pytest.raises(kind, match=said):
+    with Answering(bundle, 1, clips, LIMIT) as answering, pytest.raises(ClipsFailedError, match=said) as failed:
         answering.reference(embeddings, tmp_path / "out", ignore)
     plain = [Clip("mine", tmp_path / "x.wav")]
     with Answering(bundle, 1, plain, LIMIT) as answering:
         reference = answering.reference(embeddings, tmp_path / "plain", ignore)
-    with Answering(bundle, 1, clips, LIMIT) as answering, pytest.raises(kind, match=said):
+    with Answering(bundle, 1, clips, LIMIT) as answering, pytest.raises(ClipsFailedError, match=said) as failed_too:
         answering.answers(embeddings, reference, tmp_path / "out2", ignore)
+    for error in (failed, failed_too):
+        assert {name: type(why) for name, why in error.value.why.items()} == {"mine": kind}
 
 
 @pytest.mark.parametrize(
@@ -188,7 +191,7 @@ def gone(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [empty, half, another, gone])
-@pytest.mark.parametrize("name", ["reference/0.json", "reference/0.npy", "answers/0.json"])
+@pytest.mark.parametrize("name", ["reference/{}.json", "reference/{}.npy", "answers/{}.json"])
 def test_a_kept_file_that_cannot_be_read_is_measured_again(
     bundle: Bundle, tmp_path: Path, name: str, damage: Callable[[Path], None]
 ) -> None:
@@ -205,7 +208,7 @@ def test_a_kept_file_that_cannot_be_read_is_measured_again(
     before, count = run()
     assert count == 2
     assert run() == (before, 0)
-    damage(tmp_path / name)
+    damage(tmp_path / name.format(stored_name(*clips)))
     assert run() == (before, 1)
 
 
@@ -215,9 +218,10 @@ def test_kept_embeddings_that_cannot_be_read_are_measured_again(
 ) -> None:
     write_wave(tmp_path / "x.wav", 0.5)
     sounds = sounds_of([Clip("x", tmp_path / "x.wav")], [8_000], 16_000)[:2]
-    before = embed_all(bundle, 1, sounds, tmp_path / "kept", ignore)("clip-0")
-    damage(tmp_path / "kept" / "clip-0.npy")
+    name = sounds[0].key
+    before = embed_all(bundle, 1, sounds, tmp_path / "kept", ignore)(name)
+    damage(tmp_path / "kept" / f"{name}.npy")
     advanced: list[int] = []
-    after = embed_all(bundle, 1, sounds, tmp_path / "kept", advanced.append)("clip-0")
+    after = embed_all(bundle, 1, sounds, tmp_path / "kept", advanced.append)(name)
     np.testing.assert_array_equal(after, before)
     assert advanced == [1]
