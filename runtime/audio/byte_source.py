@@ -103,8 +103,8 @@ def byte_source(file: BinaryIO, name: str) -> ByteSource:
     wait_for(file, name)
     try:
         seekable = hasattr(file, "seekable") and file.seekable()
-        size = file.seek(0, os.SEEK_END) if seekable else None
-        if size is not None:
+        size = (file.seek(0, os.SEEK_END) or None) if seekable else None  # none: a device, or a file of the system
+        if seekable:
             file.seek(0)
     except OSError:  # of /proc, for example: it says that it can seek
         size = None
@@ -139,10 +139,10 @@ def wait_for(file: BinaryIO, name: str) -> None:
     """Wait for the first byte of a pipe, a terminal or another device; after a second, say on stderr that it does."""
     try:
         descriptor = file.fileno()
-        mode = os.fstat(descriptor).st_mode
+        found = os.fstat(descriptor)
     except (AttributeError, OSError, ValueError):  # bytes in memory, or an object of somebody's own
         return
-    if not (stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) or stat.S_ISSOCK(mode)) or not hasattr(select, "poll"):
+    if (stat.S_ISREG(found.st_mode) and found.st_size) or not hasattr(select, "poll"):
         return
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)

@@ -16,6 +16,7 @@ from dasheng_edge.runtime.errors import ClipsError
 
 _NEMO, _RECORDING, _SOURCES = "audio_filepath", "recording", "sources"
 _TO_THE_END = (None, -1, 0)  # what NeMo's tools write for a duration that is not known
+_NO_TEXT = ("-", "")  # what they write for a text that is not known
 _HARMLESS = ("Resample",)  # of the changes that Lhotse makes when it loads: audio is resampled here, too
 _ONE = "write the audio with Lhotse's CutSet.save_audios, and list those files"
 
@@ -87,6 +88,8 @@ def _nemo(said: Mapping[str, Any]) -> dict[str, Any]:
         row["duration"] = None
     if row.get("offset") == -1:
         row["offset"] = None
+    if str(row.get("text")).strip() in _NO_TEXT:
+        row["text"] = None
     return {**row, "id": _name(row.get("id")), "audio": said[_NEMO]}
 
 

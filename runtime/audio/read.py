@@ -267,15 +267,12 @@ def _file_blocks(source: object, findings: Findings, track: int | str | None) ->
 
 def _stream_blocks(file: BinaryIO, findings: Findings, track: int | str | None) -> _Blocks:
     source = byte_source(file, findings.name)
-    empty = f"{findings.name} is empty (0 bytes); expected audio"
-    if source.size == 0:
-        raise AudioEmptyError(empty)
     try:
         yield from decoded_blocks(source, findings, track)
     except AudioDecodeError as error:
         if source.size is not None:
             raise
         if not source.bytes_read:
-            raise AudioEmptyError(empty) from None
+            raise AudioEmptyError(f"{findings.name} is empty (0 bytes); expected audio") from None
         # MP4 files whose index comes last can only be read with seeking.
         raise AudioDecodeError(f"{error}; it came through a pipe: try again with a file") from error

@@ -16,7 +16,7 @@ import pytest
 
 from dasheng_edge.runtime.audio import byte_source
 from dasheng_edge.runtime.audio.read import read_audio
-from dasheng_edge.runtime.errors import AudioEmptyError, AudioError
+from dasheng_edge.runtime.errors import AudioDecodeError, AudioEmptyError, AudioError
 from tests.fixtures.audio_files import Format, sine, write_audio
 
 RATE = 16_000
@@ -111,3 +111,11 @@ def test_a_file_object_that_misbehaves_is_an_audio_error(answer: object, *, seek
 def test_names_of_what_is_no_audio_file(name: str) -> None:
     with pytest.raises(AudioError):
         list(read_audio(name))
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "/dev/urandom", "/dev/full", "/proc/self/environ", "/proc/self/maps"])
+def test_what_states_no_size_is_read_before_it_is_called_empty(name: str) -> None:
+    if not os.access(name, os.R_OK):
+        pytest.skip("not here")
+    with pytest.raises(AudioDecodeError, match="is not audio that FFmpeg can read"):
+        next(read_audio(name))

@@ -48,6 +48,12 @@ def test_a_line_of_nemo_is_taken(folder: Path, more: dict[str, Any], duration: f
     assert find_clips(manifest(folder, row)).clips == (Clip("17", folder / "a.wav", 0.25, known, references=("beep",)),)
 
 
+@pytest.mark.parametrize("text", ["-", "", " ", None])
+def test_a_text_of_nemo_that_is_not_known_is_no_reference(folder: Path, text: str | None) -> None:
+    (clip,) = find_clips(manifest(folder, {"audio_filepath": "a.wav", "text": text})).clips
+    assert clip.references == ()
+
+
 def cut(**changes: Any) -> dict[str, Any]:
     """As lhotse 1.31 writes a MonoCut."""
     recording = {

@@ -186,6 +186,17 @@ def test_of_several_tracks_one_is_taken_and_told() -> None:
             heard(data, track=asked)
 
 
+@pytest.mark.parametrize("stated", ["ger", "deu"])
+@pytest.mark.parametrize("asked", ["de", "ger", "deu", "DE", "de-AT", "de_DE", "d"])
+def test_a_language_is_found_by_each_of_its_codes(stated: str, asked: str) -> None:
+    tags = ({"language": "den"}, {"language": "eng"}, {"language": stated}, {"language": "spa"})
+    data = encoded("matroska", "flac", 48_000, [(0.0, sine(440, 0.5, 48_000))], tracks=tags)
+    assert heard(data, track=asked)[1].track == (3 if len(asked) > 1 else 1)
+    assert heard(data, track="es")[1].track == 4  # of which no letter but the first is in "spa"
+    with pytest.raises(AudioError, match="has no audio track"):
+        heard(data, track="fr")
+
+
 def test_a_codec_without_a_decoder_is_named() -> None:
     fmt = struct.pack("<HHIIHH", 0x9999, 1, RATE, 2 * RATE, 2, 16)
     data = b"RIFF" + struct.pack("<I", 3236) + b"WAVEfmt " + struct.pack("<I", 16) + fmt
