@@ -24,7 +24,7 @@ from dasheng_edge.quant.compare.cost import measure_costs
 from dasheng_edge.quant.compare.measurements import Answering
 from dasheng_edge.quant.compare.recommend import MIN_TURNS
 from dasheng_edge.quant.compare.record import Interval, Report, TaskScore
-from dasheng_edge.quant.report.report import limits
+from dasheng_edge.quant.report.report import limits, write_report
 from dasheng_edge.runtime.audio.audio_parts import AudioInputParts
 from dasheng_edge.runtime.audio.clips import read_clips
 from dasheng_edge.runtime.bundle.bundle import Bundle
@@ -295,7 +295,7 @@ def test_a_clip_that_fails_on_the_way_is_left_out_and_the_others_go_on(
 
     if stage == "encoder":
         shutil.rmtree(next(work.glob("embeddings-*")))
-        monkeypatch.setattr(compare_module, "sounds_of", remove(compare_module.sounds_of))
+        monkeypatch.setattr(compare_module, "sounds_of", remove(measurements.sounds_of))
     elif stage in ("reference", "decoder"):
         for folder in list(work.glob("reference-*" if stage == "reference" else "reference-*/answers-*")):
             shutil.rmtree(folder)
@@ -308,8 +308,8 @@ def test_a_clip_that_fails_on_the_way_is_left_out_and_the_others_go_on(
 
         monkeypatch.setattr(Decoder, "score", failing)
     else:
-        name = "measure_costs" if stage == "costs" else "write_report"
-        monkeypatch.setattr(compare_module, name, remove(getattr(compare_module, name)))
+        name, function = ("measure_costs", measure_costs) if stage == "costs" else ("write_report", write_report)
+        monkeypatch.setattr(compare_module, name, remove(function))
     report = compare(options(clips, out, "fp32/Q8_0"))
     left = [name for name in (*NAMES, "digits_9000008.flac") if stage == "page" or name != NAMES[1]]
     assert [clip.clip for clip in report.clips] == left
