@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.places import REPOSITORY
+from dasheng_edge.runtime.machine.gpu import find_gpus
 from dasheng_edge.runtime.machine.identity import identify, installed
 
 RESULTS = (":(exclude)benchmarks/results", ":(exclude)benchmarks/RESULTS.md")
@@ -24,14 +25,15 @@ LIBRARIES = (
 
 
 def card() -> dict[str, Any]:
-    """CPU, cores, memory, system, versions and commit; `dirty` where files differ from the commit."""
-    facts = identify()
+    """CPU, cores, memory, GPUs if any, system, versions, commit; `dirty` where files differ from the commit."""
+    facts, gpus = identify(), [str(card) for card in find_gpus().cards]
     commit, dirty = git_state(REPOSITORY)
     return {
         "cpu": facts.cpu,
         "cpu_flags": list(facts.cpu_flags),
         "usable_cores": facts.usable_cores,
         "memory_gib": round(facts.memory_gib, 1) if facts.memory_gib is not None else None,
+        **({"gpus": gpus} if gpus else {}),
         "os": f"{platform.system()} {platform.machine()} {' '.join(platform.libc_ver())}".strip(),
         "python": facts.python,
         "versions": installed(LIBRARIES),
@@ -43,7 +45,8 @@ def card() -> dict[str, Any]:
 def hardware(facts: Mapping[str, Any]) -> str:
     """The card in a few words."""
     memory = f"{facts['memory_gib']} GiB" if facts["memory_gib"] is not None else "unknown memory"
-    return f"{facts['cpu']}, {facts['usable_cores']} usable cores, {memory}"
+    gpus = "".join(f"{card}, " for card in facts.get("gpus", ()))  # of records from machines that have any
+    return f"{gpus}{facts['cpu']}, {facts['usable_cores']} usable cores, {memory}"
 
 
 def text(facts: Mapping[str, Any]) -> str:

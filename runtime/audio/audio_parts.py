@@ -38,7 +38,7 @@ class AudioParts:
         _check_listed(bundle)
         front_end = FrontEnd(bundle.path(FRONT_END), spec, device=device, threads=threads)
         path = bundle.graph(ENCODER, device)
-        encoder = Encoder(path, spec, device=device, threads=threads)
+        encoder = Encoder(path, spec, device=device, threads=threads, allow_tf32=settings.allow_tf32)
         _check_width(path, "patches", encoder.width, "encoder.embed_dim", bundle.manifest.encoder.embed_dim)
         return cls(front_end, encoder)
 
@@ -58,7 +58,8 @@ class AudioInputParts(AudioParts):
         settings = resolve_here(options)
         audio, device = AudioParts.open(bundle, settings), settings.device
         path, threads = bundle.graph(PROJECTOR, device), settings.encoder_threads
-        projector = Projector(path, bundle.manifest.front_end, device=device, threads=threads)
+        spec, allow_tf32 = bundle.manifest.front_end, settings.allow_tf32
+        projector = Projector(path, spec, device=device, threads=threads, allow_tf32=allow_tf32)
         _check_width(path, "what it takes", projector.audio_width, "encoder.embed_dim", audio.encoder.width)
         _check_width(path, "embeddings", projector.width, "decoder.hidden_size", bundle.decoder_facts.hidden_size)
         return cls(audio.front_end, audio.encoder, projector)

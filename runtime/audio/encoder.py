@@ -32,13 +32,15 @@ class Encoder:
     grow with the clip.
     """
 
-    def __init__(self, path: Path, spec: FrontEndSpec, *, device: Device = "cpu", threads: int = 1) -> None:
+    def __init__(
+        self, path: Path, spec: FrontEndSpec, *, device: Device = "cpu", threads: int = 1, allow_tf32: bool = False
+    ) -> None:
         self.spec, self._path = spec, path
         full, patch = spec.chunk_frames, spec.patch_frames
         # The shortest chunk without a key, one that does not fill its last patch, and the longest.
         cases = [_case(spec, patch, 0), _case(spec, full - 1, full // patch - 1), _case(spec, full, full // patch)]
         self.width = check_graph(path, cases)["patches"][2]  # audio_dim
-        self._session = onnx_session(path, device, threads)
+        self._session = onnx_session(path, device, threads, allow_tf32=allow_tf32)
 
     def patches(self, features: Features) -> NDArray[np.float32]:
         """The spectrograms of a clip -> float32 [patches, audio_dim]."""
@@ -88,14 +90,16 @@ def chunk_feeds(spec: FrontEndSpec, features: Features, first: int = 0) -> Itera
 class Projector:
     """`projector.onnx`: patches float32 [1, 5n, audio_dim] -> embeddings float32 [1, n, llm_dim]."""
 
-    def __init__(self, path: Path, spec: FrontEndSpec, *, device: Device = "cpu", threads: int = 1) -> None:
+    def __init__(
+        self, path: Path, spec: FrontEndSpec, *, device: Device = "cpu", threads: int = 1, allow_tf32: bool = False
+    ) -> None:
         self.spec, self._path = spec, path
         join = spec.tokens_patches
         shapes = check_graph(
             path, [Case({"patches": (1, n * join, -1)}, {"embeddings": (1, n, -1)}) for n in (1, spec.chunk_patches)]
         )
         self.audio_width, self.width = shapes["patches"][2], shapes["embeddings"][2]
-        self._session = onnx_session(path, device, threads)
+        self._session = onnx_session(path, device, threads, allow_tf32=allow_tf32)
 
     def embeddings(self, patches: NDArray[np.float32]) -> NDArray[np.float32]:
         """Patches float32 [patches, audio_dim] -> one row per audio token, float32 [tokens, llm_dim].

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
+import re
 import sys
+import warnings
 from collections.abc import Mapping
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +21,7 @@ from dasheng_edge.runtime.bundle.bundle import weights_file
 from dasheng_edge.runtime.bundle.graph_shapes import Shape
 from dasheng_edge.runtime.errors import BundleFileError, DeviceError, MemoryShortError, MissingExtraError
 from dasheng_edge.runtime.machine.devices import EXTRAS, PROVIDERS, Device
+from dasheng_edge.runtime.machine.gpu import find_gpus
 from dasheng_edge.runtime.machine.installation import install_line
 from dasheng_edge.runtime.machine.memory import require, short_of_memory
 
@@ -26,6 +32,10 @@ if TYPE_CHECKING:
 _LESS = "free memory, or quantize to a smaller recipe"
 _LIBRARY_BYTES = 96 << 20  # of addresses, with the schemas and the heap of a thread that it makes when it starts
 _STACK_BYTES = 8 << 20  # of a thread, by default
+_SILENT = 4  # severity of ONNX Runtime's log: only what ends the process; errors are raised, and warnings are no news
+_PROVIDER_LIBRARY = "onnxruntime_providers_cuda.dll" if sys.platform == "win32" else "libonnxruntime_providers_cuda.so"
+_MISSING_LIBRARY = re.compile(r"([\w.+-]+\.(?:so|dll)[\w.]*)")
+_CUDA_FAILURE = re.compile(r"((?:CUDA|CUBLAS|CUDNN|CUFFT) failure \d+: .*?)\s*(?:;|$)")
 # An ONNX graph of one node, y = x + x, both float32 [1], at opset 13: what a provider is tried with.
 _TRIAL_GRAPH = bytes.fromhex(
     "08083a350a0e0a01780a017812017922034164641201675a0f0a0178120a0a08080112040a020801620f0a0179120a0a08080112040a02080142040a00100d"
@@ -42,32 +52,88 @@ def load_onnxruntime() -> ModuleType:
     if "onnxruntime" not in sys.modules:  # a library that is cut off while it starts ends the process
         require("ONNX Runtime", _LESS, mapped=_LIBRARY_BYTES)
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when the library starts
+    # Builds whose provider is a plug-in load it when they are imported; what is missing is told where it is needed.
+    warnings.filterwarnings("ignore", "Failed to register bundled CUDA plugin")
     module = import_module("onnxruntime")
     if not hasattr(module, "InferenceSession"):
         raise ImportError("its files are incomplete, as after another package with the same files was uninstalled")
     module.disable_telemetry_events()  # where the caller had imported it before
+    module.set_default_logger_severity(_SILENT)  # a provider that lacks a library prints coloured lines of C++
     return module
 
 
 def why_not_cuda() -> str:
-    """What keeps ONNX Runtime from the GPU, found by computing there; "" if nothing does."""
+    """What keeps ONNX Runtime from the GPU, found by computing there; "" if nothing does. It prints nothing."""
     provider = PROVIDERS["cuda"]
     try:
         onnxruntime = load_onnxruntime()
     except ImportError as error:
         return f"ONNX Runtime is not installed ({error})"
-    if provider not in onnxruntime.get_available_providers():
-        return f"this ONNX Runtime is built without {provider}, which comes with 'dasheng-edge[{EXTRAS['cuda']}]'"
+    if problem := find_gpus().problem:
+        return problem
+    load_cuda(onnxruntime)
+    if provider not in onnxruntime.get_available_providers() and not _provider_library(onnxruntime).is_file():
+        return f"this ONNX Runtime is built without {provider}, which comes with {install_line(EXTRAS['cuda'])}"
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # a machine without a GPU is no error here
+    options.log_severity_level = _SILENT  # a machine without a GPU is no error here
     try:
         session = onnxruntime.InferenceSession(_TRIAL_GRAPH, options, providers=[provider], enable_fallback=0)
         if session.get_providers()[0] != provider:
-            return f"{provider} does not start; `dasheng-edge doctor` and the driver's tools may tell why"
+            return f"{provider} does not start: {_why_not_started(onnxruntime)}"
         session.run(None, {"x": np.ones(1, np.float32)})
     except Exception as error:  # noqa: BLE001  # ONNX Runtime's exceptions share no other base
-        return f"{provider} fails: {' '.join(str(error).split())[:200]}"
+        return f"{provider} fails: {_plain(error)}"
     return ""
+
+
+@cache
+def load_cuda(onnxruntime: ModuleType) -> None:
+    """Load CUDA's libraries and cuDNN from where pip put them, which the system's loader does not search."""
+    vars(onnxruntime)["print"] = lambda *_: None  # it says on stdout what is missing, which is told where it is needed
+    with contextlib.suppress(Exception):
+        onnxruntime.preload_dlls()
+
+
+def _provider_library(onnxruntime: ModuleType) -> Path:
+    return Path(onnxruntime.__file__ or "").parent / "capi" / _PROVIDER_LIBRARY
+
+
+def _why_not_started(onnxruntime: ModuleType) -> str:
+    """Why ONNX Runtime did without its provider for CUDA, of which it gives no reason but in its log."""
+    if problem := find_gpus().problem:
+        return problem
+    try:
+        ctypes.CDLL(str(_provider_library(onnxruntime)))
+    except OSError as error:
+        name = _MISSING_LIBRARY.search(str(error))
+        major = str(getattr(onnxruntime, "cuda_version", None) or "").partition(".")[0]
+        what = f"{name[1]} is missing" if name else f"a library does not load ({error})"
+        needs = f"; it needs CUDA {major} and cuDNN 9" if major else ""
+        return f"{what}{needs}, which come with {install_line(EXTRAS['cuda'])}"
+    return "it gives no reason; the driver may be too old for it"
+
+
+def _plain(error: Exception) -> str:
+    """What a provider says, without the signatures of C++ functions around it."""
+    text = " ".join(str(error).split())
+    failure = _CUDA_FAILURE.search(text)
+    return failure[1] if failure else text[:200]
+
+
+def cuda_options(*, allow_tf32: bool) -> dict[str, str]:
+    """How ONNX Runtime computes on a GPU, as options of its provider.
+
+    - Float32 is float32: TF32, which ONNX Runtime allows by itself, keeps 10 of 23 bits of what is multiplied. The
+      encoder of the 7B then differs from the reference by 3.5e-4 instead of 4e-7, and takes 6 instead of 12 ms a chunk.
+    - cuDNN plans a convolution by a rule of thumb. To try all its algorithms, as by default, costs 8 to 11 ms whenever
+      the length of a chunk changes.
+    - Memory grows by what is asked for, not to the next power of two: the decoder wants the rest of it.
+    """
+    return {
+        "use_tf32": str(int(allow_tf32)),
+        "cudnn_conv_algo_search": "HEURISTIC",
+        "arena_extend_strategy": "kSameAsRequested",
+    }
 
 
 def spinning(version: str) -> dict[str, str]:
@@ -87,8 +153,8 @@ def spinning(version: str) -> dict[str, str]:
     }
 
 
-def onnx_session(path: Path, device: Device, threads: int) -> onnxruntime.InferenceSession:
-    """Open a graph on exactly the device that was asked for.
+def onnx_session(path: Path, device: Device, threads: int, *, allow_tf32: bool = False) -> onnxruntime.InferenceSession:
+    """Open a graph on exactly the device that was asked for; see `cuda_options` for `allow_tf32`.
 
     Raises:
         MissingExtraError: ONNX Runtime is not installed.
@@ -105,11 +171,7 @@ def onnx_session(path: Path, device: Device, threads: int) -> onnxruntime.Infere
             f"ONNX Runtime is not installed ({error}); run {install_line(EXTRAS[device])}"
         ) from error
     provider = PROVIDERS[device]
-    if provider not in (available := onnxruntime.get_available_providers()):
-        raise DeviceError(
-            f"device {device!r} needs ONNX Runtime's {provider}, this one has {', '.join(available)}; "
-            f"choose another device, or run in a fresh environment: {install_line(EXTRAS[device])}"
-        )
+    _check_provider(onnxruntime, device)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -122,24 +184,39 @@ def onnx_session(path: Path, device: Device, threads: int) -> onnxruntime.Infere
     size, beside = (file.stat().st_size if file.is_file() else 0 for file in (path, weights_file(path)))
     stacks = (threads - 1) * _STACK_BYTES
     require(f"the graph {path}", _LESS, own=size if device == "cpu" else 0, mapped=size + beside + stacks)
+    asked = (provider, cuda_options(allow_tf32=allow_tf32)) if device == "cuda" else provider
     try:
         # ONNX Runtime's own fallback would go on with the CPU, and say so on stdout, when the provider fails later.
-        session = onnxruntime.InferenceSession(str(path), options, providers=[provider], enable_fallback=0)
+        session = onnxruntime.InferenceSession(str(path), options, providers=[asked], enable_fallback=0)
     except Exception as error:  # ONNX Runtime's exceptions share no other base
         if short_of_memory(error):
-            raise MemoryShortError(f"ONNX Runtime gets no memory for {path} ({error}): {_LESS}") from error
+            raise MemoryShortError(f"ONNX Runtime gets no memory for {path} ({_plain(error)}): {_LESS}") from error
         if device != "cpu" and isinstance(error, (ValueError, RuntimeError)):  # of the provider; a graph's are others
             raise DeviceError(
-                f"ONNX Runtime cannot start {provider}: {error}; check the driver and the CUDA libraries with "
+                f"ONNX Runtime cannot start {provider}: {_plain(error)}; check the driver and the CUDA libraries with "
                 "`dasheng-edge doctor`, or choose another device"
             ) from error
         raise BundleFileError(f"ONNX Runtime cannot load {path}: {error}; export the bundle again") from error
     if (got := session.get_providers()[0]) != provider:
         raise DeviceError(
-            f"ONNX Runtime did not start {provider} and would have run on {got}; check the driver and the CUDA "
-            "libraries with `dasheng-edge doctor`, or choose another device"
+            f"ONNX Runtime did not start {provider} and would have run on {got}: {_why_not_started(onnxruntime)}; "
+            "see `dasheng-edge doctor`, or choose another device"
         )
     return session
+
+
+def _check_provider(onnxruntime: ModuleType, device: Device) -> None:
+    """Refuse a device for which this ONNX Runtime has nothing to compute with."""
+    if device == "cuda":
+        load_cuda(onnxruntime)
+    if PROVIDERS[device] in (available := onnxruntime.get_available_providers()):
+        return
+    if device == "cuda" and _provider_library(onnxruntime).is_file():
+        raise DeviceError(f"device {device!r} cannot be used: {_why_not_started(onnxruntime)}; or choose cpu")
+    raise DeviceError(
+        f"device {device!r} needs ONNX Runtime's {PROVIDERS[device]}, this one has {', '.join(available)}; "
+        f"choose another device, or run in a fresh environment: {install_line(EXTRAS[device])}"
+    )
 
 
 def run_graph(

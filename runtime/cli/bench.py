@@ -15,6 +15,7 @@ from .options import (
     BundleArgument,
     DeviceOption,
     JsonOption,
+    Tf32Option,
     ThreadsOption,
     TokensOption,
     check_stdin,
@@ -48,6 +49,7 @@ def bench(
     rounds: Annotated[int, typer.Option(min=1, metavar="N", help="How often each clip is captioned.")] = 5,
     max_new_tokens: TokensOption = None,
     device: DeviceOption = "cpu",
+    allow_tf32: Tf32Option = False,
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -65,7 +67,9 @@ def bench(
     from dasheng_edge.runtime.speed.bench import bench as run
 
     clips = tuple(sys.stdin.buffer.read() if name == "-" else name for name in names)
-    options = BenchOptions(str(bundle), clips, rounds, max_new_tokens, checkpoint, engine_options(device, threads))
+    options = BenchOptions(
+        str(bundle), clips, rounds, max_new_tokens, checkpoint, engine_options(device, threads, allow_tf32=allow_tf32)
+    )
     report = run(options, say)
     if as_json:
         print_json(dataclasses.asdict(report))

@@ -20,6 +20,7 @@ from .options import (
     JsonLinesOption,
     Sha256Option,
     StrictOption,
+    Tf32Option,
     ThreadsOption,
     TokensOption,
     TrackOption,
@@ -104,6 +105,7 @@ def caption(
     track: TrackOption = None,
     strict: StrictOption = False,
     device: DeviceOption = "cpu",
+    allow_tf32: Tf32Option = False,
     threads: ThreadsOption = None,
     check_sha256: Sha256Option = True,
 ) -> None:
@@ -129,7 +131,9 @@ def caption(
         "repetition_penalty": repetition_penalty, "no_repeat_ngram_size": no_repeat_ngram_size,
         "seed": seed,
     }  # fmt: skip
-    engine = engine_options(device, threads, mapped=len(audio) < MIN_REPACKING_CLIPS and windows is None)
+    engine = engine_options(
+        device, threads, allow_tf32=allow_tf32, mapped=len(audio) < MIN_REPACKING_CLIPS and windows is None
+    )
     with Captioner.open(bundle, options=engine, check_sha256=check_sha256) as captioner:
         run = _Run(
             captioner, prompt, system, max_new_tokens, _sampling(captioner, options),

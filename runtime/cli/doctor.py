@@ -12,11 +12,13 @@ from importlib import metadata
 import typer
 
 from dasheng_edge.runtime.errors import MissingExtraError
+from dasheng_edge.runtime.machine.gpu import Gpu, find_gpus
 from dasheng_edge.runtime.machine.identity import ENGINES, Identity, identify, version_of
-from dasheng_edge.runtime.machine.installation import DISTRIBUTION, install_line
+from dasheng_edge.runtime.machine.installation import DISTRIBUTION, LLAMA_CUDA, install_line
 
 from .options import JsonOption, print_json, print_table
 
+CUDA_WORKS = "works for all parts"
 OWN_ENVIRONMENT = "metrics"  # an extra that is installed apart from the others
 # "torch>=2.9; extra == 'export'", as the metadata of a distribution has it.
 _NAME, _EXTRA = re.compile(r"[A-Za-z0-9._-]+"), re.compile(r"extra\s*==\s*[\"']([a-z]+)[\"']")
@@ -25,7 +27,7 @@ _NAME, _EXTRA = re.compile(r"[A-Za-z0-9._-]+"), re.compile(r"extra\s*==\s*[\"'](
 def doctor(as_json: JsonOption = False) -> None:
     """Examine this machine and installation.
 
-    The exit code is 1 if captioning will not work.
+    The exit code is 1 if captioning will not work, or not on the GPU that is there and that packages are installed for.
     """
     report = examine()
     if as_json:
@@ -48,6 +50,8 @@ def _print_doctor(report: DoctorReport) -> None:
         "CPU": f"{report.cpu}, {report.usable_cores} usable cores",
         "CPU features": " ".join(report.cpu_flags) or "unknown",
         "memory": memory,
+        "GPU": "\n".join(map(str, report.gpus)) or "none",
+        "CUDA": report.cuda,
         "packages": "\n".join(versions),
         "ONNX Runtime": ", ".join(report.onnx_providers) or "none",
         "llama.cpp": f"{report.llama_system or 'none'}\nGPU offload: {'yes' if report.llama_gpu_offload else 'no'}",
@@ -81,6 +85,8 @@ class DoctorReport(Identity):
     onnx_providers: tuple[str, ...]
     llama_system: str
     llama_gpu_offload: bool
+    gpus: tuple[Gpu, ...]  # that this process may use
+    cuda: str  # what comes of `--device cuda`: that it works, or why not
     missing_extras: dict[str, str]  # extra -> the pip line that installs it
     problems: tuple[str, ...]
 
@@ -102,15 +108,36 @@ def examine() -> DoctorReport:
             from dasheng_edge.runtime.text.llama import build_info
 
             system, offload = build_info()
+    gpus = find_gpus().cards
+    cuda = _cuda_state(versions, offload=offload)
+    if gpus and versions["onnxruntime-gpu"] and cuda != CUDA_WORKS:
+        problems.append(f"--device cuda does not work: {cuda}")
     return DoctorReport(
         **vars(identify()),
         versions=versions,
         onnx_providers=tuple(providers),
         llama_system=system,
         llama_gpu_offload=offload,
+        gpus=gpus,
+        cuda=cuda,
         missing_extras=_missing_extras(extras_of, versions),
         problems=tuple(problems),
     )
+
+
+def _cuda_state(versions: dict[str, str | None], *, offload: bool) -> str:
+    """Whether all parts of a bundle can be on the GPU, found by computing there."""
+    if why := find_gpus().problem:
+        return why
+    whys: list[str] = []
+    if versions["onnxruntime"] or versions["onnxruntime-gpu"]:
+        with _guarded(whys):
+            from dasheng_edge.runtime.audio.onnx_session import why_not_cuda
+
+            whys += filter(None, [why_not_cuda()])
+    if not offload:
+        whys.append(f"this llama.cpp finds no GPU or is built without support for it; run {LLAMA_CUDA}")
+    return "; ".join(whys) or CUDA_WORKS
 
 
 def _runtime_problems(versions: dict[str, str | None]) -> list[str]:

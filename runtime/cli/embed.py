@@ -21,6 +21,7 @@ from .options import (
     JsonLinesOption,
     OverwriteOption,
     Sha256Option,
+    Tf32Option,
     ThreadsOption,
     check_stdin,
     engine_options,
@@ -40,6 +41,7 @@ def embed(
     overwrite: OverwriteOption = False,
     as_json: JsonLinesOption = False,
     device: DeviceOption = "cpu",
+    allow_tf32: Tf32Option = False,
     threads: ThreadsOption = None,
     check_sha256: Sha256Option = True,
 ) -> None:
@@ -60,7 +62,7 @@ def embed(
     writer = EmbeddingsWriter(out, overwrite=overwrite)
     results: list[EmbeddedFile] = []
     # In this order: if the bundle cannot be opened, nothing is written.
-    options = engine_options(device, threads)
+    options = engine_options(device, threads, allow_tf32=allow_tf32)
     with Embedder.open(bundle, options=options, check_sha256=check_sha256) as embedder, writer:
         dim = embedder.dim
         with _bars(len(audio), shown=not as_json) as bars:

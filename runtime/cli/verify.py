@@ -10,7 +10,16 @@ import typer
 
 from dasheng_edge.runtime.errors import BundleVerifyError
 
-from .options import BundleArgument, DeviceOption, JsonOption, ThreadsOption, engine_options, print_json, print_table
+from .options import (
+    BundleArgument,
+    DeviceOption,
+    JsonOption,
+    Tf32Option,
+    ThreadsOption,
+    engine_options,
+    print_json,
+    print_table,
+)
 
 if TYPE_CHECKING:
     from dasheng_edge.runtime.verify import Seam, VerifyReport
@@ -20,6 +29,7 @@ def verify(
     bundle: BundleArgument,
     as_json: JsonOption = False,
     device: DeviceOption = "cpu",
+    allow_tf32: Tf32Option = False,
     threads: ThreadsOption = None,
     exact: Annotated[
         bool,
@@ -37,7 +47,7 @@ def verify(
     from dasheng_edge.runtime.bundle.bundle import Bundle
     from dasheng_edge.runtime.verify import verify_bundle
 
-    report = verify_bundle(Bundle.open(bundle), engine_options(device, threads), exact=exact)
+    report = verify_bundle(Bundle.open(bundle), engine_options(device, threads, allow_tf32=allow_tf32), exact=exact)
     if as_json:
         print_json(_verify_fields(report))
     else:

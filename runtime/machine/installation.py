@@ -13,6 +13,11 @@ from urllib.request import url2pathname
 from dasheng_edge.runtime.progress import typed_path
 
 DISTRIBUTION = "dasheng-edge"
+# Compiles llama.cpp of the version that this package is tested with, for the GPU of the machine that it runs on.
+LLAMA_CUDA = (
+    'CMAKE_ARGS="-DGGML_CUDA=on -DCMAKE_CUDA_ARCHITECTURES=native" pip install --force-reinstall --no-deps '
+    "--no-cache-dir --no-binary llama-cpp-python llama-cpp-python==0.3.36"
+)
 CPU_TORCH = (
     "; on Linux PyPI's torch is the build for CUDA, 3 GB: to have the one for CPU, 0.2 GB, install torch first, by the "
     "command that pytorch.org/get-started gives for CPU"

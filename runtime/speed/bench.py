@@ -25,6 +25,7 @@ from dasheng_edge.runtime.child import Child, ChildError
 from dasheng_edge.runtime.engine_options import EngineOptions
 from dasheng_edge.runtime.errors import CheckpointError, MissingExtraError
 from dasheng_edge.runtime.machine.devices import Device
+from dasheng_edge.runtime.machine.gpu import find_gpus
 from dasheng_edge.runtime.machine.identity import identify, installed
 from dasheng_edge.runtime.machine.installation import install_line
 from dasheng_edge.runtime.machine.meters import EnergyMeter, peak_rss_bytes
@@ -185,7 +186,7 @@ def _report(
         peak_rss_bytes=peak_rss_bytes(),
         energy_j=None if energy_j is None else energy_j / len(captions),
         energy_problem=energy.problem,
-        machine=machine_line(),
+        machine=machine_line(used.device),
     )
 
 
@@ -258,10 +259,11 @@ def synthetic_clip() -> bytes:
     return file.getvalue()
 
 
-def machine_line() -> str:
-    """What the numbers were measured on, in one line; no host name."""
+def machine_line(device: Device = "cpu") -> str:
+    """What the numbers were measured on, in one line, with the GPU if that is where; no host name."""
     machine = identify()
     memory = "" if machine.memory_gib is None else f", {machine.memory_gib:.1f} GiB"
     engines = [f"{name} {version}" for name, version in installed().items()]
     cores = f"{machine.usable_cores} usable core{'s' if machine.usable_cores > 1 else ''}"
-    return f"{machine.cpu}, {cores}{memory}, {platform.system()} {platform.machine()}, {', '.join(engines)}"
+    cards = [] if device == "cpu" else [str(card) for card in find_gpus().cards[:1]]
+    return ", ".join([*cards, machine.cpu, f"{cores}{memory}", f"{platform.system()} {platform.machine()}", *engines])

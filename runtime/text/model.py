@@ -19,6 +19,7 @@ from dasheng_edge.runtime.engine_options import EngineSettings
 from dasheng_edge.runtime.errors import DecoderError, DeviceError, MemoryShortError
 from dasheng_edge.runtime.gguf.check import check_gguf
 from dasheng_edge.runtime.machine.forks import only_here
+from dasheng_edge.runtime.machine.installation import LLAMA_CUDA
 from dasheng_edge.runtime.machine.memory import require, says_memory
 
 from .huge_pages import HugePages
@@ -52,9 +53,8 @@ def load_model(path: str | Path, settings: EngineSettings, facts: DecoderFacts |
     huge_pages = settings.huge_pages and device == "cpu"
     if device != "cpu" and not llama.llama_supports_gpu_offload():
         raise DeviceError(
-            f"device {device!r} needs llama.cpp with GPU support, this one is built for CPU; run "
-            "CMAKE_ARGS=-DGGML_CUDA=on pip install --force-reinstall --no-cache-dir llama-cpp-python, "
-            "or choose cpu"
+            f"device {device!r} needs llama.cpp with GPU support, this one is built for CPU or finds no GPU; "
+            f"run {LLAMA_CUDA}, or choose cpu"
         )
     check_gguf(Path(path), facts)
     params = llama.llama_model_default_params()

@@ -7,8 +7,11 @@ from functools import partial
 
 import pytest
 
+from dasheng_edge.runtime.audio import onnx_session
 from dasheng_edge.runtime.errors import MissingExtraError
+from dasheng_edge.runtime.machine.gpu import Gpus
 from dasheng_edge.runtime.parts import choose_device
+from tests.fixtures.fake_gpu import H200
 
 
 class FakeSession:
@@ -33,6 +36,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
     from dasheng_edge.runtime.text import llama
 
+    monkeypatch.setattr(onnx_session, "find_gpus", lambda: Gpus((H200,), ""))
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     monkeypatch.setattr(onnxruntime, "InferenceSession", FakeSession)
     monkeypatch.setattr(llama, "build_info", lambda: ("CUDA", True))
@@ -53,6 +57,12 @@ def test_auto_is_cpu_where_onnx_runtime_has_no_gpu(gpu: pytest.MonkeyPatch) -> N
     assert "CUDAExecutionProvider does not start" in choose_device()[1]
     gpu.setattr(onnxruntime, "InferenceSession", partial(FakeSession, fails="CUDA failure 2:\n out of memory"))
     assert choose_device() == ("cpu", "CUDAExecutionProvider fails: CUDA failure 2: out of memory")
+    gpu.setattr(
+        onnxruntime, "InferenceSession", partial(FakeSession, fails=" ".join(["std::conditional_t<THRW, void, X>"] * 9)
+        + " CUDA failure 100: no CUDA-capable device is detected ; GPU=-1 ; hostname=vm ; file=/onnxruntime_src/a.cc"),
+    )  # fmt: skip
+    why = "CUDAExecutionProvider fails: CUDA failure 100: no CUDA-capable device is detected"
+    assert choose_device() == ("cpu", why)
     gpu.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     assert "is built without CUDAExecutionProvider" in choose_device()[1]
     gpu.setitem(sys.modules, "onnxruntime", None)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from benchmarks import render
+from benchmarks.records import machine
 from benchmarks.records.benchmark import Benchmark, Target, parser, run
 from benchmarks.records.plots import Bar, Panel, as_svg, bars, number, stacks
 from benchmarks.records.record import SPEED_RESULTS, BenchmarkError, make_record, publish
@@ -19,6 +20,8 @@ from benchmarks.records.turns import field, summed_up, take_turns, times
 from benchmarks.render import Outcome, benchmarks, outcomes, page, read_records
 from benchmarks.speed import encoder, latency, memory, peers, throughput
 from benchmarks.speed.decoder import headline as decoder_headline
+from dasheng_edge.runtime.machine.gpu import Gpus
+from tests.fixtures.fake_gpu import H200
 from tests.fixtures.speed_records import (
     Record,
     all_records,
@@ -223,6 +226,14 @@ def test_the_page_begins_with_what_a_reader_wants_and_ends_with_the_targets() ->
     assert "Measured on Testium 5, 2 usable cores, 8.0 GiB." in top
     assert list(benchmarks())[:2] == ["peers", "latency"]
     assert text.index("## Machines") < text.index("## Targets")
+
+
+def test_gpus_are_on_the_card_of_a_machine_that_has_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "find_gpus", lambda: Gpus((), "none"))
+    bare = machine.card()
+    assert "gpus" not in bare
+    monkeypatch.setattr(machine, "find_gpus", lambda: Gpus((H200,), ""))
+    assert machine.hardware(machine.card()) == f"{H200}, {machine.hardware(bare)}"
 
 
 def test_another_machine_has_a_card_of_its_own() -> None:

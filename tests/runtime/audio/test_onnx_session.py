@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,9 +12,15 @@ import numpy as np
 import pytest
 
 from dasheng_edge.runtime.audio import onnx_session as module
-from dasheng_edge.runtime.audio.onnx_session import onnx_session, run_graph, spinning
-from dasheng_edge.runtime.bundle.bundle import FRONT_END
+from dasheng_edge.runtime.audio.audio_parts import AudioInputParts
+from dasheng_edge.runtime.audio.onnx_session import cuda_options, onnx_session, run_graph, spinning
+from dasheng_edge.runtime.bundle.bundle import ENCODER, FRONT_END, PROJECTOR, Bundle
+from dasheng_edge.runtime.engine_options import EngineOptions
 from dasheng_edge.runtime.errors import BundleFileError, DeviceError, MissingExtraError
+from dasheng_edge.runtime.machine.gpu import Gpus
+from tests.fixtures.fake_gpu import FakeCuda, fake_cuda
+
+__all__ = ["fake_cuda"]
 
 
 @pytest.mark.parametrize(
@@ -26,14 +33,15 @@ def test_threads_wait_in_a_loop_only_where_that_has_an_end(version: str, waits: 
 
 
 def test_onnx_runtime_sends_no_telemetry(monkeypatch: pytest.MonkeyPatch) -> None:
-    called = []
+    called = list[object]()
     fake = SimpleNamespace(
-        InferenceSession=None, disable_telemetry_events=lambda: called.append(os.environ["ORT_DISABLE_TELEMETRY"])
-    )
+        InferenceSession=None, disable_telemetry_events=lambda: called.append(os.environ["ORT_DISABLE_TELEMETRY"]),
+        set_default_logger_severity=called.append,
+    )  # fmt: skip
     monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "0")
     monkeypatch.setitem(sys.modules, "onnxruntime", fake)
     assert id(module.load_onnxruntime()) == id(fake)
-    assert called == ["1"]
+    assert called == ["1", 4]  # and its log is off: errors are raised
 
 
 def test_onnx_runtime_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -89,7 +97,45 @@ def test_a_provider_that_fails_is_not_replaced_by_another(monkeypatch: pytest.Mo
     monkeypatch.setattr(onnxruntime, "InferenceSession", session)
     with pytest.raises(DeviceError, match=r"cannot start CUDAExecutionProvider: CUDA failure 100.*driver"):
         onnx_session(tmp_path, "cuda", 1)
-    assert asked == {"providers": ["CUDAExecutionProvider"], "enable_fallback": 0}
+    assert asked == {"providers": [("CUDAExecutionProvider", cuda_options(allow_tf32=False))], "enable_fallback": 0}
+
+
+@pytest.mark.parametrize("allow_tf32", [False, True])
+def test_float32_is_float32_on_a_gpu_unless_tf32_is_allowed(
+    fake_cuda: FakeCuda, tiny_bundle: Path, allow_tf32: bool
+) -> None:
+    AudioInputParts.open(Bundle.open(tiny_bundle), EngineOptions("cuda", allow_tf32=allow_tf32))
+    used = {name: options["use_tf32"] for name, options in fake_cuda.opened.items()}
+    graphs = str(int(allow_tf32))
+    assert used == {FRONT_END: "0", ENCODER: graphs, PROJECTOR: graphs}  # a spectrogram is never rounded
+
+
+@pytest.mark.parametrize("listed", [True, False])  # builds whose provider is a plug-in do not list one that fails
+def test_what_keeps_a_provider_from_starting_is_named(fake_cuda: FakeCuda, tmp_path: Path, listed: bool) -> None:
+    fake_cuda.starts, fake_cuda.listed = False, listed
+    with pytest.raises(DeviceError, match="it gives no reason"):
+        onnx_session(tmp_path, "cuda", 1)
+    fake_cuda.lacks = "libcublasLt.so.13: cannot open shared object file: No such file or directory"
+    missing = r"libcublasLt\.so\.13 is missing; it needs CUDA 13 and cuDNN 9, which come with pip install .*\[gpu\]"
+    with pytest.raises(DeviceError, match=missing):
+        onnx_session(tmp_path, "cuda", 1)
+    assert re.search(missing, module.why_not_cuda())
+    fake_cuda.gpus = Gpus((), "no NVIDIA GPU is visible: the driver finds none")
+    with pytest.raises(DeviceError, match="no NVIDIA GPU is visible: the driver finds none; "):
+        onnx_session(tmp_path, "cuda", 1)
+    assert module.why_not_cuda() == "no NVIDIA GPU is visible: the driver finds none"
+
+
+def test_libraries_that_pip_brought_are_loaded_and_nothing_is_printed(
+    fake_cuda: FakeCuda, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    fake_cuda.starts = False
+    with pytest.raises(DeviceError):
+        onnx_session(tmp_path, "cuda", 1)
+    assert fake_cuda.preloaded == 1
+    module.why_not_cuda()
+    assert fake_cuda.preloaded == 1  # once for a process
+    assert capfd.readouterr() == ("", "")
 
 
 def test_the_graph_that_a_provider_is_tried_with_computes() -> None:

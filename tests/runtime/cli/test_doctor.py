@@ -9,10 +9,15 @@ from importlib import metadata
 import pytest
 
 from dasheng_edge.runtime.audio import onnx_session
-from dasheng_edge.runtime.cli.doctor import dependencies, examine
+from dasheng_edge.runtime.cli import doctor
+from dasheng_edge.runtime.cli.doctor import CUDA_WORKS, dependencies, examine
 from dasheng_edge.runtime.errors import MissingExtraError
-from dasheng_edge.runtime.machine.installation import install_line
+from dasheng_edge.runtime.machine.gpu import Gpus
+from dasheng_edge.runtime.machine.installation import LLAMA_CUDA, install_line
 from dasheng_edge.runtime.text import llama
+from tests.fixtures.fake_gpu import H200, FakeCuda, fake_cuda
+
+__all__ = ["fake_cuda"]
 
 
 def installed(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
@@ -111,3 +116,35 @@ def test_sources_that_are_not_installed(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(metadata, "requires", requires)
     assert "CPUExecutionProvider" in examine().onnx_providers
+
+
+@pytest.fixture
+def with_card(monkeypatch: pytest.MonkeyPatch, fake_cuda: FakeCuda) -> FakeCuda:
+    """A card, and the packages that are meant for it."""
+    installed(monkeypatch, *BASE, "onnxruntime-gpu", *EXPORT, *PULL, *QUANT)
+    monkeypatch.setattr(doctor, "find_gpus", lambda: fake_cuda.gpus)
+    monkeypatch.setattr(llama, "build_info", lambda: ("CUDA", True))
+    return fake_cuda
+
+
+def test_a_card_that_works_is_named(with_card: FakeCuda) -> None:
+    report = examine()
+    assert (report.gpus, report.cuda, report.problems) == ((H200,), CUDA_WORKS, ())
+
+
+def test_a_library_that_cuda_lacks_is_named_with_what_installs_it(with_card: FakeCuda) -> None:
+    with_card.starts, with_card.lacks = False, "libcudnn.so.9: cannot open shared object file"
+    (problem,) = examine().problems
+    assert problem.startswith("--device cuda does not work: CUDAExecutionProvider does not start: libcudnn.so.9 is")
+    assert install_line("gpu") in problem
+
+
+def test_a_llama_cpp_without_cuda_beside_a_card(with_card: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llama, "build_info", lambda: ("CPU", False))
+    assert LLAMA_CUDA in examine().cuda
+
+
+def test_a_machine_without_a_card_is_well(with_card: FakeCuda) -> None:
+    with_card.gpus = Gpus((), "no NVIDIA GPU is visible: the driver finds none")
+    report = examine()
+    assert (report.gpus, report.cuda, report.problems) == ((), with_card.gpus.problem, ())

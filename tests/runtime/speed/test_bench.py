@@ -17,11 +17,13 @@ from dasheng_edge.runtime.cli.app import build_app
 from dasheng_edge.runtime.engine_options import EngineOptions, EngineSettings
 from dasheng_edge.runtime.errors import AudioNotFoundError, BundleKindError, MissingExtraError
 from dasheng_edge.runtime.machine.devices import usable_cores
+from dasheng_edge.runtime.machine.gpu import Gpus
 from dasheng_edge.runtime.speed import bench as bench_module
 from dasheng_edge.runtime.speed.bench import SYNTHETIC_S, BenchOptions, BenchReport, bench, machine_line, synthetic_clip
 from dasheng_edge.runtime.tuned import store_tuned
 from tests.fixtures.audio_files import Format, sine, write_audio
 from tests.fixtures.bundle_kinds import write_encoder_bundle
+from tests.fixtures.fake_gpu import H200
 
 WAV = Format("wav", "wav", "pcm_s16le", 16_000)
 TOKENS = 4
@@ -101,6 +103,11 @@ def test_the_machine_is_named_without_its_host() -> None:
     assert "usable core" in line
     assert "llama-cpp-python" in line
     assert platform.node() not in line.split()
+
+
+def test_the_gpu_is_named_where_it_is_what_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_module, "find_gpus", lambda: Gpus((H200, H200), ""))
+    assert machine_line("cuda") == f"{H200}, {machine_line('cpu')}"
 
 
 def run(*args: str | Path, stdin: bytes | None = None) -> Result:
