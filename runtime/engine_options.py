@@ -44,6 +44,9 @@ class EngineOptions:
     cache: Path | Literal["off"] | None = None  # folder for the keys and values of prompts; None: the user's cache
     # Whether a GPU may multiply float32 numbers of the encoder with 10 bits of each: half the time, errors of 4e-4.
     allow_tf32: bool = False
+    # Whether the decoder computes on fewer threads while other programs use the cores (`machine.governor`). With less
+    # than 512 rows before a token that changes no bit; with more, llama.cpp's sums are rounded by number of threads.
+    adaptive_threads: bool = True
 
     def __post_init__(self) -> None:
         checked_device(self.device)
@@ -122,6 +125,7 @@ def resolve(
         exact=options.exact,
         cache=options.cache,
         allow_tf32=options.allow_tf32,
+        adaptive_threads=options.adaptive_threads,
     )
 
 

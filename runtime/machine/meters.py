@@ -111,3 +111,38 @@ def machine_s(stat: Path = _STAT) -> float | None:
         return None
     ticks = sum(int(value) for index, value in enumerate(first) if index not in (*_IDLE, *_COUNTED_ALREADY))
     return ticks / os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class CoreUse:
+    """Seconds since some start in which the cores that this process may run on were idle, and its own threads worked.
+
+    Idleness is counted exactly where the kernel sleeps then, and work by ticks; so it is what tells others' work.
+    """
+
+    clock_s: float
+    idle_s: float
+    own_s: float
+    cores: int  # hardware threads
+
+    def is_older_than(self, seconds: float) -> bool:
+        """Whether it was taken so long ago."""
+        return time.perf_counter() - self.clock_s >= seconds
+
+    def others(self, later: CoreUse) -> float:
+        """How many cores somebody else had between the two, in the mean; ended children are somebody else."""
+        passed = later.clock_s - self.clock_s
+        own = max(0.0, later.own_s - self.own_s)  # a forked child starts at 0
+        return max(0.0, later.cores - (later.idle_s - self.idle_s + own) / passed)
+
+
+def core_use(stat: Path = _STAT) -> CoreUse | None:
+    """Until now; None where the system does not tell."""
+    try:
+        allowed = {f"cpu{cpu}" for cpu in os.sched_getaffinity(0)}
+        rows = [line.split() for line in stat.read_text("utf-8").split("\nintr", 1)[0].splitlines()]
+    except (OSError, AttributeError):  # elsewhere than on Linux
+        return None
+    clock_s, own_s = time.perf_counter(), time.process_time()
+    idle = [int(row[1 + field]) for row in rows if row[0] in allowed for field in _IDLE]
+    return CoreUse(clock_s, sum(idle) / os.sysconf("SC_CLK_TCK"), own_s, len(idle) // len(_IDLE)) if idle else None

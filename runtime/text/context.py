@@ -18,6 +18,7 @@ from dasheng_edge.runtime.bundle.manifest import KvType
 from dasheng_edge.runtime.engine_options import EngineSettings
 from dasheng_edge.runtime.errors import DecoderError, MemoryShortError
 from dasheng_edge.runtime.machine.forks import only_here
+from dasheng_edge.runtime.machine.governor import governor
 from dasheng_edge.runtime.machine.memory import require, says_memory
 
 from .context_memory import context_bytes
@@ -56,7 +57,10 @@ class Context:
         params.n_ctx, params.n_batch, params.n_ubatch = n_ctx, BATCH, BATCH
         params.n_seq_max = sequences
         params.n_outputs_max = outputs
-        params.n_threads, params.n_threads_batch = settings.decode_threads, settings.prefill_threads
+        self._set_threads: tuple[int, ...] = (settings.decode_threads, settings.prefill_threads)
+        self._threads: tuple[int, ...] = self._set_threads
+        params.n_threads, params.n_threads_batch = self._threads
+        self._adaptive = settings.adaptive_threads and settings.device == "cpu" and settings.text_threads > 1
         params.offload_kqv = params.op_offload = settings.device != "cpu"
         # An F32 file is there to be held against the reference, so nothing beside it may round either: with
         # llama.cpp's flash attention the logits differ by 7e-4 of their RMS on CPU, without it by 4e-7.
@@ -138,12 +142,20 @@ class Context:
         log = llama_log()
         require(f"decoding {count} rows", _LESS)
         log.lines.clear()
+        self._adapt_threads()
         with self._watch.signals.held() if self._watch is not None else nullcontext():
             code = self._llama.llama_decode(self.pointer, batch)
         if code:
             raise DecoderError(f"llama.cpp failed to decode {count} rows at {positions[0]} (code {code}): {log.last()}")
         if self._watch is not None:
             self._watch.check()
+
+    def _adapt_threads(self) -> None:
+        """Compute with no more threads than others leave cores."""
+        threads = governor().threads(*self._set_threads) if self._adaptive else self._set_threads
+        if threads != self._threads:
+            self._llama.llama_set_n_threads(self.pointer, *threads)
+            self._threads = threads
 
     def logits(self, row: int) -> NDArray[np.float32]:
         """Logits of a row of the last batch, float32 [n_vocab]: a view, valid until the next one is decoded.

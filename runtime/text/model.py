@@ -19,6 +19,7 @@ from dasheng_edge.runtime.engine_options import EngineSettings
 from dasheng_edge.runtime.errors import DecoderError, DeviceError, MemoryShortError
 from dasheng_edge.runtime.gguf.check import check_gguf
 from dasheng_edge.runtime.machine.forks import only_here
+from dasheng_edge.runtime.machine.governor import governor
 from dasheng_edge.runtime.machine.installation import LLAMA_CUDA
 from dasheng_edge.runtime.machine.memory import require, says_memory
 
@@ -48,6 +49,7 @@ def load_model(path: str | Path, settings: EngineSettings, facts: DecoderFacts |
         GgufError: the file is not a decoder that can be loaded.
         DecoderError: llama.cpp cannot load the file.
     """
+    governor().threads()  # from now on it looks what others take, so that it knows for the first request
     llama, log = llama_cpp_library(), llama_log()
     device, repacked = settings.device, settings.weights == "repacked"
     huge_pages = settings.huge_pages and device == "cpu"

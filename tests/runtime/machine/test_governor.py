@@ -1,0 +1,175 @@
+"""The number of threads follows what other programs leave, within limits, and without going to and fro."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dasheng_edge.runtime.machine.governor import CALM_S, DOWN, UP, WINDOW_S, FreeCores, Governor
+from dasheng_edge.runtime.machine.meters import CoreUse, core_use
+
+NOISE = (DOWN + UP - 1) / 2  # of a look, within which it must not go to and fro
+CORES = st.integers(1, 64)
+WINDOWS = st.floats(WINDOW_S, 2.0)
+
+
+def shared(cores: int, threads: int, loops: int) -> float:
+    """What busy loops get of the cores beside so many threads of ours, where all get the same."""
+    return float(loops) if threads + loops <= cores else cores * loops / (threads + loops)
+
+
+@given(CORES, st.lists(st.tuples(st.floats(0, 100), st.floats(0, 1000))))
+def test_whatever_is_seen_it_is_a_number_of_cores(cores: int, seen: list[tuple[float, float]]) -> None:
+    policy = FreeCores(cores)
+    for others, seconds in seen:
+        assert 1 <= policy.saw(others, seconds) == policy.free <= cores
+
+
+@given(CORES, st.integers(0, 80), st.lists(st.floats(-NOISE * 0.99, NOISE * 0.99), min_size=40, max_size=40), WINDOWS)
+def test_under_a_constant_load_it_settles(cores: int, loops: int, noise: list[float], window_s: float) -> None:
+    policy = FreeCores(cores)
+    went = [policy.saw(max(0.0, shared(cores, policy.free, loops) + wrong), window_s) for wrong in noise]
+    left = max(1, cores - loops)
+    assert went == sorted(went, reverse=True)  # it never goes up again
+    assert left <= policy.free <= max(left + 1, 1.12 * cores - loops)
+    if 2 * loops <= cores:
+        assert policy.free == left
+
+
+@given(CORES, st.floats(0, 80), st.lists(st.floats(-NOISE * 0.99, NOISE * 0.99), min_size=40, max_size=40), WINDOWS)
+def test_a_part_of_a_core_does_not_move_it_to_and_fro(
+    cores: int, others: float, noise: list[float], window_s: float
+) -> None:
+    policy = FreeCores(cores)
+    went = [cores, *(policy.saw(max(0.0, others + wrong), window_s) for wrong in noise)]
+    turns = sum(before != after for before, after in itertools.pairwise(went))
+    assert turns <= 2  # down, and once more where the first look was below what is true
+
+
+@given(CORES, st.lists(st.floats(0, 100), max_size=30), WINDOWS)
+def test_once_the_load_is_gone_all_cores_are_back(cores: int, before: list[float], window_s: float) -> None:
+    policy = FreeCores(cores)
+    for others in before:
+        policy.saw(others, window_s)
+    passed = 0.0
+    while passed < 2 * CALM_S + window_s:  # calm may have begun, with less than all free
+        policy.saw(0.0, window_s)
+        passed += window_s
+    assert policy.free == cores
+
+
+def test_it_goes_down_at_once_and_up_with_hesitation() -> None:
+    policy = FreeCores(8)
+    assert policy.saw(2.0, WINDOW_S) == 6
+    assert policy.saw(0.0, CALM_S / 2) == 6
+    assert policy.saw(1.9, WINDOW_S) == 6  # which begins the calm anew
+    assert policy.saw(0.0, CALM_S / 2) == 6
+    assert policy.saw(1.0, CALM_S / 2) == 7
+
+
+class Machine:
+    """Others keep so many of its cores busy, and this process `own`."""
+
+    def __init__(self, cores: int | None) -> None:
+        self.cores, self.others, self.own, self.looks = cores, 0.0, 0.0, 0
+        self._now = CoreUse(-1e9, 0.0, 0.0, cores or 0)  # long ago, so that each look is due
+
+    def __call__(self) -> CoreUse | None:
+        if self.cores is None:
+            return None
+        self.looks += 1
+        last = self._now
+        idle = self.cores - self.others - self.own
+        self._now = CoreUse(last.clock_s + 1, last.idle_s + idle, last.own_s + self.own, self.cores)
+        return self._now
+
+
+@given(st.integers(1, 64), st.integers(1, 64), st.floats(0, 64), st.floats(0, 64))
+def test_never_more_threads_than_are_set(decode: int, prefill: int, others: float, own: float) -> None:
+    machine = Machine(16)
+    governor = Governor(machine)
+    machine.others, machine.own = others, own
+    for _ in range(3):
+        threads = governor.threads(decode, prefill)
+        assert all(1 <= got <= limit for got, limit in zip(threads, (decode, prefill), strict=True))
+
+
+def test_own_work_takes_no_cores_and_that_of_others_does() -> None:
+    machine = Machine(8)
+    governor = Governor(machine)
+    machine.own = 8.0
+    assert governor.threads(8, 4) == (8, 4)
+    machine.own, machine.others = 6.0, 2.0
+    assert governor.threads(8, 4) == (6, 4)
+    machine.own = 0.0  # nothing is asked meanwhile, and the others go on
+    assert governor.threads(8) == (6,)
+    machine.others = 0.0
+    assert governor.threads(8) == (8,)
+
+
+def test_what_this_process_computes_beside_takes_cores_too() -> None:
+    governor = Governor(Machine(4))
+    with governor.beside(1):
+        with governor.beside(2):
+            assert governor.threads(4, 1) == (1, 1)
+        assert governor.threads(4) == (3,)
+    with governor.beside(9):
+        assert governor.threads(4) == (1,)
+    assert governor.threads(4) == (4,)
+
+
+def test_a_process_that_moves_to_other_cores_starts_anew() -> None:
+    machine = Machine(8)
+    governor = Governor(machine)
+    machine.others = 6.0
+    assert governor.threads(8) == (2,)
+    machine.cores, machine.others = 4, 0.0
+    assert governor.threads(8) == (4,)
+
+
+def test_it_looks_no_more_often_than_it_can_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(8)
+    governor = Governor(machine)
+    monkeypatch.setattr("time.perf_counter", lambda: -1e9 + WINDOW_S / 2)
+    governor.threads(8)
+    assert machine.looks == 1
+
+
+def test_where_the_system_does_not_tell_all_threads_compute() -> None:
+    assert Governor(Machine(None)).threads(os.cpu_count() or 1) == (os.cpu_count() or 1,)
+
+
+@pytest.fixture
+def two_of_four(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {1, 3}, raising=False)
+
+
+@pytest.mark.usefixtures("two_of_four")
+@pytest.mark.parametrize("rest", ["intr 5 6\n", ""])
+def test_only_cores_that_this_process_may_use_count(tmp_path: Path, rest: str) -> None:
+    stat = tmp_path / "stat"
+    tick = os.sysconf("SC_CLK_TCK")
+    rows = "".join(f"cpu{cpu} 9 9 9 {10**cpu} {5 * 10**cpu} 9 9 9 0 0\n" for cpu in range(4))
+    stat.write_text(f"cpu  1 2 3 4 5 6 7 8 9 10\n{rows}{rest}")
+    use = core_use(stat)
+    assert use is not None
+    assert (use.cores, use.idle_s) == (2, 6060 / tick)
+
+
+@pytest.mark.usefixtures("two_of_four")
+@pytest.mark.parametrize("content", [None, "", "cpu  1 2 3 4 5 6\n", "cpu0 1 2 3 4 5 6\n"])
+def test_a_system_that_does_not_tell(tmp_path: Path, content: str | None) -> None:
+    stat = tmp_path / "stat"
+    if content is not None:
+        stat.write_text(content)
+    assert core_use(stat) is None
+
+
+def test_a_forked_child_has_worked_no_less_than_nothing() -> None:
+    before = CoreUse(0.0, 0.0, 50.0, 2)
+    assert before.others(CoreUse(1.0, 1.5, 0.1, 2)) == pytest.approx(0.5)
