@@ -131,17 +131,14 @@ def caption(
         "repetition_penalty": repetition_penalty, "no_repeat_ngram_size": no_repeat_ngram_size,
         "seed": seed,
     }  # fmt: skip
-    engine = engine_options(
-        device, threads, allow_tf32=allow_tf32, mapped=len(audio) < MIN_REPACKING_CLIPS and windows is None
-    )
+    engine = engine_options(device, threads, allow_tf32, mapped=len(audio) < MIN_REPACKING_CLIPS and windows is None)
     with Captioner.open(bundle, options=engine, check_sha256=check_sha256) as captioner:
         run = _Run(
             captioner, prompt, system, max_new_tokens, _sampling(captioner, options),
             live=live, lines=CAPTION_FORMATS[name](len(audio) == 1), stream=stream,
         )  # fmt: skip
-        if not run.show_all(
-            _clips(captioner, _streams(captioner, audio, track, strict=strict), windows, live=live), batch
-        ):
+        clips = _clips(captioner, _streams(captioner, audio, track, strict=strict), windows, live=live)
+        if not run.show_all(clips, batch):
             raise typer.Exit(1)
 
 

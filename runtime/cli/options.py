@@ -101,7 +101,7 @@ Sha256Option = Annotated[
 
 
 def engine_options(
-    device: Device, threads: int | None, *, mapped: bool = False, allow_tf32: bool = False
+    device: Device, threads: int | None, allow_tf32: bool = False, *, mapped: bool = False
 ) -> EngineOptions:
     """How the engines run: `--threads` holds for each part; `mapped` leaves the weights in the pages of their file."""
     from dasheng_edge.runtime.engine_options import EngineOptions

@@ -47,7 +47,7 @@ def verify(
     from dasheng_edge.runtime.bundle.bundle import Bundle
     from dasheng_edge.runtime.verify import verify_bundle
 
-    report = verify_bundle(Bundle.open(bundle), engine_options(device, threads, allow_tf32=allow_tf32), exact=exact)
+    report = verify_bundle(Bundle.open(bundle), engine_options(device, threads, allow_tf32), exact=exact)
     if as_json:
         print_json(_verify_fields(report))
     else:
