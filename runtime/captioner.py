@@ -78,6 +78,7 @@ class Captioner:
             settings = settings_for(bundle, options)
             check_pool(settings.text_threads)
             parts = Parts.open(bundle, settings)
+            parts.warm_up()
         folder = cache_folder() if settings.cache is None else settings.cache
         folder = folder if check_sha256 and folder != "off" else None
         parts.decoder.prefixes = PrefixCache(folder, prefix_model(bundle, settings))

@@ -42,14 +42,19 @@ class EngineOptions:
     # F32, no flash attention. False: `kv_type`, and attention as llama.cpp chooses. None: True for a decoder in F32.
     exact: bool | None = None
     cache: Path | Literal["off"] | None = None  # folder for the keys and values of prompts; None: the user's cache
+    decoder_device: Device | None = None  # of the decoder; None: `device`, where the other parts are in any case
     # Whether a GPU may multiply float32 numbers of the encoder with 10 bits of each: half the time, errors of 4e-4.
     allow_tf32: bool = False
+    # Whether a captioner runs its parts on a GPU when it opens, so that the first request is as fast as the next: what
+    # they compute with is planned and loaded then, 0.6 to 0.9 s. None: unless `weights` is "mapped", for few clips.
+    warm_up: bool | None = None
     # Whether the decoder computes on fewer threads while other programs use the cores (`machine.governor`). With less
     # than 512 rows before a token that changes no bit; with more, llama.cpp's sums are rounded by number of threads.
     adaptive_threads: bool = True
 
     def __post_init__(self) -> None:
-        checked_device(self.device)
+        for device in (self.device, self.text_device):
+            checked_device(device)
         for threads in (self.encoder_threads, self.prefill_threads, self.decode_threads):
             if threads is not None:
                 checked_threads(threads)
@@ -57,17 +62,22 @@ class EngineOptions:
     def changed(
         self, *, device: Device | None = None, threads: int | None = None, weights: WeightLayout | None = None
     ) -> EngineOptions:
-        """The same with another device, so many threads for each part, or another layout; None changes nothing."""
-        options = self if device is None else replace(self, device=device)
+        """The same with all parts on a device, so many threads for each, or another layout; None changes nothing."""
+        options = self if device is None else replace(self, device=device, decoder_device=None)
         if threads is not None:
             options = replace(options, encoder_threads=threads, prefill_threads=threads, decode_threads=threads)
         return options if weights is None else replace(options, weights=weights)
 
     @property
+    def text_device(self) -> Device:
+        """Where the decoder is."""
+        return self.decoder_device or self.device
+
+    @property
     def may_be_tuned(self) -> bool:
         """Whether the choice of `dasheng-edge tune` counts: on the CPU, unless a number of threads is given."""
         threads = (self.encoder_threads, self.prefill_threads, self.decode_threads)
-        return self.device == "cpu" and all(count is None for count in threads)
+        return self.device == self.text_device == "cpu" and all(count is None for count in threads)
 
 
 @dataclass(frozen=True)
@@ -83,6 +93,7 @@ class EngineSettings(EngineOptions):
     kv_type: KvType = "f16"
     weights: WeightLayout = "mapped"
     huge_pages: bool = False
+    warm_up: bool = False
 
     @property
     def text_threads(self) -> int:
@@ -116,6 +127,7 @@ def resolve(
         huge_pages = default.huge_pages if options.weights is None else repacked and host.huge_pages
     return EngineSettings(
         device=options.device,
+        decoder_device=options.decoder_device,
         encoder_threads=options.encoder_threads or default.encoder_threads,
         prefill_threads=options.prefill_threads or default.prefill_threads,
         decode_threads=options.decode_threads or default.decode_threads,
@@ -125,8 +137,15 @@ def resolve(
         exact=options.exact,
         cache=options.cache,
         allow_tf32=options.allow_tf32,
+        warm_up=_warms_up(options),
         adaptive_threads=options.adaptive_threads,
     )
+
+
+def _warms_up(options: EngineOptions) -> bool:
+    if options.device == options.text_device == "cpu":
+        return False
+    return options.weights != "mapped" if options.warm_up is None else options.warm_up
 
 
 def resolve_here(options: EngineOptions, decoder: DecoderFacts | None = None) -> EngineSettings:

@@ -6,6 +6,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
+
 from dasheng_edge.runtime.audio.audio_parts import AudioInputParts
 from dasheng_edge.runtime.audio.onnx_session import why_not_cuda
 from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER, FRONT_END, PROJECTOR, Bundle
@@ -17,6 +19,10 @@ from dasheng_edge.runtime.text.llama import why_no_gpu
 from dasheng_edge.runtime.text.prompt import PromptBuilder
 
 _LIBRARIES_BYTES = 160 << 20  # of addresses: both engines, started side by side, with a heap for the second thread
+# What parts on a GPU are run with when they open: the longest first, so that memory is taken once. A chunk has 10 s;
+# kernels of llama.cpp differ between few rows (to 8), some (to 64) and many, of which the first context holds 512.
+_WARM_AUDIO_S = (20.0, 5.0, 2.0)
+_WARM_ROWS = (510, 256, 128, 64, 32, 16, 8, 2)
 _LOADED = (DECODER, FRONT_END, ENCODER, PROJECTOR)
 
 
@@ -71,6 +77,25 @@ class Parts(TextParts):
             raise
         release_freed_memory()
         return cls(text.decoder, text.prompts, audio)
+
+    def warm_up(self) -> None:
+        """Run each part that is on a GPU at sizes that requests have: see `EngineOptions.warm_up`.
+
+        Raises what a request raises.
+        """
+        settings, decoder = self.decoder.settings, self.decoder
+        if not settings.warm_up:
+            return
+        if settings.device != "cpu":
+            rate_hz = self.audio.front_end.spec.sample_rate_hz
+            for seconds in _WARM_AUDIO_S:
+                self.audio.embeddings([np.zeros(round(seconds * rate_hz), np.float32)])
+        if settings.text_device != "cpu":
+            for rows in _WARM_ROWS:
+                prompt = np.zeros((min(rows, decoder.context_length - 2), decoder.n_embd), np.float32)
+                decoder.prefill([prompt], reserve=2)
+                for _ in decoder.generate(2):
+                    pass
 
 
 def _require(bundle: Bundle, settings: EngineSettings) -> None:

@@ -60,8 +60,8 @@ class Context:
         self._set_threads: tuple[int, ...] = (settings.decode_threads, settings.prefill_threads)
         self._threads: tuple[int, ...] = self._set_threads
         params.n_threads, params.n_threads_batch = self._threads
-        self._adaptive = settings.adaptive_threads and settings.device == "cpu" and settings.text_threads > 1
-        params.offload_kqv = params.op_offload = settings.device != "cpu"
+        self._adaptive = settings.adaptive_threads and settings.text_device == "cpu" and settings.text_threads > 1
+        params.offload_kqv = params.op_offload = settings.text_device != "cpu"
         # An F32 file is there to be held against the reference, so nothing beside it may round either: with
         # llama.cpp's flash attention the logits differ by 7e-4 of their RMS on CPU, without it by 4e-7.
         exact = settings.exact
@@ -156,6 +156,10 @@ class Context:
         if threads != self._threads:
             self._llama.llama_set_n_threads(self.pointer, *threads)
             self._threads = threads
+
+    def synchronize(self) -> None:
+        """Wait until all that was asked for is computed: a GPU is not done when `decode` returns."""
+        self._llama.llama_synchronize(self.pointer)
 
     def logits(self, row: int) -> NDArray[np.float32]:
         """Logits of a row of the last batch, float32 [n_vocab]: a view, valid until the next one is decoded.

@@ -115,6 +115,7 @@ class Decoder(TextModel):
             blocks = [blocks[0][kept:]]
         for block in self.merged(blocks):
             self._decode(block, outputs=int(self._past + len(block) == total))
+        self._synchronize()
         self._kept, self.prefilled = lead, total - kept
 
     def merged(self, blocks: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
@@ -144,8 +145,14 @@ class Decoder(TextModel):
             lead = self._kept
             self._fit(self._past + len(block) + reserve, keep=True)
             self._decode(block, outputs=1)
+            self._synchronize()
             self._kept = lead
             self.prefilled += len(block)
+
+    def _synchronize(self) -> None:
+        """The time of a prefill is taken when it is done, not when a GPU has been told of it."""
+        assert self._context is not None
+        self._context.synchronize()
 
     def _lead(self, lead: Tokens) -> int:
         """Have exactly these rows in the cache; returns how many of them were not decoded now."""

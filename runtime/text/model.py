@@ -51,7 +51,7 @@ def load_model(path: str | Path, settings: EngineSettings, facts: DecoderFacts |
     """
     governor().threads()  # from now on it looks what others take, so that it knows for the first request
     llama, log = llama_cpp_library(), llama_log()
-    device, repacked = settings.device, settings.weights == "repacked"
+    device, repacked = settings.text_device, settings.weights == "repacked"
     huge_pages = settings.huge_pages and device == "cpu"
     if device != "cpu" and not llama.llama_supports_gpu_offload():
         raise DeviceError(

@@ -37,7 +37,7 @@ def prefix_model(bundle: Bundle, settings: EngineSettings) -> str:
     caption, whatever ran before.
     """
     exact = "" if settings.exact is None else f" exact={settings.exact}"
-    kept = f"{settings.kv_type}{exact} {settings.device} {settings.weights}"
+    kept = f"{settings.kv_type}{exact} {settings.text_device} {settings.weights}"
     llama = llama_cpp_library()
     build = llama.llama_print_system_info().decode("utf-8", "replace")
     return f"{bundle.manifest.files[DECODER].sha256} {kept} {version('llama-cpp-python')} {build}"

@@ -16,6 +16,7 @@ from dasheng_edge.runtime.bundle.manifest import DecoderFacts
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.engine_options import EngineOptions, EngineSettings, Host, huge_pages_on_request, resolve
 from dasheng_edge.runtime.errors import DeviceError
+from dasheng_edge.runtime.machine.devices import Device
 
 HOST = Host(2, x86=True, huge_pages=True)
 TUNED = EngineSettings(decode_threads=2, kv_type="q8_0", weights="mapped", huge_pages=True)
@@ -69,6 +70,32 @@ def test_it_does_not_count_on_another_device_or_with_threads(decoder: DecoderFac
     assert resolve(options, decoder, HOST, TUNED) == resolve(options, decoder, HOST)
 
 
+@pytest.mark.parametrize(
+    ("options", "warms_up"),
+    [
+        (EngineOptions(), False), (EngineOptions(warm_up=True), False), (EngineOptions("cuda"), True),
+        (EngineOptions("cuda", weights="mapped"), False), (EngineOptions("cuda", warm_up=False), False),
+        (EngineOptions("cuda", weights="mapped", warm_up=True), True), (EngineOptions(decoder_device="cuda"), True),
+    ],
+)  # fmt: skip
+def test_what_is_on_a_gpu_is_run_once_when_it_opens_but_for_few_clips(
+    decoder: DecoderFacts, options: EngineOptions, warms_up: bool
+) -> None:
+    assert resolve(options, decoder, HOST).warm_up is warms_up
+
+
+@pytest.mark.parametrize(("device", "decoder_device", "of_text"), [
+    ("cpu", None, "cpu"), ("cuda", None, "cuda"), ("cuda", "cpu", "cpu"), ("cpu", "cuda", "cuda"),
+])  # fmt: skip
+def test_the_decoder_is_where_the_others_are_unless_it_is_said(
+    decoder: DecoderFacts, device: Device, decoder_device: Device | None, of_text: Device
+) -> None:
+    options = EngineOptions(device, decoder_device=decoder_device)
+    assert (options.text_device, resolve(options, decoder, HOST).text_device) == (of_text, of_text)
+    assert options.may_be_tuned is (device == of_text == "cpu")
+    assert options.changed(device="cuda").text_device == "cuda"
+
+
 def test_changes() -> None:
     options = EngineOptions("cuda", kv_type="q8_0")
     assert options.changed() == options
@@ -78,7 +105,8 @@ def test_changes() -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"device": "tpu"}, "unknown device 'tpu'"), ({"encoder_threads": 0}, "cannot run on 0 threads"),
+    [({"device": "tpu"}, "unknown device 'tpu'"), ({"decoder_device": "npu"}, "unknown device 'npu'"),
+      ({"encoder_threads": 0}, "cannot run on 0 threads"),
      ({"prefill_threads": 9}, "expected 1 to 8"), ({"decode_threads": -1}, "cannot run on -1 threads")],
 )  # fmt: skip
 def test_what_cannot_be_is_refused(options: dict[str, Any], message: str) -> None:

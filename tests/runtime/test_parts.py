@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from dasheng_edge.runtime.audio import onnx_session
+from dasheng_edge.runtime.bundle.bundle import Bundle
+from dasheng_edge.runtime.captioner import Captioner
+from dasheng_edge.runtime.engine_options import EngineOptions, EngineSettings
 from dasheng_edge.runtime.errors import MissingExtraError
 from dasheng_edge.runtime.machine.gpu import Gpus
-from dasheng_edge.runtime.parts import choose_device
-from tests.fixtures.fake_gpu import H200
+from dasheng_edge.runtime.parts import Parts, choose_device
+from dasheng_edge.runtime.text.decoder import FIRST_CONTEXT
+from tests.fixtures.fake_gpu import H200, FakeCuda, fake_cuda
+
+__all__ = ["fake_cuda"]
 
 
 class FakeSession:
@@ -79,3 +90,29 @@ def test_auto_is_cpu_where_llama_cpp_has_no_gpu(gpu: pytest.MonkeyPatch) -> None
     assert choose_device() == ("cpu", "this llama.cpp finds no GPU or is built without support for it")
     gpu.setattr(llama, "build_info", missing)
     assert choose_device() == ("cpu", "llama-cpp-python cannot be loaded")
+
+
+def test_parts_on_a_gpu_are_run_at_the_sizes_of_requests_and_change_no_answer(
+    fake_cuda: FakeCuda, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, clip = Bundle.open(tiny_bundle), (np.sin(np.arange(16_000, dtype=np.float32)), 16_000)
+    with Captioner.open(tiny_bundle, options=EngineOptions(cache="off")) as cold:
+        want = cold.caption(clip).tokens
+    settings = EngineSettings("cuda", decoder_device="cpu", warm_up=True)
+    parts = Parts.open(bundle, settings)
+    rows = list[int]()
+    prefill = parts.decoder.prefill
+
+    def prefilled(segments: Sequence[Any], *, reserve: int = 0) -> None:
+        rows.append(sum(map(len, segments)))
+        prefill(segments, reserve=reserve)
+
+    monkeypatch.setattr(parts.decoder, "prefill", prefilled)
+    parts.warm_up()
+    assert rows == []  # it is on the CPU
+    parts.decoder.settings = replace(settings, decoder_device=None)
+    parts.warm_up()
+    assert rows[0] > 500 > rows[-1] > 1
+    assert parts.decoder.n_ctx == FIRST_CONTEXT  # nothing is taken that a usual request does not need
+    with Captioner(bundle, parts) as warm:
+        assert warm.caption(clip).tokens == want

@@ -18,6 +18,7 @@ from dasheng_edge.runtime.bundle.manifest import Sampling
 from dasheng_edge.runtime.engine_options import EngineSettings
 from dasheng_edge.runtime.errors import DecoderError, DeviceError, GgufError, MissingExtraError
 from dasheng_edge.runtime.text import llama
+from dasheng_edge.runtime.text.context import Context
 from dasheng_edge.runtime.text.decoder import CONTEXT_STEP, Decoder
 from dasheng_edge.runtime.text.llama import build_info
 from dasheng_edge.runtime.text.token_rows import TokenRows
@@ -314,6 +315,14 @@ def test_a_context_that_cannot_grow_leaves_none_behind(decoder: Decoder, monkeyp
         with pytest.raises(DecoderError, match="cannot make a context of 256 positions"):
             decoder.prefill([(1, 2, 3)])
     assert np.array_equal(logits_of(decoder, (1, 2, 3)), want)
+
+
+def test_a_prefill_ends_when_it_is_computed(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited = list[str]()
+    monkeypatch.setattr(Context, "synchronize", lambda _: waited.append("waited"))
+    decoder.prefill([(1, 2, 3)])
+    decoder.append((4,))
+    assert waited == ["waited"] * 2
 
 
 @pytest.mark.skipif(build_info()[1], reason="this llama.cpp can offload to a GPU")
