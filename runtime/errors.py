@@ -99,6 +99,10 @@ class DownloadError(DashengEdgeError, ConnectionError):
     """The hub cannot be reached, refuses, or sends something else than it says."""
 
 
+class MachineBusyError(DashengEdgeError, RuntimeError):
+    """Other programs use the machine, so that what is measured says nothing about it."""
+
+
 class OutputExistsError(DashengEdgeError, FileExistsError):
     """The output is already there, and overwriting was not asked for."""
 

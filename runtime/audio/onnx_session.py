@@ -21,6 +21,7 @@ from dasheng_edge.runtime.bundle.bundle import weights_file
 from dasheng_edge.runtime.bundle.graph_shapes import Shape
 from dasheng_edge.runtime.errors import BundleFileError, DeviceError, MemoryShortError, MissingExtraError
 from dasheng_edge.runtime.machine.devices import EXTRAS, PROVIDERS, Device
+from dasheng_edge.runtime.machine.governor import governor
 from dasheng_edge.runtime.machine.gpu import find_gpus
 from dasheng_edge.runtime.machine.installation import install_line
 from dasheng_edge.runtime.machine.memory import require, short_of_memory
@@ -232,7 +233,8 @@ def run_graph(
     require("a chunk of audio", _LESS)
     shapes = ", ".join(f"{name} {value.shape}" for name, value in feed.items())
     try:
-        outputs: list[Any] = session.run(None, feed)
+        with governor().beside(session.get_session_options().intra_op_num_threads):  # a decoder in another thread
+            outputs: list[Any] = session.run(None, feed)
     except Exception as error:  # ONNX Runtime's exceptions share no other base
         where = f"on {session.get_providers()[0]} with {shapes}"
         if short_of_memory(error):

@@ -115,11 +115,21 @@ def _bench_lines(report: BenchReport) -> list[str]:
         energy,
         f"{report.device}, threads: {threads}{' (as tuned)' if report.tuned else ''}, {report.precision}",
         report.machine,
+        _others("", report.others_share),
     ]
     if other := report.against:
         costs = f"load {other.load_ms:,.0f} ms, peak memory {_megabytes(other.peak_rss_bytes)}"
         lines.append(f"transformers, {other.dtype}: real-time factor {other.real_time_factor:.4f}, {costs}")
+        lines.append(_others("transformers: ", other.others_share))
     return lines
+
+
+def _others(of: str, share: float | None) -> str:
+    """What other programs took of the machine, and whether that spoils the figures."""
+    from dasheng_edge.runtime.machine.load import busy
+
+    took = f"{of}other programs took {'an unknown part' if share is None else format(share, '.0%')} of the machine"
+    return f"BUSY: {took}; these are no figures of its speed, measure again without them" if busy(share) else took
 
 
 def _megabytes(count: int | None) -> str:

@@ -34,9 +34,10 @@ def tune(
 ) -> None:
     """Find the fastest number of threads for each part of a bundle on this CPU.
 
-    Takes less than two minutes. What is chosen is stored in your cache for this bundle and machine, and holds wherever
-    --threads is not given. It differs from the default only where that was more than 3 % slower each time. Of several
-    bundles of one model it also says which is the fastest; `dasheng-edge compare` says what each loses.
+    Takes less than two minutes, after waiting up to half a minute for other programs to end. What is chosen is stored
+    in your cache for this bundle and machine, unless others used the machine meanwhile, and holds wherever --threads is
+    not given. It differs from the default only where that was more than 3 % slower each time. Of several bundles of one
+    model it also says which is the fastest; `dasheng-edge compare` says what each loses.
     """
     folders = (bundle, *(others or ()))
     if forget:
@@ -50,6 +51,8 @@ def tune(
         print_json(_tune_fields(report))
     else:
         _print_tune(report)
+    if any(one.file is None for one in report.tuned):
+        raise typer.Exit(1)
 
 
 def _tune_fields(report: TuneReport) -> dict[str, object]:
@@ -92,5 +95,9 @@ def _print_tune(report: TuneReport) -> None:
     for reason in report.reasons:
         show(reason)
     for one in report.tuned:
-        show(f"{one.bundle}: stored in {one.file}")
+        if one.file is None:
+            why = f"other programs used up to {one.others_share:.0%} of the machine meanwhile; end them, and tune again"
+            show(f"{one.bundle}: NOT STORED, since {why}")
+        else:
+            show(f"{one.bundle}: stored in {one.file}")
     show(f"measured in {report.seconds:.0f} s")

@@ -8,13 +8,13 @@ Runtime's threads sleep instead, as `onnx_session.spinning` says, and two of the
 
 from __future__ import annotations
 
-import os
 import threading
+import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import cache
 
-from .meters import CoreUse, core_use
+from .meters import CpuUse, cpu_use
 
 WINDOW_S = 0.1  # of a look: the system counts in ticks of 10 ms, and a step may take 0.1 s anyway
 CALM_S = 0.3  # for so long cores must be free before they are taken back
@@ -52,27 +52,25 @@ class FreeCores:
 class Governor:
     """Looks now and then what others take, and says how many threads to compute with. For any number of threads."""
 
-    def __init__(self, use: Callable[[], CoreUse | None] = core_use) -> None:
-        self._lock, self._use, self._last = threading.Lock(), use, use()
-        self._policy = FreeCores(self._last.cores if self._last else os.cpu_count() or 1)
+    def __init__(self, look: Callable[[], CpuUse] = cpu_use) -> None:
+        self._lock, self._take_look, self._last = threading.Lock(), look, look()
+        self._policy = FreeCores(self._last.cores)
         self._beside = 0
 
     def threads(self, *limits: int) -> tuple[int, ...]:
         """For each number of threads that are set, how many are worth it at present; it is looked if it is time."""
         with self._lock:
-            if self._last is not None:
-                self._look(self._last)
+            if time.perf_counter() - self._last.clock_s >= WINDOW_S:
+                self._look()
             free = self._policy.free - self._beside
         return tuple(max(1, min(limit, free)) for limit in limits)
 
-    def _look(self, last: CoreUse) -> None:
-        if not last.is_older_than(WINDOW_S) or (now := self._use()) is None:
-            return
-        self._last = now
-        if now.cores != self._policy.cores:  # the process was moved to other cores
-            self._policy = FreeCores(now.cores)
-        else:
-            self._policy.saw(last.others(now), now.clock_s - last.clock_s)
+    def _look(self) -> None:
+        last, self._last = self._last, self._take_look()
+        if self._last.cores != self._policy.cores:  # the process was moved to other cores
+            self._policy = FreeCores(self._last.cores)
+        elif (others := last.others(self._last)) is not None:  # the system tells
+            self._policy.saw(others, self._last.clock_s - last.clock_s)
 
     @contextmanager
     def beside(self, threads: int) -> Generator[None]:

@@ -12,8 +12,7 @@ from pathlib import Path
 _POWERCAP = Path("/sys/class/powercap")  # Linux counts there what RAPL measures, on AMD too
 _STATUS = Path("/proc/self/status")
 _STAT = Path("/proc/stat")
-_IDLE = (3, 4)  # fields of the first line of /proc/stat that are no work: idle, iowait
-_COUNTED_ALREADY = (8, 9)  # guest, guest_nice: parts of user and nice
+_IDLE = (3, 4)  # fields of a core's line in /proc/stat that are no work: idle, iowait
 
 
 def peak_rss_bytes() -> int | None:
@@ -83,66 +82,38 @@ def _range_uj(package: Path) -> int:
 
 @dataclass(frozen=True)
 class CpuUse:
-    """Seconds of CPU time since some start, of the whole machine and of this process with its ended children."""
+    """Seconds since some start: that the cores which this process may run on were idle, and that it worked itself.
 
-    clock_s: float
-    machine_s: float | None  # None where the system does not tell
-    own_s: float
-
-    def others_share(self, later: CpuUse) -> float | None:
-        """Share of all CPUs that was spent between the two by somebody else; children must have ended."""
-        if self.machine_s is None or later.machine_s is None:
-            return None
-        others_s = (later.machine_s - self.machine_s) - (later.own_s - self.own_s)
-        return max(0.0, others_s) / ((later.clock_s - self.clock_s) * (os.cpu_count() or 1))
-
-
-def cpu_use() -> CpuUse:
-    """Until now."""
-    spent = os.times()
-    return CpuUse(time.perf_counter(), machine_s(), sum(spent[:4]))
-
-
-def machine_s(stat: Path = _STAT) -> float | None:
-    """Seconds that all CPUs together have worked."""
-    try:
-        first = stat.read_text("utf-8").split("\n", 1)[0].split()[1:]
-    except OSError:
-        return None
-    ticks = sum(int(value) for index, value in enumerate(first) if index not in (*_IDLE, *_COUNTED_ALREADY))
-    return ticks / os.sysconf("SC_CLK_TCK")
-
-
-@dataclass(frozen=True)
-class CoreUse:
-    """Seconds since some start in which the cores that this process may run on were idle, and its own threads worked.
-
-    Idleness is counted exactly where the kernel sleeps then, and work by ticks; so it is what tells others' work.
+    Idleness is counted exactly, and work by ticks; so it is what tells how much others work.
     """
 
     clock_s: float
-    idle_s: float
-    own_s: float
+    idle_s: float | None  # None where the system does not tell
+    own_s: float  # with its ended children
     cores: int  # hardware threads
 
-    def is_older_than(self, seconds: float) -> bool:
-        """Whether it was taken so long ago."""
-        return time.perf_counter() - self.clock_s >= seconds
+    def others(self, later: CpuUse) -> float | None:
+        """How many cores somebody else had between the two, in the mean; children must have ended."""
+        passed_s = later.clock_s - self.clock_s
+        if self.idle_s is None or later.idle_s is None or passed_s <= 0:
+            return None
+        own_s = max(0.0, later.own_s - self.own_s)  # a forked child starts at 0
+        return max(0.0, later.cores - (later.idle_s - self.idle_s + own_s) / passed_s)
 
-    def others(self, later: CoreUse) -> float:
-        """How many cores somebody else had between the two, in the mean; ended children are somebody else."""
-        passed = later.clock_s - self.clock_s
-        own = max(0.0, later.own_s - self.own_s)  # a forked child starts at 0
-        return max(0.0, later.cores - (later.idle_s - self.idle_s + own) / passed)
+    def others_share(self, later: CpuUse) -> float | None:
+        """The same as a share of all those cores."""
+        others = self.others(later)
+        return None if others is None else others / later.cores
 
 
-def core_use(stat: Path = _STAT) -> CoreUse | None:
-    """Until now; None where the system does not tell."""
+def cpu_use(stat: Path = _STAT) -> CpuUse:
+    """Until now."""
+    own_s = time.process_time() + sum(os.times()[2:4])
     try:
         allowed = {f"cpu{cpu}" for cpu in os.sched_getaffinity(0)}
         rows = [line.split() for line in stat.read_text("utf-8").split("\nintr", 1)[0].splitlines()]
     except (OSError, AttributeError):  # elsewhere than on Linux
-        return None
-    clock_s, own_s = time.perf_counter(), time.process_time()
+        rows, allowed = [], set[str]()
     idle = [int(row[1 + field]) for row in rows if row[0] in allowed for field in _IDLE]
-    return CoreUse(clock_s, sum(idle) / os.sysconf("SC_CLK_TCK"), own_s, len(idle) // len(_IDLE)) if idle else None
+    idle_s = sum(idle) / os.sysconf("SC_CLK_TCK") if idle else None
+    return CpuUse(time.perf_counter(), idle_s, own_s, len(idle) // len(_IDLE) or os.cpu_count() or 1)

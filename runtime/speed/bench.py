@@ -28,6 +28,7 @@ from dasheng_edge.runtime.machine.devices import Device
 from dasheng_edge.runtime.machine.gpu import find_gpus
 from dasheng_edge.runtime.machine.identity import identify, installed
 from dasheng_edge.runtime.machine.installation import install_line
+from dasheng_edge.runtime.machine.load import Load, wait_for_calm
 from dasheng_edge.runtime.machine.meters import EnergyMeter, peak_rss_bytes
 from dasheng_edge.runtime.text.prompt import Prompt
 from dasheng_edge.runtime.tuned import tuned_for
@@ -35,6 +36,7 @@ from dasheng_edge.runtime.tuned import tuned_for
 # `Timings` says what each is: all but the first token's are parts of the total, first_token is a sum of some.
 STAGES = ("audio_decode", "front_end", "encoder", "projector", "prefill", "first_token", "decode", "total")
 SYNTHETIC_S = 10.0
+WAIT_S = 10.0  # for other programs to end; then it is measured beside them, and said so
 _SYNTHETIC_HZ = 44_100  # so that it is resampled, as most files are
 PEER_MODULE = "dasheng_edge.export.reference.bench"  # started by name: the runtime must not import upwards
 # Instructions without which bfloat16 is slower than float32.
@@ -72,6 +74,7 @@ class AgainstReport:
     decode_tokens_per_s: Spread | None
     real_time_factor: float
     peak_rss_bytes: int | None
+    others_share: float | None  # as in `BenchReport`
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,7 @@ class BenchReport:
     energy_j: float | None  # per clip, of the processor packages, other programs included
     energy_problem: str  # why `energy_j` is None
     machine: str
+    others_share: float | None  # of the machine, that other programs took meanwhile; None where it is not told
     against: AgainstReport | None = None
 
 
@@ -120,8 +124,10 @@ def bench(options: BenchOptions, say: Callable[[str], None] = lambda _: None) ->
         say("warming up")
         for clip in clips:
             captioner.caption(clip, max_new_tokens=options.max_new_tokens)
-        energy = EnergyMeter()
-        report = _report(options, captioner, _caption_rounds(captioner, clips, options, say), energy, load_ms)
+        wait_for_calm(say, WAIT_S)
+        energy, load = EnergyMeter(), Load()
+        measured = _caption_rounds(captioner, clips, options, say)
+        report = _report(options, captioner, measured, energy, load, load_ms)
         bundle, prompt = captioner.bundle, captioner.parts.prompts.build(None)
     if options.checkpoint is None:
         return report
@@ -158,9 +164,10 @@ def _report(
     captioner: Captioner,
     measured: Sequence[tuple[Caption, float]],
     energy: EnergyMeter,
+    load: Load,
     load_ms: float,
 ) -> BenchReport:
-    energy_j = energy.joules()
+    energy_j, others_share = energy.joules(), load.share()
     captions, used = [caption for caption, _ in measured], captioner.parts.decoder.settings
     manifest, decoder = captioner.bundle.manifest, captioner.bundle.decoder_facts
     times, once = [caption.timings for caption in captions], captions[: len(captions) // options.rounds]
@@ -187,6 +194,7 @@ def _report(
         energy_j=None if energy_j is None else energy_j / len(captions),
         energy_problem=energy.problem,
         machine=machine_line(used.device),
+        others_share=others_share,
     )
 
 
@@ -216,6 +224,7 @@ def _against(
     with tempfile.TemporaryDirectory() as folder:
         stored = Path(folder) / "clips.npz"
         np.savez(stored, *waveforms)
+        load = Load()
         try:
             with Child(PEER_MODULE) as child:
                 measured = child.ask({**request, "clips": str(stored)})
@@ -233,6 +242,7 @@ def _against(
         decode_tokens_per_s=_rates(rates) if rates else None,
         real_time_factor=sum(times["total"]) / (1000 * report.rounds * report.audio_s),
         peak_rss_bytes=measured["peak_rss_bytes"],
+        others_share=load.share(),
     )
 
 

@@ -2,7 +2,8 @@
 
 Settings are compared by the time they need for the same work; only one is open at a time. The default is measured
 first, then all others. Those that seem faster are measured again, in turns with the default, since other programs come
-and go. A setting is chosen only if it was more than `GAIN` faster each time.
+and go. A setting is chosen only if it was more than `GAIN` faster each time, and the choice is stored only if no
+measurement was made while others used the machine.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ from dasheng_edge.runtime.engine_options import (
     WeightLayout,
     resolve,
 )
-from dasheng_edge.runtime.errors import BundleError, DecoderError
+from dasheng_edge.runtime.errors import BundleError, DecoderError, MachineBusyError
 from dasheng_edge.runtime.machine.devices import usable_hardware_threads
+from dasheng_edge.runtime.machine.load import WAIT_S, Load, busy, wait_for_calm
 from dasheng_edge.runtime.parts import TextParts
 from dasheng_edge.runtime.tuned import store_tuned, tuned_path
 
@@ -39,6 +41,7 @@ CONTEXT_ROWS = 128  # positions before the token that is decoded: about a prompt
 GAIN = 0.03  # less is noise
 CONFIRMATIONS = 2  # how often a setting that seems faster is measured again
 BUDGET_S = 100.0  # for all bundles; what is under way then is finished, which keeps it below two minutes
+MAX_TRIES = 3  # of a measurement beside which others used the machine
 MIN_RUNS, MIN_S, MAX_S = 5, 0.5, 2.0  # of one setting: so many runs in so long, unless they take too long
 # Setting -> part -> median of each visit, in milliseconds; the first setting is the default.
 _Times: TypeAlias = dict[str, dict[Part, list[float]]]
@@ -79,7 +82,8 @@ class TunedBundle:
     bundle: str
     choice: EngineSettings
     caption_ms: float  # of CLIP_S seconds with ANSWER_TOKENS tokens; without a decoder, of the encoder
-    file: str
+    file: str | None  # None: not stored, since others used the machine
+    others_share: float | None  # of the machine, beside the measurement where it was most; None where it is not told
 
 
 @dataclass(frozen=True)
@@ -99,23 +103,24 @@ def tune(options: TuneOptions, say: Say = lambda _: None) -> TuneReport:
     Raises:
         BundleError: one of the bundles cannot be opened, or is of another model than the first.
         OutputWriteError: the choice cannot be stored.
+        MachineBusyError: other programs use the machine, and have not ended after a while.
         DecoderError, DeviceError, MissingExtraError: llama.cpp or ONNX Runtime failed with the default.
     """
-    start = perf_counter()
     bundles = [Bundle.open(path, check_sha256=False) for path in options.bundles]
     for bundle in bundles:
         _check_same_model(bundles[0], bundle)
         tuned_path(bundle)  # before two minutes of work
+    if busy(share := wait_for_calm(say)):
+        raise MachineBusyError(
+            f"other programs use {share:.0%} of the machine, so nobody can tell what is fastest on it; end them, and "
+            "tune again"
+        )
+    start = perf_counter()
     contests: list[_Contests] = []
     for index, bundle in enumerate(bundles):
         contests.append(_Contests(bundle, start + options.budget_s * (index + 1) / len(bundles), say))
         contests[-1].run(allow_kv=options.allow_kv)
-    tuned = [
-        TunedBundle(
-            contest.name, contest.settings, contest.caption_ms, str(store_tuned(contest.bundle, contest.settings))
-        )
-        for contest in contests
-    ]
+    tuned = [contest.stored() for contest in contests]
     rows = [row for contest in contests for row in contest.rows]
     reasons = [reason for contest in contests for reason in contest.reasons]
     fastest = tuned[0].bundle
@@ -163,6 +168,7 @@ class _Contests:
         self.rows: list[Row] = []
         self.reasons: list[str] = []
         self.caption_ms = 0.0
+        self.others_share: float | None = None
         self._host = Host.here()
         self.settings = resolve(EngineOptions(), bundle.manifest.decoder, self._host)
         self._deadline_s, self._say = deadline_s, say
@@ -190,6 +196,11 @@ class _Contests:
         kinds = [self.settings.kv_type, *(get_args(KvType) if allow_kv else ())]
         of_kind = {kind: replace(self.settings, kv_type=kind) for kind in dict.fromkeys(kinds)}
         self.caption_ms += self._decide_between(of_kind, "keys and values", self._deadline_s)
+
+    def stored(self) -> TunedBundle:
+        """The choice, which is stored where it was measured in calm."""
+        file = None if busy(self.others_share) else str(store_tuned(self.bundle, self.settings))
+        return TunedBundle(self.name, self.settings, self.caption_ms, file, self.others_share)
 
     def _encoder(self, settings: EngineSettings) -> Mapping[Part, float]:
         return {"encoder": encode_ms(self.bundle, settings.encoder_threads)}
@@ -225,7 +236,7 @@ class _Contests:
             self._say(f"{self.name}: {what}, {name}")
             start = perf_counter()
             try:
-                visited = visit(settings[name])
+                visited = self._in_calm(lambda: visit(settings[name]), deadline_s)
             except DecoderError:
                 if not times:
                     raise
@@ -246,6 +257,19 @@ class _Contests:
             for name in sorted((default, *challengers), reverse=bool(turn % 2)):
                 once(name)
         return times
+
+    def _in_calm(self, visit: Callable[[], Mapping[Part, float]], deadline_s: float) -> Mapping[Part, float]:
+        """A visit, again where others used the machine meanwhile; what they used at last is remembered."""
+        tries = 1
+        while True:
+            load = Load()
+            visited, share = visit(), load.share()
+            if not busy(share) or tries == MAX_TRIES or perf_counter() >= deadline_s:
+                self.others_share = max(filter(None, (share, self.others_share)), default=share)
+                return visited
+            self._say(f"other programs used {share:.0%} of the machine meanwhile: once more")
+            wait_for_calm(self._say, min(WAIT_S, deadline_s - perf_counter()))
+            tries += 1
 
     def _decided(self, times: _Times, part: Part) -> str:
         best, why = _winner(times, part)
@@ -329,7 +353,8 @@ def answer_ms(bundle: Bundle, settings: EngineSettings) -> tuple[float, float]:
 
     Raises what `TextParts.open` and `Decoder.prefill` raise.
     """
-    spec, text = bundle.manifest.front_end, TextParts.open(bundle, settings)
+    # With as many threads as the settings say, whatever others do meanwhile.
+    spec, text = bundle.manifest.front_end, TextParts.open(bundle, replace(settings, adaptive_threads=False))
     decoder = text.decoder
     try:
         tokens = spec.tokens_of(round(CLIP_S * spec.sample_rate_hz))

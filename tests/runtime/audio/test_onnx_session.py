@@ -7,6 +7,7 @@ import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,9 @@ from dasheng_edge.runtime.audio.onnx_session import cuda_options, onnx_session, 
 from dasheng_edge.runtime.bundle.bundle import ENCODER, FRONT_END, PROJECTOR, Bundle
 from dasheng_edge.runtime.engine_options import EngineOptions
 from dasheng_edge.runtime.errors import BundleFileError, DeviceError, MissingExtraError
+from dasheng_edge.runtime.machine.governor import Governor
 from dasheng_edge.runtime.machine.gpu import Gpus
+from dasheng_edge.runtime.machine.meters import CpuUse
 from tests.fixtures.fake_gpu import FakeCuda, fake_cuda
 
 __all__ = ["fake_cuda"]
@@ -144,3 +147,18 @@ def test_the_graph_that_a_provider_is_tried_with_computes() -> None:
     session = onnxruntime.InferenceSession(module._TRIAL_GRAPH, providers=["CPUExecutionProvider"])
     (doubled,) = session.run(None, {"x": np.ones(1, np.float32)})
     assert doubled.tolist() == [2.0]
+
+
+def test_a_decoder_in_another_thread_gives_way_meanwhile(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    governor = Governor(lambda: CpuUse(1e9, None, 0.0, 4))
+    monkeypatch.setattr(module, "governor", lambda: governor)
+    seen = list[tuple[int, ...]]()
+
+    def run(*_: object) -> list[object]:
+        seen.append(governor.threads(4))
+        return []
+
+    options = SimpleNamespace(intra_op_num_threads=3)
+    session: Any = SimpleNamespace(get_session_options=lambda: options, run=run)
+    run_graph(session, tiny_bundle / FRONT_END, {}, {})
+    assert (seen, governor.threads(4)) == ([(1,)], (4,))

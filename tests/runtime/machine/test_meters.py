@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from dasheng_edge.runtime.machine import meters
-from dasheng_edge.runtime.machine.meters import CpuUse, EnergyMeter, cpu_use, machine_s, peak_rss_bytes
+from dasheng_edge.runtime.machine.meters import CpuUse, EnergyMeter, cpu_use, peak_rss_bytes
 
 
 def count(folder: Path, uj: int, package: str = "intel-rapl:0") -> None:
@@ -96,15 +96,33 @@ def test_counters_that_come_or_go_meanwhile(powercap: Path) -> None:
     assert "have changed" in meter.problem
 
 
-def test_the_share_of_others(tmp_path: Path) -> None:
-    before, cores = CpuUse(clock_s=0, machine_s=100, own_s=5), os.cpu_count() or 1
-    assert before.others_share(CpuUse(10, 100 + 9 * cores, 5 + 8 * cores)) == pytest.approx(0.1)
-    assert before.others_share(CpuUse(10, 100, 6)) == 0.0  # ticks are coarse
-    assert before.others_share(CpuUse(10, None, 6)) is None
-    assert machine_s(tmp_path / "none") is None
+def test_what_others_have_is_neither_idle_nor_ours() -> None:
+    before = CpuUse(clock_s=0, idle_s=100, own_s=5, cores=4)
+    assert before.others(CpuUse(10, 104, 5 + 32, 4)) == pytest.approx(0.4)
+    assert before.others_share(CpuUse(10, 104, 5 + 32, 4)) == pytest.approx(0.1)
+    assert before.others_share(CpuUse(10, 100, 46, 4)) == 0.0  # ticks are coarse
+    assert before.others(CpuUse(10, 120, 0.1, 4)) == pytest.approx(2.0)  # a forked child
+    assert before.others(CpuUse(0, 100, 5, 4)) is None
+    assert before.others_share(CpuUse(10, None, 6, 4)) is None
+
+
+@pytest.mark.parametrize("rest", ["intr 5 6\n", ""])
+def test_only_cores_that_this_process_may_use_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rest: str) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {1, 3}, raising=False)
     stat = tmp_path / "stat"
-    stat.write_text("cpu  100 20 30 4000 500 6 7 8 50 60\ncpu0 1 2 3\n")
-    assert machine_s(stat) == pytest.approx((100 + 20 + 30 + 6 + 7 + 8) / os.sysconf("SC_CLK_TCK"))
+    rows = "".join(f"cpu{cpu} 9 9 9 {10**cpu} {5 * 10**cpu} 9 9 9 0 0\n" for cpu in range(4))
+    stat.write_text(f"cpu  1 2 3 4 5 6 7 8 9 10\n{rows}{rest}")
+    use = cpu_use(stat)
+    assert (use.cores, use.idle_s) == (2, 6060 / os.sysconf("SC_CLK_TCK"))
+
+
+@pytest.mark.parametrize("content", [None, "", "cpu  1 2 3 4 5 6\n", "cpu0 1 2 3 4 5 6\n"])
+def test_a_system_that_does_not_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {1, 3}, raising=False)
+    stat = tmp_path / "stat"
+    if content is not None:
+        stat.write_text(content)
+    assert (cpu_use(stat).idle_s, cpu_use(stat).cores) == (None, os.cpu_count())
 
 
 def test_own_work_is_not_that_of_others() -> None:
@@ -113,4 +131,4 @@ def test_own_work_is_not_that_of_others() -> None:
     after = cpu_use()
     assert done.returncode == 0
     assert after.own_s - before.own_s > 0.1
-    assert after.machine_s is None or before.machine_s is None or after.machine_s > before.machine_s
+    assert (before.others(after) or 0.0) >= 0

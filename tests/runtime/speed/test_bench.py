@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -146,6 +147,25 @@ def test_energy_is_printed_or_why_there_is_none(
     monkeypatch.setattr(bench_module, "EnergyMeter", Meter)
     shown = run(tiny_bundle).stdout
     assert ("energy: 1.62 J per clip" if energy[0] else "energy: unknown, it cannot be read") in shown
+
+
+@pytest.mark.parametrize(
+    ("share", "says"),
+    [
+        (0.03, "\nother programs took 3% of"),
+        (0.5, "\nBUSY: other programs took 50% of"),
+        (None, "\nother programs took an unknown part of"),
+    ],
+)
+def test_it_says_what_others_took(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, share: float | None, says: str
+) -> None:
+    waits = list[float]()
+    monkeypatch.setattr(bench_module, "Load", lambda: SimpleNamespace(share=lambda: share))
+    monkeypatch.setattr(bench_module, "wait_for_calm", lambda _, wait_s: waits.append(wait_s))
+    assert says in run(tiny_bundle).stdout
+    assert json.loads(run(tiny_bundle, "--json").stdout)["others_share"] == share
+    assert waits == [bench_module.WAIT_S] * 2
 
 
 @pytest.mark.parametrize(

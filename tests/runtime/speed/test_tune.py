@@ -13,8 +13,9 @@ from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.bundle.manifest import MANIFEST, KvType
 from dasheng_edge.runtime.cli.app import build_app
 from dasheng_edge.runtime.engine_options import EngineSettings, Host
-from dasheng_edge.runtime.errors import BundleError, DecoderError, OutputWriteError
+from dasheng_edge.runtime.errors import BundleError, DecoderError, MachineBusyError, OutputWriteError
 from dasheng_edge.runtime.machine.devices import usable_cores
+from dasheng_edge.runtime.parts import TextParts
 from dasheng_edge.runtime.speed import tune as tune_module
 from dasheng_edge.runtime.speed.tune import TuneOptions, TuneReport, named, thread_counts, tune, typical_ms
 from dasheng_edge.runtime.tuned import stored_fields, tuned_for
@@ -73,6 +74,24 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeMachine:
     return fake
 
 
+class Others:
+    """Other programs take these shares of the machine beside one measurement after another, and then the last."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *shares: float, before: float = 0.0) -> None:
+        self.shares, self.before, self.waits = iter(shares), before, list[float]()
+        self.last = 0.0
+        monkeypatch.setattr(tune_module, "Load", lambda: self)
+        monkeypatch.setattr(tune_module, "wait_for_calm", self.wait)
+
+    def share(self) -> float:
+        self.last = next(self.shares, self.last)
+        return self.last
+
+    def wait(self, _: object, wait_s: float = 30.0) -> float:
+        self.waits.append(wait_s)
+        return self.before
+
+
 @pytest.fixture
 def quantized(bundle_copy: Path) -> Path:
     """Its manifest says that its decoder is Q4_K_M; nothing is computed with it here."""
@@ -122,6 +141,7 @@ def test_each_part_gets_what_is_fastest_for_it(tiny_bundle: Path, machine: FakeM
     stored = tuned_for(Bundle.open(tiny_bundle))
     assert stored is not None
     assert stored.decode_threads == 2
+    assert tuned.file is not None
     assert Path(tuned.file).is_file()
     assert report.fastest == str(tiny_bundle)
 
@@ -259,6 +279,73 @@ def test_where_nothing_can_be_stored_nothing_is_measured(
     with pytest.raises(OutputWriteError, match="no place for what was tuned"):
         measured(tiny_bundle)
     assert not machine.looks
+
+
+def test_beside_others_nothing_is_measured(
+    tiny_bundle: Path, machine: FakeMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = Others(monkeypatch, before=0.45)
+    with pytest.raises(MachineBusyError, match=r"use 45% of the machine, .*; end them, and tune again"):
+        measured(tiny_bundle)
+    assert not machine.looks
+    assert len(others.waits) == 1
+    assert tuned_for(Bundle.open(tiny_bundle)) is None
+
+
+@pytest.mark.parametrize("share", [0.11, 0.9])
+def test_what_was_measured_beside_others_is_not_stored(
+    tiny_bundle: Path, machine: FakeMachine, monkeypatch: pytest.MonkeyPatch, share: float
+) -> None:
+    Others(monkeypatch, *[0.0] * 7, share)  # they come, and stay
+    report = measured(tiny_bundle)
+    (tuned,) = report.tuned
+    assert (tuned.file, tuned.others_share) == (None, share)
+    assert tuned_for(Bundle.open(tiny_bundle)) is None
+    Others(monkeypatch, share)
+    result = run(tiny_bundle)
+    assert result.exit_code == 1
+    assert "NOT STORED" in result.stdout
+    assert f"{share:.0%} of the machine" in result.stdout
+
+
+def test_a_measurement_beside_others_that_go_is_made_again(
+    tiny_bundle: Path, machine: FakeMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = Others(monkeypatch, 0.02, 0.5, 0.3, 0.0, 0.04, 0.0)
+    times = iter([100.0, 1.0, 1.0])  # one thread fewer seems fast twice, beside others
+    machine.encode = lambda *_: next(times, 100.0)
+    report = measured(tiny_bundle)
+    assert len(others.waits) == 3
+    assert [look for look in machine.looks if isinstance(look, int)] == [4, 3, 3, 3, 2, 1, 8]
+    assert chosen(report)["encoder_threads"] == 4
+    (tuned,) = report.tuned
+    assert tuned.others_share == 0.04
+    assert tuned_for(Bundle.open(tiny_bundle)) is not None
+
+
+def test_an_earlier_choice_stays_where_a_later_one_is_not_stored(
+    tiny_bundle: Path, machine: FakeMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured(tiny_bundle)
+    before = tuned_for(Bundle.open(tiny_bundle))
+    Others(monkeypatch, 0.5)
+    machine.encode = lambda _, threads: 1.0 * threads
+    measured(tiny_bundle)
+    assert tuned_for(Bundle.open(tiny_bundle)) == before
+
+
+def test_threads_are_as_many_as_are_measured(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    opened = list[EngineSettings]()
+
+    def refuse(_: object, settings: EngineSettings) -> None:
+        opened.append(settings)
+        raise DecoderError("it is not needed")
+
+    monkeypatch.setattr(TextParts, "open", refuse)
+    with pytest.raises(DecoderError):
+        tune_module.answer_ms(Bundle.open(tiny_bundle, check_sha256=False), EngineSettings())
+    assert not opened[0].adaptive_threads
 
 
 def test_a_quick_call_is_made_often_and_a_slow_one_once(monkeypatch: pytest.MonkeyPatch, machine: FakeMachine) -> None:
