@@ -49,15 +49,11 @@ def _before(node: ir.Node) -> ir.Value:
 
 
 def _replace(node: ir.Node, rows: ir.Value) -> None:
-    """Put rows where the heads were: behind the exporter's transpose, or the mask that stands between."""
+    """Put rows where the exporter's transpose and reshape gave them."""
     user = _user(node)
-    if user.op_type == "Mul":  # by [batch, 1, 1, 1], so that what is behind it has four axes, of which one is 1
-        user.replace_input_with(tuple(user.inputs).index(node.outputs[0]), rows)
-        user.outputs[0].shape = None
-        rows, user = user.outputs[0], _user(user)
     if user.op_type != "Transpose" or _user(user).op_type != "Reshape":
         raise _unexpected("Transpose and Reshape", user)
-    user.outputs[0].replace_all_uses_with(rows)
+    _user(user).outputs[0].replace_all_uses_with(rows)
 
 
 def _user(node: ir.Node) -> ir.Node:

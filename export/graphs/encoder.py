@@ -1,4 +1,4 @@
-"""The graphs with weights: patches of one chunk by the encoder, audio embeddings by the projector.
+"""The graphs with weights: patches of a few chunks by the encoder, audio embeddings by the projector.
 
 torch's exporter writes them at opset 23, whose `Attention` operator ONNX Runtime runs fused. It sees zeros that
 take no memory; the weights are put in one by one while the file is written, so that no more than one of them is
@@ -39,9 +39,11 @@ from dasheng_edge.runtime.deviation import relative_rms
 from dasheng_edge.runtime.errors import ExportError
 
 from .attention_layout import join_heads
+from .patch_matrix import multiply_patches
 from .session import GraphReport, graph_bytes, graph_session
 
 OPSET = 23  # the first with Attention
+MAX_CHUNKS = 1 << 10  # what the exporter is told; what a run takes is bound by memory
 
 Array: TypeAlias = npt.NDArray[np.float32]
 
@@ -56,8 +58,8 @@ class _Seam:
     output_axis: str
 
 
-class _OneChunk(nn.Module):
-    """An encoder of one chunk; the exporter names a graph's inputs by the signature of `forward`."""
+class _Chunks(nn.Module):
+    """An encoder of chunks of one length; the exporter names a graph's inputs by the signature of `forward`."""
 
     def __init__(self, encoder: ChunkedEncoder, inputs: Sequence[str]) -> None:
         super().__init__()
@@ -86,20 +88,26 @@ class ExactProjector(nn.Module):
 
 
 def export_encoder(path: Path, merged: MergedTensors) -> GraphReport:
-    """Write the encoder of one chunk: log_mel [1, n_mels, frames] -> patches [1, frames // 4, dim].
+    """Write the encoder of some chunks: log_mel [chunks, n_mels, frames] -> patches [chunks, frames // 4, dim].
 
-    Its other inputs are int64 [1]: valid_patches, or padded_patches of plain Dasheng. With an acoustic branch it
-    also takes acoustic_mel [1, n_acoustic, frames] and kept_patches.
+    It also takes valid_patches, int64 [chunks], or padded_patches of plain Dasheng, int64 [1]. With an acoustic branch
+    it takes acoustic_mel [chunks, n_acoustic, frames] and kept_patches, int64 [chunks], too.
 
     Raises:
         ExportError: the exporter did not emit one `Attention` per block.
     """
     encoder, spec, variant = meta_encoder(merged), merged.checkpoint.front_end, merged.checkpoint.variant
+    multiply_patches(encoder)
+    chunk_axis = torch.export.Dim("chunks", min=1, max=MAX_CHUNKS)
     frames = torch.export.Dim("frames", min=spec.patch_frames, max=spec.chunk_frames)
     cases = variant.code.examples(spec)
     chunks = [{name: torch.from_numpy(case[name]) for name in variant.inputs} for case in cases]
-    dynamic = {name: {2: frames} if value.ndim == 3 else {} for name, value in chunks[-1].items()}
-    module = _OneChunk(encoder, variant.inputs)
+    several = {name: len(value) > 1 for name, value in chunks[-1].items()}  # not the padding, which they share
+    dynamic = {
+        name: ({0: chunk_axis} if several[name] else {}) | ({2: frames} if value.ndim == 3 else {})
+        for name, value in chunks[-1].items()
+    }
+    module = _Chunks(encoder, variant.inputs)
     model = _trace(module, _Seam(chunks[-1], dynamic, "patches", "patches"))
     fused = sum(node.op_type == "Attention" for node in model.graph)
     if fused != encoder.spec.depth:
@@ -194,24 +202,31 @@ def _put_weights(graph: ir.Graph, merged: MergedTensors, prefix: str) -> None:
         graph.inputs.remove(value)
         for node, _ in tuple(value.uses()):
             if node.op_type == "Transpose":
-                tensor = _lazy(merged, value.name, f"{value.name}.transposed", node.attributes["perm"].as_ints())
+                order, ending = node.attributes["perm"].as_ints(), "transposed"
+                shape = [merged.shape(value.name)[axis] for axis in order]
+                last = node
+                if [use.node.op_type for use in node.outputs[0].uses()] == ["Reshape"]:  # of the patches' matrix
+                    (last,), ending = [use.node for use in node.outputs[0].uses()], "matrix"
+                    shape = [shape[0] * shape[1], shape[-1]]
+                tensor = _lazy(merged, value.name, f"{value.name}.{ending}", order, shape)
                 stored = ir.Value(name=tensor.name, shape=tensor.shape, type=value.type, const_value=tensor)
-                node.outputs[0].replace_all_uses_with(stored)
-                graph.remove(node, safe=True)
+                last.outputs[0].replace_all_uses_with(stored)
+                graph.remove([node] if last is node else [last, node], safe=True)
                 graph.register_initializer(stored)
         if value.uses():
-            value.const_value = _lazy(merged, value.name, value.name, range(len(merged.shape(value.name))))
+            shape = list(merged.shape(value.name))
+            value.const_value = _lazy(merged, value.name, value.name, range(len(shape)), shape)
             graph.register_initializer(value)
 
 
-def _lazy(merged: MergedTensors, source: str, name: str, axes: Sequence[int]) -> ir.LazyTensor:
-    """A weight with its axes in this order, which is read each time that somebody looks at it."""
-    shape = ir.Shape([merged.shape(source)[axis] for axis in axes])
+def _lazy(merged: MergedTensors, source: str, name: str, axes: Sequence[int], sizes: Sequence[int]) -> ir.LazyTensor:
+    """A weight with its axes in this order and then of these sizes; it is read each time that somebody looks at it."""
 
     def read() -> ir.TensorProtocol:
-        return ir.Tensor(np.ascontiguousarray(merged.tensor(source).numpy().transpose(axes)), name=name)
+        values = merged.tensor(source).numpy().transpose(axes).reshape(sizes)
+        return ir.Tensor(np.ascontiguousarray(values), name=name)
 
-    return ir.LazyTensor(read, dtype=ir.DataType.FLOAT, shape=shape, name=name)
+    return ir.LazyTensor(read, dtype=ir.DataType.FLOAT, shape=ir.Shape(sizes), name=name)
 
 
 def _save(model: ir.Model, path: Path, merged: MergedTensors, prefix: str) -> None:

@@ -47,13 +47,14 @@ class DashengEncoder(ChunkedEncoder):
 
 
 def examples(spec: FrontEndSpec) -> list[Feed]:
-    """One patch, ragged ends, all padding."""
+    """One patch, ragged ends, all padding, two chunks at once."""
     generator, full = np.random.default_rng(0), spec.chunk_patches
     sizes = [(4, 1), (4, full), (7, 1), (7, full), (20, 5), (402, 100), (403, full), (1008, full), (504, 200)]
-    return [
-        {"log_mel": noise_mel(generator, spec.n_mels, frames, -40, 20), "padded_patches": np.array([padded])}
-        for frames, padded in sizes
-    ]
+    cases: list[Feed] = []
+    for chunks, (frames, padded) in zip([1] * 8 + [2], sizes, strict=True):
+        log_mel = noise_mel(generator, (chunks, spec.n_mels, frames), -40, 20)
+        cases.append({"log_mel": log_mel, "padded_patches": np.array([padded])})
+    return cases
 
 
 def read(stated: Stated, layout: Layout) -> Read:

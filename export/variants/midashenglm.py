@@ -28,15 +28,19 @@ class MiDashengLMEncoder(ChunkedEncoder):
 
 
 def examples(spec: FrontEndSpec) -> list[Feed]:
-    """One patch, ragged ends, a last patch that is no key, no key at all; with the second spectrogram, if any."""
+    """One patch, ragged ends, a last patch that is no key, no key at all; with the second spectrogram, if any.
+
+    The last case has chunks of several lengths, filled up: what is behind their keys does not matter to them.
+    """
     generator, full = np.random.default_rng(0), spec.chunk_patches
     sizes = [(4, 1), (4, 0), (7, 1), (12, 3), (20, 4), (400, 100), (1001, 250), (1008, full - 1), (1008, full)]
     cases: list[Feed] = []
-    for frames, valid in (*sizes, (504, full // 4)):
-        case: dict[str, Any] = {"log_mel": noise_mel(generator, spec.n_mels, frames, -40, 20)}
+    for frames, *valid in (*sizes, (504, full // 4, 0, full // 2)):
+        chunks = len(valid)
+        case: dict[str, Any] = {"log_mel": noise_mel(generator, (chunks, spec.n_mels, frames), -40, 20)}
         if spec.acoustic:
-            case["acoustic_mel"] = noise_mel(generator, spec.acoustic.n_mels, frames, -5, 3)
-        cases.append({**case, "valid_patches": np.array([valid])})
+            case["acoustic_mel"] = noise_mel(generator, (chunks, spec.acoustic.n_mels, frames), -5, 3)
+        cases.append({**case, "valid_patches": np.array(valid)})
     return cases
 
 

@@ -15,7 +15,7 @@ from dasheng_edge.runtime.bundle.front_end_spec import AcousticSpec, FrontEndSpe
 from dasheng_edge.runtime.errors import CheckpointFileError, CheckpointVariantError
 
 from . import midashenglm
-from .modules import Chunk
+from .modules import Chunk, PatchConvolution
 from .specs import EncoderSpec
 from .stated import FIX, EncoderConfig, Length, Stated, agree, front_end_spec
 from .variant import Assumption, Code, Feed, Layout, Read, Renames, StoredTensors, canonical_name
@@ -29,13 +29,11 @@ class AcousticBranch(nn.Module):
 
     def __init__(self, dim: int, n_mels: int, patch_frames: int) -> None:
         super().__init__()
-        size = (n_mels, patch_frames)
-        self.patch_embed = nn.Conv2d(1, dim, kernel_size=size, stride=size)
+        self.patch_embed = PatchConvolution(dim, n_mels, patch_frames)
         self.norm = nn.LayerNorm(dim, eps=1e-5)  # unlike the 1e-6 of the other norms
 
     def forward(self, acoustic: Tensor) -> Tensor:
-        patches = self.patch_embed(acoustic[:, None]).flatten(2).transpose(1, 2)
-        out: Tensor = self.norm(patches)
+        out: Tensor = self.norm(self.patch_embed(acoustic))
         return out
 
 
@@ -72,8 +70,8 @@ def examples(spec: FrontEndSpec) -> list[Feed]:
 
 
 def _kept(case: Feed, spec: FrontEndSpec) -> Any:
-    (valid,), frames = case["valid_patches"], case["log_mel"].shape[-1]
-    return np.array([valid if valid % 2 else frames // spec.patch_frames])
+    valid, frames = case["valid_patches"], case["log_mel"].shape[-1]
+    return np.where(valid % 2, valid, frames // spec.patch_frames)
 
 
 def branch(stored: StoredTensors, renames: Renames) -> Mapping[str, str]:

@@ -21,16 +21,25 @@ from dasheng_edge.runtime.bundle.front_end_spec import FrontEndSpec
 from .specs import EncoderSpec
 
 
+class PatchConvolution(nn.Conv2d):
+    """A spectrogram [batch, n_mels, frames] -> patches [batch, frames // 4, dim], each seen for itself."""
+
+    def __init__(self, dim: int, n_mels: int, patch_frames: int) -> None:
+        super().__init__(1, dim, kernel_size=(n_mels, patch_frames), stride=(n_mels, patch_frames))
+
+    def forward(self, mel: Tensor) -> Tensor:
+        return super().forward(mel[:, None]).flatten(2).transpose(1, 2)
+
+
 class PatchEmbed(nn.Module):
-    """Log-mel [batch, 1, n_mels, frames] -> patches [batch, dim, 1, frames // 4]."""
+    """Log-mel [batch, n_mels, frames] -> patches [batch, frames // 4, dim]."""
 
     def __init__(self, dim: int, n_mels: int, patch_frames: int) -> None:
         super().__init__()
-        size = (n_mels, patch_frames)
-        self.proj = nn.Conv2d(1, dim, kernel_size=size, stride=size)
+        self.proj = PatchConvolution(dim, n_mels, patch_frames)
 
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.proj(x)
+    def forward(self, mel: Tensor) -> Tensor:
+        out: Tensor = self.proj(mel)
         return out
 
 
@@ -51,14 +60,18 @@ class Attention(nn.Module):
         """
         batch, n, dim = x.shape
         q, k, v = self.qkv(x).reshape(batch, n, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        none: Tensor | None = None
         if valid is None:
             out = F.scaled_dot_product_attention(q, k, v)
         else:
-            none = (valid < 1)[:, None, None, None]
-            keys = torch.arange(n, device=x.device) < valid[:, None, None, None]  # [batch, 1, 1, n]
-            mask = (keys | none).expand(batch, 1, n, n)
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask) * (~none).to(x.dtype)
-        projected: Tensor = self.proj(out.transpose(1, 2).reshape(batch, n, dim))
+            none = (valid < 1)[:, None, None]
+            keys = torch.arange(n, device=x.device) < valid[:, None, None]  # [batch, 1, n]
+            mask = (keys | none)[:, None].expand(batch, 1, n, n)
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        rows = out.transpose(1, 2).reshape(batch, n, dim)
+        if none is not None:
+            rows = rows * (~none).to(x.dtype)
+        projected: Tensor = self.proj(rows)
         return projected
 
 
@@ -98,7 +111,7 @@ class ChunkedEncoder(nn.Module):
     """Log-mel -> patches at 25 Hz, in chunks of 1008 frames that do not see each other.
 
     A chunk holds spectrograms float32 [batch, mels, frames <= 1008], and what the member of the family must know
-    about it, int64 [1]: see `lengths`.
+    about it, int64 [batch] or, for all of the batch, [1]: see `lengths`.
     """
 
     def __init__(self, spec: EncoderSpec, front_end: FrontEndSpec | None = None) -> None:
@@ -136,16 +149,15 @@ class ChunkedEncoder(nn.Module):
         return chunks
 
     def normalised(self, chunk: Chunk) -> Tensor:
-        """The log-mel behind the batch norm: float32 [batch, 1, n_mels, frames]."""
-        out: Tensor = self.init_bn(chunk["log_mel"][:, :, :, None]).permute(0, 3, 1, 2)
+        """The log-mel behind the batch norm: float32 [batch, n_mels, frames]."""
+        out: Tensor = self.init_bn(chunk["log_mel"][..., None]).squeeze(-1)
         return out
 
     def positioned(self, mel: Tensor) -> Tensor:
         """The same -> what goes into the first block: float32 [batch, patches, embed_dim]."""
-        x = self.patch_embed(mel)  # [batch, dim, 1, patches]
-        x = x + self.time_pos_embed[..., : x.shape[-1]] + self.freq_pos_embed
-        out: Tensor = x.flatten(2).transpose(1, 2)
-        return out
+        x: Tensor = self.patch_embed(mel)
+        times = self.time_pos_embed.permute(0, 2, 3, 1).squeeze(0)[:, : x.shape[1]]  # [1, patches, embed_dim]
+        return x + times + self.freq_pos_embed.flatten()
 
     def embed(self, chunk: Chunk) -> Tensor:
         """What goes into the first block: float32 [batch, patches, embed_dim]."""

@@ -90,7 +90,7 @@ class AcousticMel(_Mel):
 
 
 def noise_mel(
-    generator: np.random.Generator, bands: int, frames: int, mean: float, deviation: float
+    generator: np.random.Generator, shape: tuple[int, int, int], mean: float, deviation: float
 ) -> npt.NDArray[np.float32]:
-    """A spectrogram of noise, float32 [1, bands, frames], to try a graph with."""
-    return generator.normal(mean, deviation, (1, bands, frames)).clip(-100, 40).astype(np.float32)
+    """Spectrograms of noise, float32 [chunks, bands, frames], to try a graph with."""
+    return generator.normal(mean, deviation, shape).clip(-100, 40).astype(np.float32)

@@ -1,7 +1,7 @@
 """Turns the weight matrices of a graph into another precision; everything else of it stays float32.
 
-A matrix is what a MatMul multiplies by: qkv, proj, fc1 and fc2 of each encoder block, and the projector's two. The
-patch convolution, norms, biases and position embeddings are left as they are. Weights are read and converted one at
+A matrix is what a MatMul multiplies by: qkv, proj, fc1 and fc2 of each encoder block, and the projector's two. What
+makes patches, norms, biases and position embeddings are left as they are. Weights are read and converted one at
 a time, while the file is written.
 """
 
@@ -37,8 +37,9 @@ def matrix_nodes(model: ir.Model) -> dict[str, ir.Node]:
     nodes = {}
     for node in model.graph:
         weight = node.inputs[1] if node.op_type == "MatMul" else None
-        if weight is not None and weight.name is not None and weight.name in model.graph.initializers:
-            nodes[weight.name.removesuffix(_ENDING)] = node
+        name = weight.name if weight is not None else None
+        if name is not None and name.endswith(_ENDING) and name in model.graph.initializers:
+            nodes[name.removesuffix(_ENDING)] = node
     return nodes
 
 

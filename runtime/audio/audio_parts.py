@@ -13,7 +13,7 @@ from dasheng_edge.runtime.bundle.bundle import ENCODER, FRONT_END, PROJECTOR, Bu
 from dasheng_edge.runtime.engine_options import EngineOptions, resolve_here
 from dasheng_edge.runtime.errors import BundleFileError
 
-from .encoder import Encoder, Projector
+from .encoder import Encoder, Projector, chunk_feeds
 from .front_end import FrontEnd
 from .read import Waveform
 
@@ -69,10 +69,10 @@ class AudioInputParts(AudioParts):
         return self.projector.embeddings(self.encoder.patches(self.front_end.features(blocks)))
 
     def embedding_groups(self, blocks: Iterable[Waveform]) -> Iterator[NDArray[np.float32]]:
-        """As `embeddings`, but chunk by chunk, so that memory does not grow with the clip."""
+        """As `embeddings`, but a few chunks at a time, so that memory does not grow with the clip."""
         chunks = self.front_end.chunks(blocks)
-        patches = (part for features, first in chunks for part in self.encoder.chunks(features, first))
-        return map(self.projector.embeddings, self.projector.groups(patches))
+        feeds = (feed for features, first in chunks for feed in chunk_feeds(self.encoder.spec, features, first))
+        return map(self.projector.embeddings, self.projector.groups(self.encoder.stream(feeds)))
 
 
 def _check_listed(bundle: Bundle) -> None:

@@ -1,10 +1,11 @@
-"""From log-mel to audio embeddings: the encoder, one chunk at a time, and the projector on its heels."""
+"""From log-mel to audio embeddings: the encoder, a few chunks at a time, and the projector on its heels."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,29 +18,44 @@ from dasheng_edge.runtime.machine.devices import Device
 from .front_end import Features
 from .onnx_session import onnx_session, run_graph
 
+Feed: TypeAlias = dict[str, NDArray[Any]]  # what the encoder's graph is given for one chunk, by name
+
+# Chunks that share a run, where the graph keeps them apart.
+CHUNKS: Mapping[Device, int] = {"cpu": 1, "cuda": 8}
+
 
 class Encoder:
-    """`encoder.onnx`: log_mel float32 [1, n_mels, frames <= 1008] -> patches float32 [1, frames // 4, audio_dim].
+    """`encoder.onnx`: log_mel float32 [chunks, n_mels, frames <= 1008] -> patches float32 [chunks, frames // 4, dim].
 
-    What else it asks for, all int64 [1] but the spectrogram:
+    What else it asks for, all int64 [chunks] but the spectrogram:
 
     - valid_patches: how many patches of the chunk may be attended to.
-    - Two branches: also acoustic_mel float32 [1, n_acoustic, frames], and kept_patches: how many leading patches
+    - Two branches: also acoustic_mel float32 [chunks, n_acoustic, frames], and kept_patches: how many leading patches
       keep their semantic part.
-    - Plain Dasheng: instead padded_patches: how many patches the chunk is filled up to, its own included.
+    - Plain Dasheng: instead padded_patches, int64 [1]: how many patches each chunk is filled up to, its own included.
 
-    Chunks do not see each other, so they run one after another, and what the graph needs of memory does not
-    grow with the clip.
+    Chunks do not see each other, so they may come from several clips. What a run needs of memory does not grow with the
+    clip: it takes `max_chunks` at most. That is 1 where the graph takes no more, or would let chunks that share a run
+    change each other's numbers, as int8 does. May be called from several threads at once.
     """
 
     def __init__(
-        self, path: Path, spec: FrontEndSpec, *, device: Device = "cpu", threads: int = 1, allow_tf32: bool = False
+        self,
+        path: Path,
+        spec: FrontEndSpec,
+        *,
+        device: Device = "cpu",
+        threads: int = 1,
+        allow_tf32: bool = False,
+        chunks: int | None = None,
     ) -> None:
         self.spec, self._path = spec, path
         full, patch = spec.chunk_frames, spec.patch_frames
         # The shortest chunk without a key, one that does not fill its last patch, and the longest.
         cases = [_case(spec, patch, 0), _case(spec, full - 1, full // patch - 1), _case(spec, full, full // patch)]
-        self.width = check_graph(path, cases)["patches"][2]  # audio_dim
+        chunks = CHUNKS[device] if chunks is None else chunks
+        several = _case(spec, full, full // patch, chunks) if chunks > 1 else None
+        self.max_chunks, _, self.width = check_graph(path, cases, several).shapes["patches"]
         self._session = onnx_session(path, device, threads, allow_tf32=allow_tf32)
 
     def patches(self, features: Features) -> NDArray[np.float32]:
@@ -48,32 +64,91 @@ class Encoder:
 
     def chunks(self, features: Features, first: int = 0) -> Iterator[NDArray[np.float32]]:
         """As `patches`, but one chunk after another; `first` is where in its clip the first patch lies."""
-        for feed in chunk_feeds(self.spec, features, first):
-            shape = (1, feed["log_mel"].shape[2] // self.spec.patch_frames, self.width)
-            (patches,) = run_graph(self._session, self._path, feed, {"patches": shape})
-            yield patches[0]
+        return self.stream(chunk_feeds(self.spec, features, first))
+
+    def stream(self, feeds: Iterable[Feed]) -> Iterator[NDArray[np.float32]]:
+        """As `together`, for as many chunks at a time as share a run."""
+        feeds = iter(feeds)
+        while some := list(islice(feeds, self.max_chunks)):
+            yield from self.together(some)
+
+    def together(self, feeds: Sequence[Feed]) -> list[NDArray[np.float32]]:
+        """What `chunk_feeds` makes of chunks, of several clips or one -> patches float32 [patches, audio_dim] of each.
+
+        Those of about one length share a run, `max_chunks` at most. The shorter ones of a run are filled up with frames
+        that they do not attend to, where the graph has a mask; else all of a run have one length. Their numbers differ
+        from those of a chunk alone by less than 1e-6 of their RMS in float32.
+
+        Raises:
+            DeviceError: ONNX Runtime failed, or what came out is not finite.
+            BundleFileError: the graph gave another number of patches than the counting law.
+        """
+        patches: dict[int, NDArray[np.float32]] = {}
+        for places in self._runs(feeds):
+            patches |= zip(places, self._run([feeds[place] for place in places]), strict=True)
+        return [patches[place] for place in range(len(feeds))]
+
+    def _runs(self, feeds: Sequence[Feed]) -> Iterator[list[int]]:
+        """Places of the chunks of each run, the longest first."""
+        run: list[int] = []
+        for place in sorted(range(len(feeds)), key=lambda place: -_frames(feeds[place])):
+            if run and (len(run) == self.max_chunks or not self._fits(feeds[run[0]], feeds[place])):
+                yield run
+                run = []
+            run.append(place)
+        if run:
+            yield run
+
+    def _fits(self, longest: Feed, other: Feed) -> bool:
+        """Whether a chunk may share a run; beyond twice its length, filling it up costs more than it saves."""
+        if self.spec.takes_padding:
+            return _frames(other) == _frames(longest) and bool(other["padded_patches"] == longest["padded_patches"])
+        return 2 * _frames(other) >= _frames(longest)
+
+    def _run(self, feeds: Sequence[Feed]) -> list[NDArray[np.float32]]:
+        frames = _frames(feeds[0])
+        joined = feeds[0] if len(feeds) == 1 else {name: _joined([feed[name] for feed in feeds]) for name in feeds[0]}
+        if self.spec.takes_padding:
+            joined["padded_patches"] = feeds[0]["padded_patches"]
+        shape = (len(feeds), frames // self.spec.patch_frames, self.width)
+        (patches,) = run_graph(self._session, self._path, joined, {"patches": shape})
+        return [one[: _frames(feed) // self.spec.patch_frames] for one, feed in zip(patches, feeds, strict=True)]
 
 
-def _case(spec: FrontEndSpec, frames: int, valid: int) -> Case:
+def _frames(feed: Feed) -> int:
+    return int(feed["log_mel"].shape[2])
+
+
+def _joined(inputs: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """One input of several chunks; of a spectrogram, its last frame is repeated to the length of the first chunk's."""
+    if inputs[0].ndim == 1:
+        return np.concatenate(inputs)
+    frames = inputs[0].shape[2]
+    return np.concatenate([np.pad(one, ((0, 0), (0, 0), (0, frames - one.shape[2])), mode="edge") for one in inputs])
+
+
+def _case(spec: FrontEndSpec, frames: int, valid: int, chunks: int = 1) -> Case:
     """What the graph must make of so many frames."""
-    feed: dict[str, Shape | int] = {"log_mel": (1, spec.n_mels, frames)}
+    feed: dict[str, Shape | NDArray[np.int64]] = {"log_mel": (chunks, spec.n_mels, frames)}
+    keys = np.full(chunks, valid, np.int64)
     if spec.acoustic:
-        feed["acoustic_mel"] = (1, spec.acoustic.n_mels, frames)
+        feed["acoustic_mel"] = (chunks, spec.acoustic.n_mels, frames)
     if spec.takes_padding:
-        feed["padded_patches"] = spec.chunk_patches if spec.pads_last_chunk else frames // spec.patch_frames
+        padded = spec.chunk_patches if spec.pads_last_chunk else frames // spec.patch_frames
+        feed["padded_patches"] = np.array([padded], np.int64)
     else:
-        feed["valid_patches"] = valid
+        feed["valid_patches"] = keys
     if spec.acoustic:
-        feed["kept_patches"] = valid
-    return Case(feed, {"patches": (1, frames // spec.patch_frames, -1)})
+        feed["kept_patches"] = keys
+    return Case(feed, {"patches": (chunks, frames // spec.patch_frames, -1)})
 
 
-def chunk_feeds(spec: FrontEndSpec, features: Features, first: int = 0) -> Iterator[dict[str, NDArray[Any]]]:
+def chunk_feeds(spec: FrontEndSpec, features: Features, first: int = 0) -> Iterator[Feed]:
     """What the encoder's graph is given for each chunk of a clip, of which the first patches may have gone before."""
     for start, stop in spec.chunks_of(features.log_mel.shape[1] // spec.patch_frames):
         # The frames behind that fill no patch are left to the chunk.
         frames = slice(start * spec.patch_frames, start * spec.patch_frames + spec.chunk_frames)
-        feed: dict[str, NDArray[Any]] = {"log_mel": np.ascontiguousarray(features.log_mel[None, :, frames])}
+        feed: Feed = {"log_mel": np.ascontiguousarray(features.log_mel[None, :, frames])}
         place, size = first + start, stop - start  # of the chunk in its clip
         if spec.takes_padding:
             padded = spec.chunk_patches if place and spec.pads_last_chunk else size
@@ -88,16 +163,21 @@ def chunk_feeds(spec: FrontEndSpec, features: Features, first: int = 0) -> Itera
 
 
 class Projector:
-    """`projector.onnx`: patches float32 [1, 5n, audio_dim] -> embeddings float32 [1, n, llm_dim]."""
+    """`projector.onnx`: patches float32 [1, 5n, audio_dim] -> embeddings float32 [1, n, llm_dim].
+
+    May be called from several threads at once.
+    """
 
     def __init__(
         self, path: Path, spec: FrontEndSpec, *, device: Device = "cpu", threads: int = 1, allow_tf32: bool = False
     ) -> None:
         self.spec, self._path = spec, path
         join = spec.tokens_patches
-        shapes = check_graph(
+        shapes, separable = check_graph(
             path, [Case({"patches": (1, n * join, -1)}, {"embeddings": (1, n, -1)}) for n in (1, spec.chunk_patches)]
         )
+        # Patches of several clips in a run; 0: each clip has a run of its own.
+        self._max_patches = CHUNKS[device] * spec.chunk_patches if separable and CHUNKS[device] > 1 else 0
         self.audio_width, self.width = shapes["patches"][2], shapes["embeddings"][2]
         self._session = onnx_session(path, device, threads, allow_tf32=allow_tf32)
 
@@ -111,6 +191,28 @@ class Projector:
         shape = (1, size // self.spec.tokens_patches, self.width)
         (embeddings,) = run_graph(self._session, self._path, feed, {"embeddings": shape})
         return np.ascontiguousarray(embeddings[0], np.float32)
+
+    def together(self, clips: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+        """As `embeddings`, for the patches of several clips, which share runs where that does not change the numbers.
+
+        Raises what `embeddings` raises.
+        """
+        join = self.spec.tokens_patches
+        runs: list[list[NDArray[np.float32]]] = []
+        for patches in clips:
+            whole = patches[: len(patches) // join * join]
+            if runs and sum(map(len, runs[-1])) + len(whole) <= self._max_patches:
+                runs[-1].append(whole)
+            else:
+                runs.append([whole])
+        return [part for run in runs for part in self._parts(run)]
+
+    def _parts(self, run: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+        """The embeddings of the clips of one run."""
+        if len(run) == 1:
+            return [self.embeddings(run[0])]
+        ends = accumulate(len(patches) // self.spec.tokens_patches for patches in run)
+        return np.split(self.embeddings(np.concatenate(run)), list(ends)[:-1])
 
     def groups(self, chunks: Iterable[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
         """The chunks of a clip, float32 [patches, audio_dim], cut anew where an audio token ends.

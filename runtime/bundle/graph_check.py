@@ -11,9 +11,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dasheng_edge.runtime.errors import BundleFileError, MemoryShortError
 
@@ -26,7 +27,7 @@ IR_VERSIONS = range(8, 12)
 OPSETS: Mapping[str, range] = {"": range(23, 24), "com.microsoft": range(1, 2)}
 MAX_NODES = 20_000  # an encoder of 40 blocks in int8 has 1,500
 MAX_LIVE_BYTES = 1 << 30  # of all values that are held at once in a run; the largest encoder has 30 MB
-# Multiplications and values written in a run: a weight is used once for each of 252 patches, attention comes on top.
+# Multiplications and values written for a chunk: a weight is used once for each of 252 patches, attention comes on top.
 MAX_WORK, MAX_USES = 2_000_000_000, 1000
 _SOURCES = {cuda: plain for plain, cuda in CUDA_GRAPHS.items()}
 FIX = "copy the bundle again, or export it again"
@@ -36,18 +37,31 @@ FIX = "copy the bundle again, or export it again"
 class Case:
     """A run of a graph: what goes in, and what shapes must come out. -1 is what the graph itself states, or any width.
 
-    Shapes are those of float32 arrays; a number is the value of an int64 [1].
+    Shapes are those of float32 arrays; an array of int64 is given as it is.
     """
 
-    feed: Mapping[str, Shape | int]
+    feed: Mapping[str, Shape | NDArray[np.int64]]
     wanted: Mapping[str, Shape]
 
 
 Shapes: TypeAlias = Mapping[str, Shape]
 
 
-def check_graph(path: Path, cases: Sequence[Case]) -> Shapes:
-    """Check a graph; the shapes of its inputs and outputs in the last case.
+class Checked(NamedTuple):
+    """A graph that may be run: the shapes of its inputs and outputs in the last case that it was checked for.
+
+    `separable`: what it makes of a row does not hang on what else is in the run. It does in int8, where all activations
+    of a run share a scale.
+    """
+
+    shapes: Shapes
+    separable: bool
+
+
+def check_graph(path: Path, cases: Sequence[Case], several: Case | None = None) -> Checked:
+    """Check a graph for some runs, and for one of several chunks where the graph takes them and keeps them apart.
+
+    Graphs made before the first axis could vary take one chunk.
 
     Raises:
         BundleFileError: it is no graph of a bundle, or not the one that the manifest describes.
@@ -57,8 +71,10 @@ def check_graph(path: Path, cases: Sequence[Case]) -> Shapes:
         graph = read_graph_file(path)
         _check_parts(graph, path)
         shapes: Shapes = {}
+        separable = all(node.operator != "DynamicQuantizeLinear" for node in graph.nodes)
+        varies = all(result.shape is not None and result.shape[:1] == (None,) for result in graph.outputs.values())
         with np.errstate(over="ignore"):
-            for case in cases:
+            for case in (*cases, *([several] if several and separable and varies else [])):
                 shapes = _run(graph, case)
     except GraphError as error:
         raise BundleFileError(f"{path} is no graph that a bundle may hold: {error}; {FIX}") from error
@@ -66,7 +82,7 @@ def check_graph(path: Path, cases: Sequence[Case]) -> Shapes:
         if isinstance(error, MemoryError) or error.errno == errno.ENOMEM:
             raise MemoryShortError(f"there is not enough memory to read {path}: free some, then try again") from error
         raise BundleFileError(f"cannot read {path}: {error}; {FIX}") from error
-    return shapes
+    return Checked(shapes, separable)
 
 
 def _check_parts(graph: GraphFile, path: Path) -> None:
@@ -92,7 +108,8 @@ def _run(graph: GraphFile, case: Case) -> Shapes:
     values = _given(graph, case)
     last = {name: place for place, node in enumerate(graph.nodes) for name in node.inputs}
     last |= dict.fromkeys(graph.outputs, len(graph.nodes))
-    max_work = MAX_WORK + MAX_USES * sum(math.prod(weight.shape) for weight in graph.weights.values())
+    chunks = max(fed[0] for fed in case.feed.values() if isinstance(fed, tuple))
+    max_work = chunks * (MAX_WORK + MAX_USES * sum(math.prod(weight.shape) for weight in graph.weights.values()))
     live = work = 0
     for place, node in enumerate(graph.nodes):
         try:
@@ -137,8 +154,8 @@ def _given(graph: GraphFile, case: Case) -> dict[str, Value]:
         stated = graph.inputs[name]
         if name in values:
             raise GraphError(f"two values have the name {name!r}")
-        if isinstance(fed, int):
-            value = Value(INT64, (1,), np.array([fed], np.int64))
+        if isinstance(fed, np.ndarray):
+            value = Value(INT64, fed.shape, fed)
         else:
             sizes = stated.shape if stated.shape is not None and len(stated.shape) == len(fed) else (0,) * len(fed)
             value = Value(

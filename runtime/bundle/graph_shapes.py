@@ -324,4 +324,4 @@ def attention_law(node: Node, given: Given) -> list[Value]:
     return [Value(given[0].kind, query)]
 
 
-MAX_SCORES = 1 << 25  # of one Attention: 252 patches and 48 heads have 3 million
+MAX_SCORES = 1 << 26  # of one Attention: 252 patches and 48 heads have 3 million, and there may be 16 chunks

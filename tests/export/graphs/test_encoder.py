@@ -25,12 +25,12 @@ from tests.fixtures.tiny_checkpoint import write_tiny_checkpoint
 from tests.fixtures.watched_tensors import WatchedTensors
 
 ENCODER_INPUTS: dict[str, list[tuple[str, list[object]]]] = {
-    "midashenglm": [("log_mel", [1, 64, "frames"]), ("valid_patches", [1])],
+    "midashenglm": [("log_mel", ["chunks", 64, "frames"]), ("valid_patches", ["chunks"])],
     "midashenglm-tokenizer": [
-        ("log_mel", [1, 64, "frames"]), ("acoustic_mel", [1, 20, "frames"]),
-        ("valid_patches", [1]), ("kept_patches", [1]),
+        ("log_mel", ["chunks", 64, "frames"]), ("acoustic_mel", ["chunks", 20, "frames"]),
+        ("valid_patches", ["chunks"]), ("kept_patches", ["chunks"]),
     ],
-    "dasheng": [("log_mel", [1, 64, "frames"]), ("padded_patches", [1])],
+    "dasheng": [("log_mel", ["chunks", 64, "frames"]), ("padded_patches", [1])],
 }  # fmt: skip
 VARIANTS = tuple(ENCODER_INPUTS)
 
@@ -70,7 +70,7 @@ def test_the_encoder_of_each_variant_asks_for_what_it_needs(variant: str, encode
     model = onnx.load(encoders[variant])
 
     assert seam(model.graph.input) == ENCODER_INPUTS[variant]
-    assert seam(model.graph.output) == [("patches", [1, "patches", 64])]
+    assert seam(model.graph.output) == [("patches", ["chunks", "patches", 64])]
     assert_standard(model)
 
 
@@ -80,7 +80,8 @@ def test_each_block_is_one_attention_node(variant: str, encoders: dict[str, Path
 
     assert kinds.count("Attention") == 2
     assert kinds.count("Split") == 2
-    assert kinds.count("Transpose") <= 4  # of patches, before the first block and in the acoustic branch
+    assert kinds.count("Transpose") == 1 + (variant == "midashenglm-tokenizer")  # a patch's frames before its bands
+    assert "Conv" not in kinds
     assert "Softmax" not in kinds
     assert kinds.count("LayerNormalization") == 2 * 2 + 1 + (variant == "midashenglm-tokenizer")
 
@@ -92,13 +93,20 @@ def test_every_weight_stands_in_the_file_as_it_is_multiplied(
     merged, stored = all_merged[variant], initializers(encoders[variant])
     weights = {name: value for name, value in stored.items() if name.startswith("audio_encoder.")}
 
-    assert {name.removesuffix(".transposed") for name in weights} == set(merged.names("audio_encoder."))
+    def name_of(weight: str) -> str:
+        return weight.removesuffix(".transposed").removesuffix(".matrix")
+
+    assert {name_of(name) for name in weights} == set(merged.names("audio_encoder."))
     for name, value in weights.items():
-        want = merged.tensor(name.removesuffix(".transposed")).numpy()
-        assert np.array_equal(value, want.T if name.endswith(".transposed") else want), name
+        want = merged.tensor(name_of(name)).numpy()
+        if name.endswith(".matrix"):
+            want = want.transpose(3, 2, 1, 0).reshape(-1, 64)
+        elif name.endswith(".transposed"):
+            want = want.T if want.ndim == 2 else want.transpose(0, 2, 3, 1)
+        assert np.array_equal(value, want), name
     matrices = {name for name, value in weights.items() if value.ndim == 2}
-    assert len(matrices) == 2 * 4
-    assert all(name.endswith(".transposed") for name in matrices)  # so that nothing is transposed when it is loaded
+    assert len(matrices) == 2 * 4 + 1 + (variant == "midashenglm-tokenizer")
+    assert all(name.endswith((".transposed", ".matrix")) for name in matrices)  # none is transposed on loading
     constants = [value for name, value in stored.items() if name not in weights]
     assert sum(value.size for value in constants) < 100  # axes and sizes
 

@@ -10,10 +10,11 @@ import pytest
 from numpy.typing import NDArray
 
 from dasheng_edge.runtime.audio import encoder as encoder_module
-from dasheng_edge.runtime.audio.encoder import Encoder, Projector
+from dasheng_edge.runtime.audio.encoder import Encoder, Projector, chunk_feeds
 from dasheng_edge.runtime.audio.front_end import Features
 from dasheng_edge.runtime.bundle.bundle import ENCODER, FRONT_END, PROJECTOR
 from dasheng_edge.runtime.bundle.front_end_spec import AcousticSpec, FrontEndSpec
+from dasheng_edge.runtime.bundle.graph_check import Checked
 from dasheng_edge.runtime.errors import BundleFileError, DeviceError
 
 SPEC = FrontEndSpec()
@@ -31,6 +32,7 @@ class FakeSession:
     def __init__(self) -> None:
         self.fed: list[tuple[int, int]] = []  # frames, valid (or padded) patches
         self.kept: list[int] = []
+        self.chunks: list[int] = []  # of each run
         self.acoustic: list[NDArray[Any]] = []
 
     def run(self, _: list[str], feed: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
@@ -42,6 +44,7 @@ class FakeSession:
         assert log_mel.flags.c_contiguous
         count = feed["padded_patches" if "padded_patches" in feed else "valid_patches"]
         assert count.dtype == np.int64
+        self.chunks.append(len(log_mel))
         self.fed.append((log_mel.shape[2], int(count[0])))
         if "acoustic_mel" in feed:
             assert feed["acoustic_mel"].flags.c_contiguous
@@ -49,14 +52,16 @@ class FakeSession:
             self.acoustic.append(feed["acoustic_mel"])
             self.kept.append(int(feed["kept_patches"][0]))
         whole = log_mel[:, :, : log_mel.shape[2] // 4 * 4]
-        return [whole.reshape(1, 64, -1, 4).mean(axis=3).transpose(0, 2, 1)]
+        return [whole.reshape(len(whole), 64, -1, 4).mean(axis=3).transpose(0, 2, 1)]
 
 
 @pytest.fixture
 def session(monkeypatch: pytest.MonkeyPatch) -> FakeSession:
     session = FakeSession()
     monkeypatch.setattr(encoder_module, "onnx_session", lambda *_: session)
-    monkeypatch.setattr(encoder_module, "check_graph", lambda _, cases: {**cases[-1].feed, **WIDTHS})
+    monkeypatch.setattr(
+        encoder_module, "check_graph", lambda _, cases, *__: Checked({**cases[-1].feed, **WIDTHS}, separable=True)
+    )
     return session
 
 
@@ -158,6 +163,38 @@ def test_groups_are_made_as_chunks_come(session: FakeSession) -> None:
         assert len(next(groups)) == size
         assert len(session.fed) == seen
     assert list(groups) == []
+
+
+@pytest.mark.parametrize(
+    ("spec", "lengths", "runs"),
+    [
+        (SPEC, (1_008, 1_008, 1_008, 600, 503, 20, 12, 1_005), [3, 3, 2]),  # of about one length
+        (SHORT, (1_008, 400, 1_008, 404, 400), [2, 1, 2]),  # of one length
+        (SPEC, (), []),
+    ],
+)
+def test_chunks_that_share_a_run(
+    session: FakeSession, spec: FrontEndSpec, lengths: tuple[int, ...], runs: list[int]
+) -> None:
+    encoder = Encoder(Path("x"), spec)
+    assert encoder.max_chunks == 1
+    encoder.max_chunks = 3
+    mels = [np.random.default_rng(frames).normal(size=(64, frames)).astype(np.float32) for frames in lengths]
+    feeds = [feed for mel in mels for feed in chunk_feeds(spec, Features(mel, None, mel.shape[1] * 160))]
+    for mel, patches in zip(mels, encoder.together(feeds), strict=True):
+        whole = mel[:, : mel.shape[1] // 4 * 4].reshape(64, -1, 4).mean(axis=2).T
+        np.testing.assert_array_equal(patches, whole)
+    assert session.chunks == runs
+
+
+def test_clips_that_share_a_run_of_the_projector(session: FakeSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    clips = [np.random.default_rng(n).normal(size=(n, 3)).astype(np.float32) for n in (5, 9, 1_300, 252, 253, 6)]
+    alone = Projector(Path("x"), SPEC)
+    monkeypatch.setattr(encoder_module, "CHUNKS", {"cpu": 2})
+    shared = Projector(Path("x"), SPEC)
+    for got, clip in zip(shared.together(clips), clips, strict=True):
+        np.testing.assert_array_equal(got, alone.embeddings(clip))
+    assert alone.together([]) == []
 
 
 def test_real_graphs_take_every_length(tiny_bundle: Path) -> None:
