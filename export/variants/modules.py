@@ -27,8 +27,8 @@ class PatchConvolution(nn.Conv2d):
     def __init__(self, dim: int, n_mels: int, patch_frames: int) -> None:
         super().__init__(1, dim, kernel_size=(n_mels, patch_frames), stride=(n_mels, patch_frames))
 
-    def forward(self, mel: Tensor) -> Tensor:
-        return super().forward(mel[:, None]).flatten(2).transpose(1, 2)
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # as torch calls it
+        return super().forward(input[:, None]).flatten(2).transpose(1, 2)
 
 
 class PatchEmbed(nn.Module):

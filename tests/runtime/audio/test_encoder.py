@@ -58,7 +58,7 @@ class FakeSession:
 @pytest.fixture
 def session(monkeypatch: pytest.MonkeyPatch) -> FakeSession:
     session = FakeSession()
-    monkeypatch.setattr(encoder_module, "onnx_session", lambda *_: session)
+    monkeypatch.setattr(encoder_module, "onnx_session", lambda *_, **__: session)
     monkeypatch.setattr(
         encoder_module, "check_graph", lambda _, cases, *__: Checked({**cases[-1].feed, **WIDTHS}, separable=True)
     )
