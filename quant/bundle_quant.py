@@ -23,6 +23,7 @@ from dasheng_edge.quant.decoder.quantize import (
     quantize_decoder,
 )
 from dasheng_edge.quant.decoder.types import COPIED_TYPES, DECODER_TOLERANCES, DecoderOptions, DecoderType
+from dasheng_edge.quant.encoder.halves import halves_errors
 from dasheng_edge.quant.encoder.precisions import EncoderPrecision
 from dasheng_edge.quant.encoder.quantize import EncoderOptions, EncoderReport, check_encoder, quantize_encoder, trials
 from dasheng_edge.runtime.audio.audio_parts import AudioParts
@@ -322,7 +323,8 @@ def _verified_tolerances(plan: _Plan, facts: QuantizationFacts, writer: BundleWr
             f"{failed[0].unit}, expected at most {failed[0].tolerance:.3g}; nothing was written. Choose a finer "
             f"--encoder or --decoder{failed[0].note and f' ({failed[0].note})'}"
         )
-    return measured_tolerances(report, widest, logits_std)
+    halves = halves_errors(plan.source.manifest.front_end, writer.path, golden, plan.threads)
+    return measured_tolerances(report, widest, logits_std, halves)
 
 
 def _facts(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from dasheng_edge.quant.decoder.types import (
     DECODER_TOLERANCES,
@@ -13,7 +13,7 @@ from dasheng_edge.quant.decoder.types import (
 from dasheng_edge.quant.encoder.quantize import EncoderOptions
 from dasheng_edge.runtime.bundle.manifest import KvType, Manifest, Tolerances
 from dasheng_edge.runtime.deviation import relative_rms_of
-from dasheng_edge.runtime.verify import VerifyReport
+from dasheng_edge.runtime.verify import HALVES_RELATIVE, VerifyReport
 
 # What `verify` may find is this many times what was measured here: other processors round differently.
 SLACK = 2.0
@@ -43,9 +43,12 @@ def widest_tolerances(
     return limits.model_copy(update=update)
 
 
-def measured_tolerances(report: VerifyReport, widest: Tolerances, logits_std: float) -> Tolerances:
+def measured_tolerances(
+    report: VerifyReport, widest: Tolerances, logits_std: float, halves: Mapping[str, float]
+) -> Tolerances:
     """What `verify` shall accept elsewhere: twice what was measured here, and never more than `widest`.
 
+    `halves` are the errors of graphs for GPUs: see `halves_errors`.
     A greedy token may differ where four standard deviations of a logit's error explain it, as in exports.
     """
     names = {"patches": "patches_relative", "embeddings": "embeddings_relative", "first logits": "logits_relative"}
@@ -53,9 +56,15 @@ def measured_tolerances(report: VerifyReport, widest: Tolerances, logits_std: fl
     for seam, key in names.items():
         errors = [compared.error for compared in report.seams if compared.name == seam]
         if errors:
-            update[key] = float(f"{min(max(SLACK * max(errors), 1e-4), getattr(widest, key)):.3g}")
+            update[key] = _accepted(errors, getattr(widest, key))
+        if seam in halves:
+            update[f"cuda_{key}"] = _accepted([halves[seam]], max(getattr(widest, key), HALVES_RELATIVE))
     if "logits_relative" in update:
         deviations = min(TOKEN_MARGIN_DEVIATIONS * update["logits_relative"], MAX_TOKEN_MARGIN)
         seen = max(seam.error for seam in report.seams if seam.name == "greedy tokens")
         update["token_margin"] = float(f"{max(deviations * logits_std, seen):.3g}")
     return widest.model_copy(update=update)
+
+
+def _accepted(errors: Sequence[float], widest: float) -> float:
+    return float(f"{min(max(SLACK * max(errors), 1e-4), widest):.3g}")

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from dasheng_edge.runtime.audio.audio_parts import AudioParts
-from dasheng_edge.runtime.bundle.bundle import Bundle
+from dasheng_edge.runtime.bundle.bundle import ENCODER, Bundle
 from dasheng_edge.runtime.bundle.golden import AUDIO_MARK, GoldenClip, GoldenText, read_golden
 from dasheng_edge.runtime.bundle.manifest import Tolerances
 from dasheng_edge.runtime.engine_options import EngineOptions
+from dasheng_edge.runtime.machine.identity import ENGINES
 from dasheng_edge.runtime.text.decoder import Decoder
 
 from .deviation import logits_relative_rms, max_difference, relative_rms
-from .errors import DecoderError, DeviceError, PromptError
+from .errors import DashengEdgeError, DecoderError, DeviceError, PromptError
 from .parts import Parts
 
+# What float16 may cost an encoder, 50 dB: `quantize` stores none that costs more. Of graphs whose bundle does not say
+# what they cost on a GPU, and of float32 there in TF32, which keeps as many bits.
+HALVES_RELATIVE = 10 ** (-50 / 20)
+# What a GPU may add to the first logits. llama.cpp multiplies F32 in TF32 there and sums F16 in halves, and has no
+# switch for either: 8e-4 was seen on micro. It is what an export allows a decoder in F16.
+GPU_LOGITS = 5e-3
 EXACT_LOGITS = 1e-5  # relative RMS of an F32 decoder's first logits where nothing else rounds; 5e-7 is seen
 
 
@@ -66,6 +74,7 @@ class VerifyReport:
 def verify_bundle(bundle: Bundle, options: EngineOptions | None = None, *, exact: bool = False) -> VerifyReport:
     """Run every golden clip through the runtime's own sessions; runs all of them, whatever fails.
 
+    What a seam may differ by hangs on where it is computed: see `tolerances_on`.
     What `dasheng-edge tune` chose is not taken: it may change the numbers. `exact` lets the decoder attend with keys
     and values in F32 and without flash attention, and judges its first logits alone, too, given the reference's
     embeddings: an F32 decoder must keep `EXACT_LOGITS`, another one what the bundle allows.
@@ -76,7 +85,7 @@ def verify_bundle(bundle: Bundle, options: EngineOptions | None = None, *, exact
     """
     options = options or EngineOptions()
     options = replace(options, exact=True) if exact else options
-    clips, limits = read_golden(bundle), bundle.manifest.tolerances
+    clips, limits = read_golden(bundle), tolerances_on(bundle, options)
     attention, texts = None, [clip.text for clip in clips if clip.text]
     parts = Parts.open(bundle, options) if bundle.manifest.decoder else None
     audio = parts.audio if parts else AudioParts.open(bundle, options)
@@ -88,9 +97,58 @@ def verify_bundle(bundle: Bundle, options: EngineOptions | None = None, *, exact
         if parts is not None:
             parts.decoder.close()
     if exact and attention:
-        limit = EXACT_LOGITS if bundle.decoder_facts.precision == "F32" else _stated(limits.logits_relative)
+        limit = EXACT_LOGITS if options.text_device == "cpu" else GPU_LOGITS
+        limit = limit if bundle.decoder_facts.precision == "F32" else _stated(limits.logits_relative)
         seams = (*seams, Seam("all", "decoder, exact", attention.exact, limit, "relative"))
     return VerifyReport(str(bundle.folder), seams, attention)
+
+
+def tolerances_on(bundle: Bundle, options: EngineOptions) -> Tolerances:
+    """What the manifest allows, where the bundle's parts are to run: it was measured on a CPU, but for `cuda_...`.
+
+    Graphs that are the same on both devices have one tolerance, since float32 is float32 on both.
+    """
+    stated = bundle.manifest.tolerances
+    if options.device == options.text_device == "cpu":
+        return stated
+    patches, embeddings = stated.patches_relative, stated.embeddings_relative or 0.0
+    if bundle.graph(ENCODER, options.device) != bundle.path(ENCODER):
+        patches = max(patches, stated.cuda_patches_relative or HALVES_RELATIVE)
+        embeddings = max(embeddings, stated.cuda_embeddings_relative or HALVES_RELATIVE)
+    if options.device != "cpu" and options.allow_tf32:
+        patches, embeddings = max(patches, HALVES_RELATIVE), max(embeddings, HALVES_RELATIVE)
+    update = {"patches_relative": patches}
+    if stated.logits_relative is not None:
+        heard = 3 * embeddings if embeddings != stated.embeddings_relative else 0.0  # as in quantized bundles
+        logits = math.hypot(stated.logits_relative, heard, GPU_LOGITS if options.text_device != "cpu" else 0.0)
+        margin = _stated(stated.token_margin) * logits / max(stated.logits_relative, 1e-9)
+        update |= {"embeddings_relative": embeddings, "logits_relative": logits, "token_margin": margin}
+    return stated.model_copy(update={key: float(f"{value:.3g}") for key, value in update.items()})
+
+
+def whose_fault(bundle: Bundle, options: EngineOptions, *, exact: bool = False) -> str:
+    """What to do about a bundle that was verified so and failed: whether it is bad, or this machine.
+
+    On a GPU, the same is computed on the CPU to tell. Its files were held against their SHA-256 when it was opened.
+    """
+    if options.device == options.text_device == "cpu":
+        versions = bundle.manifest.provenance.versions
+        made = ", ".join(f"{name} {versions[name]}" for name in ENGINES if name in versions)
+        return (
+            "its files are as they were written, so the engines here compute something else than where it was made"
+            f"{made and f' (with {made})'}, or it was bad from the start: verify it where it was made, and export "
+            "the bundle again if it fails there, too"
+        )
+    try:
+        good = verify_bundle(bundle, options.changed(device="cpu"), exact=exact).ok
+    except DashengEdgeError as error:
+        return f"the same cannot be checked on the CPU ({error}): verify it on another machine"
+    if good:
+        return (
+            "the same check on the CPU passes, so the bundle is good and the GPU computes something else: update its "
+            "driver, onnxruntime-gpu and llama-cpp-python, or use the CPU"
+        )
+    return "the same check on the CPU fails, too, so it is not the GPU: export the bundle again"
 
 
 def attention_error(decoder: Decoder, texts: Sequence[GoldenText]) -> AttentionError:

@@ -75,20 +75,27 @@ def convert(model: ir.Model, precisions: Mapping[str, MatrixPrecision]) -> None:
         model.opset_imports[MICROSOFT] = 1
 
 
-def to_cuda(model: ir.Model) -> None:
+def to_cuda(model: ir.Model, *, emulated: bool = False) -> None:
     """Let a graph with float16 weights multiply in float16, between two casts, instead of casting the weights.
 
-    Sums that a matrix is added to, norms and attention stay float32, so nothing can overflow on the way.
+    Sums that a matrix is added to, norms and attention stay float32, so nothing can overflow on the way. `emulated` is
+    for a CPU, where ONNX Runtime would multiply in float32 and drop the casts: the same numbers are rounded to float16,
+    what is multiplied and what comes out.
     """
     graph = model.graph
     for node in list(graph):
         cast = node.inputs[1].producer() if node.op_type == "MatMul" and node.inputs[1] is not None else None
         if cast is None or cast.op_type != "Cast" or cast.inputs[0] is None:
             continue
-        halved = ir.node("Cast", [node.inputs[0]], {"to": int(ir.DataType.FLOAT16)})
-        product = ir.node("MatMul", [halved.outputs[0], cast.inputs[0]])
-        back = ir.node("Cast", [product.outputs[0]], {"to": int(ir.DataType.FLOAT)})
-        _replace(graph, node, [halved, product, back])
+        single, half = {"to": int(ir.DataType.FLOAT)}, {"to": int(ir.DataType.FLOAT16)}
+        halved = ir.node("Cast", [node.inputs[0]], half)
+        if emulated:
+            widened = [ir.node("Cast", [value], single) for value in (halved.outputs[0], cast.inputs[0])]
+            exact = ir.node("MatMul", [one.outputs[0] for one in widened])
+            products = [*widened, exact, ir.node("Cast", [exact.outputs[0]], half)]
+        else:
+            products = [ir.node("MatMul", [halved.outputs[0], cast.inputs[0]])]
+        _replace(graph, node, [halved, *products, ir.node("Cast", [products[-1].outputs[0]], single)])
         graph.remove(cast, safe=True)
 
 

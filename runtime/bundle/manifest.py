@@ -134,6 +134,15 @@ class Tolerances(_Model):
     embeddings_relative: Tolerance | None = None
     logits_relative: Tolerance | None = None
     token_margin: Tolerance | None = None
+    # Of `NAME.cuda.onnx`, which round what they multiply as well; None where there are none, and in older bundles.
+    cuda_patches_relative: Tolerance | None = None
+    cuda_embeddings_relative: Tolerance | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_there(self, written: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """Readers that do not know the newest keys refuse them, so they are written where they say something."""
+        fields: dict[str, object] = written(self)
+        return {key: value for key, value in fields.items() if value is not None or not key.startswith("cuda_")}
 
 
 class Provenance(_Model):

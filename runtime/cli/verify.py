@@ -45,9 +45,10 @@ def verify(
     exit code is 1 if one is larger than the bundle allows.
     """
     from dasheng_edge.runtime.bundle.bundle import Bundle
-    from dasheng_edge.runtime.verify import verify_bundle
+    from dasheng_edge.runtime.verify import verify_bundle, whose_fault
 
-    report = verify_bundle(Bundle.open(bundle), engine_options(device, threads, allow_tf32), exact=exact)
+    opened, options = Bundle.open(bundle), engine_options(device, threads, allow_tf32)
+    report = verify_bundle(opened, options, exact=exact)
     if as_json:
         print_json(_verify_fields(report))
     else:
@@ -57,7 +58,7 @@ def verify(
         raise BundleVerifyError(
             f"{len(failed)} of {len(report.seams)} comparisons of {bundle} are outside the tolerance, first "
             f"{worst.name} of {worst.clip}: {_number(worst)}, expected at most {worst.tolerance:g} {worst.unit}"
-            f"{worst.note and f' ({worst.note})'}; copy or export the bundle again"
+            f"{worst.note and f' ({worst.note})'}; {whose_fault(opened, options, exact=exact)}"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,27 @@ from numpy.typing import NDArray
 
 from dasheng_edge.runtime.audio.encoder import Encoder, Projector
 from dasheng_edge.runtime.audio.front_end import FrontEnd
-from dasheng_edge.runtime.bundle.bundle import GOLDEN, Bundle, sha256_of
+from dasheng_edge.runtime.bundle.bundle import CUDA_GRAPHS, GOLDEN, Bundle, sha256_of
 from dasheng_edge.runtime.bundle.golden import GoldenText, read_golden
 from dasheng_edge.runtime.bundle.manifest import MANIFEST, FileFacts
-from dasheng_edge.runtime.engine_options import EngineSettings
+from dasheng_edge.runtime.engine_options import EngineOptions, EngineSettings
 from dasheng_edge.runtime.errors import BundleFileError, DecoderError, DeviceError, PromptError
 from dasheng_edge.runtime.text.decoder import Decoder
 from dasheng_edge.runtime.text.prompt import PromptBuilder
-from dasheng_edge.runtime.verify import Seam, VerifyReport, token_margin, verify_bundle
+from dasheng_edge.runtime.verify import (
+    GPU_LOGITS,
+    HALVES_RELATIVE,
+    Seam,
+    VerifyReport,
+    token_margin,
+    tolerances_on,
+    verify_bundle,
+    whose_fault,
+)
 from tests.fixtures.bundle_kinds import write_encoder_bundle, write_two_branch_bundle
+from tests.fixtures.fake_gpu import FakeCuda, fake_cuda
+
+__all__ = ["fake_cuda"]
 
 SEAMS = ["log-mel", "patches", "embeddings", "prompt", "first logits", "greedy tokens"]
 Arrays = dict[str, NDArray[Any]]
@@ -271,3 +284,70 @@ def test_token_margin() -> None:
     assert token_margin([4, 9, 9], text) == pytest.approx(0.2)
     assert token_margin([4, 9], text) == pytest.approx(0.2)
     assert token_margin([4, 5], text) == float("inf")
+
+
+HEARD_ON_GPU = EngineOptions("cuda", decoder_device="cpu")
+
+
+def with_halves(folder: Path, **cuda: float) -> Bundle:
+    """With graphs of its own for GPUs, which stand-ins compute as the others."""
+    bundle, files = Bundle.open(folder), {}
+    for name, own in CUDA_GRAPHS.items():
+        shutil.copyfile(bundle.path(name), bundle.path(own))
+        files[own] = bundle.manifest.files[name]
+    limits = bundle.manifest.tolerances.model_copy(update=cuda)
+    update = {"files": {**bundle.manifest.files, **files}, "tolerances": limits}
+    bundle.path(MANIFEST).write_text(bundle.manifest.model_copy(update=update).model_dump_json())
+    return Bundle.open(folder)
+
+
+def test_float32_has_one_tolerance_on_both_devices_unless_tf32_is_allowed(tiny_bundle: Path) -> None:
+    bundle, tf32 = Bundle.open(tiny_bundle), replace(HEARD_ON_GPU, allow_tf32=True)
+    stated = bundle.manifest.tolerances
+    assert tolerances_on(bundle, EngineOptions()) == tolerances_on(bundle, EngineOptions(allow_tf32=True)) == stated
+    assert tolerances_on(bundle, HEARD_ON_GPU) == stated
+    limits = tolerances_on(bundle, tf32)
+    assert (limits.log_mel_db, limits.patches_relative) == (stated.log_mel_db, pytest.approx(HALVES_RELATIVE, rel=1e-2))
+    assert limits.logits_relative == pytest.approx(np.hypot(stated.logits_relative, 3 * HALVES_RELATIVE), rel=1e-2)
+    decoded = tolerances_on(bundle, EngineOptions(decoder_device="cuda"))
+    assert decoded.patches_relative == stated.patches_relative
+    assert decoded.logits_relative == pytest.approx(np.hypot(stated.logits_relative, GPU_LOGITS), rel=1e-2)
+
+
+def test_graphs_of_a_gpu_have_tolerances_of_their_own(bundle_copy: Path) -> None:
+    old = with_halves(bundle_copy)
+    assert (
+        "cuda_" not in old.path(MANIFEST).read_text()
+    )  # readers of earlier versions refuse keys that they do not know
+    assert tolerances_on(old, EngineOptions()) == old.manifest.tolerances
+    assert tolerances_on(old, HEARD_ON_GPU).embeddings_relative == pytest.approx(HALVES_RELATIVE, rel=1e-2)
+    new = with_halves(bundle_copy, cuda_patches_relative=8e-4, cuda_embeddings_relative=9e-4)
+    limits = tolerances_on(new, HEARD_ON_GPU)
+    assert (limits.patches_relative, limits.embeddings_relative) == (8e-4, 9e-4)
+    assert tolerances_on(new, EngineOptions()) == new.manifest.tolerances
+
+
+@pytest.mark.parametrize(("error", "ok"), [(0.0, True), (4e-4, True), (3e-3, False)])
+def test_a_gpu_is_held_against_its_own_tolerance(
+    bundle_copy: Path, fake_cuda: FakeCuda, error: float, ok: bool
+) -> None:
+    bundle = with_halves(bundle_copy, cuda_patches_relative=8e-4, cuda_embeddings_relative=1e-3)
+    fake_cuda.error = error
+    assert verify_bundle(bundle, HEARD_ON_GPU).ok is ok
+    assert {"encoder.cuda.onnx", "projector.cuda.onnx"} < fake_cuda.opened.keys()
+
+
+def test_a_bad_bundle_is_told_from_a_bad_gpu(bundle_copy: Path, fake_cuda: FakeCuda) -> None:
+    bundle = Bundle.open(bundle_copy)
+    fake_cuda.error = 1e-2
+    assert not verify_bundle(bundle, HEARD_ON_GPU).ok
+    assert "so the bundle is good and the GPU computes something else" in whose_fault(bundle, HEARD_ON_GPU)
+
+    def change(arrays: Arrays) -> None:
+        arrays["patches_0"] *= np.float32(1.01)
+
+    bad = with_golden(bundle_copy, change)
+    assert "the same check on the CPU fails, too" in whose_fault(bad, HEARD_ON_GPU)
+    assert "verify it where it was made" in whose_fault(bad, EngineOptions())
+    bundle.path("decoder.gguf").unlink()
+    assert "cannot be checked on the CPU" in whose_fault(bad, HEARD_ON_GPU)
