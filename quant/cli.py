@@ -203,6 +203,8 @@ def compare(
                 f"{candidate.name:32} {candidate.cost.total_bytes / 1e6:10.1f} MB   KL {kl.value:.4f} "
                 f"[{kl.low:.4f}, {kl.high:.4f}]   same top-1 {100 * same.value:.1f} %"
             )
+    if beside_others := load("dasheng_edge.quant.report.wording", "compare", "quant").beside_others(report):
+        show(beside_others)
     choice, reason = report.recommendation.choice, report.recommendation.reason
     show(f"{choice}: {reason}" if choice else reason)
     show(f"read {typed_path(out / 'report.html')}")

@@ -20,7 +20,8 @@ from dasheng_edge.runtime.caption import Caption
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.child import Child, serve
 from dasheng_edge.runtime.errors import DashengEdgeError, QuantizeError
-from dasheng_edge.runtime.machine.meters import EnergyMeter, cpu_use, peak_rss_bytes
+from dasheng_edge.runtime.machine.load import WAIT_S, Load, wait_for_calm
+from dasheng_edge.runtime.machine.meters import EnergyMeter, peak_rss_bytes
 from dasheng_edge.runtime.machine.user_cache import FOLDER_VARIABLE
 from dasheng_edge.runtime.progress import NoProgress, Progress, Steps
 
@@ -57,7 +58,8 @@ def measure_costs(
     """Caption up to MEASURED_CLIPS clips with each bundle, one by one: clips evenly spaced over all of them.
 
     The bundles take turns, in one order and then in the other, so that a machine that gets hot or busy does not favour
-    one of them; only one is in memory at a time. Each turn of all is a step for `progress`.
+    one of them; only one is in memory at a time. Each turn of all is a step for `progress`. Before them,
+    other programs have half a minute in all to end.
 
     Raises:
         QuantizeError: a bundle cannot be opened, or the process ended; the message says why.
@@ -65,7 +67,11 @@ def measure_costs(
     """
     turns, steps = turns_of(measured_clips(clips)), Steps(progress or NoProgress())
     measured: list[list[Measurement]] = [[] for _ in bundles]
+    patience_s = WAIT_S
     for number, some in enumerate(turns):
+        start = time.monotonic()
+        wait_for_calm(lambda text: steps.progress.begin(text, 1, "turns"), patience_s)
+        patience_s = max(0.0, patience_s - (time.monotonic() - start))
         places = range(len(bundles))
         step = steps.begin(f"costs: turn {number + 1} of {len(turns)}", len(bundles), "bundles")
         for place in reversed(places) if number % 2 else places:
@@ -88,7 +94,7 @@ def _turn(bundle: Bundle, clips: Sequence[Clip], threads: int, max_new_tokens: i
         "max_new_tokens": max_new_tokens,
         "clips": [[clip.id, str(clip.path), clip.offset_s, clip.duration_s, clip.prompt] for clip in clips],
     }
-    before = cpu_use()
+    load = Load()
     try:
         with Child(__name__, environment={FOLDER_VARIABLE: "off"}) as child:  # candidates fill no caches
             answer = child.ask(request)
@@ -98,7 +104,7 @@ def _turn(bundle: Bundle, clips: Sequence[Clip], threads: int, max_new_tokens: i
         ) from error
     if failed := answer.get("failed"):
         raise ClipsFailedError({name: getattr(errors, kind)(said) for name, (kind, said) in failed.items()})
-    return replace(Measurement(**answer), others_share=before.others_share(cpu_use()))
+    return replace(Measurement(**answer), others_share=load.share())
 
 
 def measured_clips(clips: Sequence[Clip]) -> list[Clip]:

@@ -193,7 +193,9 @@ class Answering:
     def _opened(self) -> TextParts:
         """Opened with the first answer that is not stored yet."""
         if self._text is None:
-            self._text = TextParts.open(self._bundle, EngineOptions().changed(threads=self._threads))
+            self._text = TextParts.open(
+                self._bundle, EngineOptions(adaptive_threads=False).changed(threads=self._threads)
+            )
         return self._text
 
     def reference(self, embeddings: Callable[[str], Array], folder: Path, advance: Advance) -> ReferenceAnswers:

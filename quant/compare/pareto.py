@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from .recommend import busy
 from .record import Candidate, Interval, Report
 
 Cost = Literal["size", "work"]  # in megabytes, in seconds of work per second of audio
@@ -65,11 +66,15 @@ def main_task(report: Report) -> str | None:
 
 
 def planes(report: Report) -> tuple[Plane, ...]:
-    """KL over size and over work, and the main task score over both if there is one."""
+    """KL over size and over work, and the main task score over both if there is one.
+
+    Not over work that was measured while others used the machine.
+    """
     task = main_task(report)
     kinds: list[str | None] = [None] if any(candidate.both for candidate in report.candidates) else []
     kinds += [task] if task else []
-    costs: tuple[Cost, ...] = ("size", "work")
+    calm = not busy(*(model.cost for model in (report.reference, *report.candidates)))
+    costs: tuple[Cost, ...] = ("size", "work") if calm else ("size",)
     return tuple(_plane(report, cost, kind) for kind in kinds for cost in costs)
 
 

@@ -18,6 +18,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from dasheng_edge.runtime.machine import load
+
 from .record import Candidate, Cost, Interval, NoiseFloor, TaskScore
 
 # What Q4_K_M, the type that most people take, does to Llama-3-8B on text is 0.0313 nats, or 0.0282 with an importance
@@ -34,7 +36,6 @@ ENCODER_SNR_DB = 15.0
 SAME_SIZE, SAME_SPEED = 0.02, 0.05  # shares; the second is what timings scatter by on an idle machine
 # By chance all of 4 turns are faster than all of 4 others of the same bundle 3 times in 100: 2 / C(8, 4).
 MIN_TURNS = 4
-BUSY = 0.1  # share of the machine that others use, above which speeds are no longer told apart
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def speeds_differ(one: Cost, other: Cost) -> bool:
 
 def busy(*costs: Cost) -> bool:
     """Whether other programs used the machine meanwhile, as far as that is known."""
-    return max(cost.others_share or 0.0 for cost in costs) > BUSY
+    return load.busy(*(cost.others_share for cost in costs))
 
 
 def _judged(reference: Candidate, candidate: Candidate, limit: float) -> Judged:

@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from dasheng_edge.quant.compare import pareto, recommend
+from dasheng_edge.runtime.machine import load
 
 from . import answers, audio, plots, quantities, tables, wording
 from .wording import visible
@@ -19,7 +20,7 @@ from .wording import visible
 _FOLDER = Path(__file__).parent
 _MODULES = {
     "pareto": pareto, "rule": recommend, "answers": answers, "audio": audio, "plots": plots, "quantities": quantities,
-    "tables": tables, "wording": wording,
+    "tables": tables, "wording": wording, "load": load,
 }  # fmt: skip
 # What means something to CommonMark or GitHub: a backslash before punctuation; code; a cell's end; marks of emphasis,
 # strike-through and formulas that touch a word, but not an underscore within one; the end of a link's text; the

@@ -7,6 +7,7 @@ from datetime import datetime
 
 from dasheng_edge.quant.compare.bootstrap import COVERED, MIN_CLIPS
 from dasheng_edge.quant.compare.pareto import Plane, Point
+from dasheng_edge.quant.compare.recommend import busy
 from dasheng_edge.quant.compare.record import Report, TaskScore
 
 from .quantities import clips, figure
@@ -72,6 +73,18 @@ def when(report: Report) -> str:
 def held() -> str:
     """How often intervals of 95 % hold the truth, by the number of clips."""
     return ", ".join(f"{percent} % with {count}" for count, percent in COVERED.items() if percent)
+
+
+def beside_others(report: Report) -> str:
+    """Says where other programs used the machine while speeds were measured; empty where they did not."""
+    costs = [model.cost for model in (report.reference, *report.candidates)]
+    if not busy(*costs):
+        return ""
+    share = max(cost.others_share or 0.0 for cost in costs)
+    return (
+        f"Other programs used up to {share:.0%} of the machine while speeds were measured: times and rates are not "
+        "those of the candidates, and no verdict rests on them. The same command on an idle machine measures them anew."
+    )
 
 
 def task_scores(report: Report) -> dict[str, list[TaskScore]]:

@@ -12,6 +12,7 @@ from dasheng_edge.quant.compare import cost
 from dasheng_edge.quant.compare.cost import MEASURED_CLIPS, Measurement, measure_costs, measured_clips
 from dasheng_edge.runtime.audio.clips import Clip
 from dasheng_edge.runtime.bundle.bundle import Bundle
+from dasheng_edge.runtime.machine.load import WAIT_S
 
 MICRO = Path(__file__).resolve().parents[3] / "build" / "micro"
 
@@ -55,3 +56,21 @@ def test_bundles_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (first.load_ms, first.peak_rss_bytes, first.others_share) == (4.5, 80, 0.8)
     assert first.real_time_factors == (0.004, 0.0045, 0.005, 0.0055)
     assert (second.energy_j, second.decode_tokens_per_s) == (None, 0.0)
+
+
+@pytest.mark.skipif(not MICRO.is_dir(), reason="make build/micro makes it")
+def test_other_programs_have_a_while_to_end_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s, waits = [0.0], list[float]()
+
+    def wait(_: object, patience_s: float) -> None:
+        waits.append(patience_s)
+        now_s[0] += min(patience_s, 20.0)
+
+    times = [1.0]
+    monkeypatch.setattr(cost, "wait_for_calm", wait)
+    monkeypatch.setattr("time.monotonic", lambda: now_s[0])
+    monkeypatch.setattr(cost, "_turn", lambda *_: Measurement(1.0, times, times, times, times, 1.0, 1.0, 1, None, 0.5))
+    clips = [Clip(str(index), Path("x")) for index in range(MEASURED_CLIPS)]
+    (measured,) = measure_costs([Bundle.open(MICRO, check_sha256=False)], clips, 1, 4)
+    assert waits == [WAIT_S, WAIT_S - 20.0, 0.0, 0.0]
+    assert measured.others_share == 0.5

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from dasheng_edge.quant.compare.recommend import (
-    BUSY,
     ENCODER_SNR_DB,
     KL_LIMIT,
     MIN_TURNS,
@@ -16,6 +15,7 @@ from dasheng_edge.quant.compare.recommend import (
     worst_length,
 )
 from dasheng_edge.quant.compare.record import Candidate, Interval, TaskScore
+from dasheng_edge.runtime.machine.load import BUSY
 from tests.fixtures import fake_report
 
 

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 
 import pytest
 
-from dasheng_edge.quant.compare.recommend import BUSY, MIN_TURNS, PROOF_CLIPS, recommend
+from dasheng_edge.quant.compare.recommend import MIN_TURNS, PROOF_CLIPS, recommend
 from dasheng_edge.quant.compare.record import Candidate, Interval, Recommendation, TaskScore
 from dasheng_edge.quant.report.report import document, recommendation
+from dasheng_edge.runtime.machine.load import BUSY
 from tests.fixtures import fake_report
 
 

@@ -13,7 +13,7 @@ from dasheng_edge.quant.compare.pareto import Plane, planes
 from dasheng_edge.quant.compare.record import Interval, Report, TaskScore
 from dasheng_edge.quant.report.report import document, page
 from dasheng_edge.quant.report.templates import environment
-from dasheng_edge.quant.report.wording import FRONT, limits, plot_caption, y_title
+from dasheng_edge.quant.report.wording import FRONT, beside_others, limits, plot_caption, y_title
 from tests.fixtures import fake_report
 
 
@@ -158,3 +158,24 @@ def test_a_matrix_that_was_brought_along_does_not_mean_that_no_clips_were_used()
     assert calibration(plain) == "no clips were given to this run"
     for text in (page(brought), document(brought)):
         assert calibration(brought) in text
+
+
+def beside(share: float | None) -> Report:
+    """A report whose last candidate was measured beside other programs."""
+    made = fake_report.report()
+    *others, last = made.candidates
+    cost = last.cost.model_copy(update={"others_share": share})
+    return made.model_copy(update={"candidates": (*others, last.model_copy(update={"cost": cost}))})
+
+
+@pytest.mark.parametrize(("share", "said"), [(None, False), (0.1, False), (0.35, True)])
+def test_other_programs_are_told_of_where_the_choice_is_and_speeds_are_not(share: float | None, said: bool) -> None:
+    report = beside(share)
+    assert beside_others(report).startswith("Other programs used up to 35% of the machine") == said
+    shown, written = page(report), document(report)
+    choice = shown[shown.index('class="choice"') : shown.index("The rule behind it")]
+    assert ("Other programs used up to 35%" in choice) == said
+    assert ("Other programs used up to 35%" in written[: written.index("The rule:")]) == said
+    for speed in ("Decoding", "Work per s of audio"):
+        assert (f"<dt>{speed}</dt>" in choice) != said
+    assert ("work" in {plane.cost for plane in planes(report)}) != said
