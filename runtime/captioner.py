@@ -5,34 +5,35 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from dasheng_edge.runtime.audio.read import AudioSource, describe_audio
+from dasheng_edge.runtime.audio.read import AudioSource
 from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.bundle.manifest import Sampling
+from dasheng_edge.runtime.engine.job import CaptionJob, new_scheduler
+from dasheng_edge.runtime.engine.scheduler import Scheduler
 from dasheng_edge.runtime.engine_options import EngineOptions
 from dasheng_edge.runtime.machine.devices import Device
 from dasheng_edge.runtime.machine.forks import Home, check_pool, starts_pool
 from dasheng_edge.runtime.machine.memory import memory_errors
 from dasheng_edge.runtime.machine.user_cache import cache_folder
-from dasheng_edge.runtime.text.batch_decoder import MAX_SEQUENCES, batch_answers
-from dasheng_edge.runtime.text.decoder import Embeddings
-from dasheng_edge.runtime.text.model import Tokens
 from dasheng_edge.runtime.text.prefix_cache import PrefixCache, prefix_model
+from dasheng_edge.runtime.text.sequences import MAX_SEQUENCES
 
 from .caption import Caption, CaptionStream
-from .errors import AudioError, CaptionerBusyError, DashengEdgeError, clip_error
+from .errors import AudioError, CaptionerBusyError, DashengEdgeError
 from .parts import Parts
 from .request import Request, RunningRequest, check_count
 from .tuned import settings_for
 
-# Eight clips of 10 s with 40 tokens each, 0.6B Q4_K_M on two cores: 5.9 s one by one, 5.5 s in twos, 4.7 s in fours and
-# 4.0 s in one batch of eight, which writes 1.9 times as many tokens a second. Each clip needs its own keys and values.
-DEFAULT_BATCH = 8
+# Answers together. 32 clips of 1 to 30 s with 5 to 60 tokens, 0.6B Q4_K_M on two cores: 33 s one by one, 30 s in eights
+# and 25 s in sixteens or more. Each needs its own keys and values: 29 MB for 256 positions.
+DEFAULT_BATCH: Mapping[Device, int] = {"cpu": 16, "cuda": 64}
 
 
 class Captioner:
@@ -47,6 +48,7 @@ class Captioner:
         self.parts = parts
         self._lock = threading.Lock()
         self._streams: weakref.WeakSet[CaptionStream] = weakref.WeakSet()
+        self._schedulers: set[Scheduler[CaptionJob]] = set()
         self._closed = False
         self._home = Home("captioner", parts)
 
@@ -110,6 +112,8 @@ class Captioner:
             raise CaptionerBusyError(busy)
         try:
             self._closed = True
+            for scheduler in self._schedulers:
+                scheduler.close()
             self.parts.decoder.close()
         finally:
             self._lock.release()
@@ -163,17 +167,24 @@ class Captioner:
         system: str | None = None,
         max_new_tokens: int | None = None,
         sampling: Sampling | None = None,
-        batch: int = DEFAULT_BATCH,
+        batch: int | None = None,
     ) -> list[Caption]:
         """Caption clips, `batch` of them decoded together; arguments and errors as in `stream`.
 
-        Greedy answers are those of `caption`, see `batch_answers`. `timings` of a clip are those of its own audio and
-        prefill; the time of decoding is shared equally. The first clip that fails ends it: see `caption_each`.
+        Greedy answers are those of `caption`, see `Sequences`. `timings` of a clip are those of its own audio; the time
+        of prefills and steps is shared equally by the clips in them. The first clip that fails ends it: see
+        `caption_each`.
         """
-        check_count("batch", batch, MAX_SEQUENCES)
-        asked = self._asked(prompt, system, max_new_tokens, sampling)
-        with self._busy():
-            return [caption for group in _groups(asked, clips, batch) for caption in self._together(group)]
+        results = self.caption_each(
+            clips, prompt, system=system, max_new_tokens=max_new_tokens, sampling=sampling, batch=batch
+        )
+        captions: list[Caption] = []
+        with closing(results):
+            for result in results:
+                if isinstance(result, DashengEdgeError):
+                    raise result
+                captions.append(result)
+        return captions
 
     def caption_each(
         self,
@@ -183,16 +194,20 @@ class Captioner:
         system: str | None = None,
         max_new_tokens: int | None = None,
         sampling: Sampling | None = None,
-        batch: int = DEFAULT_BATCH,
-    ) -> Iterator[Caption | DashengEdgeError]:
+        batch: int | None = None,
+    ) -> Generator[Caption | DashengEdgeError]:
         """As `caption_batch`, but a clip that fails gives its error, an `AudioError` mostly, and the others go on.
 
-        Results come in the order of the clips, as each batch is done. Clips that cannot be decoded together are decoded
-        in smaller batches. What is wrong for all clips, such as the prompt or the captioner, is raised.
+        Results come in the order of the clips, of which twice as many as `batch` are asked for ahead. Fewer are decoded
+        together where there is no memory for more. What is wrong for all clips, such as the prompt or the captioner, is
+        raised.
         """
+        batch = DEFAULT_BATCH[self.parts.decoder.settings.device] if batch is None else batch
         check_count("batch", batch, MAX_SEQUENCES)
+        if isinstance(clips, (str, bytes, os.PathLike)) or not isinstance(clips, Iterable):
+            raise AudioError(f"the clips are of type {type(clips).__name__}; expected a list of paths or other audio")
         asked = self._asked(prompt, system, max_new_tokens, sampling)
-        return self._results(_groups(asked, clips, batch))
+        return self._results((replace(asked, audio=audio) for audio in clips), batch)
 
     def _asked(
         self, prompt: str | None, system: str | None, max_new_tokens: int | None, sampling: Sampling | None
@@ -227,61 +242,24 @@ class Captioner:
         finally:
             self._lock.release()
 
-    def _together(self, requests: Sequence[Request]) -> list[Caption]:
-        """Captions of requests that agree in everything but the audio, whose answers are decoded in one batch."""
-        running, prompts = [], []
-        for asked in requests:
-            running.append(RunningRequest(self.bundle, self.parts, asked))
-            prompts.append(running[-1].rows())
-        answers = batch_answers(self.parts.decoder, prompts, requests[0].max_new_tokens, requests[0].sampling)
-        return [request.answered(answer) for request, answer in zip(running, answers, strict=True)]
-
-    def _results(self, groups: Iterator[list[Request]]) -> Iterator[Caption | DashengEdgeError]:
-        for group in groups:
-            with self._busy():
-                results = self._each(group)
-            yield from results
-
-    def _each(self, requests: Sequence[Request]) -> list[Caption | DashengEdgeError]:
-        """As `_together`, with the error of a clip that fails in its place."""
-        results: list[Caption | DashengEdgeError | None] = []
-        running: list[RunningRequest] = []
-        prompts: list[list[Tokens | Embeddings]] = []
-        for asked in requests:
-            try:
-                one = RunningRequest(self.bundle, self.parts, asked)
-                prompts.append(one.rows())
-            except Exception as error:  # noqa: BLE001, PERF203  # whatever a clip does, the others go on
-                results.append(clip_error(describe_audio(asked.audio), error))
-            else:
-                running.append(one)
-                results.append(None)
-        answers = iter(self._answers(running, prompts, requests[0]))
-        return [next(answers) if result is None else result for result in results]
-
-    def _answers(
-        self, running: Sequence[RunningRequest], prompts: Sequence[list[Tokens | Embeddings]], asked: Request
-    ) -> list[Caption | DashengEdgeError]:
-        """Of requests that are ready, in halves where they cannot be decoded together."""
-        if not running:
-            return []
+    def _results(self, requests: Iterator[Request], batch: int) -> Generator[Caption | DashengEdgeError]:
+        """Captions and errors in the order of the requests, which are asked for a few ahead."""
+        scheduler = new_scheduler(self.parts, batch)
+        self._schedulers.add(scheduler)
+        jobs: deque[CaptionJob] = deque()
         try:
-            answers = batch_answers(self.parts.decoder, prompts, asked.max_new_tokens, asked.sampling)
-            return [one.answered(answer) for one, answer in zip(running, answers, strict=True)]
-        except Exception as error:  # noqa: BLE001  # as above
-            if len(running) == 1:
-                return [clip_error(running[0].name, error)]
-        half = len(running) // 2
-        return [
-            answer
-            for part in (slice(half), slice(half, None))
-            for answer in self._answers(running[part], prompts[part], asked)
-        ]
-
-
-def _groups(asked: Request, clips: Iterable[AudioSource], size: int) -> Iterator[list[Request]]:
-    """The same asked about each clip, in lists of so many."""
-    if isinstance(clips, (str, bytes, os.PathLike)) or not isinstance(clips, Iterable):
-        raise AudioError(f"the clips are of type {type(clips).__name__}; expected a list of paths or other audio")
-    requests = (replace(asked, audio=audio) for audio in clips)
-    return iter(lambda: list(islice(requests, size)), [])
+            while True:
+                asked = list(islice(requests, 2 * batch - len(jobs)))
+                if not asked and not jobs:
+                    return
+                with self._busy():
+                    for request in asked:
+                        jobs.append(CaptionJob(self.bundle, self.parts, request))
+                        scheduler.add(jobs[-1])
+                    while not jobs[0].ended:
+                        scheduler.advance(lambda _: None)
+                    result = jobs.popleft().result()
+                yield result
+        finally:
+            self._schedulers.discard(scheduler)
+            scheduler.close()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import cast
 
@@ -14,16 +15,17 @@ from dasheng_edge.runtime.audio.front_end import Features, RunningFeatures
 from dasheng_edge.runtime.audio.read import AudioSource, AudioStream, ReadAudio, Waveform, describe_audio, read_audio
 from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.bundle.manifest import Sampling
-from dasheng_edge.runtime.text.batch_decoder import Answer
 from dasheng_edge.runtime.text.decoder import Embeddings
 from dasheng_edge.runtime.text.model import Tokens
 from dasheng_edge.runtime.text.sampler import phrase_of_loop
+from dasheng_edge.runtime.text.sequences import Answer
 
 from .caption import Caption, Timings
 from .errors import AudioTooLongError, PromptError
 from .parts import Parts
 
 MIN_DEVIATION_DB = 0.1  # below, a warning would say 0.0 dB
+READ_AHEAD_S = 60.0  # of audio that is kept as samples before it is heard: 4 MB
 MIN_LOOP_TOKENS = 16  # of a cut answer that is said to go round in a loop
 
 
@@ -41,6 +43,11 @@ class Request:
     max_new_tokens: int
     sampling: Sampling
     live: bool = False
+
+    @property
+    def name(self) -> str:
+        """The audio, for messages."""
+        return describe_audio(self.audio)
 
     def __post_init__(self) -> None:
         for name, text in (("prompt", self.prompt), ("system text", self.system)):
@@ -80,7 +87,7 @@ class RunningRequest:
     """
 
     def __init__(self, bundle: Bundle, parts: Parts, request: Request) -> None:
-        self.name = describe_audio(request.audio)
+        self.name = request.name
         self._parts, self._request, self._front_end = parts, request, bundle.manifest.front_end
         self._decoder_facts, self._prompt_facts = bundle.decoder_facts, bundle.prompt_facts
         read_ms = request.audio.reading_ms if isinstance(request.audio, ReadAudio) else 0.0
@@ -140,6 +147,16 @@ class RunningRequest:
             yield embeddings
         self._lap("encoder")  # of a last chunk that was too short for another group
 
+    def read_ahead(self) -> None:
+        """Read the audio, or the beginning of long audio, in another thread than hears it.
+
+        Raises:
+            AudioError: it cannot be read, or is longer than the context has room for.
+        """
+        before_ms = self._audio.read_ms
+        self._audio.read_ahead(int(READ_AHEAD_S * self._front_end.sample_rate_hz))
+        self._ms["front_end"] += self._audio.read_ms - before_ms
+
     def rows(self) -> list[Tokens | Embeddings]:
         """The prompt with the embeddings of all audio, for the decoder.
 
@@ -147,6 +164,7 @@ class RunningRequest:
             AudioError: the audio cannot be read, or is longer than the context has room for.
             DeviceError: ONNX Runtime failed.
         """
+        self._last = perf_counter()
         return self._prompt.rows(np.concatenate(list(self._embeddings())))
 
     def prefill(self) -> None:
@@ -262,16 +280,27 @@ class _AudioBlocks:
     read_ms: float
     samples: int = 0
     ended_s: float = 0.0  # when the last block had come, on the clock of `perf_counter`
+    ahead: deque[Waveform] = field(default_factory=deque)  # that were read and not handed on
+
+    def read_ahead(self, samples: int) -> None:
+        """Keep so many samples, or a few more, for `__iter__`."""
+        while self.samples < samples and (block := self._next()) is not None:
+            self.ahead.append(block)
 
     def __iter__(self) -> Iterator[Waveform]:
-        while True:
-            start = perf_counter()
-            block = next(self.blocks, None)
-            self.read_ms += 1000.0 * (perf_counter() - start)
-            if block is None:
-                self.ended_s = perf_counter()
-                return
-            self.samples += len(block)
-            if self.samples > self.max_samples:
-                raise AudioTooLongError(self.too_long)
+        while self.ahead:
+            yield self.ahead.popleft()
+        while (block := self._next()) is not None:
             yield block
+
+    def _next(self) -> Waveform | None:
+        start = perf_counter()
+        block = next(self.blocks, None)
+        self.read_ms += 1000.0 * (perf_counter() - start)
+        if block is None:
+            self.ended_s = self.ended_s or perf_counter()
+            return None
+        self.samples += len(block)
+        if self.samples > self.max_samples:
+            raise AudioTooLongError(self.too_long)
+        return block

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from itertools import islice
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
@@ -38,7 +39,9 @@ if TYPE_CHECKING:
     from dasheng_edge.runtime.caption import Caption
     from dasheng_edge.runtime.captioner import Captioner
 
-MIN_REPACKING_CLIPS = 10  # for fewer clips, it does not pay to have the weights repacked: see `EngineOptions`
+# For fewer clips one by one, it does not pay to have the weights repacked; for several together, it never does: the
+# wider a step, the less llama.cpp gains by its other layouts, and prompts are decoded faster without them.
+MIN_REPACKING_CLIPS = 10
 FormatOption = Annotated[
     str | None,
     name_option(
@@ -76,6 +79,12 @@ WindowOption = Annotated[
 HopOption = Annotated[
     float | None, typer.Option(metavar="S", help="Seconds from one window to the next; default: half a window.")
 ]
+BatchOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1, max=256, metavar="N", help="Decode up to N files or windows together; default: as many as pay here."
+    ),
+]
 LiveOption = Annotated[
     bool, typer.Option("--live", help="Work while the audio comes, as from a microphone through a pipe.")
 ]
@@ -100,7 +109,7 @@ def caption(
     seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="Seed of the sampling.")] = None,
     window: WindowOption = None,
     hop: HopOption = None,
-    batch: Annotated[int, typer.Option(min=1, max=64, metavar="N", help="Decode N files or windows together.")] = 1,
+    batch: BatchOption = None,
     live: LiveOption = False,
     track: TrackOption = None,
     strict: StrictOption = False,
@@ -120,25 +129,28 @@ def caption(
     if stream and name != "text":
         typed = "--json" if as_json else f"--format {name}"
         raise typer.BadParameter(f"--stream prints text as it comes, {typed} whole captions; choose one of them")
-    if batch > 1 and (stream or live):
+    if (batch or 1) > 1 and (stream or live):
         raise typer.BadParameter("--batch works on several clips at a time, --stream and --live on one; choose one")
     windows = _windows(window, hop, live=live)
     check_stdin(audio)
-    from dasheng_edge.runtime.captioner import Captioner
+    from dasheng_edge.runtime.captioner import DEFAULT_BATCH, Captioner
 
     options = {
         "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
         "repetition_penalty": repetition_penalty, "no_repeat_ngram_size": no_repeat_ngram_size,
         "seed": seed,
     }  # fmt: skip
-    engine = engine_options(device, threads, allow_tf32, mapped=len(audio) < MIN_REPACKING_CLIPS and windows is None)
+    one_by_one = batch == 1 or stream or live
+    mapped = not one_by_one or (len(audio) < MIN_REPACKING_CLIPS and windows is None)
+    engine = engine_options(device, threads, allow_tf32, mapped=mapped)
     with Captioner.open(bundle, options=engine, check_sha256=check_sha256) as captioner:
         run = _Run(
             captioner, prompt, system, max_new_tokens, _sampling(captioner, options),
             live=live, lines=CAPTION_FORMATS[name](len(audio) == 1), stream=stream,
         )  # fmt: skip
         clips = _clips(captioner, _streams(captioner, audio, track, strict=strict), windows, live=live)
-        if not run.show_all(clips, batch):
+        together = 1 if one_by_one else batch or DEFAULT_BATCH[captioner.parts.decoder.settings.device]
+        if not run.show_all(clips, together):
             raise typer.Exit(1)
 
 
@@ -252,40 +264,49 @@ class _Run:
         """
         failed: set[int] = set()
         going = (clip for clip in clips if clip.file not in failed)
-        while group := list(islice(going, batch)):
-            captions = iter(self._batch([clip.audio for clip in group if clip.error is None]))
-            for clip in group:
-                result = next(captions, None) if clip.error is None else None
-                if result is not None:
-                    self.print(result, clip)
-                elif clip.file not in failed and not self.show(clip):
-                    failed.add(clip.file)
+        for clip, result in self._together(going, batch) if batch > 1 else self._one_by_one(going):
+            if clip.file not in failed and not self._show(clip, result):
+                failed.add(clip.file)
         return not failed
 
-    def _batch(self, clips: Sequence[AudioSource]) -> Sequence[Caption]:
-        """Captions of clips decoded together; none for a clip alone, or if they do not fit together."""
-        if len(clips) < 2:
-            return ()
-        try:
-            return self.captioner.caption_batch(
-                clips, self.prompt, system=self.system, max_new_tokens=self.max_new_tokens, sampling=self.sampling,
-                batch=len(clips),
-            )  # fmt: skip
-        except Exception as error:  # noqa: BLE001  # whatever one of them does, the others go on
-            why = clip_error("one of them", error)
-            say(f"note: {len(clips)} clips cannot be decoded together ({why}); they are decoded one by one")
-            return ()
+    def _together(self, clips: Iterator[_Clip], batch: int) -> Iterator[tuple[_Clip, Caption | DashengEdgeError]]:
+        """Clips in their order with what came of them."""
+        waiting: deque[_Clip] = deque()
 
-    def show(self, clip: _Clip) -> bool:
-        """Print the caption of a clip, or why there is none; returns whether there is one."""
+        def audio() -> Iterator[AudioSource]:
+            for clip in clips:
+                waiting.append(clip)
+                if clip.error is None:
+                    yield clip.audio
+
+        results = self.captioner.caption_each(
+            audio(), self.prompt, system=self.system, max_new_tokens=self.max_new_tokens, sampling=self.sampling,
+            batch=batch,
+        )  # fmt: skip
+        with closing(results):
+            for result in results:
+                while (error := waiting[0].error) is not None:
+                    yield waiting.popleft(), error
+                yield waiting.popleft(), result
+        yield from ((clip, clip.error) for clip in waiting if clip.error is not None)
+
+    def _one_by_one(self, clips: Iterator[_Clip]) -> Iterator[tuple[_Clip, Caption | DashengEdgeError]]:
+        yield from ((clip, self._alone(clip)) for clip in clips)
+
+    def _alone(self, clip: _Clip) -> Caption | DashengEdgeError:
         try:
-            result = self._finish(self._pieces(clip), clip)
+            return self._finish(self._pieces(clip), clip)
         except NOT_OF_A_CLIP:
             raise
         except DashengEdgeError as error:
-            if line := self.lines.error(clip.name, error):
+            return error
+
+    def _show(self, clip: _Clip, result: Caption | DashengEdgeError) -> bool:
+        """Print the caption of a clip, or why there is none; returns whether there is one."""
+        if isinstance(result, DashengEdgeError):
+            if line := self.lines.error(clip.name, result):
                 typer.echo(line)
-            say(f"error: {error}")
+            say(f"error: {result}")
             return False
         self.print(result, clip)
         return True

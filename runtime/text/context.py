@@ -6,6 +6,7 @@ llama.cpp checks sizes with assertions that end the process, so callers check th
 from __future__ import annotations
 
 import ctypes
+import sys
 import weakref
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -26,6 +27,7 @@ from .llama import Watch, llama_cpp_library, llama_log, pointer
 
 BATCH = 512  # rows per llama_decode call, llama.cpp's own default; memory for activations grows with it
 _LESS = "free memory, caption fewer clips at once (--batch) or shorter ones, or quantize to a smaller recipe"
+_ONE_SEQUENCE = bytes(4) + (1).to_bytes(4, sys.byteorder)  # the first of one, in the state of a sequence
 _FTYPE_F32, _TYPE_F32 = 0, 0  # enum llama_ftype, ggml_type
 _KV_TYPES: Mapping[KvType, int] = {"f16": 1, "q8_0": 8, "q4_0": 2}  # enum ggml_type
 _NO_FLASH_ATTENTION, _FLASH_ATTENTION = 0, 1  # enum llama_flash_attn_type
@@ -52,7 +54,7 @@ class Context:
         watch: Watch | None = None,
     ) -> None:
         llama, log = llama_cpp_library(), llama_log()
-        self._llama, self._watch = llama, watch
+        self._llama, self._watch, self._sequences = llama, watch, sequences
         params = llama.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch = n_ctx, BATCH, BATCH
         params.n_seq_max = sequences
@@ -179,24 +181,34 @@ class Context:
         """Remove the rows of a sequence from a position on."""
         self._llama.llama_memory_seq_rm(self._llama.llama_get_memory(self.pointer), sequence, start, -1)
 
+    def move(self, sequence: int, to: int) -> None:
+        """Have the rows of a sequence in an empty one instead, from the next `decode` on."""
+        memory = self._llama.llama_get_memory(self.pointer)
+        self._llama.llama_memory_seq_cp(memory, sequence, to, -1, -1)
+        self.forget(sequence, 0)
+
     def state(self, sequence: int) -> bytes:
-        """Keys and values of a sequence, as llama.cpp writes them."""
+        """Keys and values of a sequence, as llama.cpp writes them of a context of one sequence."""
         size = self._llama.llama_state_seq_get_size(self.pointer, sequence)
         buffer = np.empty(size, np.uint8)
         written = self._llama.llama_state_seq_get_data(self.pointer, pointer(buffer, ctypes.c_uint8), size, sequence)
-        return buffer[:written].tobytes()
+        # All uint32: magic, sequence, how many sequences there are, then what each has: a 0 for all but this one.
+        before, behind = 4 * (3 + sequence), 4 * (self._sequences - 1 - sequence)
+        return buffer[:4].tobytes() + _ONE_SEQUENCE + buffer[before : written - behind].tobytes()
 
     def restore(self, sequence: int, state: bytes, rows: int) -> bool:
         """Put what `state` gave into an empty sequence.
 
         False if llama.cpp refuses it or it is not of so many rows, and the sequence stays empty.
         """
-        buffer = np.frombuffer(state, np.uint8)
+        sequences = self._sequences.to_bytes(4, sys.byteorder)
+        own = state[:8] + sequences + state[12:] + bytes(4 * (self._sequences - 1))
+        buffer = np.frombuffer(own, np.uint8)
         read = self._llama.llama_state_seq_set_data(
             self.pointer, pointer(buffer, ctypes.c_uint8), len(buffer), sequence
         )
         last = self._llama.llama_memory_seq_pos_max(self._llama.llama_get_memory(self.pointer), sequence)
-        sound = bool(read == len(buffer) and last == rows - 1)
+        sound = bool(state[4:12] == _ONE_SEQUENCE and read == len(buffer) and last == rows - 1)
         if not sound:
             self.forget(sequence, 0)
         return sound

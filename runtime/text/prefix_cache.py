@@ -15,10 +15,13 @@ from importlib.metadata import version
 from pathlib import Path
 from time import time
 
+import numpy as np
+
 from dasheng_edge.runtime.atomic_output import remove_left, replacing
 from dasheng_edge.runtime.bundle.bundle import DECODER, Bundle
 from dasheng_edge.runtime.engine_options import EngineSettings
 
+from .context import Context
 from .llama import llama_cpp_library
 from .model import Tokens
 
@@ -50,6 +53,22 @@ class PrefixCache:
         self._folder = folder / "prefixes" if folder is not None else None
         self._model = model
         self._memory: OrderedDict[Tokens, bytes] = OrderedDict()
+
+    def put(self, context: Context, sequence: int, tokens: Tokens) -> int:
+        """Have the rows of these tokens in an empty sequence, computed only if they are not stored; how many they are.
+
+        Raises:
+            DecoderError: llama.cpp failed.
+        """
+        state = self.load(tokens)
+        if state is not None and context.restore(sequence, state, len(tokens)):
+            return len(tokens)
+        if state is not None:
+            self.drop(tokens)
+        context.extend(np.array(tokens, np.int32), sequence=sequence, past=0, outputs=0)
+        if len(tokens) >= MIN_TOKENS:
+            self.store(tokens, context.state(sequence))
+        return len(tokens)
 
     def load(self, tokens: Tokens) -> bytes | None:
         """The state after these tokens; None if it is not stored."""

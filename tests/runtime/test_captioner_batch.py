@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,11 @@ from dasheng_edge.runtime.errors import (
     AudioNotFoundError,
     CaptionerBusyError,
     ClipFailedError,
-    DecoderError,
     MemoryShortError,
     PromptError,
 )
 from dasheng_edge.runtime.request import RunningRequest
-from dasheng_edge.runtime.text.batch_decoder import MAX_SEQUENCES, Answer, batch_answers
-from dasheng_edge.runtime.text.decoder import Decoder
+from dasheng_edge.runtime.text.sequences import MAX_SEQUENCES
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MICRO, CLIPS = REPOSITORY / "build" / "micro", REPOSITORY / "benchmarks" / "micro" / "clips"
@@ -86,7 +85,8 @@ def test_each_clip_has_its_caption_or_its_error(captioner: Captioner, monkeypatc
             raise ZeroDivisionError("frames")
         if self._request.audio is memory:
             raise MemoryError
-        return rows(self)
+        result: list[Any] = rows(self)
+        return result
 
     monkeypatch.setattr(RunningRequest, "rows", hostile)
     want = [one.tokens for one in captioner.caption_batch(good, max_new_tokens=4)]
@@ -102,21 +102,39 @@ def test_each_clip_has_its_caption_or_its_error(captioner: Captioner, monkeypatc
         assert "the audio array: there is not enough memory" in str(errors[3])
 
 
-def test_a_batch_that_cannot_be_decoded_is_halved(captioner: Captioner, monkeypatch: pytest.MonkeyPatch) -> None:
-    clips, sizes = noises(5), []
-    want = [captioner.caption(clip, max_new_tokens=4).tokens for clip in clips]
-    bad = captioner.parts.audio.embeddings([clips[3][0]]).shape
+def test_another_caption_may_be_asked_for_in_between(captioner: Captioner) -> None:
+    clips = noises(5)
+    want = [captioner.caption(clip, max_new_tokens=6).tokens for clip in clips]
+    results = captioner.caption_each(clips, max_new_tokens=6, batch=3)
+    for place, one in enumerate(results):
+        assert isinstance(one, Caption)
+        assert one.tokens == want[place]
+        assert captioner.caption(clips[-1], max_new_tokens=6).tokens == want[-1]
 
-    def full(decoder: Decoder, prompts: Any, *asked: Any) -> list[Answer]:
-        sizes.append(len(prompts))
-        if len(prompts) > 2 or any(getattr(rows, "shape", None) == bad for prompt in prompts for rows in prompt):
-            raise DecoderError("no room")
-        return batch_answers(decoder, prompts, *asked)
 
-    monkeypatch.setattr("dasheng_edge.runtime.captioner.batch_answers", full)
-    results = list(captioner.caption_each(clips, max_new_tokens=4))
-    assert [one.tokens if isinstance(one, Caption) else str(one) for one in results] == [*want[:3], "no room", want[4]]
-    assert sizes == [5, 2, 3, 1, 2, 1, 1]
+def test_what_is_not_wanted_is_left(captioner: Captioner) -> None:
+    taken: list[int] = []
+
+    def endless() -> Iterator[tuple[np.ndarray, int]]:
+        while True:
+            taken.append(1)
+            yield noises(1)[0]
+
+    results = captioner.caption_each(endless(), max_new_tokens=3, batch=2)
+    next(results)
+    results.close()
+    assert len(taken) <= 5  # a few ahead
+    assert not captioner._schedulers
+    assert captioner.caption(noises(1)[0], max_new_tokens=3).tokens
+
+
+def test_closing_ends_what_is_under_way(tiny_bundle: Path) -> None:
+    captioner = Captioner.open(tiny_bundle, threads=1)
+    results = captioner.caption_each(noises(6), max_new_tokens=3, batch=2)
+    next(results)
+    captioner.close()
+    with pytest.raises(CaptionerBusyError, match="closed"):
+        list(results)
 
 
 def test_what_is_wrong_for_all_clips_is_raised_at_once(captioner: Captioner) -> None:
@@ -137,15 +155,3 @@ def test_what_is_wrong_for_all_clips_is_raised_at_once(captioner: Captioner) -> 
             captioner.caption_each(clips)  # type: ignore[arg-type]
     with captioner._busy(), pytest.raises(CaptionerBusyError):
         next(captioner.caption_each(noises(1)))
-
-
-def test_prompts_that_cannot_be_decoded(captioner: Captioner) -> None:
-    decoder = captioner.parts.decoder
-    with pytest.raises(DecoderError, match="0 prompts were given together; expected 1 to"):
-        batch_answers(decoder, [], 4, Sampling())
-    with pytest.raises(DecoderError, match="the prompt is empty"):
-        batch_answers(decoder, [[(1, 2)], [()]], 4, Sampling())
-    with pytest.raises(DecoderError, match=r"the longest request needs .* positions"):
-        batch_answers(decoder, [[(1, 2)]], decoder.context_length, Sampling())
-    with pytest.raises(DecoderError, match="NaN"):
-        batch_answers(decoder, [[np.full((2, decoder.n_embd), np.nan, np.float32)]], 4, Sampling())

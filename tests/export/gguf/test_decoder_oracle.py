@@ -23,12 +23,12 @@ from dasheng_edge.runtime.bundle.bundle import DECODER
 from dasheng_edge.runtime.bundle.manifest import Sampling
 from dasheng_edge.runtime.deviation import relative_rms
 from dasheng_edge.runtime.engine_options import EngineSettings
-from dasheng_edge.runtime.text.batch_decoder import batch_answers
 from dasheng_edge.runtime.text.context import BATCH
 from dasheng_edge.runtime.text.decoder import Decoder
 from dasheng_edge.runtime.text.sampler import Ngrams
 from dasheng_edge.runtime.text.token_rows import TokenRows
 from tests.fixtures.tiny_checkpoint import ROWS, write_tiny_adapter, write_tiny_checkpoint
+from tests.fixtures.together import together
 
 NEW_TOKENS = 12
 BEFORE, AFTER = [382, 338, 198, 385], [386, 300, 301, 383, 198]
@@ -122,12 +122,12 @@ def test_no_repeat_ngram_size_equals_transformers(size: int, checkpoint: Path, t
     try:
         decoder.prefill(prompt, reserve=NEW_TOKENS)
         tokens = list(decoder.generate(NEW_TOKENS, sampling))
-        together = batch_answers(decoder, [prompt, prompt[:1]], NEW_TOKENS, sampling)
+        both = together(decoder, [prompt, prompt[:1]], NEW_TOKENS, sampling=sampling)
     finally:
         decoder.close()
     assert tokens == want[: len(tokens)]
     assert len(tokens) == NEW_TOKENS or tokens[-1] in (381, 383)
-    assert list(together[0].tokens) == tokens
+    assert both[0].tokens == tokens
 
 
 @settings(max_examples=60, deadline=None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import wave
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from dasheng_edge.runtime.audio.read import AudioSource, ReadAudio
-from dasheng_edge.runtime.caption import Caption, CaptionStream
+from dasheng_edge.runtime.audio.read import ReadAudio
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.cli import app as cli
 from dasheng_edge.runtime.engine_options import EngineOptions
 from dasheng_edge.runtime.errors import DecoderError
+from dasheng_edge.runtime.request import RunningRequest
 
 RATE = 16000
 
@@ -129,7 +128,7 @@ def test_live_audio_through_a_pipe(tiny_bundle: Path, clip: Path) -> None:
         (("--live", "--window", 3), "--live works on one clip"),
         (("--batch", 2, "--live"), "--batch works on several clips at a time"),
         (("--batch", 2, "--stream"), "--batch works on several clips at a time"),
-        (("--batch", 65), "less than or equal to 64"),
+        (("--batch", 257), "less than or equal to 256"),
     ],
 )
 def test_wrong_usage(tiny_bundle: Path, clip: Path, options: tuple[object, ...], message: str) -> None:
@@ -145,42 +144,34 @@ def test_batches_say_the_same_in_the_same_order(tiny_bundle: Path, tmp_path: Pat
         files.append(tmp_path / f"{seconds}.wav")
         files[-1].write_bytes(wav(seconds))
     files[1:1] = [tmp_path / "none.wav"]
-    alone, together = caption(tiny_bundle, *files), caption(tiny_bundle, *files, "--batch", batch)
+    alone, together = caption(tiny_bundle, *files, "--batch", 1), caption(tiny_bundle, *files, "--batch", batch)
+    assert caption(tiny_bundle, *files).stdout == alone.stdout
     assert (together.stdout, together.stderr) == (alone.stdout, alone.stderr)
     assert alone.exit_code == together.exit_code == 1
     assert len(alone.stdout.splitlines()) == 3
 
 
-def test_windows_in_batches(tiny_bundle: Path, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = []
-    whole = Captioner.caption_batch
-
-    def counted(self: Captioner, clips: Sequence[AudioSource], *args: Any, **options: Any) -> list[Caption]:
-        sizes.append(len(clips))
-        return whole(self, clips, *args, **options)
-
-    monkeypatch.setattr(Captioner, "caption_batch", counted)
+def test_windows_in_batches(tiny_bundle: Path, clip: Path) -> None:
     windows = (clip, "--window", 2, "--hop", 1)
-    assert caption(tiny_bundle, *windows, "--batch", 3).stdout == caption(tiny_bundle, *windows).stdout
-    assert sizes == [3]  # and one alone
+    alone = caption(tiny_bundle, *windows, "--batch", 1).stdout
+    assert len(alone.splitlines()) == 4
+    assert caption(tiny_bundle, *windows, "--batch", 3).stdout == alone
+    assert caption(tiny_bundle, *windows).stdout == alone
 
 
 @pytest.mark.parametrize("batch", [1, 2])
 def test_a_file_ends_with_its_first_window_that_fails(
     tiny_bundle: Path, clip: Path, monkeypatch: pytest.MonkeyPatch, batch: int
 ) -> None:
-    stream = Captioner.stream
+    rows = RunningRequest._embeddings
 
-    def fails(self: Captioner, audio: AudioSource, *args: Any, **options: Any) -> CaptionStream:
+    def fails(self: RunningRequest) -> Any:
+        audio = self._request.audio
         if isinstance(audio, ReadAudio) and len(audio.samples) == 2 * RATE:
             raise DecoderError("no")
-        return stream(self, audio, *args, **options)
+        return rows(self)
 
-    def refuse(*_: object, **__: object) -> None:
-        raise DecoderError("no room")
-
-    monkeypatch.setattr(Captioner, "stream", fails)
-    monkeypatch.setattr(Captioner, "caption_batch", refuse)
+    monkeypatch.setattr(RunningRequest, "_embeddings", fails)
     short = clip.with_name("short.wav")
     short.write_bytes(wav(1))
     done = caption(tiny_bundle, clip, short, "--window", 2, "--hop", 1, "--batch", batch)
@@ -189,9 +180,25 @@ def test_a_file_ends_with_its_first_window_that_fails(
     assert [line.startswith(f"{short}: ") for line in done.stdout.splitlines()] == [True]
 
 
-@pytest.mark.parametrize(("files", "options", "few"), [(1, (), True), (9, (), True), (10, (), False), (1, (3,), False)])
-def test_a_few_clips_are_opened_for(
-    tiny_bundle: Path, clip: Path, monkeypatch: pytest.MonkeyPatch, files: int, options: tuple[int, ...], few: bool
+@pytest.mark.parametrize(
+    ("files", "options", "mapped"),
+    [
+        (1, (), True),
+        (10, (), True),
+        (9, ("--batch", 1), True),
+        (10, ("--batch", 1), False),
+        (1, ("--batch", 1, "--window", 3), False),
+        (10, ("--stream",), False),
+        (1, ("--live",), True),
+    ],
+)
+def test_weights_are_repacked_for_many_clips_one_by_one(
+    tiny_bundle: Path,
+    clip: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    files: int,
+    options: tuple[str | float, ...],
+    mapped: bool,
 ) -> None:
     told = []
 
@@ -200,21 +207,8 @@ def test_a_few_clips_are_opened_for(
         raise DecoderError("enough")
 
     monkeypatch.setattr(Captioner, "open", refuse)
-    caption(tiny_bundle, *[clip] * files, *(arg for value in options for arg in ("--window", value)))
-    assert told == [EngineOptions(weights="mapped" if few else None).changed(threads=1)]
-
-
-def test_clips_that_do_not_go_together_are_captioned_one_by_one(
-    tiny_bundle: Path, clip: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise DecoderError("no room")
-
-    monkeypatch.setattr(Captioner, "caption_batch", refuse)
-    done = caption(tiny_bundle, clip, clip, "--batch", 2)
-    assert done.exit_code == 0
-    assert said(done) == "note: 2 clips cannot be decoded together (no room); they are decoded one by one\n"
-    assert len(done.stdout.splitlines()) == 2
+    caption(tiny_bundle, *[clip] * files, *options)
+    assert told == [EngineOptions(weights="mapped" if mapped else None).changed(threads=1)]
 
 
 def test_a_file_that_breaks_costs_its_windows_only(tiny_bundle: Path, clip: Path) -> None:

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from dasheng_edge.runtime.bundle.manifest import Sampling
 from dasheng_edge.runtime.captioner import Captioner
-from dasheng_edge.runtime.text.batch_decoder import batch_answers
 from dasheng_edge.runtime.text.decoder import Decoder
 from dasheng_edge.runtime.text.sampler import LOOP_TOKENS, MAX_PHRASE, MIN_TIMES, Sampler, phrase_of_loop
+from tests.fixtures.together import together
 
 CLIP = (np.random.default_rng(0).uniform(-0.4, 0.4, 16_000).astype(np.float32), 16_000)
 
@@ -89,7 +89,7 @@ def test_an_answer_in_a_loop_is_ended_and_said(captioner: Captioner, monkeypatch
 
 def test_each_answer_of_a_batch_ends_by_itself(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     looping(monkeypatch, (5, 6, 7))
-    answers = batch_answers(decoder, [[(1, 2)], [(1, 2, 3)]], 200, Sampling())
+    answers = together(decoder, [[(1, 2)], [(1, 2, 3)]], 200)
     assert [len(answer.tokens) for answer in answers] == [LOOP_TOKENS, LOOP_TOKENS]
 
 
