@@ -15,8 +15,7 @@ from pathlib import Path
 from dasheng_edge.runtime.audio.read import AudioSource
 from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.bundle.manifest import Sampling
-from dasheng_edge.runtime.engine.job import CaptionJob, new_scheduler
-from dasheng_edge.runtime.engine.scheduler import Scheduler
+from dasheng_edge.runtime.engine.job import CaptionJob, CaptionScheduler
 from dasheng_edge.runtime.engine_options import EngineOptions
 from dasheng_edge.runtime.machine.devices import Device
 from dasheng_edge.runtime.machine.forks import Home, check_pool, starts_pool
@@ -48,7 +47,7 @@ class Captioner:
         self.parts = parts
         self._lock = threading.Lock()
         self._streams: weakref.WeakSet[CaptionStream] = weakref.WeakSet()
-        self._schedulers: set[Scheduler[CaptionJob]] = set()
+        self._schedulers: set[CaptionScheduler] = set()
         self._closed = False
         self._home = Home("captioner", parts)
 
@@ -202,7 +201,7 @@ class Captioner:
         together where there is no memory for more. What is wrong for all clips, such as the prompt or the captioner, is
         raised.
         """
-        batch = DEFAULT_BATCH[self.parts.decoder.settings.device] if batch is None else batch
+        batch = DEFAULT_BATCH[self.parts.decoder.settings.text_device] if batch is None else batch
         check_count("batch", batch, MAX_SEQUENCES)
         if isinstance(clips, (str, bytes, os.PathLike)) or not isinstance(clips, Iterable):
             raise AudioError(f"the clips are of type {type(clips).__name__}; expected a list of paths or other audio")
@@ -244,7 +243,7 @@ class Captioner:
 
     def _results(self, requests: Iterator[Request], batch: int) -> Generator[Caption | DashengEdgeError]:
         """Captions and errors in the order of the requests, which are asked for a few ahead."""
-        scheduler = new_scheduler(self.parts, batch)
+        scheduler = CaptionScheduler(self.bundle, self.parts, batch)
         self._schedulers.add(scheduler)
         jobs: deque[CaptionJob] = deque()
         try:
@@ -253,9 +252,7 @@ class Captioner:
                 if not asked and not jobs:
                     return
                 with self._busy():
-                    for request in asked:
-                        jobs.append(CaptionJob(self.bundle, self.parts, request))
-                        scheduler.add(jobs[-1])
+                    jobs += map(scheduler.ask, asked)
                     while not jobs[0].ended:
                         scheduler.advance(lambda _: None)
                     result = jobs.popleft().result()

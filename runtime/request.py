@@ -11,6 +11,7 @@ from typing import cast
 import numpy as np
 from pydantic import ValidationError
 
+from dasheng_edge.runtime.audio.encoder import Feed, chunk_feeds
 from dasheng_edge.runtime.audio.front_end import Features, RunningFeatures
 from dasheng_edge.runtime.audio.read import AudioSource, AudioStream, ReadAudio, Waveform, describe_audio, read_audio
 from dasheng_edge.runtime.bundle.bundle import Bundle
@@ -96,6 +97,7 @@ class RunningRequest:
         self._prompt = parts.prompts.build(request.prompt, system=request.system)
         self._lap("prompt")
         self._audio = self._audio_blocks(read_ms)
+        self._spectrograms: list[tuple[Features, int]] = []  # of all of the clip, if they were computed ahead
         self._audio_tokens = 0
         self._deviation_db = 0.0  # of the spectrogram, from that of the whole clip; see `RunningFeatures`
         self._before_ms = self._waited_ms = 0.0  # before the first token: since the call, and since the last sample
@@ -127,6 +129,9 @@ class RunningRequest:
 
     def _features(self) -> Iterator[tuple[Features, int]]:
         """Spectrograms chunk by chunk, each with its first patch; with `live`, before the clip has ended."""
+        if self._spectrograms:
+            yield from self._spectrograms
+            return
         front_end = self._parts.audio.front_end
         chunks = RunningFeatures(front_end, self._audio) if self._request.live else front_end.chunks(self._audio)
         for features in chunks:
@@ -157,6 +162,16 @@ class RunningRequest:
         self._audio.read_ahead(int(READ_AHEAD_S * self._front_end.sample_rate_hz))
         self._ms["front_end"] += self._audio.read_ms - before_ms
 
+    def listen(self) -> None:
+        """Compute the spectrograms of what was read ahead, if that was all, in another thread than encodes them.
+
+        Raises:
+            DeviceError: ONNX Runtime failed.
+        """
+        if self._audio.ended_s:
+            self._last = perf_counter()
+            self._spectrograms = list(self._features())
+
     def rows(self) -> list[Tokens | Embeddings]:
         """The prompt with the embeddings of all audio, for the decoder.
 
@@ -166,6 +181,17 @@ class RunningRequest:
         """
         self._last = perf_counter()
         return self._prompt.rows(np.concatenate(list(self._embeddings())))
+
+    def feeds(self) -> list[Feed]:
+        """What the encoder is given for each chunk; none unless the request has listened."""
+        spec = self._front_end
+        return [feed for chunk, first in self._spectrograms for feed in chunk_feeds(spec, chunk, first)]
+
+    def heard(self, embeddings: Embeddings, *, encoder_ms: float, projector_ms: float) -> list[Tokens | Embeddings]:
+        """As `rows`, where the `feeds` were encoded with those of other requests; the times are this one's share."""
+        self._ms |= {"encoder": encoder_ms, "projector": projector_ms}
+        self._audio_tokens = len(embeddings)
+        return self._prompt.rows(embeddings)
 
     def prefill(self) -> None:
         """Bring prompt and audio into the decoder; with `live`, chunk by chunk while the audio comes.

@@ -136,9 +136,8 @@ def caption(
     from dasheng_edge.runtime.captioner import DEFAULT_BATCH, Captioner
 
     options = {
-        "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
+        "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed,
         "repetition_penalty": repetition_penalty, "no_repeat_ngram_size": no_repeat_ngram_size,
-        "seed": seed,
     }  # fmt: skip
     one_by_one = batch == 1 or stream or live
     mapped = not one_by_one or (len(audio) < MIN_REPACKING_CLIPS and windows is None)
@@ -149,8 +148,7 @@ def caption(
             live=live, lines=CAPTION_FORMATS[name](len(audio) == 1), stream=stream,
         )  # fmt: skip
         clips = _clips(captioner, _streams(captioner, audio, track, strict=strict), windows, live=live)
-        together = 1 if one_by_one else batch or DEFAULT_BATCH[captioner.parts.decoder.settings.device]
-        if not run.show_all(clips, together):
+        if not run.show_all(clips, 1 if one_by_one else batch or DEFAULT_BATCH[engine.text_device]):
             raise typer.Exit(1)
 
 

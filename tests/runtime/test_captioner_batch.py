@@ -12,6 +12,7 @@ import pytest
 from dasheng_edge.runtime.bundle.manifest import Sampling
 from dasheng_edge.runtime.caption import Caption
 from dasheng_edge.runtime.captioner import Captioner
+from dasheng_edge.runtime.engine.job import CaptionJob, CaptionScheduler
 from dasheng_edge.runtime.errors import (
     AudioDecodeError,
     AudioError,
@@ -21,7 +22,7 @@ from dasheng_edge.runtime.errors import (
     MemoryShortError,
     PromptError,
 )
-from dasheng_edge.runtime.request import RunningRequest
+from dasheng_edge.runtime.request import Request, RunningRequest
 from dasheng_edge.runtime.text.sequences import MAX_SEQUENCES
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -100,6 +101,32 @@ def test_each_clip_has_its_caption_or_its_error(captioner: Captioner, monkeypatc
         assert "ZeroDivisionError: frames" in str(errors[1])
         assert isinstance(errors[1].__cause__, ZeroDivisionError)
         assert "the audio array: there is not enough memory" in str(errors[3])
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_encoder_and_decoder_may_work_at_the_same_time(captioner: Captioner, beside: bool) -> None:
+    clips: list[Any] = [*noises(6), "nowhere.wav", (np.zeros(RATE * 70, np.float32), RATE), *noises(2)]
+    asked = [Request(clip, None, None, 6 + place, Sampling()) for place, clip in enumerate(clips)]
+    scheduler = CaptionScheduler(captioner.bundle, captioner.parts, 3, beside=beside)
+    jobs = [scheduler.ask(request) for request in asked]
+    done: list[CaptionJob] = []
+    while len(scheduler):
+        scheduler.advance(done.append)
+    scheduler.close()
+    assert sorted(map(id, done)) == sorted(map(id, jobs))
+    for job, clip, request in zip(jobs, clips, asked, strict=True):
+        result = job.result()
+        if clip == "nowhere.wav":
+            assert isinstance(result, AudioNotFoundError)
+            continue
+        assert isinstance(result, Caption)
+        alone = captioner.caption(clip, max_new_tokens=request.max_new_tokens)
+        assert (result.tokens, result.audio_tokens, result.audio_s) == (
+            alone.tokens,
+            alone.audio_tokens,
+            alone.audio_s,
+        )
+        assert min(result.timings.encoder_ms, result.timings.front_end_ms, result.timings.projector_ms) > 0
 
 
 def test_another_caption_may_be_asked_for_in_between(captioner: Captioner) -> None:
