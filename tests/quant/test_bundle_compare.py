@@ -432,19 +432,6 @@ def test_a_busy_machine_is_told(share: float | None, said: bool) -> None:
     assert ("Other programs used up to 35% of the machine" in told) == said
 
 
-@pytest.mark.parametrize("share", [0.0, 0.35])
-def test_the_command_says_that_the_machine_was_busy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float
-) -> None:
-    made = fake_report.report()
-    cost = made.reference.cost.model_copy(update={"others_share": share})
-    made = made.model_copy(update={"reference": made.reference.model_copy(update={"cost": cost})})
-    monkeypatch.setattr(compare_module, "compare", lambda *_: made)
-    command = ["compare", str(MICRO), "fp32/Q8_0", "--clips", str(tmp_path), "--out", str(tmp_path / "out")]
-    shown = CliRunner().invoke(build_app(), command).stdout
-    assert ("Other programs used up to 35% of the machine" in shown) == (share > 0)
-
-
 def test_intervals_of_many_clips_are_as_they_are_called() -> None:
     decoder = Bundle.open(MICRO).decoder_facts
     assert any("1 clip is few" in text for text in limits(decoder, 1, (2, 1)))

@@ -1,4 +1,4 @@
-"""`dasheng-edge quantize` in-process: what it asks for, what it prints where, and its exit codes."""
+"""`dasheng-edge quantize` and `compare` in-process: what they ask for, what they print where, and exit codes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from gguf import GGMLQuantizationType
 from typer.testing import CliRunner
 
-from dasheng_edge.quant import bundle_quant
+from dasheng_edge.quant import bundle_compare, bundle_quant
 from dasheng_edge.quant.bundle_quant import QuantizeOptions, QuantizeReport
 from dasheng_edge.quant.decoder.types import DecoderOptions
 from dasheng_edge.quant.encoder.quantize import EncoderOptions
@@ -21,6 +21,7 @@ from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.cli.app import build_app
 from dasheng_edge.runtime.machine.installation import install_line
 from dasheng_edge.runtime.progress import Progress, StepReport
+from tests.fixtures import fake_report
 
 WHOLE = QuantizeOptions(Path("model"), Path("out"))
 
@@ -216,3 +217,16 @@ def test_our_own_broken_import_is_not_mistaken_for_a_missing_library(monkeypatch
 def test_the_command_line_itself_needs_nothing_heavy() -> None:
     source = Path(str(importlib.import_module("dasheng_edge.quant.cli").__file__)).read_text()
     assert not any(f"import {name}" in source for name in ("onnx", "numpy", "gguf", "llama_cpp"))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.35])
+def test_the_command_says_that_the_machine_was_busy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float
+) -> None:
+    made = fake_report.report()
+    cost = made.reference.cost.model_copy(update={"others_share": share})
+    made = made.model_copy(update={"reference": made.reference.model_copy(update={"cost": cost})})
+    monkeypatch.setattr(bundle_compare, "compare", lambda *_: made)
+    command = ["compare", "reference", "fp32/Q8_0", "--clips", str(tmp_path), "--out", str(tmp_path / "out")]
+    shown = CliRunner().invoke(build_app(), command).stdout
+    assert ("Other programs used up to 35% of the machine" in shown) == (share > 0)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
 
 from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.bundle.manifest import MANIFEST, KvType
-from dasheng_edge.runtime.cli.app import build_app
 from dasheng_edge.runtime.engine_options import EngineSettings, Host
 from dasheng_edge.runtime.errors import BundleError, DecoderError, MachineBusyError, OutputWriteError
 from dasheng_edge.runtime.machine.devices import usable_cores
@@ -20,76 +18,9 @@ from dasheng_edge.runtime.speed import tune as tune_module
 from dasheng_edge.runtime.speed.tune import TuneOptions, TuneReport, named, thread_counts, tune, typical_ms
 from dasheng_edge.runtime.tuned import stored_fields, tuned_for
 from tests.fixtures.bundle_kinds import write_encoder_bundle
+from tests.fixtures.fake_machine import CORES, FakeMachine, Others, machine
 
-CORES, HARDWARE_THREADS = 4, 8
-
-
-class Clock:
-    """Time that passes only when something is measured."""
-
-    def __init__(self) -> None:
-        self.now_s = 0.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
-class FakeMachine:
-    """Says how long each setting takes; each look at one costs a second."""
-
-    def __init__(self, clock: Clock) -> None:
-        self.clock = clock
-        self.encode: Callable[[Path, int], float] = lambda _, threads: 100 / threads
-        self.answer: Callable[[int, int, KvType], tuple[float, float]] = lambda prefill, decode, _: (
-            100 / min(prefill, CORES),
-            10 / min(decode, CORES),
-        )
-        self.looks: list[object] = []
-        self.repacked = 1.0  # what repacked weights need, of what others need
-        self.huge_pages = 1.0
-
-    def encode_ms(self, bundle: Bundle, threads: int) -> float:
-        self.looks.append(threads)
-        self.clock.now_s += 1
-        return self.encode(bundle.folder, threads)
-
-    def answer_ms(self, _: Bundle, settings: EngineSettings) -> tuple[float, float]:
-        self.looks.append(settings)
-        self.clock.now_s += 1
-        prefill_ms, token_ms = self.answer(settings.prefill_threads, settings.decode_threads, settings.kv_type)
-        repacked = self.repacked if settings.weights == "repacked" else 1.0
-        return prefill_ms * repacked, token_ms * (self.huge_pages if settings.huge_pages else 1.0)
-
-
-@pytest.fixture(autouse=True)
-def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeMachine:
-    monkeypatch.setenv("DASHENG_EDGE_CACHE", str(tmp_path / "cache"))
-    fake = FakeMachine(Clock())
-    monkeypatch.setattr("os.cpu_count", lambda: HARDWARE_THREADS)
-    monkeypatch.setattr(Host, "here", lambda: Host(CORES, x86=True, huge_pages=True))
-    monkeypatch.setattr(tune_module, "usable_hardware_threads", lambda: HARDWARE_THREADS)
-    monkeypatch.setattr(tune_module, "perf_counter", fake.clock)
-    monkeypatch.setattr(tune_module, "encode_ms", fake.encode_ms)
-    monkeypatch.setattr(tune_module, "answer_ms", fake.answer_ms)
-    return fake
-
-
-class Others:
-    """Other programs take these shares of the machine beside one measurement after another, and then the last."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *shares: float, before: float = 0.0) -> None:
-        self.shares, self.before, self.waits = iter(shares), before, list[float]()
-        self.last = 0.0
-        monkeypatch.setattr(tune_module, "Load", lambda: self)
-        monkeypatch.setattr(tune_module, "wait_for_calm", self.wait)
-
-    def share(self) -> float:
-        self.last = next(self.shares, self.last)
-        return self.last
-
-    def wait(self, _: object, wait_s: float = 30.0) -> float:
-        self.waits.append(wait_s)
-        return self.before
+__all__ = ["machine"]
 
 
 @pytest.fixture
@@ -301,11 +232,6 @@ def test_what_was_measured_beside_others_is_not_stored(
     (tuned,) = report.tuned
     assert (tuned.file, tuned.others_share) == (None, share)
     assert tuned_for(Bundle.open(tiny_bundle)) is None
-    Others(monkeypatch, share)
-    result = run(tiny_bundle)
-    assert result.exit_code == 1
-    assert "NOT STORED" in result.stdout
-    assert f"{share:.0%} of the machine" in result.stdout
 
 
 def test_a_measurement_beside_others_that_go_is_made_again(
@@ -362,40 +288,6 @@ def test_a_quick_call_is_made_often_and_a_slow_one_once(monkeypatch: pytest.Monk
 
 def test_settings_are_named() -> None:
     assert (named(1), named(2)) == ("1 thread", "2 threads")
-
-
-def run(*args: str | Path) -> Result:
-    return CliRunner().invoke(build_app(), ["tune", *map(str, args)], prog_name="dasheng-edge")
-
-
-def test_the_command(tiny_bundle: Path, machine: FakeMachine) -> None:
-    result = run(tiny_bundle)
-    assert result.exit_code == 0
-    for text in ("encoder", "prefill", "decode", "keys and values", "default", "+50.0%", "yes", "stored in"):
-        assert text in result.stdout
-    assert "encoder, 4 threads\n" in result.stderr
-    machine_readable = json.loads(run(tiny_bundle, "--json").stdout)
-    (tuned,) = machine_readable["tuned"]
-    assert tuned["choice"]["encoder_threads"] == 8
-    assert machine_readable["rows"][0]["default"] is True
-
-
-def test_forget(tiny_bundle: Path, machine: FakeMachine) -> None:
-    run(tiny_bundle)
-    assert tuned_for(Bundle.open(tiny_bundle)) is not None
-    looks = len(machine.looks)
-    assert run(tiny_bundle, "--forget").stdout == f"{tiny_bundle}: forgotten\n"
-    assert tuned_for(Bundle.open(tiny_bundle)) is None
-    assert run(tiny_bundle, "--forget").stdout == f"{tiny_bundle}: nothing was stored\n"
-    assert json.loads(run(tiny_bundle, "--forget", "--json").stdout) == {"forgotten": {str(tiny_bundle): False}}
-    assert len(machine.looks) == looks
-
-
-def test_a_bundle_that_is_not_there(tmp_path: Path) -> None:
-    for options in ([], ["--forget"]):
-        result = run(tmp_path / "none", *options)
-        assert (result.exit_code, result.stdout) == (1, "")
-        assert result.stderr.startswith("error: cannot open bundle")
 
 
 @pytest.mark.parametrize(("times", "repack", "why"), [(0.5, True, "which takes at least"), (1.5, False, "the default")])
