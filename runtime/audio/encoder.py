@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dasheng_edge.runtime.bundle.front_end_spec import FrontEndSpec
-from dasheng_edge.runtime.bundle.graph_check import Case, check_graph
+from dasheng_edge.runtime.bundle.graph_check import Case, check_graph, max_uses
 from dasheng_edge.runtime.bundle.graph_shapes import Shape
 from dasheng_edge.runtime.machine.devices import Device
 
@@ -140,7 +140,8 @@ def _case(spec: FrontEndSpec, frames: int, valid: int, chunks: int = 1) -> Case:
         feed["valid_patches"] = keys
     if spec.acoustic:
         feed["kept_patches"] = keys
-    return Case(feed, {"patches": (chunks, frames // spec.patch_frames, -1)})
+    patches = frames // spec.patch_frames
+    return Case(feed, {"patches": (chunks, patches, -1)}, max_uses(patches))
 
 
 def chunk_feeds(spec: FrontEndSpec, features: Features, first: int = 0) -> Iterator[Feed]:
@@ -174,7 +175,11 @@ class Projector:
         self.spec, self._path = spec, path
         join = spec.tokens_patches
         shapes, separable = check_graph(
-            path, [Case({"patches": (1, n * join, -1)}, {"embeddings": (1, n, -1)}) for n in (1, spec.chunk_patches)]
+            path,
+            [
+                Case({"patches": (1, n * join, -1)}, {"embeddings": (1, n, -1)}, max_uses(n * join))
+                for n in (1, spec.chunk_patches)
+            ],
         )
         # Patches of several clips in a run; 0: each clip has a run of its own.
         self._max_patches = CHUNKS[device] * spec.chunk_patches if separable and CHUNKS[device] > 1 else 0

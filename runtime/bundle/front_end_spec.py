@@ -19,6 +19,7 @@ Bands: TypeAlias = Annotated[int, Field(gt=0, le=1 << 12)]
 HighestHz: TypeAlias = Annotated[float, Field(gt=0, le=8000)]  # half of the sample rate
 LogFloor: TypeAlias = Annotated[float, Field(gt=0, le=1)]
 Samples: TypeAlias = Annotated[int, Field(gt=0)]
+MIN_CHUNK_SAMPLES = 4000  # a quarter of a second: each chunk is a run, and costs what a run may cost
 Few: TypeAlias = Annotated[int, Field(gt=0, le=1000)]
 
 
@@ -84,6 +85,11 @@ class FrontEndSpec(BaseModel):
             raise ValueError(f"hop_length is {self.hop_length}, expected at most win_length, {self.win_length}")
         if self.chunk_frames % self.patch_frames:
             raise ValueError(f"chunk_frames is {self.chunk_frames}, expected a multiple of patch_frames")
+        if self.chunk_samples < MIN_CHUNK_SAMPLES:
+            raise ValueError(
+                f"chunk_frames and hop_length give chunks of {self.chunk_samples} samples, expected "
+                f"{MIN_CHUNK_SAMPLES} or more"
+            )
         if not self.tokens_of(self.min_samples):
             raise ValueError(f"min_samples is {self.min_samples}, which yields no audio token; expected more")
         if self.shortest_samples > self.min_samples or not self.tokens_of(self.shortest_samples):

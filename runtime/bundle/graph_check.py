@@ -27,7 +27,8 @@ IR_VERSIONS = range(8, 12)
 OPSETS: Mapping[str, range] = {"": range(23, 24), "com.microsoft": range(1, 2)}
 MAX_NODES = 20_000  # an encoder of 40 blocks in int8 has 1,500
 MAX_LIVE_BYTES = 1 << 30  # of all values that are held at once in a run; the largest encoder has 30 MB
-# Multiplications and values written for a chunk: a weight is used once for each of 252 patches, attention comes on top.
+# Multiplications and values written for a chunk, of a quarter of a second at least: a weight is used once for each of
+# its patches, attention comes on top.
 MAX_WORK, MAX_USES = 2_000_000_000, 1000
 _SOURCES = {cuda: plain for plain, cuda in CUDA_GRAPHS.items()}
 FIX = "copy the bundle again, or export it again"
@@ -37,11 +38,17 @@ FIX = "copy the bundle again, or export it again"
 class Case:
     """A run of a graph: what goes in, and what shapes must come out. -1 is what the graph itself states, or any width.
 
-    Shapes are those of float32 arrays; an array of int64 is given as it is.
+    Shapes are those of float32 arrays; an array of int64 is given as it is. `uses` is how often a weight may be used.
     """
 
     feed: Mapping[str, Shape | NDArray[np.int64]]
     wanted: Mapping[str, Shape]
+    uses: int = MAX_USES
+
+
+def max_uses(patches: int) -> int:
+    """Of a weight in a run for so many patches."""
+    return 4 * max(patches, 16)
 
 
 Shapes: TypeAlias = Mapping[str, Shape]
@@ -109,7 +116,7 @@ def _run(graph: GraphFile, case: Case) -> Shapes:
     last = {name: place for place, node in enumerate(graph.nodes) for name in node.inputs}
     last |= dict.fromkeys(graph.outputs, len(graph.nodes))
     chunks = max(fed[0] for fed in case.feed.values() if isinstance(fed, tuple))
-    max_work = chunks * (MAX_WORK + MAX_USES * sum(math.prod(weight.shape) for weight in graph.weights.values()))
+    max_work = chunks * (MAX_WORK + case.uses * sum(math.prod(weight.shape) for weight in graph.weights.values()))
     live = work = 0
     for place, node in enumerate(graph.nodes):
         try:

@@ -113,7 +113,7 @@ class PromptFacts(_Model):
     audio_token: str = "<|AUDIO|>"
     audio_bos_token: str = "<|audio_bos|>"
     audio_eos_token: str = "<|audio_eos|>"
-    max_new_tokens: Positions = 128
+    max_new_tokens: Annotated[int, Field(gt=0, le=1 << 16)] = 128
     sampling: Sampling = Sampling()
     comfortable_s: Annotated[float, Field(gt=0, le=86400)] = 210.0  # beyond this, output was seen to degrade
     special_tokens: dict[str, str | list[str]] | None = None  # that the template asks for; None: see the GGUF
@@ -189,7 +189,7 @@ class QuantizationFacts(_Model):
 class Manifest(_Model):
     """`manifest.json`: everything that the runtime must know and that no file says itself."""
 
-    schema_version: Literal[1, 2, 3, 4] = 4
+    schema_version: Annotated[int, Field(ge=1, le=SCHEMA_VERSION)] = SCHEMA_VERSION
     name: str
     variant: str  # the exporter's name of what the model consists of: for people, since the facts below decide
     front_end: FrontEndSpec
@@ -264,7 +264,8 @@ def read_manifest(folder: Path) -> Manifest:
             "install a newer dasheng-edge"
         )
     try:
-        return Manifest.model_validate(raw)
+        Manifest.model_validate(raw)  # says of more what is wrong
+        return Manifest.model_validate_json(json.dumps(raw), strict=True)  # true is no number, and a text is none
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(_shown, first["loc"])) or "the top level"

@@ -74,6 +74,7 @@ def test_only_clips_without_a_token_are_padded(samples: int, sizes: tuple[int, i
         ({"top_db": float("inf")}, "top_db\n.*finite"),
         ({"chunk_frames": 2}, "chunk_frames is 2, expected a multiple of patch_frames"),
         ({"chunk_frames": 1009}, "chunk_frames is 1009, expected a multiple of patch_frames"),
+        ({"chunk_frames": 24}, "chunks of 3840 samples, expected 4000 or more"),
         ({"n_fft": 400}, "n_fft is 400, expected at least win_length, 512"),
         ({"min_samples": 3_039}, "min_samples is 3039, which yields no audio token"),
         ({"pads_below": 3_039}, "pads_below is 3039, expected a length that yields an audio token"),

@@ -35,6 +35,16 @@ from dasheng_edge.runtime.errors import BundleFileError, BundleManifestError, Bu
         (lambda m: m["prompt"].update(prompt=["\ud800"]), "prompt.prompt"),
         (lambda m: m["prompt"].update(prompt="\ud800"), r"prompt.prompt: .*unicode string, got '\\ud800'"),
         (lambda m: m.update({"\ud800\x1b": 1}), "got '.*ud800.*x1b'"),
+        (lambda m: m["prompt"].update(max_new_tokens=1 << 17), "prompt.max_new_tokens"),
+        *(
+            (lambda m, value=value: m.update(schema_version=value), "schema_version")
+            for value in (True, 4.0, "4", 0, -1, [4], None)
+        ),
+        *(
+            (lambda m, value=value: m["front_end"].update(n_mels=value), "front_end.n_mels")
+            for value in (True, 64.0, "64", [64])
+        ),
+        (lambda m: m["prompt"].update(audio_first=1), "prompt.audio_first"),
         (lambda m: m["encoder"].update(embed_dim=-1), "encoder.embed_dim: .*greater than 0, got -1"),
         (lambda m: m["encoder"].update(depth=1 << 20), "encoder.depth"),
         (lambda m: m["decoder"].update(context_length=0), "decoder.context_length"),
