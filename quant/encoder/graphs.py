@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from dasheng_edge.runtime.bundle.bundle import EXTERNAL_BYTES, PAGE_BYTES, weights_file
 from dasheng_edge.runtime.errors import QuantizeError
@@ -25,6 +26,7 @@ MICROSOFT = "com.microsoft"
 # Levels of accuracy of MatMulNBits: 4 multiplies in int8, 1 in float32.
 ACCURACY_LEVEL = 4
 _ENDING = ".weight.transposed"
+HALF = ir.DataType.FLOAT16
 
 
 def load_graph(path: Path) -> ir.Model:
@@ -76,27 +78,99 @@ def convert(model: ir.Model, precisions: Mapping[str, MatrixPrecision]) -> None:
 
 
 def to_cuda(model: ir.Model, *, emulated: bool = False) -> None:
-    """Let a graph with float16 weights multiply in float16, between two casts, instead of casting the weights.
+    """Let a graph with float16 weights multiply in float16, instead of casting the weights.
 
-    Sums that a matrix is added to, norms and attention stay float32, so nothing can overflow on the way. `emulated` is
-    for a CPU, where ONNX Runtime would multiply in float32 and drop the casts: the same numbers are rounded to float16,
-    what is multiplied and what comes out.
+    What lies between two matrices, which is attention or a GELU, is float16, too; sums that a matrix is added to and
+    norms stay float32. A matrix's inputs and products are known to fit (`activations.check_float16`). `emulated` is for
+    a CPU, where ONNX Runtime would compute in float32 and drop the casts: what goes into each operator and what comes
+    out is rounded to float16.
     """
     graph = model.graph
     for node in list(graph):
         cast = node.inputs[1].producer() if node.op_type == "MatMul" and node.inputs[1] is not None else None
         if cast is None or cast.op_type != "Cast" or cast.inputs[0] is None:
             continue
-        single, half = {"to": int(ir.DataType.FLOAT)}, {"to": int(ir.DataType.FLOAT16)}
-        halved = ir.node("Cast", [node.inputs[0]], half)
-        if emulated:
-            widened = [ir.node("Cast", [value], single) for value in (halved.outputs[0], cast.inputs[0])]
-            exact = ir.node("MatMul", [one.outputs[0] for one in widened])
-            products = [*widened, exact, ir.node("Cast", [exact.outputs[0]], half)]
-        else:
-            products = [ir.node("MatMul", [halved.outputs[0], cast.inputs[0]])]
-        _replace(graph, node, [halved, *products, ir.node("Cast", [products[-1].outputs[0]], single)])
+        halved = _cast(node.inputs[0], HALF)
+        product = ir.node("MatMul", [halved.outputs[0], cast.inputs[0]])
+        product.outputs[0].type = ir.TensorType(HALF)
+        _replace(graph, node, [halved, product, _cast(product.outputs[0], ir.DataType.FLOAT)])
         graph.remove(cast, safe=True)
+    halves: dict[ir.Value, ir.Value] = {}
+    for node in list(graph):
+        if node.op_type == "Cast" and node.attributes["to"].as_int() == HALF:
+            for between in (inner := _between(node)):
+                _compute_in_half(between, halves)
+            if inner:
+                node.outputs[0].replace_all_uses_with(inner[0].outputs[0])
+    RemoveUnusedNodesPass()(model)
+    for node in list(graph) if emulated else ():
+        if node.op_type not in ("Cast", "Split") and node.outputs[0].dtype == HALF:
+            _emulate_half(graph, node)
+
+
+def _cast(value: ir.Value | None, kind: ir.DataType) -> ir.Node:
+    node = ir.node("Cast", [value], {"to": int(kind)})
+    node.outputs[0].type = ir.TensorType(kind)
+    return node
+
+
+def _emulate_half(graph: ir.Graph, node: ir.Node) -> None:
+    """Compute in float32 on what is float16, and round what comes out."""
+    (output,) = node.outputs
+    rounded = _cast(output, HALF)
+    output.replace_all_uses_with(rounded.outputs[0])
+    rounded.replace_input_with(0, output)
+    output.type, rounded.outputs[0].name = ir.TensorType(ir.DataType.FLOAT), f"{output.name}.rounded"
+    graph.insert_after(node, rounded)
+    for place, value in enumerate(node.inputs):
+        stored = value.const_value if value is not None else None
+        if value is not None and HALF in (value.dtype, stored.dtype if stored is not None else None):
+            widened = _cast(value, ir.DataType.FLOAT)
+            widened.outputs[0].name = f"{output.name}.{place}"
+            graph.insert_before(node, widened)
+            node.replace_input_with(place, widened.outputs[0])
+
+
+# What may lie between two matrices, and how many of its inputs are what they compute: biases and masks are not.
+_BETWEEN = {"Add": 1, "Attention": 3, "Gelu": 1, "Mul": 1, "Split": 1}
+
+
+def _between(cast: ir.Node) -> list[ir.Node]:
+    """The nodes from products of matrices to a cast, the last first; none if others lie there, or take part."""
+    nodes = [cast]
+    for node in nodes:
+        for value in node.inputs[: _BETWEEN.get(node.op_type, 1)]:
+            producer = value.producer() if value is not None else None
+            if producer is None or producer.op_type not in (*_BETWEEN, "Cast"):
+                return []
+            if producer.op_type != "Cast" and producer not in nodes:
+                nodes.append(producer)
+    apart = any(use.node not in nodes for node in nodes[1:] for output in node.outputs for use in output.uses())
+    return [] if apart else nodes[1:]
+
+
+def _compute_in_half(node: ir.Node, halves: dict[ir.Value, ir.Value]) -> None:
+    """Of what is cast to float32 take what was there before, and cast a bias, once for all nodes that take it."""
+    for place, value in enumerate(node.inputs):
+        producer = value.producer() if value is not None else None
+        if place < _BETWEEN[node.op_type]:
+            if producer is not None and producer.op_type == "Cast":
+                node.replace_input_with(place, producer.inputs[0])
+        elif value is not None and node.op_type != "Attention":
+            node.replace_input_with(place, _half(node, value, halves))
+    for output in node.outputs:
+        output.type = ir.TensorType(HALF)
+
+
+def _half(node: ir.Node, value: ir.Value, halves: dict[ir.Value, ir.Value]) -> ir.Value:
+    """A bias or a mask in float16, cast once, before the first node that takes it."""
+    if value not in halves:
+        cast = _cast(value, HALF)
+        cast.outputs[0].name = f"{value.name}.half"
+        assert node.graph is not None
+        node.graph.insert_before(node, cast)
+        halves[value] = cast.outputs[0]
+    return halves[value]
 
 
 def save_graph(model: ir.Model, path: Path, *, beside: bool = False) -> int:

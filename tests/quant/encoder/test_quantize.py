@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.parser
 import onnx_ir as ir
 import pytest
 from onnx import numpy_helper
@@ -184,6 +185,50 @@ def test_the_cuda_graph_multiplies_in_halves(source: Bundle, tmp_path: Path) -> 
     products = [node for node in graph.node if node.op_type == "MatMul"]
     assert len(products) == 2
     assert all(kinds[node.output[0]] == onnx.TensorProto.FLOAT16 for node in products)
+
+
+def test_between_two_matrices_the_cuda_graph_casts_nothing(source: Bundle, tmp_path: Path) -> None:
+    model = load_graph(source.path(ENCODER))
+    convert(model, dict.fromkeys(matrix_nodes(model), "fp16"))
+    to_cuda(model)
+    save_graph(model, tmp_path / ENCODER)
+    onnx.checker.check_model(tmp_path / ENCODER, full_check=True)
+    graph = onnx.shape_inference.infer_shapes(onnx.load(tmp_path / ENCODER)).graph
+    kinds = {value.name: value.type.tensor_type.elem_type for value in graph.value_info}
+    halved = {"Attention": 2, "Gelu": 2, "Split": 2}
+    found = Counter(node.op_type for node in graph.node if kinds.get(node.output[0]) == onnx.TensorProto.FLOAT16)
+    assert halved.items() <= found.items()
+    assert found["MatMul"] == MATRICES - 2
+    sums = [node for node in graph.node if node.op_type == "LayerNormalization"]
+    assert {kinds[node.input[0]] for node in sums} == {onnx.TensorProto.FLOAT}
+    biases = 2 * 2  # of qkv and fc1
+    casts = [node.output[0] for node in graph.node if node.op_type == "Cast"]
+    assert len(casts) == 2 * 2 + 2 * 2 + biases + 2  # into a half, out of it, and the mask of chunks without a key
+
+
+@pytest.mark.parametrize("spoilt", ["another user", "another operator"])
+def test_what_others_take_part_in_stays_float32(spoilt: str) -> None:
+    text = f"""
+        <ir_version: 10, opset_import: ["" : 23]>
+        g (float[2, 4] x) => (float[2, 4] y, float[2, 4] z) <float16[4, 4] w, float[4] b> {{
+            c = Cast<to = 1>(w)
+            p = MatMul(x, c)
+            s = Add(p, b)
+            g = {"Gelu" if spoilt == "another user" else "Sqrt"}(s)
+            d = Cast<to = 1>(w)
+            y = MatMul(g, d)
+            z = Identity({"g" if spoilt == "another user" else "x"})
+        }}"""
+    proto = onnx.parser.parse_model(text.replace("<float16[4, 4] w, float[4] b>", ""))
+    for name, kind, shape in (("w", np.float16, (4, 4)), ("b", np.float32, (4,))):
+        proto.graph.initializer.append(numpy_helper.from_array(np.ones(shape, kind), name))
+    model = ir.from_proto(proto)
+    to_cuda(model)
+    graph = ir.to_proto(model).graph
+    assert [node.op_type for node in graph.node] == [
+        "Cast", "MatMul", "Cast", "Add", "Gelu" if spoilt == "another user" else "Sqrt", "Cast", "MatMul", "Cast",
+        "Identity",
+    ]  # fmt: skip
 
 
 def test_weights_beyond_half_precision_are_refused(source: Bundle) -> None:
