@@ -27,7 +27,7 @@ class AudioParts:
 
     @classmethod
     def open(cls, bundle: Bundle, options: EngineOptions) -> AudioParts:
-        """Open both on one device.
+        """Open both, the encoder on its device; the front end always computes on the CPU.
 
         Raises:
             BundleFileError: a graph is not one of this bundle, or cannot be loaded.
@@ -36,7 +36,7 @@ class AudioParts:
         spec, settings = bundle.manifest.front_end, resolve_here(options)
         device, threads = settings.device, settings.encoder_threads
         _check_listed(bundle)
-        front_end = FrontEnd(bundle.path(FRONT_END), spec, device=device, threads=threads)
+        front_end = FrontEnd(bundle.path(FRONT_END), spec, threads=threads)
         path = bundle.graph(ENCODER, device)
         encoder = Encoder(path, spec, device=device, threads=threads, allow_tf32=settings.allow_tf32)
         _check_width(path, "patches", encoder.width, "encoder.embed_dim", bundle.manifest.encoder.embed_dim)

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from dasheng_edge.runtime.bundle.front_end_spec import FrontEndSpec
 from dasheng_edge.runtime.bundle.graph_check import Case, check_graph
 from dasheng_edge.runtime.bundle.graph_shapes import Shape
-from dasheng_edge.runtime.machine.devices import Device
 
 from .onnx_session import onnx_session, run_graph
 
@@ -50,16 +49,16 @@ class FrontEnd:
     CUTS = 24  # places to try; each lies one hop further out
     PART_FRAMES = 250  # at least: ONNX Runtime's STFT takes one thread, so a chunk is cut into parts for several
 
-    def __init__(self, path: Path, spec: FrontEndSpec, *, device: Device = "cpu", threads: int = 1) -> None:
+    def __init__(self, path: Path, spec: FrontEndSpec, *, threads: int = 1) -> None:
         self.spec, self._path = spec, path
         n_fft = max(spec.n_fft, spec.acoustic.n_fft) if spec.acoustic else spec.n_fft
         self.edge_frames = -(-n_fft // (2 * spec.hop_length))  # frames that a reflection reaches: 2, or 4 of 1024
         longest = (spec.chunk_frames + 3 * (self.edge_frames + self.CUTS)) * spec.hop_length
         lengths = (spec.shortest_samples, longest)
         check_graph(path, [Case({"waveform": (1, size)}, self._shapes(size)) for size in lengths])
-        self._session = onnx_session(path, device, 1)
-        self._threads = threads if device == "cpu" else 1
-        self._pool = ThreadPoolExecutor(self._threads)  # starts threads when they are needed
+        self._session = onnx_session(path, "cpu", 1)
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(threads)  # starts threads when they are needed
 
     def _shapes(self, samples: int) -> dict[str, Shape]:
         """What the graph gives for so many samples, by the counting law."""
