@@ -29,8 +29,9 @@ class Sampler:
 
     def __init__(self, model: TextModel, sampling: Sampling) -> None:
         self._llama = llama_cpp_library()
-        greedy = not sampling.temperature and sampling.repetition_penalty == 1.0
-        self._chain = None if greedy else self._new_chain(model.n_vocab, sampling)
+        likeliest = not sampling.temperature and sampling.repetition_penalty == 1.0
+        self._chain = None if likeliest else self._new_chain(model.n_vocab, sampling)
+        self.greedy = likeliest and not sampling.no_repeat_ngram_size  # always the likeliest token
         self._ngrams = Ngrams(sampling.no_repeat_ngram_size) if sampling.no_repeat_ngram_size else None
 
     def next(self, context: Context, logits: NDArray[np.float32], row: int = -1) -> int:

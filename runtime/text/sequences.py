@@ -66,7 +66,9 @@ class Sequences:
     is carried over. Not for two threads at once.
     """
 
-    def __init__(self, decoder: Decoder, most: int) -> None:
+    def __init__(self, decoder: Decoder, most: int, *, choose: bool | None = None) -> None:
+        # Whether llama.cpp chooses the tokens of greedy answers, by default on a GPU.
+        self._choose_there = decoder.settings.text_device != "cpu" if choose is None else choose
         self._decoder, self._most, self._limit = decoder, most, most  # the limit is lower where memory is short
         self._prefixes = decoder.prefixes or PrefixCache(None, "")  # in memory alone
         self._context: Context | None = None
@@ -138,7 +140,12 @@ class Sequences:
         sequence = next(index for index in range(self._sequences) if index not in self._places)
         place = _Place(sequence, answer, Sampler(self._decoder, answer.sampling))
         self._places[sequence] = place
+        self._say_who_chooses(place)
         return place
+
+    def _say_who_chooses(self, place: _Place) -> None:
+        assert self._context is not None
+        self._context.choose(place.sequence, greedily=self._choose_there and place.sampler.greedy)
 
     def _fit(self, each: int) -> bool:
         """Have an empty sequence of so many positions; whether that is possible now.
@@ -172,6 +179,7 @@ class Sequences:
             self._limit = before[0]
         for sequence, state in states.items():
             place = self._places[sequence]
+            self._say_who_chooses(place)
             if self._context is None or not self._context.restore(sequence, state, place.past):
                 self._end(place.answer, DecoderError("llama.cpp cannot carry an answer over to a larger context"))
         return (self._sequences, self._each) == (sequences, each)
@@ -192,6 +200,7 @@ class Sequences:
             place = self._places.pop(last)
             place.sequence = next(index for index in range(last) if index not in self._places)
             self._context.move(last, place.sequence)
+            self._say_who_chooses(place)
             self._places[place.sequence] = place
 
     def _lead(self, place: _Place) -> Block:
@@ -279,7 +288,10 @@ class Sequences:
         assert context is not None
         start = perf_counter()
         try:
-            token = place.sampler.next(context, context.logits(row), row)
+            if context.chooses(place.sequence):
+                token = context.chosen(row)
+            else:
+                token = place.sampler.next(context, context.logits(row), row)
         except DashengEdgeError as error:  # NaN: of this row alone
             self._end(answer, error)
             return

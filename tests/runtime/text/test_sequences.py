@@ -33,14 +33,28 @@ def alone(decoder: Decoder, asked: list[Any], limit: int, sampling: Sampling = S
 @given(
     asked=st.lists(st.tuples(st.integers(0, 300), st.integers(1, 40)), min_size=1, max_size=8),
     most=st.integers(1, 5),
+    choose=st.booleans(),
 )
-def test_answers_are_those_alone(decoder: Decoder, asked: list[tuple[int, int]], most: int) -> None:
+def test_answers_are_those_alone(decoder: Decoder, asked: list[tuple[int, int]], most: int, choose: bool) -> None:
     prompts = [prompt(decoder, rows, seed) for seed, (rows, _) in enumerate(asked)]
-    answers = together(decoder, prompts, [limit for _, limit in asked], most=most)
+    answers = together(decoder, prompts, [limit for _, limit in asked], most=most, choose=choose)
     for answer, given_prompt, (_, limit) in zip(answers, prompts, asked, strict=True):
         assert answer.error is None
         assert answer.tokens == alone(decoder, given_prompt, limit)
         assert len(answer.spent_ms) == len(answer.tokens)
+
+
+def test_tokens_are_chosen_by_llama_or_here_in_one_batch(decoder: Decoder) -> None:
+    samplings = [Sampling(), Sampling(temperature=0.8, seed=2), Sampling(no_repeat_ngram_size=2), Sampling()] * 2
+    prompts = [prompt(decoder, 9 + seed, seed) for seed in range(len(samplings))]
+    answers = [Answer(*one, sampling) for one, sampling in zip(((p, 14) for p in prompts), samplings, strict=True)]
+    sequences, waiting = Sequences(decoder, 3, choose=True), list(answers)
+    while waiting or len(sequences):
+        del waiting[: sequences.begin(waiting)]
+        sequences.step()
+    sequences.close()
+    for answer, asked, sampling in zip(answers, prompts, samplings, strict=True):
+        assert answer.tokens == alone(decoder, asked, 14, sampling)
 
 
 def test_a_place_that_is_left_is_taken_at_once(decoder: Decoder) -> None:
