@@ -19,6 +19,7 @@ from dasheng_edge.export.files.json_files import StatedFields, checked, read_jso
 from dasheng_edge.export.files.names import GENERATION, TOKENIZER, TOKENIZER_CONFIG
 from dasheng_edge.export.prompt.chat_template import read_audio_tokens, read_chat_template
 from dasheng_edge.runtime.errors import CheckpointFileError, CheckpointVariantError
+from dasheng_edge.runtime.gguf.check import MAX_SPECIAL, MAX_SPECIAL_BYTES
 
 IM_START, IM_END, END_OF_TEXT = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 
@@ -175,6 +176,14 @@ def _by_id(
     if (largest := max(named, default=0)) >= rows:
         raise CheckpointFileError(
             f"{path} has token ids up to {largest}, the embedding has {rows} rows; take both from one revision"
+        )
+    special = [token for index, token in named.items() if kinds[index] != TokenType.NORMAL]
+    long = next((token for token in special if len(token.encode("utf-8", "replace")) > MAX_SPECIAL_BYTES), "")
+    if long or len(special) > MAX_SPECIAL:
+        what = f"the added token {long[:40]!r}..." if long else f"{len(special)} added tokens"
+        raise CheckpointVariantError(
+            f"{path} has {what}; a bundle holds at most {MAX_SPECIAL} of {MAX_SPECIAL_BYTES} bytes, since prompts are "
+            "searched for each of them: leave out those that the model was not trained on"
         )
     tokens = [named.get(index, f"[PAD{index}]") for index in range(rows)]
     if len(set(tokens)) < rows:

@@ -99,6 +99,18 @@ def test_a_missing_file_is_named(checkpoint: Path) -> None:
         read_vocabulary(checkpoint, ROWS)
 
 
+@pytest.mark.parametrize(("count", "length", "said"), [(5000, 9, "50.. added tokens"), (1, 257, "token '<xxx")])
+def test_added_tokens_that_no_bundle_holds_are_refused(checkpoint: Path, count: int, length: int, said: str) -> None:
+    def add(content: Any) -> None:
+        content["added_tokens"] += [
+            {"id": 386 + index, "content": f"<{'x' * length}{index}>"} for index in range(count)
+        ]
+
+    change(checkpoint / "tokenizer.json", add)
+    with pytest.raises(CheckpointVariantError, match=f"{said}.*holds at most 4096 of 256 bytes"):
+        read_vocabulary(checkpoint, 10_000)
+
+
 def test_more_tokens_than_rows_are_refused(tiny_checkpoint: Path) -> None:
     with pytest.raises(CheckpointFileError, match="token ids up to 386, the embedding has 300 rows"):
         read_vocabulary(tiny_checkpoint, 300)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,10 @@ class FakeSession:
         self.kept: list[int] = []
         self.chunks: list[int] = []  # of each run
         self.acoustic: list[NDArray[Any]] = []
+
+    @staticmethod
+    def get_session_options() -> SimpleNamespace:
+        return SimpleNamespace(intra_op_num_threads=1)
 
     def run(self, _: list[str], feed: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
         if "patches" in feed:

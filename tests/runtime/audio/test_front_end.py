@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -174,6 +175,9 @@ def test_a_failure_says_where_and_what_to_do(tiny_bundle: Path, monkeypatch: pyt
 
         def get_providers(self) -> list[str]:
             return ["CPUExecutionProvider"]
+
+        def get_session_options(self) -> onnxruntime.SessionOptions:
+            return onnxruntime.SessionOptions()
 
     front_end = FrontEnd(tiny_bundle / FRONT_END, SPEC)
     monkeypatch.setattr(front_end, "_session", NoMemory())
