@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .captioner import Captioner as Captioner
     from .embedder import Embedder as Embedder
     from .embedder import Embedding as Embedding
+    from .engine.engine import Engine as Engine
     from .engine_options import EngineOptions as EngineOptions
     from .errors import DashengEdgeError as DashengEdgeError
 
@@ -29,10 +30,14 @@ _HOMES = {
     "DashengEdgeError": "errors",
     "Embedder": "embedder",
     "Embedding": "embedder",
+    "Engine": "engine.engine",
     "EngineOptions": "engine_options",
 }
 
-__all__ = ["Bundle", "Caption", "Captioner", "DashengEdgeError", "Embedder", "Embedding", "EngineOptions", "Manifest"]
+__all__ = [
+    "Bundle", "Caption", "Captioner", "DashengEdgeError", "Embedder", "Embedding", "Engine", "EngineOptions",
+    "Manifest",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> object:

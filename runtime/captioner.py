@@ -6,7 +6,7 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from itertools import islice
@@ -15,24 +15,19 @@ from pathlib import Path
 from dasheng_edge.runtime.audio.read import AudioSource
 from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.bundle.manifest import Sampling
+from dasheng_edge.runtime.engine.engine import DEFAULT_BATCH
 from dasheng_edge.runtime.engine.job import CaptionJob, CaptionScheduler
+from dasheng_edge.runtime.engine.opening import open_parts
 from dasheng_edge.runtime.engine_options import EngineOptions
 from dasheng_edge.runtime.machine.devices import Device
-from dasheng_edge.runtime.machine.forks import Home, check_pool, starts_pool
+from dasheng_edge.runtime.machine.forks import Home, starts_pool
 from dasheng_edge.runtime.machine.memory import memory_errors
-from dasheng_edge.runtime.machine.user_cache import cache_folder
-from dasheng_edge.runtime.text.prefix_cache import PrefixCache, prefix_model
 from dasheng_edge.runtime.text.sequences import MAX_SEQUENCES
 
 from .caption import Caption, CaptionStream
 from .errors import AudioError, CaptionerBusyError, DashengEdgeError
 from .parts import Parts
-from .request import Request, RunningRequest, check_count
-from .tuned import settings_for
-
-# Answers together. 32 clips of 1 to 30 s with 5 to 60 tokens, 0.6B Q4_K_M on two cores: 33 s one by one, 30 s in eights
-# and 25 s in sixteens or more. Each needs its own keys and values: 29 MB for 256 positions.
-DEFAULT_BATCH: Mapping[Device, int] = {"cpu": 16, "cuda": 64}
+from .request import Request, RunningRequest, asked, check_count
 
 
 class Captioner:
@@ -74,16 +69,7 @@ class Captioner:
         options = (options or EngineOptions()).changed(
             device=device, threads=threads, weights="mapped" if few else None
         )
-        with memory_errors(f"opening {path}", 'free memory, take `weights="mapped"`, or quantize to a smaller recipe'):
-            bundle = Bundle.open(path, check_sha256=check_sha256)
-            settings = settings_for(bundle, options)
-            check_pool(settings.text_threads)
-            parts = Parts.open(bundle, settings)
-            parts.warm_up()
-        folder = cache_folder() if settings.cache is None else settings.cache
-        folder = folder if check_sha256 and folder != "off" else None
-        parts.decoder.prefixes = PrefixCache(folder, prefix_model(bundle, settings))
-        return cls(bundle, parts)
+        return cls(*open_parts(path, options, check_sha256=check_sha256))
 
     def __enter__(self) -> Captioner:
         return self
@@ -153,8 +139,8 @@ class Captioner:
             ForkedError: this process was forked from the one that opened it.
             DecoderError, DeviceError: llama.cpp or ONNX Runtime failed.
         """
-        asked = self._asked(prompt, system, max_new_tokens, sampling)
-        stream = CaptionStream(self._run(replace(asked, audio=audio, live=live)))
+        request = asked(self.bundle, prompt, system, max_new_tokens, sampling)
+        stream = CaptionStream(self._run(replace(request, audio=audio, live=live)))
         self._streams.add(stream)
         return stream
 
@@ -205,16 +191,8 @@ class Captioner:
         check_count("batch", batch, MAX_SEQUENCES)
         if isinstance(clips, (str, bytes, os.PathLike)) or not isinstance(clips, Iterable):
             raise AudioError(f"the clips are of type {type(clips).__name__}; expected a list of paths or other audio")
-        asked = self._asked(prompt, system, max_new_tokens, sampling)
-        return self._results((replace(asked, audio=audio) for audio in clips), batch)
-
-    def _asked(
-        self, prompt: str | None, system: str | None, max_new_tokens: int | None, sampling: Sampling | None
-    ) -> Request:
-        """What is asked about any audio."""
-        facts = self.bundle.prompt_facts
-        limit = facts.max_new_tokens if max_new_tokens is None else max_new_tokens
-        return Request(b"", prompt, system, limit, facts.sampling if sampling is None else sampling)
+        first = asked(self.bundle, prompt, system, max_new_tokens, sampling)
+        return self._results((replace(first, audio=audio) for audio in clips), batch)
 
     def _run(self, request: Request) -> Generator[str, None, Caption]:
         with self._busy():
@@ -248,11 +226,13 @@ class Captioner:
         jobs: deque[CaptionJob] = deque()
         try:
             while True:
-                asked = list(islice(requests, 2 * batch - len(jobs)))
-                if not asked and not jobs:
+                new = list(islice(requests, 2 * batch - len(jobs)))
+                if not new and not jobs:
                     return
                 with self._busy():
-                    jobs += map(scheduler.ask, asked)
+                    for job in map(scheduler.job, new):
+                        jobs.append(job)
+                        scheduler.add(job)
                     while not jobs[0].ended:
                         scheduler.advance(lambda _: None)
                     result = jobs.popleft().result()

@@ -65,6 +65,23 @@ class Request:
             raise PromptError(f"{where} of sampling is {first['input']!r}: {first['msg']}") from error
 
 
+def asked(
+    bundle: Bundle,
+    prompt: str | None,
+    system: str | None,
+    max_new_tokens: int | None,
+    sampling: Sampling | None,
+) -> Request:
+    """What is asked about any audio, with the bundle's own limit and sampling where none are given.
+
+    Raises:
+        PromptError: something is of another type, or out of range.
+    """
+    facts = bundle.prompt_facts
+    limit = facts.max_new_tokens if max_new_tokens is None else max_new_tokens
+    return Request(b"", prompt, system, limit, facts.sampling if sampling is None else sampling)
+
+
 def check_count(name: str, value: object, most: int | None = None) -> None:
     """Refuse what is no whole number from 1 to `most`.
 

@@ -26,7 +26,7 @@ from benchmarks.records.turns import summed_up, take_turns, timed, times
 from benchmarks.synthetic.noise import GREEDY, RATE_HZ, talkative_noise
 from dasheng_edge.runtime import Bundle, Captioner
 from dasheng_edge.runtime.audio.audio_parts import AudioInputParts
-from dasheng_edge.runtime.captioner import DEFAULT_BATCH
+from dasheng_edge.runtime.engine.engine import DEFAULT_BATCH
 from dasheng_edge.runtime.engine_options import EngineOptions
 
 CLIPS, CLIP_S, TOKENS = 8, 10, 40

@@ -133,7 +133,8 @@ def caption(
         raise typer.BadParameter("--batch works on several clips at a time, --stream and --live on one; choose one")
     windows = _windows(window, hop, live=live)
     check_stdin(audio)
-    from dasheng_edge.runtime.captioner import DEFAULT_BATCH, Captioner
+    from dasheng_edge.runtime.captioner import Captioner
+    from dasheng_edge.runtime.engine.engine import DEFAULT_BATCH
 
     options = {
         "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed,

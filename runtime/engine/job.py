@@ -39,6 +39,11 @@ class CaptionJob:
             self._raised = error
 
     @property
+    def name(self) -> str:
+        """Its audio, for messages."""
+        return self._request.name
+
+    @property
     def failed(self) -> bool:
         """Whether it could not be heard."""
         return self._raised is not None
@@ -117,11 +122,9 @@ class CaptionScheduler(Scheduler[CaptionJob]):
         hearing = Hearing(self._hear, readers=readers, together=together, beside=beside, ahead=most)
         super().__init__(hearing, _Places(Sequences(parts.decoder, most)), most, beside=beside)
 
-    def ask(self, request: Request) -> CaptionJob:
-        """Answer this request, too. What is wrong with it is its `result`."""
-        job = CaptionJob(self._bundle, self._parts, request, listens=self._listens)
-        self.add(job)
-        return job
+    def job(self, request: Request) -> CaptionJob:
+        """A request to `add`. What is wrong with it is its `result`."""
+        return CaptionJob(self._bundle, self._parts, request, listens=self._listens)
 
     def _hear(self, jobs: Sequence[CaptionJob]) -> None:
         if len(jobs) > 1:

@@ -107,6 +107,6 @@ def phrase_of_loop(tokens: Sequence[int], stretch: int = LOOP_TOKENS) -> int:
         length = max(stretch, MIN_TIMES * size)
         if length > len(tokens):
             break
-        if tokens[-length + size :] == tokens[-length:-size]:
+        if tokens[-1] == tokens[-1 - size] and tokens[-length + size :] == tokens[-length:-size]:
             return size
     return 0

@@ -108,7 +108,9 @@ def test_encoder_and_decoder_may_work_at_the_same_time(captioner: Captioner, bes
     clips: list[Any] = [*noises(6), "nowhere.wav", (np.zeros(RATE * 70, np.float32), RATE), *noises(2)]
     asked = [Request(clip, None, None, 6 + place, Sampling()) for place, clip in enumerate(clips)]
     scheduler = CaptionScheduler(captioner.bundle, captioner.parts, 3, beside=beside)
-    jobs = [scheduler.ask(request) for request in asked]
+    jobs = [scheduler.job(request) for request in asked]
+    for job in jobs:
+        scheduler.add(job)
     done: list[CaptionJob] = []
     while len(scheduler):
         scheduler.advance(done.append)

@@ -1,0 +1,208 @@
+"""One bundle for many callers: any thread asks, and a thread of the engine's own does the work."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from concurrent.futures import CancelledError
+from concurrent.futures import TimeoutError as WaitedTooLongError
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from dasheng_edge.runtime.audio.read import AudioSource
+from dasheng_edge.runtime.bundle.bundle import Bundle
+from dasheng_edge.runtime.bundle.manifest import Sampling
+from dasheng_edge.runtime.caption import Caption
+from dasheng_edge.runtime.engine_options import EngineOptions
+from dasheng_edge.runtime.errors import CaptionerBusyError, DashengEdgeError, clip_error
+from dasheng_edge.runtime.machine.devices import Device
+from dasheng_edge.runtime.machine.forks import Home, starts_pool
+from dasheng_edge.runtime.parts import Parts
+from dasheng_edge.runtime.request import asked, check_count
+from dasheng_edge.runtime.text.sequences import MAX_SEQUENCES
+
+from .job import CaptionJob, CaptionScheduler
+from .opening import open_parts
+
+# Answers together. 32 clips of 1 to 30 s with 5 to 60 tokens, 0.6B Q4_K_M on two cores: 33 s one by one, 30 s in eights
+# and 25 s in sixteens or more. Each needs its own keys and values: 29 MB for 256 positions.
+DEFAULT_BATCH: Mapping[Device, int] = {"cpu": 16, "cuda": 64}
+
+
+class Ticket:
+    """A caption that was asked for."""
+
+    def __init__(self, engine: Engine, job: CaptionJob) -> None:
+        self._engine, self.job = engine, job
+        self._done = threading.Event()
+        self._result: Caption | Exception | Literal["cancelled"] = "cancelled"
+
+    def done(self) -> bool:
+        """Whether there is a result, an error, or it was cancelled."""
+        return self._done.is_set()
+
+    def result(self, timeout_s: float | None = None) -> Caption:
+        """The caption, when it is there.
+
+        Raises:
+            TimeoutError: it is not there after so many seconds; it is still made.
+            CancelledError: it was cancelled, or the engine was closed.
+            DashengEdgeError: what `Captioner.caption` raises.
+        """
+        if not self._done.wait(timeout_s):
+            raise WaitedTooLongError(f"there is no caption after {timeout_s} s; wait longer, or cancel it")
+        if isinstance(self._result, Caption):
+            return self._result
+        raise CancelledError if self._result == "cancelled" else self._result
+
+    def cancel(self) -> None:
+        """Do not make it: its place is free within one step. Harmless if it is done."""
+        self._engine.cancel(self)
+
+    def settle(self, result: Caption | Exception | Literal["cancelled"]) -> None:
+        """This is what came of it; the engine says so."""
+        self._result = result
+        self._done.set()
+
+
+class Engine:
+    """Captions for any number of threads at once, `batch` of them together, in the order in which they were asked for.
+
+    Greedy captions are those of `Captioner.caption`: see `Sequences`.
+    """
+
+    def __init__(self, bundle: Bundle, parts: Parts, *, batch: int | None = None) -> None:
+        self.bundle, self.parts = bundle, parts
+        self.batch = DEFAULT_BATCH[parts.decoder.settings.text_device] if batch is None else batch
+        check_count("batch", self.batch, MAX_SEQUENCES)
+        self._home = Home("engine", parts)
+        self._changed = threading.Condition()
+        self._tickets: dict[CaptionJob, Ticket] = {}  # that are not done
+        self._cancelled: list[CaptionJob] = []
+        self._closed = False
+        starts_pool(parts.decoder.settings.text_threads)
+        self._scheduler = self._new_scheduler()
+        self._thread = threading.Thread(target=self._work, name="dasheng-edge engine", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        options: EngineOptions | None = None,
+        batch: int | None = None,
+        check_sha256: bool = True,
+    ) -> Engine:
+        """Open a bundle, as `Captioner.open`; by default, weights stay as they are stored."""
+        options = options or EngineOptions(weights="mapped")
+        return cls(*open_parts(path, options, check_sha256=check_sha256), batch=batch)
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def submit(
+        self,
+        audio: AudioSource,
+        prompt: str | None = None,
+        *,
+        system: str | None = None,
+        max_new_tokens: int | None = None,
+        sampling: Sampling | None = None,
+    ) -> Ticket:
+        """Ask for a caption; arguments as in `Captioner.stream`. What is wrong with the clip is said by `result`.
+
+        Raises:
+            PromptError: an argument is of another type, or out of range.
+            CaptionerBusyError: the engine is closed.
+            ForkedError: this process was forked from the one that opened it.
+        """
+        self._home.check()
+        request = replace(asked(self.bundle, prompt, system, max_new_tokens, sampling), audio=audio)
+        with self._changed:
+            if self._closed:
+                raise CaptionerBusyError("the engine is closed; open a new one")
+            job = self._scheduler.job(request)
+            ticket = self._tickets[job] = Ticket(self, job)
+            self._scheduler.add(job)
+            self._changed.notify()
+        return ticket
+
+    def cancel(self, ticket: Ticket) -> None:
+        """As `Ticket.cancel`."""
+        with self._changed:
+            if self._tickets.pop(ticket.job, None) is not None:
+                self._cancelled.append(ticket.job)
+                ticket.settle("cancelled")
+                self._changed.notify()
+
+    def close(self) -> None:
+        """Cancel what is not done, and free the decoder. Harmless when repeated; in a forked child it does nothing."""
+        if not self._home.here:
+            return
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+        self.parts.decoder.close()
+
+    def _new_scheduler(self) -> CaptionScheduler:
+        return CaptionScheduler(self.bundle, self.parts, self.batch)
+
+    def _work(self) -> None:
+        while self._waited_for_work():
+            self._advance()
+        self._scheduler.close()
+        with self._changed:
+            for ticket in self._tickets.values():
+                ticket.settle("cancelled")
+            self._tickets.clear()
+
+    def _advance(self) -> None:
+        try:
+            self._scheduler.advance(self._settle)
+        except Exception as error:  # noqa: BLE001  # whatever it is, callers are told, and the next ones served
+            self._fail_all(error)
+
+    def _waited_for_work(self) -> bool:
+        """False when the engine is closed."""
+        with self._changed:
+            while not (self._closed or self._cancelled or len(self._scheduler)):
+                self._changed.wait()
+            cancelled, self._cancelled = self._cancelled, []
+        for job in cancelled:
+            self._scheduler.cancel(job)
+        return not self._closed
+
+    def _settle(self, job: CaptionJob) -> None:
+        """A job is done: its caller has the result."""
+        with self._changed:
+            ticket = self._tickets.pop(job, None)
+        if ticket is not None:
+            ticket.settle(_outcome(job))
+
+    def _fail_all(self, error: Exception) -> None:
+        self._scheduler.close()
+        with self._changed:
+            failed, self._tickets = self._tickets, {}
+            self._scheduler = self._new_scheduler()
+        for job, ticket in failed.items():
+            ticket.settle(_named(job, error))
+
+
+def _outcome(job: CaptionJob) -> Caption | Exception:
+    try:
+        return job.result()
+    except DashengEdgeError as error:
+        return error
+
+
+def _named(job: CaptionJob, error: Exception) -> Exception:
+    try:
+        return clip_error(job.name, error)
+    except DashengEdgeError as same:
+        return same

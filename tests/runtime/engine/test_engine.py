@@ -1,0 +1,126 @@
+"""Many callers, one engine."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dasheng_edge.runtime.captioner import Captioner
+from dasheng_edge.runtime.engine.engine import Engine
+from dasheng_edge.runtime.engine.job import CaptionJob
+from dasheng_edge.runtime.engine_options import EngineOptions
+from dasheng_edge.runtime.errors import AudioNotFoundError, CaptionerBusyError, ClipFailedError, PromptError
+from dasheng_edge.runtime.text.sequences import Sequences
+
+RATE = 16000
+
+
+def noise(seed: int) -> tuple[np.ndarray, int]:
+    rng = np.random.default_rng(seed)
+    return rng.uniform(-0.4, 0.4, 4000 * (2 + seed % 5)).astype(np.float32), RATE
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_bundle: Path) -> Iterator[Engine]:
+    with Engine.open(tiny_bundle, options=EngineOptions().changed(threads=1), batch=4) as opened:
+        yield opened
+
+
+def test_each_caller_gets_its_own_caption(engine: Engine, captioner: Captioner) -> None:
+    def call(seed: int) -> Any:
+        return engine.submit(noise(seed), max_new_tokens=4 + seed % 9).result(60)
+
+    with ThreadPoolExecutor(12) as pool:
+        got = list(pool.map(call, range(36)))
+    for seed, caption in enumerate(got):
+        assert caption.tokens == captioner.caption(noise(seed), max_new_tokens=4 + seed % 9).tokens
+    assert not engine._tickets
+
+
+def test_what_fails_is_that_callers_alone(engine: Engine) -> None:
+    tickets = [engine.submit(audio, max_new_tokens=3) for audio in ("nowhere.wav", noise(1), 5, noise(2))]  # type: ignore[arg-type]
+    with pytest.raises(AudioNotFoundError):
+        tickets[0].result(60)
+    assert tickets[1].result(60).tokens
+    assert tickets[3].result(60).tokens
+    with pytest.raises(PromptError):
+        engine.submit(noise(1), max_new_tokens=0)
+
+
+def test_cancelling(engine: Engine) -> None:
+    held = threading.Event()
+
+    def slow() -> Iterator[np.ndarray]:
+        held.wait(20)
+        yield noise(1)[0]
+
+    first = engine.submit((slow(), RATE), max_new_tokens=3)
+    waiting = engine.submit(noise(2), max_new_tokens=3)
+    waiting.cancel()
+    waiting.cancel()
+    with pytest.raises(CancelledError):
+        waiting.result()
+    assert not first.done()
+    with pytest.raises(TimeoutError, match="no caption after"):
+        first.result(0.01)
+    held.set()
+    assert first.result(60).tokens
+    assert engine.submit(noise(3), max_new_tokens=3).result(60).tokens
+
+
+def test_an_error_of_the_engine_itself_is_told_and_the_next_are_served(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: object) -> None:
+        monkeypatch.undo()
+        raise ZeroDivisionError("step")
+
+    monkeypatch.setattr(Sequences, "step", broken)
+    scheduler = engine._scheduler = engine._new_scheduler()
+    with pytest.raises(ClipFailedError, match="ZeroDivisionError"):
+        engine.submit(noise(1), max_new_tokens=3).result(60)
+    assert engine._scheduler is not scheduler
+    assert engine.submit(noise(1), max_new_tokens=3).result(60).tokens
+
+
+def test_closing_cancels_what_is_left(tiny_bundle: Path) -> None:
+    engine = Engine.open(tiny_bundle, options=EngineOptions().changed(threads=1), batch=2)
+    tickets = [engine.submit(noise(seed), max_new_tokens=200) for seed in range(8)]
+    time.sleep(0.05)
+    engine.close()
+    engine.close()
+    assert all(ticket.done() for ticket in tickets)
+    with pytest.raises(CancelledError):
+        tickets[-1].result()
+    with pytest.raises(CaptionerBusyError, match="closed"):
+        engine.submit(noise(1))
+
+
+def test_a_cancelled_request_leaves_within_a_step(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, steps, after = threading.Event(), list[int](), list[int]()
+    step = Sequences.step
+
+    def counted(self: Sequences) -> None:
+        if len(self):
+            begun.set()
+            steps.append(len(self))
+            time.sleep(0.002)
+        step(self)
+
+    monkeypatch.setattr(Sequences, "step", counted)
+    engine._scheduler._places.step = lambda: counted(engine._scheduler._places._sequences)  # type: ignore[attr-defined, method-assign]
+    ticket = engine.submit(noise(1), max_new_tokens=150)
+    assert begun.wait(20)
+    ticket.cancel()
+    before = len(steps)
+    time.sleep(0.1)
+    after.append(len(steps))
+    assert after[0] - before <= 2
+    assert isinstance(ticket.job, CaptionJob)
