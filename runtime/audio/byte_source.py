@@ -45,7 +45,9 @@ class ByteSource:
             try:
                 while True:
                     size = yield data
+                    begins = not self.bytes_read if self.size is None else not self._file.tell()
                     data = self._checked(self._file.read(size), size)
+                    data = _plain_riff(data) if begins else data
                     self.bytes_read += len(data)
                     if self.size is None:
                         self._keep(data)
@@ -89,6 +91,12 @@ class ByteSource:
         data = self._file.read(count)
         self._file.seek(before)
         return data
+
+
+def _plain_riff(data: bytes) -> bytes:
+    """The first bytes of a file; of an RF64 whose writer did not come back to state its size, as those of a WAV."""
+    unsized = data[12:16] == b"ds64" and int.from_bytes(data[28:36], "little") in (0, (1 << 64) - 1)
+    return b"RIFF" + data[4:] if unsized and data[:4] in (b"RF64", b"BW64") else data
 
 
 def byte_source(file: BinaryIO, name: str) -> ByteSource:

@@ -34,7 +34,9 @@ from .wholeness import (
     another_file,
     another_track,
     bits_of_integers,
+    index_of_nut,
     missing_bytes,
+    track_goes_on,
     xing_s,
 )
 
@@ -152,6 +154,8 @@ class _Decoding:
         self._error: Exception | None = None  # of the demuxer, where nothing came after it
         self._read_to = 0  # where in the file the last packet ends
         self._rate_hz = 0
+        nut = self._format == "nut" and source.size is not None
+        self._index = index_of_nut(source, source.size or 0) if nut else None
 
     def _origin(self) -> float:
         start_s = (self._container.start_time or 0) / 1e6  # microseconds (AV_TIME_BASE)
@@ -189,7 +193,7 @@ class _Decoding:
                 if isinstance(item, Exception):
                     ended, errors = self._source.stopped is not None, errors + 1
                     self._error = item
-                elif item.size:
+                elif item.size and (self._index is None or (item.pos or 0) < self._index):
                     if self._error:
                         self._lost.add(self._timeline.end_s, 1, 0.0, reason(self._error))
                     errors, self._error = 0, None
@@ -309,7 +313,8 @@ class _Decoding:
         """What comes behind the audio that is read and may be audio too; "" if nothing does."""
         if more := another_file(self._source, size, self._read_to, self._format):
             return f"{more:,} bytes behind it are another file, which is left out"
-        if self._error is not None and not isinstance(self._error, av.error.InvalidDataError):
+        tail = self._format == "mpegts" and not track_goes_on(self._source, self._read_to, self._stream.id)
+        if self._error is not None and not isinstance(self._error, av.error.InvalidDataError) and not tail:
             return f"FFmpeg reads no further ({reason(self._error)})"
         if self._format in GOES_ON and len(self._container.streams) == 1:
             return another_track(self._source, size, self._read_to, self._stream.id)

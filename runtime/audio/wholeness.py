@@ -82,7 +82,7 @@ def missing_bytes(source: ByteSource, size: int) -> str:
     if head.startswith(b"OggS"):
         return _last_page(source, size)
     if head.startswith(b"nut/multimedia container\0"):
-        return "" if _NUT_INDEX in source.bytes_at(max(0, size - _INDEX_BYTES), _INDEX_BYTES) else "it has no index"
+        return "" if index_of_nut(source, size) is not None else "it has no index"
     if head[:1] == b"G" and source.bytes_at(TS_PACKET_BYTES, 1) == b"G":
         left = size % TS_PACKET_BYTES
         cut = left and source.bytes_at(size - left, 1) in (b"G", b"")  # else it is no packet, if it can be read
@@ -115,6 +115,13 @@ def _one_end(source: ByteSource, size: int, head: bytes) -> int:
     return 0
 
 
+def index_of_nut(source: ByteSource, size: int) -> int | None:
+    """Where the index of a NUT file begins, behind all audio; FFmpeg takes what follows it for more."""
+    begin = max(0, size - _INDEX_BYTES)
+    place = source.bytes_at(begin, _INDEX_BYTES).rfind(_NUT_INDEX)
+    return begin + place if place >= 0 else None
+
+
 def another_file(source: ByteSource, size: int, read_to: int, container: str) -> int:
     """Bytes behind the audio, read up to `read_to`, that are another file, which FFmpeg does not read; 0 if none.
 
@@ -141,9 +148,17 @@ def another_track(source: ByteSource, size: int, read_to: int, pid: int) -> str:
         return "" if begins is None else f"another stream begins at byte {read_to + begins:,} of {size:,}"
     begin = (size - size // 10) // TS_PACKET_BYTES * TS_PACKET_BYTES
     tail = source.bytes_at(begin, MAX_TS_PACKETS * TS_PACKET_BYTES)
-    packets = [tail[at : at + 3] for at in range(0, len(tail) - 2, TS_PACKET_BYTES)]
+    start = max(range(TS_PACKET_BYTES), key=lambda start: tail[start::TS_PACKET_BYTES].count(b"G"))  # behind junk
+    packets = [tail[at : at + 3] for at in range(start, len(tail) - 2, TS_PACKET_BYTES)]
     pids = {(packet[1] & 0x1F) << 8 | packet[2] for packet in packets if packet[0] == ord("G")}
     return f"other tracks go on behind byte {begin:,} of {size:,}" if pids and pid not in pids else ""
+
+
+def track_goes_on(source: ByteSource, read_to: int, pid: int) -> bool:
+    """Whether packets of a track of MPEG-TS begin behind the last one that was read; what else is there is a tail."""
+    begins = bytes(first | pid >> 8 for first in (0x40, 0x60, 0xC0, 0xE0))  # the other bits: an error, a priority
+    packet = b"G[" + re.escape(begins) + b"]" + re.escape(bytes([pid & 0xFF])) + b"(?s:.{185})(G|$)"
+    return re.search(packet, source.bytes_at(read_to, BEHIND_BYTES)) is not None
 
 
 def bits_of_integers(source: ByteSource) -> int:

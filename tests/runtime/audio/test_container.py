@@ -259,14 +259,28 @@ def test_channels_that_are_listed_one_by_one_do_not_end_the_process(tmp_path: Pa
 
 @pytest.mark.parametrize(("container", "codec", "rate"), [
     ("ac3", "ac3", 48_000), ("eac3", "eac3", 48_000), ("mp2", "mp2", 48_000), ("mpegts", "mp2", 48_000),
-    ("flv", "aac", RATE), ("adx", "adpcm_adx", RATE),
+    ("flv", "aac", RATE), ("adx", "adpcm_adx", RATE), ("nut", "pcm_s16le", RATE), ("nut", "aac", RATE),
+    ("mpegts", "aac", RATE),
 ])  # fmt: skip
-@pytest.mark.parametrize("tail", [b"TAG" + bytes(125), b"<html>an error of the server</html>\n", b"\xa7" * 100])
+@pytest.mark.parametrize("tail", [
+    b"TAG" + bytes(125), b"<html>an error of the server</html>\n", b"\xa7" * 100, b"\xa7" * 188, bytes(5000),
+    bytes(200_000),
+])  # fmt: skip
 def test_a_tail_behind_the_audio_is_no_damage(container: str, codec: str, rate: int, tail: bytes) -> None:
     content = encoded(container, codec, rate, [(0.0, sound(rate))])
     whole, with_tail = read_audio(content), read_audio(content + tail)
     assert sum(map(len, whole)) == sum(map(len, with_tail))
     assert not with_tail.warnings
+
+
+@pytest.mark.parametrize("junk", [bytes(200_000), b"\xa7" * 1_000_001])
+def test_transport_streams_that_go_on_behind_junk_are_told_to_have_lost_something(junk: bytes) -> None:
+    content = encoded("mpegts", "mp2", 48_000, [(0.0, sound(48_000))])
+    half = len(content) // 376 * 188
+    stream = read_audio(content[:half] + junk + content[half:])
+    assert sum(map(len, stream)) / RATE == pytest.approx(len(sound(48_000)) / 48_000, abs=0.2)
+    assert len(stream.warnings) == 1
+    assert "other tracks" not in stream.warnings[0]
 
 
 @pytest.mark.parametrize(("container", "codec"), [("flv", "aac"), ("mp4", "aac"), ("tta", "tta"), ("voc", "pcm_u8")])

@@ -21,9 +21,10 @@ def wav(stated: int, *, riff: int | None = None, before: bytes = b"", after: byt
     return b"RIFF" + struct.pack("<I", (len(rest) if riff is None else riff) & 0xFFFFFFFF) + rest
 
 
-def rf64(stated: int, body: bytes) -> bytes:
-    ds64 = b"ds64" + struct.pack("<IQQQI", 28, stated + 72, stated, stated // 2, 0)
-    return b"RF64\xff\xff\xff\xffWAVE" + ds64 + FMT + b"data\xff\xff\xff\xff" + body
+def rf64(stated: int, body: bytes, *, ds64: int | None = None) -> bytes:
+    sizes = (stated + 72, stated, stated // 2) if ds64 is None else (ds64, ds64, ds64)
+    chunk = b"ds64" + struct.pack("<IQQQI", 28, *sizes, 0)
+    return b"RF64\xff\xff\xff\xffWAVE" + chunk + FMT + b"data\xff\xff\xff\xff" + body
 
 
 WHOLE = {
@@ -36,6 +37,8 @@ WHOLE = {
     "junk behind": wav(len(BODY), after=b"TAG and more" * 20),
     "id3 behind": wav(len(BODY), after=b"id3 " + struct.pack("<I", 20) + bytes(20)),
     "RF64": rf64(len(BODY), BODY),
+    **{f"RF64 of {size}": rf64(len(BODY), BODY, ds64=size) for size in (0, 2**64 - 1)},
+    "BW64 of 0": rf64(len(BODY), BODY, ds64=0).replace(b"RF64", b"BW64"),
 }  # fmt: skip
 CUT = {
     "half": wav(2 * len(BODY)),
