@@ -57,6 +57,7 @@ class Request:
     seed: int = 0
     tokenizer: Path | None = TOKENIZER  # a small stand-in where it is missing
     max_shard_bytes: int = MAX_SHARD_BYTES
+    hollow: bool = False  # zeros that take no room, for what asks for shapes alone
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def write_checkpoint(request: Request, advance: Callable[[int], object] = int) -
     if out.exists():
         raise FileExistsError(f"{request.out} already exists; remove it or choose another folder")
     out.parent.mkdir(parents=True, exist_ok=True)
-    needed, free = total + 16 * HEADER_BYTES, shutil.disk_usage(out.parent).free
+    needed, free = (0 if request.hollow else total) + 16 * HEADER_BYTES, shutil.disk_usage(out.parent).free
     if free < needed:
         raise OSError(
             f"{request.out} takes {needed / 1e9:.1f} GB and its disk has {free / 1e9:.1f} GB left; free some or "
@@ -142,6 +143,9 @@ def _write_shard(path: Path, part: Mapping[str, Shape], request: Request, advanc
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
+        if request.hollow:
+            file.truncate(file.tell() + end)
+            return
         for block in _blocks(ordered, part, request):
             file.write(block)
             advance(len(block))
