@@ -196,12 +196,14 @@ $(BENCH)/exported/7b/manifest.json: BENCH_EXPORT := --decoder Q4_K_M
 $(BENCH)/small/7b/manifest.json: BENCH_QUANTIZE := --encoder int8
 
 .PHONY: bench bench-full
-bench: llama-tools $(addprefix $(BENCH)/,exported/dasheng-0.6b/manifest.json small/0.6b/manifest.json)  ## measure speed and memory on an idle machine, to benchmarks/RESULTS.md (ten minutes, 12 GB of disk)
+bench: llama-tools build/micro $(addprefix $(BENCH)/,exported/dasheng-0.6b/manifest.json small/0.6b/manifest.json)  ## measure speed and memory on an idle machine, to benchmarks/RESULTS.md (a quarter of an hour, 12 GB of disk)
 	@$(BIN)/python -m benchmarks.speed.encoder $(BENCH)/checkpoint/dasheng-0.6b $(BENCH)/exported/dasheng-0.6b
 	@$(BIN)/python -m benchmarks.speed.decoder $(BENCH)/small/0.6b
 	@$(BIN)/python -m benchmarks.speed.latency $(BENCH)/small/0.6b
 	@$(BIN)/python -m benchmarks.speed.memory $(BENCH)/small/0.6b
 	@$(BIN)/python -m benchmarks.speed.throughput $(BENCH)/small/0.6b
+	@$(BIN)/python -m benchmarks.speed.busy build/micro --model micro --audio $(MICRO)/clips/digits_9000000.flac --clips 20
+	@$(BIN)/python -m benchmarks.speed.busy $(BENCH)/small/0.6b
 	@$(BIN)/python -m benchmarks.speed.peers $(BENCH)/checkpoint/0.6b $(BENCH)/small/0.6b
 	@$(BIN)/python -m benchmarks.render
 bench-full: llama-tools $(BENCH)/small/7b/manifest.json  ## the same for the decoder and the captions of the 7B (an hour, 50 GB of disk, 20 GB of memory)

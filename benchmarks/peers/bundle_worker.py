@@ -1,15 +1,16 @@
 """A process that captions with a bundle when it is asked to; see `workers`.
 
-    python -m benchmarks.peers.bundle_worker BUNDLE --threads N
+    python -m benchmarks.peers.bundle_worker BUNDLE --threads N [--steady]
 
-Requests: {"segments": true}, {"talkative": seconds, "tokens": n, "save": "clip.npy"} and
-{"caption": "clip.npy", "tokens": n}.
+Requests: {"segments": true}, {"talkative": seconds, "tokens": n, "save": "clip.npy"}, {"caption": "clip.npy",
+"tokens": n} and {"repeat": "clip.npy", "clips": n, "tokens": n, "at_most_s": seconds}.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from benchmarks.peers.workers import Message
 from benchmarks.synthetic.noise import GREEDY, RATE_HZ, talkative_noise
 from dasheng_edge.runtime import Captioner
 from dasheng_edge.runtime.child import serve
+from dasheng_edge.runtime.engine_options import EngineOptions
 
 
 def answer(captioner: Captioner, request: Message) -> Message:
@@ -29,6 +31,8 @@ def answer(captioner: Captioner, request: Message) -> Message:
     if "talkative" in request:
         np.save(request["save"], talkative_noise(captioner, request["talkative"], request["tokens"]))
         return {}
+    if "repeat" in request:
+        return repeated(captioner, request)
     waveform: Any = np.load(request["caption"])
     said = captioner.caption((waveform, RATE_HZ), max_new_tokens=request["tokens"], sampling=GREEDY)
     spent = said.timings
@@ -41,13 +45,29 @@ def answer(captioner: Captioner, request: Message) -> Message:
     }
 
 
+def repeated(captioner: Captioner, request: Message) -> Message:
+    """Seconds of the same clip over and over, and how many pieces of text were said, all or until it was broken off."""
+    waveform: Any = np.load(request["repeat"])
+    start, pieces = time.perf_counter(), 0
+    for _ in range(request["clips"]):
+        stream = captioner.stream((waveform, RATE_HZ), max_new_tokens=request["tokens"], sampling=GREEDY)
+        for _ in stream:
+            pieces += 1
+            if time.perf_counter() - start > request["at_most_s"]:
+                stream.close()
+                return {"seconds": time.perf_counter() - start, "pieces": pieces}
+    return {"seconds": time.perf_counter() - start, "pieces": pieces}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until stdin ends."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--steady", action="store_true", help="so many threads, whatever other programs do")
     given = parser.parse_args(arguments)
-    with Captioner.open(given.bundle, threads=given.threads, check_sha256=False) as captioner:
+    options = EngineOptions(adaptive_threads=not given.steady).changed(threads=given.threads)
+    with Captioner.open(given.bundle, options=options, check_sha256=False) as captioner:
         serve(lambda request, _: answer(captioner, request))
     return 0
 

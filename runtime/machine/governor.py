@@ -17,6 +17,7 @@ from functools import cache
 from .meters import CpuUse, cpu_use
 
 WINDOW_S = 0.1  # of a look: the system counts in ticks of 10 ms, and a step may take 0.1 s anyway
+MAX_WINDOW_S, WORKED = 0.5, 0.05  # a longer one says nothing about now, unless we have had so many cores in the mean
 CALM_S = 0.3  # for so long cores must be free before they are taken back
 # In cores: what others have to take above what they are left for a thread to go, and below for one to come. Both
 # together are more than a core by the noise of a look.
@@ -52,30 +53,44 @@ class FreeCores:
 class Governor:
     """Looks now and then what others take, and says how many threads to compute with. For any number of threads."""
 
-    def __init__(self, look: Callable[[], CpuUse] = cpu_use) -> None:
-        self._lock, self._take_look, self._last = threading.Lock(), look, look()
+    def __init__(self, look: Callable[[], CpuUse] = cpu_use, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._lock, self._take_look, self._clock, self._last = threading.Lock(), look, clock, look()
         self._policy = FreeCores(self._last.cores)
         self._beside = 0
 
     def threads(self, *limits: int) -> tuple[int, ...]:
         """For each number of threads that are set, how many are worth it at present; it is looked if it is time."""
         with self._lock:
-            if time.perf_counter() - self._last.clock_s >= WINDOW_S:
-                self._look()
+            self._look()
             free = self._policy.free - self._beside
         return tuple(max(1, min(limit, free)) for limit in limits)
 
-    def _look(self) -> None:
+    def _look(self, *, opening: bool = False) -> None:
+        """Judge what others took since the last look, unless that is long ago and we have not worked since."""
+        if (passed_s := self._clock() - self._last.clock_s) < WINDOW_S:
+            return
         last, self._last = self._last, self._take_look()
         if self._last.cores != self._policy.cores:  # the process was moved to other cores
             self._policy = FreeCores(self._last.cores)
-        elif (others := last.others(self._last)) is not None:  # the system tells
-            self._policy.saw(others, self._last.clock_s - last.clock_s)
+            return
+        others, worked_s = last.others(self._last), self._last.own_s - last.own_s
+        if others is not None and (opening or passed_s <= MAX_WINDOW_S or worked_s >= WORKED * passed_s):
+            self._policy.saw(others, passed_s)
+
+    @contextmanager
+    def opening(self) -> Generator[None]:
+        """What others take meanwhile is what the first request starts with."""
+        with self._lock:
+            self._last = self._take_look()
+        yield
+        with self._lock:
+            self._look(opening=True)
 
     @contextmanager
     def beside(self, threads: int) -> Generator[None]:
         """Meanwhile, so many threads of our own compute something else in this process."""
         with self._lock:
+            self._look()  # as a request begins, so that what it takes by itself is what is judged
             self._beside += threads
         try:
             yield
@@ -86,5 +101,5 @@ class Governor:
 
 @cache
 def governor() -> Governor:
-    """One for the process, since what others take is the same for all; it looks from the first call on."""
+    """One for the process, since what others take is the same for all."""
     return Governor()

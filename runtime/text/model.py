@@ -49,7 +49,6 @@ def load_model(path: str | Path, settings: EngineSettings, facts: DecoderFacts |
         GgufError: the file is not a decoder that can be loaded.
         DecoderError: llama.cpp cannot load the file.
     """
-    governor().threads()  # from now on it looks what others take, so that it knows for the first request
     llama, log = llama_cpp_library(), llama_log()
     device, repacked = settings.text_device, settings.weights == "repacked"
     huge_pages = settings.huge_pages and device == "cpu"
@@ -76,7 +75,7 @@ def load_model(path: str | Path, settings: EngineSettings, facts: DecoderFacts |
     params.progress_callback = callback
     _require(Path(path), copied=params.load_mode == _LOAD_READ)
     log.lines.clear()
-    with signals.held():
+    with signals.held(), governor().opening():
         model = llama.llama_model_load_from_file(os.fsencode(path), params)
     if not model:
         if says_memory(log.last()):

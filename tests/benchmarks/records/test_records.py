@@ -18,13 +18,14 @@ from benchmarks.records.plots import Bar, Panel, as_svg, bars, number, stacks
 from benchmarks.records.record import SPEED_RESULTS, BenchmarkError, make_record, publish
 from benchmarks.records.turns import field, summed_up, take_turns, times
 from benchmarks.render import Outcome, benchmarks, outcomes, page, read_records
-from benchmarks.speed import encoder, latency, memory, peers, throughput
+from benchmarks.speed import busy, encoder, latency, memory, peers, throughput
 from benchmarks.speed.decoder import headline as decoder_headline
 from dasheng_edge.runtime.machine.gpu import Gpus
 from tests.fixtures.fake_gpu import H200
 from tests.fixtures.speed_records import (
     Record,
     all_records,
+    busy_record,
     decoder_record,
     encoder_record,
     five,
@@ -140,6 +141,8 @@ def test_a_name_can_be_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ti
         ("static tokens", 0.0, True),
         ("peak resident memory of captioning", 300.0, False),
         ("import", -0.1, True),
+        ("captions beside other programs, 0.6b", 1.1, True),
+        ("what following costs on a quiet machine, micro", 0.0, True),
         ("process start", 1.1, True),
         ("encoder time", 10.0, True),
         ("peak resident memory, 10 min", 20.0, True),
@@ -152,7 +155,7 @@ def test_targets_are_computed_from_records(what: str, value: float, met: bool) -
 
 
 def test_every_target_of_these_records_is_in_that_list() -> None:
-    assert sum(one.value is not None for one in outcomes(by_name(all_records()))) == 19
+    assert sum(one.value is not None for one in outcomes(by_name(all_records()))) == 23
     assert {one["benchmark"] for one in all_records()} <= set(benchmarks())
 
 
@@ -194,7 +197,7 @@ def test_the_page_shows_each_record_and_what_is_missed(tmp_path: Path, capsys: p
     assert render.main(["--results", str(results), "--out", str(out)]) == 0
 
     said = capsys.readouterr().out.splitlines()
-    assert json.loads(said[-1]) == {"page": "RESULTS.md", "met": 13, "missed": 6, "missing": len(TARGETS) - 19}
+    assert json.loads(said[-1]) == {"page": "RESULTS.md", "met": 17, "missed": 6, "missing": len(TARGETS) - 23}
     assert "missed: decode, 0.6B Q4_K_M, against llama-bench" in "\n".join(said)
     text = out.read_text("utf-8")
     assert text.count("| missing | missing |") == len(TARGETS) - 19
@@ -316,6 +319,7 @@ def test_headlines_are_the_same_numbers() -> None:
     assert encoder.headline(encoder_record())["int8_share_of_gemm_peak"] == pytest.approx(0.75)
     assert encoder.headline(encoder_record())["gemm_peak_gops"] == pytest.approx(800)
     assert encoder.headline(encoder_record())["fp32_share_of_gemm_peak"] == pytest.approx(0.75)
+    assert busy.headline(busy_record("micro"))["times the best, 1 loop"] == pytest.approx(1.1)
     assert throughput.headline(throughput_record())["in batches of 8"] == pytest.approx(2)
     assert decoder_headline(decoder_record("7b"))["decode_ratio"] == pytest.approx(0.9)
     assert latency.headline(latency_record())["start_times_bare"] == pytest.approx(1.1)

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from benchmarks.peers.llama_cpp_tools import VERSION, pinned_version
 from benchmarks.peers.workers import Worker
 from benchmarks.places import REPOSITORY
 from benchmarks.records.record import BenchmarkError
-from benchmarks.speed import decoder, encoder, latency, memory, mtmd, peers, throughput
+from benchmarks.speed import busy, decoder, encoder, latency, memory, mtmd, peers, throughput
 from benchmarks.speed.decoder import Variants
 from benchmarks.speed.encoder import by_operator, profile_graph
 from benchmarks.synthetic.noise import GREEDY, RATE_HZ, noise, talkative_noise, write_wav
@@ -35,6 +36,7 @@ from dasheng_edge.runtime.audio.onnx_session import onnx_session
 from dasheng_edge.runtime.audio.read import read_audio
 from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER
 from dasheng_edge.runtime.engine_options import EngineSettings
+from dasheng_edge.runtime.machine.meters import cpu_use
 from dasheng_edge.runtime.text.decoder import Decoder
 
 Run = Callable[..., dict[str, Any]]
@@ -337,6 +339,24 @@ def test_throughput_is_measured(run: Run, tiny_bundle: Path) -> None:
     record = run(throughput.main, tiny_bundle, "--tokens", "4")
     assert [len(found["values"]) for found in record["seconds"].values()] == [5] * len(record["seconds"])
     assert {throughput.ONE, *map(throughput.batch_name, throughput.BATCHES)} < set(record["seconds"])
+
+
+@pytest.mark.slow
+def test_captions_beside_other_programs_are_measured(
+    run: Run, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(busy, "LOADS", (busy.QUIET, busy.Beside(1), busy.Beside(1, nice=5, period_s=0.1)))
+    record = run(busy.main, tiny_bundle, "--clips", "2", "--tokens", "3")
+    assert set(record["seconds"]) == {"no loops", "1 loop", "1 loop at nice 5, every 0.1 s for 0.1 s"}
+    assert set(record["seconds"]["1 loop"]) == {busy.FOLLOW, busy.STAY, busy.ONE, busy.SLEEP}
+    assert record["pieces"] >= 2
+
+
+def test_loops_take_cores_and_are_gone_behind() -> None:
+    before = cpu_use()
+    with busy.Beside(1, nice=1).running():
+        time.sleep(0.3)
+    assert cpu_use().own_s - before.own_s > 0.1  # of children that have ended
 
 
 @pytest.mark.slow

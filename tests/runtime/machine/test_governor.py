@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dasheng_edge.runtime.machine.governor import CALM_S, DOWN, UP, WINDOW_S, FreeCores, Governor
+from dasheng_edge.runtime.machine.governor import CALM_S, DOWN, MAX_WINDOW_S, UP, WINDOW_S, FreeCores, Governor
 from dasheng_edge.runtime.machine.meters import CpuUse
 
 NOISE = (DOWN + UP - 1) / 2  # of a look, within which it must not go to and fro
@@ -75,41 +75,87 @@ class Machine:
 
     def __init__(self, cores: int, *, tells: bool = True) -> None:
         self.cores, self.others, self.own, self.looks, self.tells = cores, 0.0, 0.0, 0, tells
-        self._idle_s = self._own_s = 0.0
+        self.now_s = self._idle_s = self._own_s = 0.0
 
-    def __call__(self) -> CpuUse:
+    def passes(self, seconds: float) -> None:
+        self.now_s += seconds
+        self._idle_s += seconds * (self.cores - self.others - self.own)
+        self._own_s += seconds * self.own
+
+    def look(self) -> CpuUse:
         self.looks += 1
-        self._idle_s += self.cores - self.others - self.own
-        self._own_s += self.own
-        clock_s = self.looks - 1e9  # long ago, so that each look is due
-        return CpuUse(clock_s, self._idle_s if self.tells else None, self._own_s, self.cores)
+        return CpuUse(self.now_s, self._idle_s if self.tells else None, self._own_s, self.cores)
+
+    def governor(self) -> Governor:
+        return Governor(self.look, lambda: self.now_s)
+
+    def after(self, governor: Governor, *limits: int, seconds: float = MAX_WINDOW_S) -> tuple[int, ...]:
+        """The threads that it allows when so much time has passed."""
+        self.passes(seconds)
+        return governor.threads(*limits)
 
 
 @given(st.integers(1, 64), st.integers(1, 64), st.floats(0, 64), st.floats(0, 64))
 def test_never_more_threads_than_are_set(decode: int, prefill: int, others: float, own: float) -> None:
     machine = Machine(16)
-    governor = Governor(machine)
+    governor = machine.governor()
     machine.others, machine.own = others, own
     for _ in range(3):
-        threads = governor.threads(decode, prefill)
+        threads = machine.after(governor, decode, prefill)
         assert all(1 <= got <= limit for got, limit in zip(threads, (decode, prefill), strict=True))
 
 
 def test_own_work_takes_no_cores_and_that_of_others_does() -> None:
     machine = Machine(8)
-    governor = Governor(machine)
+    governor = machine.governor()
     machine.own = 8.0
-    assert governor.threads(8, 4) == (8, 4)
+    assert machine.after(governor, 8, 4) == (8, 4)
     machine.own, machine.others = 6.0, 2.0
-    assert governor.threads(8, 4) == (6, 4)
+    assert machine.after(governor, 8, 4) == (6, 4)
     machine.own = 0.0  # nothing is asked meanwhile, and the others go on
-    assert governor.threads(8) == (6,)
+    assert machine.after(governor, 8) == (6,)
     machine.others = 0.0
-    assert governor.threads(8) == (8,)
+    assert machine.after(governor, 8) == (8,)
+
+
+def test_what_was_long_ago_says_nothing_about_now() -> None:
+    machine = Machine(8)
+    governor = machine.governor()
+    machine.others = 6.0
+    assert machine.after(governor, 8, seconds=MAX_WINDOW_S * 2) == (8,)
+    with governor.beside(1):
+        assert machine.after(governor, 8, seconds=MAX_WINDOW_S) == (1,)
+    assert governor.threads(8) == (2,)
+    machine.others = 0.0
+    machine.passes(3600)
+    with governor.beside(2):  # a request begins: the hour before is forgotten, and what comes is looked at
+        machine.others = 5.0
+        machine.passes(0.5)
+    assert governor.threads(8) == (3,)
+    machine.others = 0.0
+    assert machine.after(governor, 8, seconds=0.5) == (8,)
+
+
+def test_a_step_may_take_long() -> None:
+    machine = Machine(8)
+    governor = machine.governor()
+    machine.others, machine.own = 4.0, 4.0
+    assert machine.after(governor, 8, seconds=20.0) == (4,)
+
+
+@pytest.mark.parametrize(("seconds", "threads"), [(WINDOW_S / 2, 8), (0.5, 2), (60.0, 2)])
+def test_what_others_take_while_it_is_opened_counts(seconds: float, threads: int) -> None:
+    machine = Machine(8)
+    governor = machine.governor()
+    machine.passes(3600)
+    with governor.opening():
+        machine.others = 6.0
+        machine.passes(seconds)
+    assert governor.threads(8) == (threads,)
 
 
 def test_what_this_process_computes_beside_takes_cores_too() -> None:
-    governor = Governor(Machine(4))
+    governor = Machine(4).governor()
     with governor.beside(1):
         with governor.beside(2):
             assert governor.threads(4, 1) == (1, 1)
@@ -121,22 +167,22 @@ def test_what_this_process_computes_beside_takes_cores_too() -> None:
 
 def test_a_process_that_moves_to_other_cores_starts_anew() -> None:
     machine = Machine(8)
-    governor = Governor(machine)
+    governor = machine.governor()
     machine.others = 6.0
-    assert governor.threads(8) == (2,)
+    assert machine.after(governor, 8) == (2,)
     machine.cores, machine.others = 4, 0.0
-    assert governor.threads(8) == (4,)
+    assert machine.after(governor, 8) == (4,)
 
 
-def test_it_looks_no_more_often_than_it_can_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_looks_no_more_often_than_it_can_tell() -> None:
     machine = Machine(8)
-    governor = Governor(machine)
-    monkeypatch.setattr("time.perf_counter", lambda: 1 - 1e9 + WINDOW_S / 2)
-    governor.threads(8)
+    governor = machine.governor()
+    machine.others = 8.0
+    assert machine.after(governor, 8, seconds=WINDOW_S / 2) == (8,)
     assert machine.looks == 1
 
 
 def test_where_the_system_does_not_tell_all_threads_compute() -> None:
     machine = Machine(2, tells=False)
     machine.others = 2.0
-    assert Governor(machine).threads(2) == (2,)
+    assert machine.after(machine.governor(), 2) == (2,)
