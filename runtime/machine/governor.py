@@ -17,7 +17,7 @@ from functools import cache
 from .meters import CpuUse, cpu_use
 
 WINDOW_S = 0.1  # of a look: the system counts in ticks of 10 ms, and a step may take 0.1 s anyway
-MAX_WINDOW_S, WORKED = 0.5, 0.05  # a longer one says nothing about now, unless we have had so many cores in the mean
+MAX_WINDOW_S, WORKED = 0.5, 0.3  # a longer one says nothing about now, unless we have had so many cores in the mean
 CALM_S = 0.3  # for so long cores must be free before they are taken back
 # In cores: what others have to take above what they are left for a thread to go, and below for one to come. Both
 # together are more than a core by the noise of a look.

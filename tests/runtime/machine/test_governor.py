@@ -136,6 +136,15 @@ def test_what_was_long_ago_says_nothing_about_now() -> None:
     assert machine.after(governor, 8, seconds=0.5) == (8,)
 
 
+def test_the_end_of_a_request_does_not_make_the_pause_behind_it_count() -> None:
+    machine = Machine(2)
+    governor = machine.governor()
+    machine.own = 2.0
+    machine.passes(WINDOW_S * 0.9)  # after its last look
+    machine.own, machine.others = 0.0, 2.0
+    assert machine.after(governor, 2, seconds=1.0) == (2,)
+
+
 def test_a_step_may_take_long() -> None:
     machine = Machine(8)
     governor = machine.governor()
