@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from dasheng_edge.runtime.audio.audio_parts import AudioParts
-from dasheng_edge.runtime.bundle.bundle import ENCODER, Bundle
+from dasheng_edge.runtime.audio.front_end import FrontEndGraph
+from dasheng_edge.runtime.bundle.bundle import ENCODER, FRONT_END, Bundle
 from dasheng_edge.runtime.bundle.golden import AUDIO_MARK, GoldenClip, GoldenText, read_golden
 from dasheng_edge.runtime.bundle.manifest import Tolerances
 from dasheng_edge.runtime.engine_options import EngineOptions
@@ -90,7 +91,8 @@ def verify_bundle(bundle: Bundle, options: EngineOptions | None = None, *, exact
     parts = Parts.open(bundle, options) if bundle.manifest.decoder else None
     audio = parts.audio if parts else AudioParts.open(bundle, options)
     try:
-        seams = tuple(seam for clip in clips for seam in _seams(audio, clip, limits, parts))
+        graph = FrontEndGraph(bundle.path(FRONT_END), bundle.manifest.front_end)
+        seams = tuple(seam for clip in clips for seam in _seams(audio, graph, clip, limits, parts))
         if parts is not None:
             attention = attention_error(parts.decoder, texts)
     finally:
@@ -173,14 +175,21 @@ def _logits_error(decoder: Decoder, text: GoldenText) -> float:
         return float("nan")
 
 
-def _seams(audio: AudioParts, clip: GoldenClip, limits: Tolerances, parts: Parts | None) -> Iterator[Seam]:
-    """The comparisons of one clip. Behind a part that fails there is nothing to compare, so its seam is the last."""
+def _seams(
+    audio: AudioParts, graph: FrontEndGraph, clip: GoldenClip, limits: Tolerances, parts: Parts | None
+) -> Iterator[Seam]:
+    """The comparisons of one clip. Behind a part that fails there is nothing to compare, so its seam is the last.
+
+    Spectrograms are those of the runtime and those of the bundle's graph; the larger error counts.
+    """
     seam = Seam(clip.name, "log-mel", np.nan, limits.log_mel_db, "dB")  # the one that is next
     try:
-        features = audio.front_end.features([clip.samples])
-        yield replace(seam, error=max_difference(features.log_mel, clip.log_mel))
-        if features.acoustic is not None and clip.acoustic_mel is not None:
-            error = max_difference(features.acoustic, clip.acoustic_mel)
+        features, of_graph = audio.front_end.features([clip.samples]), graph.features(clip.samples)
+        errors = [max_difference(one.log_mel, clip.log_mel) for one in (features, of_graph)]
+        yield replace(seam, error=float(np.max(errors)))
+        if features.acoustic is not None and of_graph.acoustic is not None and clip.acoustic_mel is not None:
+            errors = [max_difference(one, clip.acoustic_mel) for one in (features.acoustic, of_graph.acoustic)]
+            error = float(np.max(errors))
             yield Seam(clip.name, "acoustic mel", error, _stated(limits.acoustic_nepers), "nepers")
         seam = Seam(clip.name, "patches", np.nan, limits.patches_relative, "relative")
         patches = audio.encoder.patches(features)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from dasheng_edge.export.adapter.merge import MergedTensors
-from dasheng_edge.runtime.audio.front_end import FrontEnd
+from dasheng_edge.runtime.audio.front_end import FrontEnd, FrontEndGraph
 from dasheng_edge.runtime.bundle.front_end_spec import FrontEndSpec
 from dasheng_edge.runtime.bundle.golden import FULL_SCALE, GoldenClip, save_golden
 from dasheng_edge.runtime.deviation import max_difference
@@ -138,7 +138,9 @@ def _cause(merged: MergedTensors) -> str:
 
 
 def golden_mel_error(path: Path, spec: FrontEndSpec, clips: Sequence[GoldenClip]) -> float:
-    """Largest difference in dB between the log-mels of the golden clips and what the runtime's front end gives."""
-    front_end = FrontEnd(path, spec)
-    got = [front_end.features([padded(clip.waveform, spec)]).log_mel for clip in clips]
-    return float(np.max([max_difference(one, clip.log_mel) for one, clip in zip(got, clips, strict=True)]))
+    """Largest difference in dB between the log-mels of the golden clips and what graph and runtime give."""
+    front_end, graph = FrontEnd(spec), FrontEndGraph(path, spec)
+    waveforms = [padded(clip.waveform, spec) for clip in clips]
+    got = [both for one in waveforms for both in (front_end.features([one]), graph.features(one))]
+    wanted = [clip for clip in clips for _ in range(2)]
+    return float(np.max([max_difference(one.log_mel, clip.log_mel) for one, clip in zip(got, wanted, strict=True)]))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dasheng_edge.runtime.audio.encoder import Encoder, Projector
 from dasheng_edge.runtime.audio.front_end import FrontEnd
-from dasheng_edge.runtime.bundle.bundle import CUDA_GRAPHS, ENCODER, FRONT_END, PROJECTOR
+from dasheng_edge.runtime.bundle.bundle import CUDA_GRAPHS, ENCODER, PROJECTOR
 from dasheng_edge.runtime.bundle.front_end_spec import FrontEndSpec
 from dasheng_edge.runtime.bundle.golden import GoldenClip
 from dasheng_edge.runtime.deviation import relative_rms
@@ -35,7 +35,7 @@ def halves_errors(
             model = load_graph(place(name))
             to_cuda(model, emulated=True)
             save_graph(model, Path(folder) / name)
-        front_end = FrontEnd(place(FRONT_END), spec, threads=threads)
+        front_end = FrontEnd(spec, threads=threads)
         encoder = Encoder(Path(folder) / ENCODER, spec, threads=threads)
         patches = [encoder.patches(front_end.features([clip.samples])) for clip in clips]
         errors = {"patches": max(map(relative_rms, patches, [clip.patches for clip in clips]))}

@@ -36,7 +36,7 @@ class AudioParts:
         spec, settings = bundle.manifest.front_end, resolve_here(options)
         device, threads = settings.device, settings.encoder_threads
         _check_listed(bundle)
-        front_end = FrontEnd(bundle.path(FRONT_END), spec, threads=threads)
+        front_end = FrontEnd(spec, threads=threads)
         path = bundle.graph(ENCODER, device)
         encoder = Encoder(path, spec, device=device, threads=threads, allow_tf32=settings.allow_tf32)
         _check_width(path, "patches", encoder.width, "encoder.embed_dim", bundle.manifest.encoder.embed_dim)

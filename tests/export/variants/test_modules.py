@@ -10,7 +10,8 @@ from dasheng_edge.export.variants.midashenglm import MiDashengLMEncoder
 from dasheng_edge.export.variants.modules import AudioProjector
 from dasheng_edge.export.variants.specs import EncoderSpec
 from dasheng_edge.export.variants.spectrograms import LogMel, mel_filterbank
-from dasheng_edge.runtime.bundle.front_end_spec import FrontEndSpec
+from dasheng_edge.runtime.audio.front_end import mel_filters
+from dasheng_edge.runtime.bundle.front_end_spec import AcousticSpec, FrontEndSpec
 
 SPEC = FrontEndSpec()
 
@@ -49,6 +50,11 @@ def test_filters_are_triangles_that_sum_to_one() -> None:
     inner = filters[peaks[0] + 1 : peaks[-1]]
     assert np.allclose(inner.sum(axis=1), 1)
     assert max(filters[0].max(), filters[-1].max()) < 1e-12  # 0 Hz and 8000 Hz are the outer corners
+
+
+@pytest.mark.parametrize("spec", [SPEC, AcousticSpec(n_mels=100), FrontEndSpec(f_min_hz=50, f_max_hz=7000, n_mels=80)])
+def test_filters_are_those_of_the_runtime(spec: FrontEndSpec | AcousticSpec) -> None:
+    assert np.abs(mel_filters(spec, 16_000) - mel_filterbank(spec).numpy()).max() <= 1e-12
 
 
 def test_filters_sit_on_the_htk_mel_scale() -> None:

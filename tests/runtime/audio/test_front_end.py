@@ -11,11 +11,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from dasheng_edge.runtime.audio.front_end import FrontEnd
+from dasheng_edge.runtime.audio.front_end import FrontEnd, FrontEndGraph
 from dasheng_edge.runtime.audio.onnx_session import onnx_session
 from dasheng_edge.runtime.bundle.bundle import FRONT_END, PROJECTOR
 from dasheng_edge.runtime.bundle.front_end_spec import AcousticSpec, FrontEndSpec
-from dasheng_edge.runtime.errors import BundleFileError, MemoryShortError
+from dasheng_edge.runtime.errors import BundleFileError, DeviceError, MemoryShortError
 from tests.fixtures.places import TWO_SPECTRA_GRAPH
 
 TWO_SPECTRA = FrontEndSpec(acoustic=AcousticSpec(n_mels=20))  # of TWO_SPECTRA_GRAPH
@@ -24,13 +24,17 @@ SMALL = {"chunk_frames": 40}  # so that short clips have many chunks
 
 
 @pytest.fixture(scope="module")
-def front_end(tiny_bundle: Path) -> FrontEnd:
-    return FrontEnd(tiny_bundle / FRONT_END, SPEC.model_copy(update=SMALL), threads=1)
+def front_end() -> FrontEnd:
+    return FrontEnd(SPEC.model_copy(update=SMALL), threads=1)
 
 
-def at_once(front_end: FrontEnd, waveform: NDArray[np.float32]) -> NDArray[np.float32]:
-    (log_mel,) = front_end._session.run(["log_mel"], {"waveform": waveform[None]})
-    return np.asarray(log_mel[0])
+@pytest.fixture(scope="module")
+def graph(tiny_bundle: Path) -> FrontEndGraph:
+    return FrontEndGraph(tiny_bundle / FRONT_END, SPEC)
+
+
+def at_once(graph: FrontEndGraph, waveform: NDArray[np.float32]) -> NDArray[np.float32]:
+    return graph.features(waveform).log_mel
 
 
 def cut(waveform: NDArray[np.float32], sizes: list[int]) -> list[NDArray[np.float32]]:
@@ -50,9 +54,9 @@ def scene(samples: int, seed: int) -> NDArray[np.float32]:
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(3_200, 60_000), st.integers(0, 2**32 - 1))
-def test_chunks_are_cuts_of_the_whole(front_end: FrontEnd, samples: int, seed: int) -> None:
+def test_chunks_are_cuts_of_the_whole(graph: FrontEndGraph, front_end: FrontEnd, samples: int, seed: int) -> None:
     waveform = scene(samples, seed)
-    whole, first = at_once(front_end, waveform), 0
+    whole, first = at_once(graph, waveform), 0
     for chunk, place in front_end.chunks([waveform]):
         start = place * SPEC.patch_frames
         assert place == first
@@ -73,75 +77,77 @@ class SmallParts(FrontEnd):
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(6_400, 30_000), st.integers(0, 2**32 - 1))
-def test_threads_give_what_one_gives(tiny_bundle: Path, front_end: FrontEnd, samples: int, seed: int) -> None:
+def test_threads_give_what_one_gives(graph: FrontEndGraph, samples: int, seed: int) -> None:
     waveform = scene(samples, seed)
-    several = SmallParts(tiny_bundle / FRONT_END, SPEC.model_copy(update=SMALL), threads=3)
+    several = SmallParts(SPEC.model_copy(update=SMALL), threads=3)
     got = several.features([waveform]).log_mel
     assert several.parts >= 2
-    assert np.abs(got - at_once(front_end, waveform)).max() <= 1e-4  # dB; as below
+    assert np.abs(got - at_once(graph, waveform)).max() <= 1e-4  # dB; as below
 
 
-def test_threads_give_both_spectrograms(two_spectra: FrontEnd) -> None:
+def test_threads_give_both_spectrograms(graph_of_two: FrontEndGraph) -> None:
     waveform = scene(20_000, 3)
-    several = SmallParts(TWO_SPECTRA_GRAPH, TWO_SPECTRA.model_copy(update=SMALL), threads=3)
-    features, (log_mel, acoustic) = several.features([waveform]), both_at_once(two_spectra, waveform)
+    several = SmallParts(TWO_SPECTRA.model_copy(update=SMALL), threads=3)
+    features, (log_mel, acoustic) = several.features([waveform]), both_at_once(graph_of_two, waveform)
     assert features.acoustic is not None
     assert np.abs(features.log_mel - log_mel).max() <= 1e-4  # dB
     assert np.abs(features.acoustic - acoustic).max() <= 1e-5  # nepers
 
 
 def test_an_interpreter_that_ends_computes_without_threads(
-    tiny_bundle: Path, front_end: FrontEnd, monkeypatch: pytest.MonkeyPatch
+    graph: FrontEndGraph, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    several = SmallParts(tiny_bundle / FRONT_END, SPEC.model_copy(update=SMALL), threads=3)
+    several = SmallParts(SPEC.model_copy(update=SMALL), threads=3)
     several._pool.shutdown()  # refuses work with the same error
     waveform = scene(20_000, 4)
-    assert np.abs(several.features([waveform]).log_mel - at_once(front_end, waveform)).max() <= 1e-4
+    assert np.abs(several.features([waveform]).log_mel - at_once(graph, waveform)).max() <= 1e-4
 
 
 # The fixture is read-only, so hypothesis may use it for all examples.
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(3_200, 60_000), st.integers(0, 2**32 - 1), st.lists(st.integers(1, 9_000), min_size=1, max_size=9))
 @example(161_120 // 4, 0, [6_400])
-def test_blocks_give_what_one_run_gives(front_end: FrontEnd, samples: int, seed: int, sizes: list[int]) -> None:
+def test_blocks_give_what_one_run_gives(
+    graph: FrontEndGraph, front_end: FrontEnd, samples: int, seed: int, sizes: list[int]
+) -> None:
     waveform = scene(samples, seed)
     features = front_end.features(cut(waveform, sizes))
     got = features.log_mel
     assert features.samples == samples
-    want = at_once(front_end, waveform)
+    want = at_once(graph, waveform)
     assert got.shape == want.shape
     assert np.abs(got - want).max() <= 1e-4  # dB; rounding, since the two multiply matrices of other sizes
 
 
 @pytest.mark.parametrize("before_edge", range(1, 200, 6))
-def test_a_reflection_that_is_louder_than_the_clip(front_end: FrontEnd, before_edge: int) -> None:
+def test_a_reflection_that_is_louder_than_the_clip(graph: FrontEndGraph, front_end: FrontEnd, before_edge: int) -> None:
     # The graph sees the clip up to sample 6560 first. A tone that ends just there is reflected into one of
     # twice its length and loudness, which is not in the clip and must not raise its floor.
     waveform = np.zeros(16_000, np.float32)
     edge = (SMALL["chunk_frames"] + 1) * SPEC.hop_length
     waveform[edge - before_edge - 100 : edge - before_edge] = np.cos(np.arange(100)[::-1] * 2 * np.pi / 16)
     got = front_end.features([waveform]).log_mel
-    assert np.abs(got - at_once(front_end, waveform)).max() <= 1e-4
+    assert np.abs(got - at_once(graph, waveform)).max() <= 1e-4
 
 
 @pytest.mark.parametrize("samples", [1, 3_039, 3_199, 3_200, 3_201, 12_000])
-def test_short_clips_are_padded_with_silence(front_end: FrontEnd, samples: int) -> None:
+def test_short_clips_are_padded_with_silence(graph: FrontEndGraph, front_end: FrontEnd, samples: int) -> None:
     waveform = np.full(samples, 0.5, np.float32)
     features = front_end.features([waveform])
     log_mel, counted = features.log_mel, features.samples
     assert counted == max(samples, 3_200)
     padded = np.pad(waveform, (0, counted - samples))
-    assert np.array_equal(log_mel, at_once(front_end, padded))
+    assert np.array_equal(log_mel, at_once(graph, padded))
     assert log_mel.shape == (64, SPEC.frames_of(counted))
 
 
 @pytest.mark.parametrize("samples", [161_120, 161_279, 161_280, 161_281, 323_040])
-def test_full_blocks(tiny_bundle: Path, samples: int) -> None:
-    front_end = FrontEnd(tiny_bundle / FRONT_END, SPEC, threads=1)
+def test_full_blocks(graph: FrontEndGraph, samples: int) -> None:
+    front_end = FrontEnd(SPEC, threads=1)
     square = np.sign(np.sin(np.arange(samples) / 7)).astype(np.float32)
     for waveform in (square, np.zeros_like(square), scene(samples, 1)):
         got = front_end.features(cut(waveform, [16_000] * 30)).log_mel
-        assert np.abs(got - at_once(front_end, waveform)).max() <= 1e-4
+        assert np.abs(got - at_once(graph, waveform)).max() <= 1e-4
 
 
 def test_silence_is_at_the_floor(front_end: FrontEnd) -> None:
@@ -158,13 +164,13 @@ def test_nothing_lies_further_below_the_loudest_bin_than_top_db(front_end: Front
 
 def test_the_graph_is_checked(tiny_bundle: Path) -> None:
     with pytest.raises(BundleFileError, match="expected waveform to log_mel;"):
-        FrontEnd(tiny_bundle / PROJECTOR, SPEC)
+        FrontEndGraph(tiny_bundle / PROJECTOR, SPEC)
     with pytest.raises(BundleFileError, match="expected waveform to log_mel, acoustic_mel;"):
-        FrontEnd(tiny_bundle / FRONT_END, TWO_SPECTRA)
+        FrontEndGraph(tiny_bundle / FRONT_END, TWO_SPECTRA)
     with pytest.raises(
         BundleFileError, match=r"from waveform \(1, 3200\) it gives log_mel \(1, 64, 21\) .*\(1, 64, 247\)"
     ):
-        FrontEnd(tiny_bundle / FRONT_END, FrontEndSpec(hop_length=13))
+        FrontEndGraph(tiny_bundle / FRONT_END, FrontEndSpec(hop_length=13))
     assert onnx_session(tiny_bundle / FRONT_END, "cpu", 1).get_providers() == ["CPUExecutionProvider"]
 
 
@@ -179,31 +185,68 @@ def test_a_failure_says_where_and_what_to_do(tiny_bundle: Path, monkeypatch: pyt
         def get_session_options(self) -> onnxruntime.SessionOptions:
             return onnxruntime.SessionOptions()
 
-    front_end = FrontEnd(tiny_bundle / FRONT_END, SPEC)
-    monkeypatch.setattr(front_end, "_session", NoMemory())
+    graph = FrontEndGraph(tiny_bundle / FRONT_END, SPEC)
+    monkeypatch.setattr(graph, "_session", NoMemory())
     expected = r"no memory on CPUExecutionProvider with waveform \(1, 4000\): bad allocation; free"
     with pytest.raises(MemoryShortError, match=expected):
-        front_end.features([np.zeros(4_000, np.float32)])
+        graph.features(np.zeros(4_000, np.float32))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_samples_that_are_no_numbers_are_refused(front_end: FrontEnd, value: float) -> None:
+    waveform = np.zeros(8_000, np.float32)
+    waveform[5_000] = value
+    with pytest.raises(DeviceError, match="NaN or infinity"):
+        front_end.features([waveform])
+    waveform[5_000] = np.finfo(np.float32).max
+    assert np.isfinite(front_end.features([waveform]).log_mel).all()
+
+
+SPECS = st.builds(
+    lambda half, win, hop, bands, floor, top: FrontEndSpec(
+        n_fft=2 * half, win_length=max(win * 2 * half // 100, hop), hop_length=hop, n_mels=bands, log_floor=floor,
+        top_db=top,
+    ),
+    st.integers(200, 600), st.integers(30, 100), st.integers(100, 160), st.integers(1, 90),
+    st.sampled_from([1e-10, 1e-5]), st.sampled_from([120.0, 30.0]),
+)  # fmt: skip
+
+
+@settings(max_examples=25, deadline=None)
+@given(SPECS, st.integers(0, 99))
+def test_cuts_make_no_difference_whatever_the_sizes(spec: FrontEndSpec, seed: int) -> None:
+    waveform = scene(30_000, seed)
+    whole = FrontEnd(spec).features([waveform]).log_mel
+    small = FrontEnd(spec.model_copy(update=SMALL)).features(cut(waveform, [700] * 50)).log_mel
+    assert whole.shape == small.shape
+    assert np.abs(whole - small).max() <= 1e-4  # dB
 
 
 @pytest.fixture(scope="module")
 def two_spectra() -> FrontEnd:
-    return FrontEnd(TWO_SPECTRA_GRAPH, TWO_SPECTRA.model_copy(update=SMALL), threads=1)
+    return FrontEnd(TWO_SPECTRA.model_copy(update=SMALL), threads=1)
 
 
-def both_at_once(front_end: FrontEnd, waveform: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-    return [output[0] for output in front_end._session.run(None, {"waveform": waveform[None]})]
+@pytest.fixture(scope="module")
+def graph_of_two() -> FrontEndGraph:
+    return FrontEndGraph(TWO_SPECTRA_GRAPH, TWO_SPECTRA)
+
+
+def both_at_once(graph: FrontEndGraph, waveform: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
+    features = graph.features(waveform)
+    assert features.acoustic is not None
+    return features.log_mel, features.acoustic
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(3_200, 60_000), st.integers(0, 2**32 - 1), st.lists(st.integers(1, 9_000), min_size=1, max_size=9))
 @example(161_120 // 4, 0, [6_400])
 def test_blocks_give_both_spectrograms_of_one_run(
-    two_spectra: FrontEnd, samples: int, seed: int, sizes: list[int]
+    graph_of_two: FrontEndGraph, two_spectra: FrontEnd, samples: int, seed: int, sizes: list[int]
 ) -> None:
     waveform = scene(samples, seed)
     features = two_spectra.features(cut(waveform, sizes))
-    log_mel, acoustic = both_at_once(two_spectra, waveform)
+    log_mel, acoustic = both_at_once(graph_of_two, waveform)
     assert features.acoustic is not None
     assert features.acoustic.shape == acoustic.shape == (20, features.log_mel.shape[1])
     assert np.abs(features.log_mel - log_mel).max() <= 1e-4  # dB
@@ -211,12 +254,14 @@ def test_blocks_give_both_spectrograms_of_one_run(
 
 
 @pytest.mark.parametrize("before_edge", range(1, 700, 57))
-def test_no_frame_sees_a_reflection_within_the_longer_window(two_spectra: FrontEnd, before_edge: int) -> None:
+def test_no_frame_sees_a_reflection_within_the_longer_window(
+    graph_of_two: FrontEndGraph, two_spectra: FrontEnd, before_edge: int
+) -> None:
     # The first block's frames are kept up to the 40th; a click near where it is cut is reflected in both spectra.
     waveform = np.full(20_000, 1e-4, np.float32)
     waveform[(SMALL["chunk_frames"] + 3) * SPEC.hop_length - before_edge] = 1.0
     features = two_spectra.features([waveform])
-    log_mel, acoustic = both_at_once(two_spectra, waveform)
+    log_mel, acoustic = both_at_once(graph_of_two, waveform)
     assert features.acoustic is not None
     assert np.abs(features.log_mel - log_mel).max() <= 1e-4
     assert np.abs(features.acoustic - acoustic).max() <= 1e-5
@@ -232,10 +277,10 @@ def test_the_acoustic_mel_has_no_floor_of_the_clip(two_spectra: FrontEnd) -> Non
 
 
 @pytest.mark.parametrize("samples", [1, 3_199])
-def test_short_clips_are_padded_in_both(two_spectra: FrontEnd, samples: int) -> None:
+def test_short_clips_are_padded_in_both(graph_of_two: FrontEndGraph, two_spectra: FrontEnd, samples: int) -> None:
     waveform = np.full(samples, 0.5, np.float32)
     features = two_spectra.features([waveform])
-    _, acoustic = both_at_once(two_spectra, np.pad(waveform, (0, 3_200 - samples)))
+    _, acoustic = both_at_once(graph_of_two, np.pad(waveform, (0, 3_200 - samples)))
     assert features.samples == 3_200
     assert features.acoustic is not None
     assert np.array_equal(features.acoustic, acoustic)

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dasheng_edge.runtime.audio.encoder import Encoder, Projector
-from dasheng_edge.runtime.audio.front_end import FrontEnd
+from dasheng_edge.runtime.audio.front_end import FrontEndGraph
 from dasheng_edge.runtime.bundle.bundle import ENCODER, FRONT_END, PROJECTOR
 from dasheng_edge.runtime.bundle.front_end_spec import FrontEndSpec
 from dasheng_edge.runtime.bundle.graph_check import Case, check_graph
@@ -214,7 +214,7 @@ def test_many_fields_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 OPENERS: dict[str, Callable[[Path], object]] = {
-    FRONT_END: lambda path: FrontEnd(path, FrontEndSpec()),
+    FRONT_END: lambda path: FrontEndGraph(path, FrontEndSpec()),
     ENCODER: lambda path: Encoder(path, FrontEndSpec()),
     PROJECTOR: lambda path: Projector(path, FrontEndSpec()),
 }
