@@ -20,7 +20,8 @@ from .onnx_session import onnx_session, run_graph
 
 Feed: TypeAlias = dict[str, NDArray[Any]]  # what the encoder's graph is given for one chunk, by name
 
-# Chunks that share a run, where the graph keeps them apart.
+# Chunks that share a run, where the graph keeps them apart. On two cores, the fp32 encoder of the 0.6B takes 244, 236,
+# 241 and 256 ms for each chunk of 10 s in runs of 1, 2, 4 and 8, and 52, 49, 46 and 45 ms for those of 2 s.
 CHUNKS: Mapping[Device, int] = {"cpu": 1, "cuda": 8}
 
 
