@@ -41,6 +41,7 @@ RecipeOption = Annotated[
         "RECIPE",
         "Precision of encoder, decoder, and keys and values",
         "; ".join(f"{name} is {recipe.text}" for name, recipe in RECIPES.items()),
+        flag="--recipe",
     ),
 ]
 EncoderOption = Annotated[
@@ -161,7 +162,8 @@ def compare(
     ],
     *,
     clips: Annotated[
-        Path, typer.Option(metavar="CLIPS", help="What to compare on: a manifest (.jsonl), a folder or a file.")
+        Path,
+        typer.Option("--clips", metavar="CLIPS", help="What to compare on: a manifest (.jsonl), a folder or a file."),
     ],
     out: Annotated[
         Path,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from dasheng_edge.runtime.machine.devices import ON_CPU
 from dasheng_edge.runtime.names import printable
 
 from .options import (
@@ -48,7 +49,7 @@ def bench(
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, metavar="N", help="How often each clip is captioned.")] = 5,
     max_new_tokens: TokensOption = None,
-    device: DeviceOption = "cpu",
+    device: DeviceOption = ON_CPU,
     allow_tf32: Tf32Option = False,
     threads: ThreadsOption = None,
     as_json: JsonOption = False,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from dasheng_edge.runtime.errors import NOT_OF_A_CLIP, AudioError, DashengEdgeError, clip_error
+from dasheng_edge.runtime.machine.devices import ON_CPU
 from dasheng_edge.runtime.output.caption_formats import CAPTION_FORMATS, CaptionFormat, TextFormat
 
 from .options import (
@@ -113,7 +114,7 @@ def caption(
     live: LiveOption = False,
     track: TrackOption = None,
     strict: StrictOption = False,
-    device: DeviceOption = "cpu",
+    device: DeviceOption = ON_CPU,
     allow_tf32: Tf32Option = False,
     threads: ThreadsOption = None,
     check_sha256: Sha256Option = True,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dasheng_edge.runtime.machine.devices import ON_CPU
 from dasheng_edge.runtime.names import printable, printable_json
 
 from .options import (
@@ -40,7 +41,7 @@ def embed(
     out: Annotated[Path, typer.Option(metavar="FILE.npz", help="File to write, for numpy.load.")],
     overwrite: OverwriteOption = False,
     as_json: JsonLinesOption = False,
-    device: DeviceOption = "cpu",
+    device: DeviceOption = ON_CPU,
     allow_tf32: Tf32Option = False,
     threads: ThreadsOption = None,
     check_sha256: Sha256Option = True,

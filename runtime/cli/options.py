@@ -7,7 +7,6 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO, get_args
@@ -15,15 +14,15 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO, get_args
 import typer
 from pydantic import BaseModel, ValidationError
 
-from dasheng_edge.runtime.errors import MissingExtraError
-from dasheng_edge.runtime.machine.devices import Device, DeviceChoice, checked_device
+from dasheng_edge.runtime.errors import DeviceError, MissingExtraError
+from dasheng_edge.runtime.machine.devices import DeviceChoice, Placement
 from dasheng_edge.runtime.machine.installation import install_line
 from dasheng_edge.runtime.names import did_you_mean, known_name, printable, printable_json
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from dasheng_edge.runtime.engine_options import EngineOptions
+    from dasheng_edge.runtime.engine_options import EngineOptions, WeightLayout
 
 
 def name_option(
@@ -33,9 +32,13 @@ def name_option(
 
     `others` tells those who ask for another name where that is to be had.
     """
+
+    def parse(text: str) -> str:  # a function: older typers ask for its name
+        return _parse_name(text, names, others)
+
     return typer.Option(
         *([flag] if flag else []),
-        parser=partial(_parse_name, names=names, others=others),
+        parser=parse,
         autocompletion=lambda: [*names],
         metavar=metavar,
         help=f"{text}: {listed or ', '.join(names)}.",
@@ -49,16 +52,23 @@ def _parse_name(text: str, names: Sequence[str], others: str = "") -> str:
     return name
 
 
-def device_of(choice: str) -> Device:
-    """The device that was asked for; says on stderr which one "auto" is, and why."""
+def device_of(choice: str | Placement) -> Placement:
+    """Where the parts are to be; says on stderr which device "auto" is, and why."""
+    if isinstance(choice, Placement):  # a default
+        return choice
+    if "=" in choice:
+        try:
+            return Placement.parse(choice)
+        except DeviceError as error:
+            raise typer.BadParameter(str(error)) from error
     choice = _parse_name(choice, get_args(DeviceChoice))
     if choice != "auto":
-        return checked_device(choice)
+        return Placement.parse(choice)
     from dasheng_edge.runtime.parts import choose_device
 
     device, why = choose_device()
     say(f"device: {device} ({why})")
-    return device
+    return Placement(device, device)
 
 
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder made by `dasheng-edge export`.")]
@@ -73,12 +83,14 @@ StrictOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object, on one line.")]
 JsonLinesOption = Annotated[bool, typer.Option("--json", help="Print one JSON object per file, each on one line.")]
 DeviceOption = Annotated[
-    Device,
+    Placement,
     typer.Option(
+        "--device",
         parser=device_of,
         autocompletion=lambda: [*get_args(DeviceChoice)],
         metavar="DEVICE",
-        help="Where all parts run: cpu, cuda, or auto, which is cuda if all parts can use it.",
+        help="Where all parts run: cpu, cuda, or auto, which is cuda if all parts can use it; or each, as in "
+        "encoder=cuda,decoder=cpu.",
     ),
 ]
 Tf32Option = Annotated[
@@ -101,12 +113,14 @@ Sha256Option = Annotated[
 
 
 def engine_options(
-    device: Device, threads: int | None, allow_tf32: bool = False, *, mapped: bool = False
+    device: Placement, threads: int | None, allow_tf32: bool = False, *, mapped: bool = False
 ) -> EngineOptions:
     """How the engines run: `--threads` holds for each part; `mapped` leaves the weights in the pages of their file."""
     from dasheng_edge.runtime.engine_options import EngineOptions
 
-    options = EngineOptions(device, weights="mapped" if mapped else None, allow_tf32=allow_tf32)
+    decoder = None if device.decoder == device.encoder else device.decoder
+    weights: WeightLayout | None = "mapped" if mapped else None
+    options = EngineOptions(device.encoder, weights=weights, decoder_device=decoder, allow_tf32=allow_tf32)
     return options.changed(threads=threads)
 
 

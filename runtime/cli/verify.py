@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dasheng_edge.runtime.errors import BundleVerifyError
+from dasheng_edge.runtime.machine.devices import ON_CPU
 
 from .options import (
     BundleArgument,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 def verify(
     bundle: BundleArgument,
     as_json: JsonOption = False,
-    device: DeviceOption = "cpu",
+    device: DeviceOption = ON_CPU,
     allow_tf32: Tf32Option = False,
     threads: ThreadsOption = None,
     exact: Annotated[

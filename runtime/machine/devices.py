@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -15,6 +16,38 @@ DEVICES: tuple[Device, ...] = get_args(Device)
 PROVIDERS: Mapping[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}  # of ONNX Runtime
 EXTRAS: Mapping[Device, str] = {"cpu": "cpu", "cuda": "gpu"}  # of this package, which bring that provider
 DeviceChoice = Literal["cpu", "cuda", "auto"]  # what a user may ask for: "auto" is what `choose_device` finds
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the parts of a bundle are: the decoder, and those before it, of which the encoder is one."""
+
+    encoder: Device
+    decoder: Device
+
+    def __str__(self) -> str:
+        """As `--device` takes it."""
+        return self.encoder if self.encoder == self.decoder else f"encoder={self.encoder},decoder={self.decoder}"
+
+    @classmethod
+    def parse(cls, text: str) -> Placement:
+        """Reads what `str` gives; parts that are not named are on the CPU.
+
+        Raises:
+            DeviceError: it is neither a device nor parts with their devices.
+        """
+        if "=" not in text:
+            return cls(checked_device(text), checked_device(text))
+        places: dict[str, Device] = {}
+        for one in text.split(","):
+            part, _, device = one.strip().partition("=")
+            if part not in ("encoder", "decoder") or part in places:
+                raise DeviceError(f"got {text!r} for the devices of parts; expected such as encoder=cuda,decoder=cpu")
+            places[part] = checked_device(device)
+        return cls(places.get("encoder", "cpu"), places.get("decoder", "cpu"))
+
+
+ON_CPU = Placement("cpu", "cpu")
 
 _CPU_FOLDER = Path("/sys/devices/system/cpu")
 _CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")

@@ -251,6 +251,7 @@ class Sequences:
                 else:
                     self._end(place.answer, error)
             return
+        context.synchronize()
         spent = 1000 * (perf_counter() - start) / len(group)
         for (place, rows), last in zip(group, lasts.tolist(), strict=True):
             place.past += len(rows)
@@ -277,6 +278,7 @@ class Sequences:
                 else:
                     self._end(place.answer, error)
             return
+        context.synchronize()
         spent = 1000 * (perf_counter() - start) / len(going)
         for row, place in enumerate(going):
             place.past += 1

@@ -16,7 +16,7 @@ from dasheng_edge.runtime.audio import onnx_session
 from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.engine_options import EngineOptions, EngineSettings
-from dasheng_edge.runtime.errors import MissingExtraError
+from dasheng_edge.runtime.errors import MemoryShortError, MissingExtraError
 from dasheng_edge.runtime.machine.gpu import Gpus
 from dasheng_edge.runtime.parts import Parts, choose_device
 from dasheng_edge.runtime.text.decoder import FIRST_CONTEXT
@@ -116,3 +116,24 @@ def test_parts_on_a_gpu_are_run_at_the_sizes_of_requests_and_change_no_answer(
     assert parts.decoder.n_ctx == FIRST_CONTEXT  # nothing is taken that a usual request does not need
     with Captioner(bundle, parts) as warm:
         assert warm.caption(clip).tokens == want
+
+
+@pytest.mark.parametrize(
+    ("options", "fits"),
+    [(EngineSettings("cuda"), False), (EngineSettings(decoder_device="cuda"), False), (EngineSettings(), True)],
+)
+def test_what_does_not_fit_into_the_memory_of_a_card_is_refused_before_it_is_loaded(
+    fake_cuda: FakeCuda, tiny_bundle: Path, options: EngineSettings, fits: bool
+) -> None:
+    fake_cuda.gpus = Gpus((replace(H200, free_bytes=300_000_000),), "")
+    if fits:
+        Parts.open(Bundle.open(tiny_bundle), options).decoder.close()
+        return
+    with pytest.raises(MemoryShortError, match=r"MB of the GPU's memory, 300 MB are free.*encoder=cuda,decoder=cpu"):
+        Parts.open(Bundle.open(tiny_bundle), options)
+    assert fake_cuda.opened == {}
+
+
+def test_a_board_that_does_not_tell_what_is_free_is_tried(fake_cuda: FakeCuda, tiny_bundle: Path) -> None:
+    fake_cuda.gpus = Gpus((replace(H200, free_bytes=None),), "")
+    Parts.open(Bundle.open(tiny_bundle), EngineSettings("cuda", decoder_device="cpu")).decoder.close()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
-from typing import Annotated
+from typing import Annotated, get_type_hints
 
 import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from dasheng_edge.runtime.cli.options import fitted, load, name_option
+from dasheng_edge.runtime.cli.app import build_app
+from dasheng_edge.runtime.cli.options import device_of, engine_options, fitted, load, name_option
 from dasheng_edge.runtime.errors import MissingExtraError
 from dasheng_edge.runtime.machine.installation import install_line
 
@@ -72,3 +73,24 @@ def test_a_line_is_broken_between_words_on_a_terminal_only(monkeypatch: pytest.M
     assert fitted(line, io.StringIO()) == line
     assert fitted(line, Terminal()) == f"opening x86-64-v3\nfiles of\n{'f' * 64}\nagain"
     assert fitted("short", Terminal()) == "short"
+
+
+def test_no_option_is_named_by_what_stands_for_its_value() -> None:
+    """typer 0.27.0 to 0.27.3 call an option by its metavar where that is its name in capitals: `--DEVICE`."""
+    from typer.models import OptionInfo
+
+    wrong = []
+    for command in build_app().registered_commands:
+        hints = get_type_hints(command.callback, include_extras=True) if command.callback else {}
+        for name, hint in hints.items():
+            options = [one for one in getattr(hint, "__metadata__", ()) if isinstance(one, OptionInfo)]
+            unnamed = [one for one in options if not str(one.default).startswith("--") and not one.param_decls]
+            wrong += [(hint, name) for one in unnamed if one.metavar == name.upper()]
+    assert wrong == []
+
+
+def test_the_decoder_may_be_elsewhere() -> None:
+    options = engine_options(device_of("encoder=cuda,decoder=cpu"), None)
+    assert (options.device, options.text_device) == ("cuda", "cpu")
+    with pytest.raises(typer.BadParameter, match="encoder=cuda,decoder=cpu"):
+        device_of("encoder=cuda,projector=cpu")

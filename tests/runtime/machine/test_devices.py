@@ -9,7 +9,7 @@ import pytest
 
 from dasheng_edge.runtime.errors import DeviceError
 from dasheng_edge.runtime.machine import devices
-from dasheng_edge.runtime.machine.devices import checked_device, checked_threads, usable_cores
+from dasheng_edge.runtime.machine.devices import Placement, checked_device, checked_threads, usable_cores
 
 
 def test_unknown_devices_and_thread_counts() -> None:
@@ -64,3 +64,20 @@ def test_hardware_threads_count_where_cores_do_not(monkeypatch: pytest.MonkeyPat
     assert (usable_cores(), devices.usable_hardware_threads()) == (2, 4)
     (tmp_path / "cpu.max").write_text("300000 100000")
     assert (usable_cores(), devices.usable_hardware_threads()) == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "placement"),
+    [
+        ("cpu", Placement("cpu", "cpu")), ("cuda", Placement("cuda", "cuda")),
+        ("encoder=cuda,decoder=cpu", Placement("cuda", "cpu")), ("decoder=cuda", Placement("cpu", "cuda")),
+    ],
+)  # fmt: skip
+def test_parts_are_placed_together_or_apart(text: str, placement: Placement) -> None:
+    assert Placement.parse(text) == Placement.parse(str(placement)) == placement
+
+
+@pytest.mark.parametrize("text", ["tpu", "encoder=tpu", "front_end=cuda", "encoder=cuda,encoder=cpu", "encoder=", "="])
+def test_other_places_are_refused(text: str) -> None:
+    with pytest.raises(DeviceError, match="expected"):
+        Placement.parse(text)
