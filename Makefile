@@ -212,6 +212,10 @@ bench-full: llama-tools $(BENCH)/small/7b/manifest.json  ## the same for the dec
 	@$(BIN)/python -m benchmarks.speed.mtmd $(BENCH)/small/7b
 	@$(BIN)/python -m benchmarks.render
 
+.PHONY: bench-gpu
+bench-gpu: $(STAMP_READY) build/micro  ## measure a card with a 7B of random weights (eight minutes, 21 GB of memory), to benchmarks/results/gpu
+	@$(BIN)/python -m benchmarks.gpu
+
 .PHONY: bench-export bench-export-full
 bench-export: $(STAMP_READY)  ## export every variant but the 7B at full size, and record time, memory and errors
 	@$(BIN)/python -m benchmarks.export.measure

@@ -36,17 +36,13 @@ Values = NDArray[Any]
 
 def spread(name: str, shape: Sequence[int], depth: int, *, inputs_first: bool) -> tuple[float, float]:
     """Mean and standard deviation of a tensor's values."""
-    if "running_mean" in name:
-        return -20.0, 8.0  # decibels
-    if "running_var" in name:
-        return 324.0, 48.0
     if "token_embd" in name:
         return 0.0, 0.3
     if "pos_embed" in name:
         return 0.0, 0.1
     branch = 1 / math.sqrt(2 * depth) if any(part in name for part in BEFORE_SUM) else 1.0
     if sum(size != 1 for size in shape) <= 1:
-        return (1.0 if ("norm" in name or "init_bn" in name) and "weight" in name else 0.0), 0.1 * branch
+        return (1.0 if "norm" in name and "weight" in name else 0.0), 0.1 * branch
     inputs = shape[0] if inputs_first else math.prod(shape[1:])
     return 0.0, branch / math.sqrt(inputs)
 
@@ -117,7 +113,7 @@ def fill_table(path: Path, places: Mapping[str, Any], depth: int, weights: Weigh
             index, (name, (place, kind, shape)) = item
             mean, std = spread(name, shape, depth, inputs_first=len(shape) == 2)
             drawn = weights.values(math.prod(shape), mean, std, _dtype(kind), index * 7919 * 4099)
-            write_all(descriptor, np.abs(drawn) if "running_var" in name else drawn, place)
+            write_all(descriptor, drawn, place)
 
         with ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(one, enumerate(places.items())))

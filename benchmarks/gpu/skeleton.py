@@ -42,6 +42,8 @@ from dasheng_edge.runtime.bundle.manifest import DecoderFacts, EncoderFacts, Man
 SHAPES = ("7b", "tiny")
 TYPES = ("F16", "Q4_K_M")
 FACTS = "skeleton.json"
+# What the batch norm before the encoder does to decibels; so few numbers stand in the graph itself.
+NORM = {"weight": 1.0, "bias": 0.0, "running_mean": -20.0, "running_var": 18.0**2}
 Places = dict[str, list[Any]]  # name of a tensor -> [offset, type, shape], as it lies in its file
 
 
@@ -88,6 +90,10 @@ def write_skeleton(name: str, out: Path) -> None:
 def _halve(source: Path, out: Path) -> Places:
     """The graphs of `quantize --encoder fp16`, for the CPU and for CUDA, without weights; where those go."""
     model = load_graph(source)
+    for name, value in model.graph.initializers.items():
+        if "init_bn" in name and value.const_value is not None:
+            values = np.full(value.const_value.shape.numpy(), NORM[name.rpartition(".")[2]], np.float32)
+            value.const_value = ir.Tensor(values, name=name)
     convert(model, dict.fromkeys(matrix_nodes(model), "fp16"))
     written = out / source.name
     save_graph(model, written, beside=True)
