@@ -85,7 +85,7 @@ def logits_relative_rms(got: Array, want: Array) -> float:
 
     A constant added to all logits changes nothing that is computed from them.
     """
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         return relative_rms(got - got.mean(), want - want.mean())
 
 
