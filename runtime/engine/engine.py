@@ -18,6 +18,7 @@ from dasheng_edge.runtime.engine_options import EngineOptions
 from dasheng_edge.runtime.errors import CaptionerBusyError, DashengEdgeError, clip_error
 from dasheng_edge.runtime.machine.devices import Device
 from dasheng_edge.runtime.machine.forks import Home, starts_pool
+from dasheng_edge.runtime.machine.memory import started_thread
 from dasheng_edge.runtime.parts import Parts
 from dasheng_edge.runtime.request import asked, check_count
 from dasheng_edge.runtime.text.sequences import MAX_SEQUENCES
@@ -83,8 +84,11 @@ class Engine:
         self._closed = False
         starts_pool(parts.decoder.settings.text_threads)
         self._scheduler = self._new_scheduler()
-        self._thread = threading.Thread(target=self._work, name="dasheng-edge engine", daemon=True)
-        self._thread.start()
+        try:
+            self._thread = started_thread("engine", self._work)
+        except BaseException:
+            self._scheduler.close()
+            raise
 
     @classmethod
     def open(

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import Generic, Protocol, TypeVar
 
+from dasheng_edge.runtime.machine.memory import started_thread
+
 
 class Heard(Protocol):
     """A request that can be heard."""
@@ -28,6 +30,9 @@ class Hearing(Generic[_Job]):
     decoder each use all cores, they take turns.
 
     `add` and `discard` may be called by any thread, `take` and `close` by one at a time.
+
+    Raises:
+        MemoryShortError: there is not enough memory for the threads.
     """
 
     def __init__(
@@ -43,14 +48,15 @@ class Hearing(Generic[_Job]):
         self._closed = False
         self._changed = threading.Condition()
         self._to_read: SimpleQueue[_Reading[_Job] | None] = SimpleQueue()
-        self._readers = [self._started("audio", self._read) for _ in range(readers)]
-        self._thread = self._started("encoder", self._work) if beside else None
-
-    @staticmethod
-    def _started(name: str, work: Callable[[], None]) -> threading.Thread:
-        thread = threading.Thread(target=work, name=f"dasheng-edge {name}", daemon=True)
-        thread.start()
-        return thread
+        self._readers: list[threading.Thread] = []
+        self._thread: threading.Thread | None = None
+        try:
+            for _ in range(readers):
+                self._readers.append(started_thread("audio", self._read))
+            self._thread = started_thread("encoder", self._work) if beside else None
+        except BaseException:
+            self.close()  # those that run
+            raise
 
     def __len__(self) -> int:
         """How many were added and are not taken."""

@@ -12,13 +12,15 @@ import ctypes
 import errno
 import mmap
 import re
-from collections.abc import Generator, Iterator
+import threading
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dasheng_edge.runtime.errors import DashengEdgeError, MemoryShortError
 
 MARGIN_BYTES = 24 << 20  # for all that is small beside what is counted: a decode of a 7B takes 9 MB, Python the rest
+STACK_BYTES = 8 << 20  # of a thread, where nobody says otherwise
 _MEMINFO = Path("/proc/meminfo")
 _STATUS = Path("/proc/self/status")
 _LIMITS = Path("/proc/self/limits")
@@ -65,6 +67,22 @@ def memory_errors(what: str, fix: str) -> Generator[None]:
         if (why := short_of_memory(error)) is None:
             raise
         raise MemoryShortError(f"there is not enough memory for {what} ({why}): {fix}") from error
+
+
+def started_thread(name: str, work: Callable[[], object]) -> threading.Thread:
+    """A thread of ours that runs. Python waits for ever for one that has no memory to begin, so that is asked before.
+
+    Raises:
+        MemoryShortError: there is not enough memory, or there are too many threads.
+    """
+    fix = "free memory, or raise the limits of memory and of processes (ulimit -v, -u)"
+    require("a thread", fix, mapped=STACK_BYTES)
+    thread = threading.Thread(target=work, name=f"dasheng-edge {name}", daemon=True)
+    try:
+        thread.start()
+    except (RuntimeError, MemoryError) as error:
+        raise MemoryShortError(f"cannot start a thread ({str(error) or 'out of memory'}): {fix}") from error
+    return thread
 
 
 def short_of_memory(error: BaseException) -> str | None:

@@ -7,13 +7,14 @@ import json
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from dasheng_edge.runtime.errors import BundleFileError, MemoryShortError
 from dasheng_edge.runtime.machine import memory
-from dasheng_edge.runtime.machine.memory import memory_errors, require, short_of_memory
+from dasheng_edge.runtime.machine.memory import memory_errors, require, short_of_memory, started_thread
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells and limits")
 
@@ -151,3 +152,20 @@ def test_lack_of_memory_is_told_in_one_way(error: Exception) -> None:
 def test_other_errors_stay(error: Exception) -> None:
     with pytest.raises(type(error)), memory_errors("a cake", "bake less"):
         raise error
+
+
+def test_a_thread_that_cannot_begin_is_an_error_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = threading.Event()
+    started_thread("test", done.set).join(10)
+    assert done.is_set()
+    with monkeypatch.context() as patch:
+        patch.setattr(memory, "_can_map", lambda *_, **__: False)
+        with pytest.raises(MemoryShortError, match="a thread needs about"):
+            started_thread("test", done.set)
+
+    def refused(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    with pytest.raises(MemoryShortError, match=r"cannot start a thread \(can't start new thread\): .*ulimit -v, -u"):
+        started_thread("test", done.set)
