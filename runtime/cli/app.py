@@ -93,9 +93,12 @@ class _Command(TyperCommand):
             if isinstance(error.__cause__, ValidationError):  # Typer passes pydantic's words on
                 error.message = wrong_value(error.__cause__)
             raise
-        for value in ctx.params.values():
-            for path in value if isinstance(value, list) else [value]:
-                if isinstance(path, Path) and (hint := address_hint(path)):
+        # Before 0.29, Typer makes paths of texts only when the command is called, and tells by their type.
+        texts = {param.name for param in self.params if getattr(getattr(param, "type", None), "name", "") == "path"}
+        for name, value in ctx.params.items():
+            for path in value if isinstance(value, (list, tuple)) else [value]:
+                is_path = isinstance(path, Path) or (path and name in texts)
+                if is_path and (hint := address_hint(Path(path))):
                     ctx.fail(hint)
         return rest
 
