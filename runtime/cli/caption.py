@@ -142,13 +142,12 @@ def caption(
         "repetition_penalty": repetition_penalty, "no_repeat_ngram_size": no_repeat_ngram_size,
     }  # fmt: skip
     one_by_one = batch == 1 or stream or live
-    mapped = not one_by_one or (len(audio) < MIN_REPACKING_CLIPS and windows is None)
-    engine = engine_options(device, threads, allow_tf32, mapped=mapped)
+    few = len(audio) < MIN_REPACKING_CLIPS and windows is None
+    engine = engine_options(device, threads, allow_tf32, mapped=not one_by_one or few)
     with Captioner.open(bundle, options=engine, check_sha256=check_sha256) as captioner:
         run = _Run(
             captioner, prompt, system, max_new_tokens, _sampling(captioner, options),
-            live=live, lines=CAPTION_FORMATS[name](len(audio) == 1), stream=stream,
-        )  # fmt: skip
+            live=live, lines=CAPTION_FORMATS[name](len(audio) == 1), stream=stream)  # fmt: skip
         clips = _clips(captioner, _streams(captioner, audio, track, strict=strict), windows, live=live)
         if not run.show_all(clips, 1 if one_by_one else batch or DEFAULT_BATCH[engine.text_device]):
             raise typer.Exit(1)

@@ -58,6 +58,7 @@ def test_rounding_activations_costs_more_than_rounding_weights_alone(fp16: Bundl
     assert errors.keys() == {"patches", "embeddings"}
     assert limits.cuda_patches_relative == float(f"{2 * errors['patches']:.3g}")
     assert limits.cuda_embeddings_relative == float(f"{2 * errors['embeddings']:.3g}")
+    assert limits.cuda_patches_relative is not None
     assert limits.patches_relative < limits.cuda_patches_relative < HALVES_RELATIVE
 
 
