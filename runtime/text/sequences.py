@@ -104,7 +104,7 @@ class Sequences:
             except DashengEdgeError as error:
                 self._end(answer, error)
             taken += 1
-        for group in _groups(placed):
+        for group in _groups([pair for pair in placed if not pair[0].answer.ended]):
             self._prefill(group)
         return taken
 
@@ -175,7 +175,12 @@ class Sequences:
         except MemoryShortError:
             if not self._places:
                 raise
-            self._open(*before)
+            try:
+                self._open(*before)
+            except MemoryShortError as error:  # not even that any more: what was in the making is lost
+                for place in list(self._places.values()):
+                    self._end(place.answer, error)
+                raise
             self._limit = before[0]
         for sequence, state in states.items():
             place = self._places[sequence]

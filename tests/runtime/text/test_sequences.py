@@ -135,3 +135,25 @@ def test_without_memory_for_more_there_are_fewer(decoder: Decoder, monkeypatch: 
     assert [answer.tokens for answer in answers[:-1]] == want
     assert isinstance(answers[-1].error, MemoryShortError)
     assert max(opened) <= 2
+
+
+def test_without_memory_for_what_there_was_all_are_told(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    new_context, opened = decoder.new_context, []
+
+    def scarce(*arguments: Any, **given: Any) -> Any:
+        opened.append(1)
+        if len(opened) in (2, 3):  # neither the larger one, nor the one before again
+            raise MemoryShortError("a context needs more")
+        return new_context(*arguments, **given)
+
+    monkeypatch.setattr(decoder, "new_context", scarce)
+    places = Sequences(decoder, 4)
+    first, second, third = (Answer(prompt(decoder, 3), 4, Sampling()) for _ in range(3))
+    assert places.begin([first]) == 1
+    assert places.begin([second, third]) == 2
+    assert isinstance(first.error, MemoryShortError)
+    assert isinstance(second.error, MemoryShortError)
+    while not third.ended:
+        places.step()
+    assert third.error is None
+    places.close()
