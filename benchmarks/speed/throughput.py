@@ -1,138 +1,164 @@
-"""How long several clips take: one by one, decoded together, and with the encoder a clip ahead of the decoder.
+"""How long clips of mixed length take: one by one, in static batches, and by continuous batching.
 
     python -m benchmarks.speed.throughput BUNDLE
 
-Eight clips of 10 s, 40 tokens each, greedily. In batches, each step of the decoder says one token of every clip. Ahead,
-one thread encodes the next clip while the decoder works on this one, which can only help where the decoder leaves cores
-idle. The last line is JSON.
+32 clips of 1 to 30 s, said about in 5 to 60 tokens each, greedily. A static batch waits for its longest answer before
+the next one begins. One by one and in static batches, weights are repacked, which is the fastest there. The last line
+is JSON.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from time import perf_counter
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.records.benchmark import Benchmark, parser, run
 from benchmarks.records.plots import Panel, bars, bars_of
 from benchmarks.records.record import BenchmarkError, Record
 from benchmarks.records.section import Section, table
-from benchmarks.records.turns import summed_up, take_turns, timed, times
-from benchmarks.synthetic.noise import GREEDY, RATE_HZ, talkative_noise
+from benchmarks.records.turns import field, take_turns, times
+from benchmarks.synthetic.noise import GREEDY, RATE_HZ, noise
 from dasheng_edge.runtime import Bundle, Captioner
-from dasheng_edge.runtime.audio.audio_parts import AudioInputParts
 from dasheng_edge.runtime.engine.engine import DEFAULT_BATCH
+from dasheng_edge.runtime.engine.job import CaptionScheduler
 from dasheng_edge.runtime.engine_options import EngineOptions
+from dasheng_edge.runtime.errors import DashengEdgeError
+from dasheng_edge.runtime.request import Request
 
-CLIPS, CLIP_S, TOKENS = 8, 10, 40
-BATCHES = (2, 4, 8)
-ONE, AHEAD = "one by one", "encoder a clip ahead"
-Waveform = NDArray[np.float32]
+CLIPS, SHORTEST_S, LONGEST_S, MIN_TOKENS, MAX_TOKENS = 32, 1, 30, 5, 60
+STATIC = 8
+SIZES = (8, 16, 32)
+ONE, STATIC_NAME = "one by one", f"static batches of {STATIC}"
+Turn = dict[str, float]  # total_s, and first_s: until the first answer
 
 
-def batch_name(size: int) -> str:
-    """Of the variant that decodes so many clips together."""
-    return f"in batches of {size}"
+def size_name(size: int) -> str:
+    """Of the variant in which so many answers are made together."""
+    return f"continuous, {size} together"
 
 
 @dataclass(frozen=True)
-class Ahead:
-    """Encodes the next clip in a thread of its own."""
+class Turns:
+    """The ways to caption the same requests; each returns what it took."""
 
-    captioner: Captioner
-    audio: AudioInputParts
-    tokens: int
+    one_by_one: Captioner  # with repacked weights
+    together: Captioner  # with weights as they are stored
+    requests: Sequence[Request]
 
-    @classmethod
-    def open(cls, captioner: Captioner, threads: int, tokens: int) -> Ahead:
-        """With `threads` for the encoder; the decoder has those of the captioner."""
-        return cls(captioner, AudioInputParts.open(captioner.bundle, EngineOptions().changed(threads=threads)), tokens)
+    def alone(self) -> Turn:
+        """One request after another, each on its own."""
+        start, first_s = perf_counter(), 0.0
+        for one in self.requests:
+            self.one_by_one.caption(one.audio, max_new_tokens=one.max_new_tokens, sampling=GREEDY)
+            first_s = first_s or perf_counter() - start
+        return {"first_s": first_s, "total_s": perf_counter() - start}
 
-    def caption_all(self, clips: Sequence[Waveform]) -> None:
-        """Every clip, in turn."""
-        with ThreadPoolExecutor(1) as pool:
-            coming = pool.submit(self._encode, clips[0])
-            for clip in (*clips[1:], None):
-                embeddings = coming.result()
-                if clip is not None:
-                    coming = pool.submit(self._encode, clip)
-                self._say(embeddings)
+    def static(self) -> Turn:
+        """Batches, each of which begins when all answers of the one before have ended."""
+        start, first_s = perf_counter(), 0.0
+        for begin in range(0, len(self.requests), STATIC):
+            self._scheduled(self.one_by_one, self.requests[begin : begin + STATIC], STATIC)
+            first_s = first_s or perf_counter() - start
+        return {"first_s": first_s, "total_s": perf_counter() - start}
 
-    def _encode(self, clip: Waveform) -> NDArray[np.float32]:
-        return np.concatenate(list(self.audio.embedding_groups([clip])))
+    def continuous(self, size: int) -> Turn:
+        """A place that is left is taken at once."""
+        return self._scheduled(self.together, self.requests, size)
 
-    def _say(self, embeddings: NDArray[np.float32]) -> None:
-        parts = self.captioner.parts
-        parts.decoder.prefill(parts.prompts.build(None).rows(embeddings), reserve=self.tokens)
-        if len(list(parts.decoder.generate(self.tokens, GREEDY))) != self.tokens:
-            raise BenchmarkError(f"the text ends before {self.tokens} tokens; ask for fewer with --tokens")
+    @staticmethod
+    def _scheduled(captioner: Captioner, requests: Sequence[Request], size: int) -> Turn:
+        start, first_s = perf_counter(), 0.0
+        scheduler = CaptionScheduler(captioner.bundle, captioner.parts, size)
+        jobs = [scheduler.job(request) for request in requests]
+        for job in jobs:
+            scheduler.add(job)
+        try:
+            while len(scheduler):
+                scheduler.advance(lambda _: None)
+                first_s = first_s or (perf_counter() - start if any(job.ended for job in jobs) else 0.0)
+        finally:
+            scheduler.close()
+        for job in jobs:
+            if isinstance(result := job.result(), DashengEdgeError):
+                raise result
+        return {"first_s": first_s, "total_s": perf_counter() - start}
 
 
-def measure(captioner: Captioner, threads: int, tokens: int, rounds: int) -> dict[str, Any]:
-    """Seconds of all clips, for each variant."""
-    clips = [talkative_noise(captioner, CLIP_S, tokens)] * CLIPS
-    sources = [(clip, RATE_HZ) for clip in clips]
+def mixed_requests(captioner: Captioner, count: int) -> list[Request]:
+    """Noise of mixed length, each with a limit of tokens that the model, with random weights, does not end before.
 
-    def one_by_one() -> None:
-        for source in sources:
-            captioner.caption(source, max_new_tokens=tokens, sampling=GREEDY)
+    Raises:
+        BenchmarkError: it ends its text too early on every clip.
+    """
+    lengths, seed = np.random.default_rng(0), 0
+    requests: list[Request] = []
+    while len(requests) < count:
+        audio = (noise(float(lengths.uniform(SHORTEST_S, LONGEST_S)), seed), RATE_HZ)
+        asked = Request(audio, None, None, int(lengths.integers(MIN_TOKENS, MAX_TOKENS + 1)), GREEDY)
+        said = captioner.caption(audio, max_new_tokens=asked.max_new_tokens, sampling=GREEDY)
+        seed += 1
+        if len(said.tokens) >= MIN_TOKENS:
+            requests.append(replace(asked, max_new_tokens=len(said.tokens)))
+        elif seed >= 3 * count:
+            raise BenchmarkError(f"{captioner.bundle.folder.name} says too little about {seed} clips of noise")
+    return requests
 
-    def together(size: int) -> Callable[[], object]:
-        return lambda: captioner.caption_batch(sources, max_new_tokens=tokens, sampling=GREEDY, batch=size)
 
-    turns: dict[str, Callable[[], object]] = {ONE: one_by_one}
-    turns |= {batch_name(size): together(size) for size in BATCHES}
-    for count in sorted({max(1, threads // 2), threads}):
-        ahead = Ahead.open(captioner, count, tokens)
-        turns[f"{AHEAD}, on {count} of {threads} threads"] = lambda ahead=ahead: ahead.caption_all(clips)  # type: ignore[misc]
-    taken = take_turns({name: timed(turn) for name, turn in turns.items()}, rounds)
+def measure(one_by_one: Captioner, together: Captioner, count: int, rounds: int) -> dict[str, Any]:
+    """Seconds of all clips and until the first answer, for each variant."""
+    requests = mixed_requests(one_by_one, count)
+    turns = Turns(one_by_one, together, requests)
+    variants: dict[str, Callable[[], Turn]] = {ONE: turns.alone, STATIC_NAME: turns.static}
+    variants |= {size_name(size): lambda size=size: turns.continuous(size) for size in SIZES}  # type: ignore[misc]
+    taken = take_turns(variants, rounds, warm_up=0)
     return {
-        "clips": CLIPS, "clip_s": CLIP_S, "tokens": tokens, "default_batch": DEFAULT_BATCH,
-        "seconds": {name: summed_up(values) for name, values in taken.items()},
+        "clips": count, "tokens": sum(one.max_new_tokens for one in requests), "default_batch": DEFAULT_BATCH["cpu"],
+        "audio_s": sum(len(one.audio[0]) for one in requests if isinstance(one.audio, tuple)) / RATE_HZ,
+        "seconds": {name: field(rows, "total_s") for name, rows in taken.items()},
+        "first_s": {name: field(rows, "first_s") for name, rows in taken.items()},
     }  # fmt: skip
 
 
 def headline(record: Record) -> dict[str, float]:
-    """How many times as fast as one by one."""
-    seconds = record["seconds"]
-    return {name: times(seconds[ONE], timed) for name, timed in seconds.items() if name != ONE}
+    """How many times as fast as static batches, and how soon the first answer is there, next to one by one."""
+    seconds, first_s, ours = record["seconds"], record["first_s"], size_name(record["default_batch"])
+    return {
+        f"{ours}, times as fast as {STATIC_NAME}": times(seconds[STATIC_NAME], seconds[ours]),
+        f"{ours}, first answer after, times that of {ONE}": times(first_s[ours], first_s[ONE]),
+    }
 
 
 def section(record: Record) -> Section:
-    """Several clips, one after another and together."""
-    seconds, count = record["seconds"], record["clips"]
+    """Clips of mixed length, one after another and together."""
+    seconds, first_s, count = record["seconds"], record["first_s"], record["clips"]
     rows = [
         [
-            name, f"{timed['p50']:.2f}", f"{timed['p90']:.2f}", f"{_audio_s(record, timed):.0f}",
-            f"{times(seconds[ONE], timed):.2f}",
+            name, f"{timed['p50']:.1f}", f"{timed['p90']:.1f}", f"{60 * count / timed['p50']:.0f}",
+            f"{times(seconds[ONE], timed):.2f}", f"{first_s[name]['p50']:.1f}",
         ]
         for name, timed in seconds.items()
     ]  # fmt: skip
     about = (
-        f"{count} clips of {record['clip_s']} s, {record['tokens']} tokens each, with one captioner. In batches, a "
-        "step of the decoder says one token of every clip. With the encoder a clip ahead, the next clip is encoded "
-        "while the decoder works on this one, which pays where it leaves cores idle; the runtime does not do it."
+        f"{count} clips of {SHORTEST_S} to {LONGEST_S} s, {record['audio_s']:.0f} s in all, said about in "
+        f"{record['tokens']} tokens. A static batch waits for its longest answer; continuously, an answer that ends "
+        "leaves its place to the next. One by one and in static batches with repacked weights, continuously with "
+        "weights as they are stored: each is faster so."
     )
-    head = ("", "p50, s", "p90, s", "seconds of audio a second", "times as fast as one by one")
-    title = f"{count} clips of {record['clip_s']} s with {record['model']}"
-    panel = Panel(bars_of(seconds, 1, (batch_name(record["default_batch"]),)), "seconds")
+    head = ("", "p50, s", "p90, s", "clips a minute", "times as fast as one by one", "first answer, s")
+    title = f"{count} clips of mixed length with {record['model']}"
+    panel = Panel(bars_of(seconds, 1, (size_name(record["default_batch"]),)), "seconds")
     return Section(f"Throughput, {record['model']}", f"{about}\n\n{table(head, rows)}", bars([panel], title))
 
 
 def summary(record: Record) -> dict[str, str]:
-    """Clips in the default batch."""
-    timed = record["seconds"][batch_name(record["default_batch"])]
-    return {f"seconds of audio captioned in a second, {batch_name(record['default_batch'])}":
-            f"{_audio_s(record, timed):.0f}"}  # fmt: skip
-
-
-def _audio_s(record: Record, timed: Record) -> float:
-    return float(record["clips"] * record["clip_s"] / timed["p50"])
+    """Clips a minute, as they are captioned by default."""
+    timed = record["seconds"][size_name(record["default_batch"])]
+    return {"clips of 1 to 30 s captioned in a minute": f"{60 * record['clips'] / timed['p50']:.0f}"}
 
 
 BENCHMARK = Benchmark("throughput", headline, section, summary, rank=3)
@@ -141,12 +167,16 @@ BENCHMARK = Benchmark("throughput", headline, section, summary, rank=3)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 1 if it cannot be measured."""
     options = parser(__doc__, "bundle")
-    options.add_argument("--tokens", type=int, default=TOKENS, help="of each caption")
+    options.add_argument("--clips", type=int, default=CLIPS)
     given = options.parse_args(arguments)
 
     def measured(bundle: Bundle) -> dict[str, Any]:
-        with Captioner.open(bundle.folder, threads=given.threads, check_sha256=False) as captioner:
-            return measure(captioner, given.threads, given.tokens, given.rounds)
+        engines = [EngineOptions(weights=layout).changed(threads=given.threads) for layout in (None, "mapped")]
+        with (
+            Captioner.open(bundle.folder, options=engines[0], check_sha256=False) as one_by_one,
+            Captioner.open(bundle.folder, options=engines[1], check_sha256=False) as together,
+        ):
+            return measure(one_by_one, together, given.clips, given.rounds)
 
     return run(BENCHMARK, given, measured)
 

@@ -336,9 +336,12 @@ def test_parameters_of_whisper_large() -> None:
 
 @pytest.mark.slow
 def test_throughput_is_measured(run: Run, tiny_bundle: Path) -> None:
-    record = run(throughput.main, tiny_bundle, "--tokens", "4")
-    assert [len(found["values"]) for found in record["seconds"].values()] == [5] * len(record["seconds"])
-    assert {throughput.ONE, *map(throughput.batch_name, throughput.BATCHES)} < set(record["seconds"])
+    record = run(throughput.main, tiny_bundle, "--clips", "6")
+    names = {throughput.ONE, throughput.STATIC_NAME, *map(throughput.size_name, throughput.SIZES)}
+    assert set(record["seconds"]) == set(record["first_s"]) == names
+    for name in names:
+        assert len(record["seconds"][name]["values"]) == 5
+        assert 0 < record["first_s"][name]["p50"] <= record["seconds"][name]["p50"]
 
 
 @pytest.mark.slow

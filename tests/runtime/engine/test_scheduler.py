@@ -186,12 +186,12 @@ def test_cancelling_frees_the_place_at_once(beside: bool) -> None:
 @pytest.mark.parametrize("beside", [True, False])
 def test_closing_does_not_wait_for_audio_that_never_ends(beside: bool) -> None:
     scheduler, _ = new(2, 100, beside=beside)
-    scheduler.add(Asked(0, 1, slow_s=30.0))
+    scheduler.add(Asked(0, 1, slow_s=200.0))
     time.sleep(0.05)
     start = time.monotonic()
     scheduler.close()
     scheduler.close()
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 100
 
 
 def test_audio_is_read_by_other_threads_while_one_is_heard() -> None:
