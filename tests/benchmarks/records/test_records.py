@@ -207,11 +207,11 @@ def test_the_page_shows_each_record_and_what_is_missed(tmp_path: Path, capsys: p
     assert "reach 800 GOP/s in int8 and 200 in fp32, of which ONNX Runtime's fp32 encoder gets 75%" in text
     assert "int8 would be 5.16 times as fast" in text
     assert "| 10 s: llama.cpp mtmd F16 | 637 | 9.000 | 9.540 | 30.0 | 750 |" in text
-    assert "| in batches of 8 | 4.00 | 4.24 | 20 | 2.00 |" in text
+    assert "| continuous, 16 together | 16.0 | 17.0 | 120 | 2.25 | 1.2 |" in text
     assert "| threads follow, times the best | 1.00 | 1.10 | 1.00 |" in text
     assert text.count("```text\nTestium 5") == 1  # one machine, one card
     plots = re.findall(r"!\[[^]]+\]\(([^)]+)\)", text)
-    assert len(plots) == 11
+    assert len(plots) == 12
     for plot in plots:
         assert (tmp_path / plot).read_text("utf-8").startswith("<?xml")
 
