@@ -15,7 +15,6 @@ from pathlib import Path
 from dasheng_edge.runtime.audio.read import AudioSource
 from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.bundle.manifest import Sampling
-from dasheng_edge.runtime.engine.engine import DEFAULT_BATCH
 from dasheng_edge.runtime.engine.job import CaptionJob, CaptionScheduler
 from dasheng_edge.runtime.engine.opening import open_parts
 from dasheng_edge.runtime.engine_options import EngineOptions
@@ -187,7 +186,7 @@ class Captioner:
         together where there is no memory for more. What is wrong for all clips, such as the prompt or the captioner, is
         raised.
         """
-        batch = DEFAULT_BATCH[self.parts.decoder.settings.text_device] if batch is None else batch
+        batch = self.parts.decoder.settings.batch if batch is None else batch
         check_count("batch", batch, MAX_SEQUENCES)
         if isinstance(clips, (str, bytes, os.PathLike)) or not isinstance(clips, Iterable):
             raise AudioError(f"the clips are of type {type(clips).__name__}; expected a list of paths or other audio")

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from dasheng_edge.runtime.bundle.bundle import Bundle, sha256_of
 from dasheng_edge.runtime.bundle.manifest import MANIFEST, UNREADABLE, KvType
-from dasheng_edge.runtime.engine_options import EngineOptions, EngineSettings, Host, resolve
+from dasheng_edge.runtime.engine_options import DEFAULT_BATCH, EngineOptions, EngineSettings, Host, resolve
 from dasheng_edge.runtime.machine.devices import usable_hardware_threads
 from dasheng_edge.runtime.machine.identity import identify, installed
 from dasheng_edge.runtime.machine.user_cache import FOLDER_VARIABLE, cache_folder
@@ -22,7 +22,14 @@ from dasheng_edge.runtime.machine.user_cache import FOLDER_VARIABLE, cache_folde
 from .atomic_output import PartialOutput, not_a_file
 from .errors import DeviceError, OutputWriteError
 
-_SHARED = ("encoder_threads", "prefill_threads", "decode_threads", "kv_type", "huge_pages")  # with `EngineSettings`
+_SHARED = (
+    "encoder_threads",
+    "prefill_threads",
+    "decode_threads",
+    "kv_type",
+    "huge_pages",
+    "batch",
+)  # with `EngineSettings`
 
 
 class _Model(BaseModel):
@@ -48,6 +55,7 @@ class TunedFile(_Model):
     kv_type: KvType
     repack: bool  # how schema 1 says `weights`
     huge_pages: bool = False
+    batch: PositiveInt = DEFAULT_BATCH["cpu"]  # not in files of earlier versions
     schema_version: Literal[1] = 1
     bundle: str  # its name, for readers
     manifest_sha256: str

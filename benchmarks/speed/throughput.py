@@ -24,9 +24,8 @@ from benchmarks.records.section import Section, table
 from benchmarks.records.turns import field, take_turns, times
 from benchmarks.synthetic.noise import GREEDY, RATE_HZ, noise
 from dasheng_edge.runtime import Bundle, Captioner
-from dasheng_edge.runtime.engine.engine import DEFAULT_BATCH
 from dasheng_edge.runtime.engine.job import CaptionScheduler
-from dasheng_edge.runtime.engine_options import EngineOptions
+from dasheng_edge.runtime.engine_options import DEFAULT_BATCH, EngineOptions
 from dasheng_edge.runtime.errors import DashengEdgeError
 from dasheng_edge.runtime.request import Request
 

@@ -135,7 +135,6 @@ def caption(
     windows = _windows(window, hop, live=live)
     check_stdin(audio)
     from dasheng_edge.runtime.captioner import Captioner
-    from dasheng_edge.runtime.engine.engine import DEFAULT_BATCH
 
     options = {
         "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed,
@@ -149,7 +148,7 @@ def caption(
             captioner, prompt, system, max_new_tokens, _sampling(captioner, options),
             live=live, lines=CAPTION_FORMATS[name](len(audio) == 1), stream=stream)  # fmt: skip
         clips = _clips(captioner, _streams(captioner, audio, track, strict=strict), windows, live=live)
-        if not run.show_all(clips, 1 if one_by_one else batch or DEFAULT_BATCH[engine.text_device]):
+        if not run.show_all(clips, 1 if one_by_one else batch or captioner.parts.decoder.settings.batch):
             raise typer.Exit(1)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
 from concurrent.futures import CancelledError
 from concurrent.futures import TimeoutError as WaitedTooLongError
 from dataclasses import replace
@@ -16,7 +15,6 @@ from dasheng_edge.runtime.bundle.manifest import Sampling
 from dasheng_edge.runtime.caption import Caption
 from dasheng_edge.runtime.engine_options import EngineOptions
 from dasheng_edge.runtime.errors import CaptionerBusyError, DashengEdgeError, clip_error
-from dasheng_edge.runtime.machine.devices import Device
 from dasheng_edge.runtime.machine.forks import Home, starts_pool
 from dasheng_edge.runtime.machine.memory import started_thread
 from dasheng_edge.runtime.parts import Parts
@@ -25,10 +23,6 @@ from dasheng_edge.runtime.text.sequences import MAX_SEQUENCES
 
 from .job import CaptionJob, CaptionScheduler
 from .opening import open_parts
-
-# Answers together. 32 clips of 1 to 30 s with 5 to 60 tokens, 0.6B Q4_K_M on two cores: 33 s one by one, 30 s in eights
-# and 25 s in sixteens or more. Each needs its own keys and values: 29 MB for 256 positions.
-DEFAULT_BATCH: Mapping[Device, int] = {"cpu": 16, "cuda": 64}
 
 
 class Ticket:
@@ -75,7 +69,7 @@ class Engine:
 
     def __init__(self, bundle: Bundle, parts: Parts, *, batch: int | None = None) -> None:
         self.bundle, self.parts = bundle, parts
-        self.batch = DEFAULT_BATCH[parts.decoder.settings.text_device] if batch is None else batch
+        self.batch = parts.decoder.settings.batch if batch is None else batch
         check_count("batch", self.batch, MAX_SEQUENCES)
         self._home = Home("engine", parts)
         self._changed = threading.Condition()

@@ -15,9 +15,6 @@ from statistics import median
 from time import perf_counter
 from typing import Literal, TypeAlias, get_args
 
-import numpy as np
-
-from dasheng_edge.runtime.audio.audio_parts import AudioInputParts, AudioParts
 from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.bundle.manifest import KvType
 from dasheng_edge.runtime.engine_options import (
@@ -31,18 +28,17 @@ from dasheng_edge.runtime.engine_options import (
 from dasheng_edge.runtime.errors import BundleError, DecoderError, MachineBusyError
 from dasheng_edge.runtime.machine.devices import usable_hardware_threads
 from dasheng_edge.runtime.machine.load import WAIT_S, Load, busy, wait_for_calm
-from dasheng_edge.runtime.parts import TextParts
 from dasheng_edge.runtime.tuned import store_tuned, tuned_path
 
-Part: TypeAlias = Literal["encoder", "prefill", "decode", "weights", "keys and values", "bundle"]
-CLIP_S = 10.0  # of the clip that is measured: one chunk of the encoder
+from .timing import answer_ms, batch_token_ms, encode_ms
+
+Part: TypeAlias = Literal["encoder", "prefill", "decode", "weights", "keys and values", "batch", "bundle"]
 ANSWER_TOKENS = 24  # of a caption, where prefill and decoding are added up
-CONTEXT_ROWS = 128  # positions before the token that is decoded: about a prompt with ten seconds of audio
+BATCHES = (8, 16, 32, 64)  # answers together
 GAIN = 0.03  # less is noise
 CONFIRMATIONS = 2  # how often a setting that seems faster is measured again
 BUDGET_S = 100.0  # for all bundles; what is under way then is finished, which keeps it below two minutes
 MAX_TRIES = 3  # of a measurement beside which others used the machine
-MIN_RUNS, MIN_S, MAX_S = 5, 0.5, 2.0  # of one setting: so many runs in so long, unless they take too long
 # Setting -> part -> median of each visit, in milliseconds; the first setting is the default.
 _Times: TypeAlias = dict[str, dict[Part, list[float]]]
 Say: TypeAlias = Callable[[str], None]
@@ -195,7 +191,11 @@ class _Contests:
         # 2 % of what a 0.6B in Q4_K_M reads for a token, which is less than GAIN.
         kinds = [self.settings.kv_type, *(get_args(KvType) if allow_kv else ())]
         of_kind = {kind: replace(self.settings, kv_type=kind) for kind in dict.fromkeys(kinds)}
-        self.caption_ms += self._decide_between(of_kind, "keys and values", self._deadline_s)
+        self.caption_ms += self._decide_between(of_kind, "keys and values", start + left * 0.93)
+        of_batch = {f"{size} together": replace(self.settings, batch=size) for size in BATCHES}
+        of_batch = dict(sorted(of_batch.items(), key=lambda item: item[1].batch != self.settings.batch))
+        times = self._measured("batch", of_batch, self._batch, self._deadline_s)
+        self.settings = of_batch[self._decided(times, "batch")]
 
     def stored(self) -> TunedBundle:
         """The choice, which is stored where it was measured in calm."""
@@ -208,6 +208,9 @@ class _Contests:
     def _decoder(self, settings: EngineSettings) -> Mapping[Part, float]:
         prefill_ms, token_ms = answer_ms(self.bundle, settings)
         return {"prefill": prefill_ms, "decode": token_ms}
+
+    def _batch(self, settings: EngineSettings) -> Mapping[Part, float]:
+        return {"batch": batch_token_ms(self.bundle, settings)}
 
     def _decide_between(self, settings: Mapping[str, EngineSettings], part: Part, deadline_s: float) -> float:
         """Take what answers fastest, with prefill and ANSWER_TOKENS tokens; how many milliseconds that takes."""
@@ -321,48 +324,3 @@ def _rows(bundle: str, part: Part, times: _Times, chosen: str) -> list[Row]:
         )
         for name, parts in times.items()
     ]  # fmt: skip
-
-
-def typical_ms(run: Callable[[], object]) -> float:
-    """Median time of a call, once it has been made."""
-    run()
-    times: list[float] = []
-    while (spent := sum(times)) < MAX_S and (len(times) < MIN_RUNS or spent < MIN_S):
-        start = perf_counter()
-        run()
-        times.append(perf_counter() - start)
-    return 1000 * median(times)
-
-
-def encode_ms(bundle: Bundle, threads: int) -> float:
-    """Waveform of CLIP_S seconds to audio embeddings, in milliseconds; to patches if the bundle has no decoder."""
-    settings = EngineSettings(encoder_threads=threads)
-    samples = round(CLIP_S * bundle.manifest.front_end.sample_rate_hz)
-    waveform = np.random.default_rng(0).normal(0, 0.1, samples).astype(np.float32)
-    if bundle.manifest.decoder:
-        input_parts = AudioInputParts.open(bundle, settings)
-        return typical_ms(lambda: input_parts.embeddings([waveform]))
-    audio = AudioParts.open(bundle, settings)
-    return typical_ms(lambda: audio.encoder.patches(audio.front_end.features([waveform])))
-
-
-def answer_ms(bundle: Bundle, settings: EngineSettings) -> tuple[float, float]:
-    """What the decoder needs for the default prompt with CLIP_S seconds of audio, and for one token, in milliseconds.
-
-    The beginning of the prompt is in the cache, as it is with every clip but the first.
-
-    Raises what `TextParts.open` and `Decoder.prefill` raise.
-    """
-    # With as many threads as the settings say, whatever others do meanwhile.
-    spec, text = bundle.manifest.front_end, TextParts.open(bundle, replace(settings, adaptive_threads=False))
-    decoder = text.decoder
-    try:
-        tokens = spec.tokens_of(round(CLIP_S * spec.sample_rate_hz))
-        audio = np.random.default_rng(0).normal(0, 0.02, (tokens, decoder.n_embd)).astype(np.float32)
-        rows = text.prompts.build(None).rows(audio)
-        prefill_ms = typical_ms(lambda: decoder.prefill(rows))
-        # One row behind tokens that are in the cache is what a generated token costs, and never ends an answer.
-        before = tuple(index % decoder.n_vocab for index in range(min(CONTEXT_ROWS, decoder.context_length - 1)))
-        return prefill_ms, typical_ms(lambda: decoder.prefill([before, audio[:1]]))
-    finally:
-        decoder.close()

@@ -10,13 +10,15 @@ import pytest
 
 from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.bundle.manifest import MANIFEST, KvType
-from dasheng_edge.runtime.engine_options import EngineSettings, Host
+from dasheng_edge.runtime.engine_options import EngineOptions, EngineSettings, Host
 from dasheng_edge.runtime.errors import BundleError, DecoderError, MachineBusyError, OutputWriteError
 from dasheng_edge.runtime.machine.devices import usable_cores
 from dasheng_edge.runtime.parts import TextParts
+from dasheng_edge.runtime.speed import timing
 from dasheng_edge.runtime.speed import tune as tune_module
-from dasheng_edge.runtime.speed.tune import TuneOptions, TuneReport, named, thread_counts, tune, typical_ms
-from dasheng_edge.runtime.tuned import stored_fields, tuned_for
+from dasheng_edge.runtime.speed.timing import typical_ms
+from dasheng_edge.runtime.speed.tune import TuneOptions, TuneReport, named, thread_counts, tune
+from dasheng_edge.runtime.tuned import settings_for, stored_fields, tuned_for
 from tests.fixtures.bundle_kinds import write_encoder_bundle
 from tests.fixtures.fake_machine import CORES, FakeMachine, Others, machine
 
@@ -66,6 +68,7 @@ def test_each_part_gets_what_is_fastest_for_it(tiny_bundle: Path, machine: FakeM
         "kv_type": "f16",
         "repack": False,
         "huge_pages": False,
+        "batch": 16,
     }
     (tuned,) = report.tuned
     assert tuned.caption_ms == pytest.approx(100 / 8 + 100 / 8 + tune_module.ANSWER_TOKENS * 10)
@@ -114,6 +117,7 @@ def test_without_time_the_default_is_measured_and_stays(tiny_bundle: Path, machi
         "kv_type": "f16",
         "repack": False,
         "huge_pages": False,
+        "batch": 16,
     }
     default = EngineSettings(encoder_threads=4, prefill_threads=4, decode_threads=4)
     assert machine.looks == [4, default, default]
@@ -140,8 +144,30 @@ def test_keys_and_values_are_chosen_only_where_that_is_allowed(
     assert chosen(report)["kv_type"] == ("q8_0" if allowed else "f16")
     measured_kinds = {row.setting for row in report.rows if row.part == "keys and values"}
     assert measured_kinds == ({"f16", "q8_0", "q4_0"} if allowed else {"f16"})
-    assert ("see `dasheng-edge compare`" in report.reasons[-1]) == allowed
+    assert ("see `dasheng-edge compare`" in report.reasons[-2]) == allowed
     assert report.tuned[0].caption_ms == pytest.approx(12.5 + 50 + 24 * (5 if allowed else 10))
+
+
+def test_as_many_answers_are_made_together_as_pay(tiny_bundle: Path, machine: FakeMachine) -> None:
+    machine.batch = {8: 9.0, 16: 8.0, 32: 6.0, 64: 7.0}.__getitem__
+    report = measured(tiny_bundle)
+    assert chosen(report)["batch"] == 32
+    stored = tuned_for(Bundle.open(tiny_bundle))
+    assert stored is not None
+    assert settings_for(Bundle.open(tiny_bundle), EngineOptions()).batch == stored.batch == 32
+    assert settings_for(Bundle.open(tiny_bundle), EngineOptions(batch=5)).batch == 5
+    assert settings_for(Bundle.open(tiny_bundle), EngineOptions("cuda")).batch == 64
+    old = report.tuned[0].file
+    assert old is not None
+    fields = json.loads(Path(old).read_text("utf-8"))
+    del fields["batch"]  # as earlier versions left it
+    Path(old).write_text(json.dumps(fields), "utf-8")
+    assert settings_for(Bundle.open(tiny_bundle), EngineOptions()).batch == 16
+
+
+def test_a_batch_is_really_measured(tiny_bundle: Path) -> None:
+    bundle = Bundle.open(tiny_bundle, check_sha256=False)
+    assert timing.batch_token_ms(bundle, EngineSettings(batch=3)) > 0
 
 
 def test_a_setting_that_llama_cpp_refuses_is_left_out(tiny_bundle: Path, machine: FakeMachine) -> None:
@@ -176,6 +202,7 @@ def test_an_encoder_alone(tiny_bundle: Path, tmp_path: Path, machine: FakeMachin
         "kv_type": "f16",
         "repack": False,
         "huge_pages": False,
+        "batch": 16,
     }
     assert {row.part for row in report.rows} == {"encoder"}
 
@@ -270,7 +297,7 @@ def test_threads_are_as_many_as_are_measured(tiny_bundle: Path, monkeypatch: pyt
 
     monkeypatch.setattr(TextParts, "open", refuse)
     with pytest.raises(DecoderError):
-        tune_module.answer_ms(Bundle.open(tiny_bundle, check_sha256=False), EngineSettings())
+        timing.answer_ms(Bundle.open(tiny_bundle, check_sha256=False), EngineSettings())
     assert not opened[0].adaptive_threads
 
 
@@ -330,7 +357,7 @@ def test_the_real_engines_are_measured(tiny_bundle: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(tune_module, "MIN_RUNS", 1)
     monkeypatch.setattr(tune_module, "MIN_S", 0.0)
     bundle = Bundle.open(tiny_bundle, check_sha256=False)
-    assert tune_module.encode_ms(bundle, threads) > 0
-    prefill_ms, token_ms = tune_module.answer_ms(bundle, EngineSettings(prefill_threads=threads))
+    assert timing.encode_ms(bundle, threads) > 0
+    prefill_ms, token_ms = timing.answer_ms(bundle, EngineSettings(prefill_threads=threads))
     assert prefill_ms > 0
     assert token_ms > 0
