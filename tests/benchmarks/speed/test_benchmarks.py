@@ -25,7 +25,7 @@ from benchmarks.peers.llama_cpp_tools import VERSION, pinned_version
 from benchmarks.peers.workers import Worker
 from benchmarks.places import REPOSITORY
 from benchmarks.records.record import BenchmarkError
-from benchmarks.speed import busy, callers, decoder, encoder, latency, memory, mtmd, peers, throughput
+from benchmarks.speed import busy, decoder, encoder, latency, memory, mtmd, peers, throughput
 from benchmarks.speed.decoder import Variants
 from benchmarks.speed.encoder import by_operator, profile_graph
 from benchmarks.synthetic.noise import GREEDY, RATE_HZ, noise, talkative_noise, write_wav
@@ -360,13 +360,6 @@ def test_loops_take_cores_and_are_gone_behind() -> None:
     with busy.Beside(1, nice=1).running():
         time.sleep(0.3)
     assert cpu_use().own_s - before.own_s > 0.1  # of children that have ended
-
-
-def test_many_callers_are_measured(run: Run, tiny_bundle: Path, tmp_path: Path) -> None:
-    write_wav(tmp_path / "a.wav", noise(1.0))
-    record = run(callers.main, tiny_bundle, tmp_path, "--callers", "5", "--seconds", "0.5")
-    assert record["asked"] == record["equal"] == len(record["wait_s"]["values"]) >= 5
-    assert record["different"] == record["errors"] == 0
 
 
 @pytest.mark.slow
