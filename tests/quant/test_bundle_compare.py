@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -370,12 +369,6 @@ def test_an_importance_matrix_may_come_first(clips: Path, tmp_path: Path) -> Non
     assert "4 clips are few: intervals that are called 95 % ones are too narrow then." in text
     again = [limit for limit in compare(asked).limits if "Other programs" not in limit]
     assert again == about_clips  # nothing was made, and it is known still
-
-
-def test_answers_are_as_long_as_the_references_where_nothing_is_said(clips: Path, tmp_path: Path) -> None:
-    asked = replace(options(clips, tmp_path / "out", "fp32/Q8_0"), max_new_tokens=None)
-    plan = compare_module._plan(asked, NoProgress())
-    assert plan.limit == Bundle.open(MICRO).prompt_facts.max_new_tokens != 24
 
 
 @pytest.mark.parametrize(("processors", "other"), [(2, 2), (1, 1)])

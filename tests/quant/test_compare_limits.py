@@ -10,13 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from dasheng_edge.quant import bundle_compare as compare_module
 from dasheng_edge.quant.bundle_compare import CompareOptions, compare
 from dasheng_edge.quant.report.report import limits
 from dasheng_edge.runtime.bundle.bundle import Bundle
+from dasheng_edge.runtime.progress import NoProgress
 from tests.fixtures import fake_report
-from tests.quant.test_bundle_compare import CLIPS, MICRO, NAMES, one_turn, options
+from tests.quant.test_bundle_compare import CLIPS, MICRO, NAMES, clips, one_turn, options
 
-__all__ = ["one_turn"]  # used by all tests here
+__all__ = ["clips", "one_turn"]  # fixtures
 pytestmark = pytest.mark.skipif(not MICRO.is_dir(), reason="make build/micro makes it")
 
 
@@ -66,3 +68,9 @@ def test_intervals_of_many_clips_are_as_they_are_called() -> None:
     assert any("1 clip is few" in text for text in limits(decoder, 1, (2, 1)))
     assert any("29 clips are few" in text for text in limits(decoder, 29, (2, 1)))
     assert not any("too narrow" in text for text in limits(decoder, 30, (2, 1)))
+
+
+def test_answers_are_as_long_as_the_references_where_nothing_is_said(clips: Path, tmp_path: Path) -> None:
+    asked = replace(options(clips, tmp_path / "out", "fp32/Q8_0"), max_new_tokens=None)
+    plan = compare_module._plan(asked, NoProgress())
+    assert plan.limit == Bundle.open(MICRO).prompt_facts.max_new_tokens != 24

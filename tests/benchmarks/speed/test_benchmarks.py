@@ -371,11 +371,6 @@ def test_memory_is_measured(run: Run, tiny_bundle: Path) -> None:
     assert record["caption"]["tokens"]["p50"] <= 3
 
 
-def test_a_failed_process_is_quoted(tmp_path: Path) -> None:
-    with pytest.raises(BenchmarkError, match=r"(?s)encode ended with status 1: .*BundleNotFoundError"):
-        memory._process("encode", str(tmp_path / "nothing"), "1", "1")()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [(), ("--apart", "--dtypes", "bf16")])
 def test_peers_are_measured(run: Run, tiny_checkpoint: Path, tiny_bundle: Path, options: tuple[str, ...]) -> None:
