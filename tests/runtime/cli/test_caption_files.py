@@ -116,10 +116,10 @@ def test_warnings_go_to_stderr(tiny_bundle: Path, clip: Path, shown: str, monkey
 def test_a_part_that_fails_costs_one_file(
     tiny_bundle: Path, clip: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    def prefill(*_: object, **__: object) -> None:
+    def rows(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(Decoder, "prefill", prefill)
+    monkeypatch.setattr(RunningRequest, "rows", rows)
     result = caption(tiny_bundle, clip, clip)
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr == 2 * f"error: {error}\n"
