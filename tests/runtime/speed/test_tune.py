@@ -356,8 +356,8 @@ def test_the_real_engines_are_measured(tiny_bundle: Path, monkeypatch: pytest.Mo
     if threads > usable_cores():
         pytest.skip("there is one core")
     monkeypatch.undo()
-    monkeypatch.setattr(tune_module, "MIN_RUNS", 1)
-    monkeypatch.setattr(tune_module, "MIN_S", 0.0)
+    monkeypatch.setattr(timing, "MIN_RUNS", 1)
+    monkeypatch.setattr(timing, "MIN_S", 0.0)
     bundle = Bundle.open(tiny_bundle, check_sha256=False)
     assert timing.encode_ms(bundle, threads) > 0
     prefill_ms, token_ms = timing.answer_ms(bundle, EngineSettings(prefill_threads=threads))
