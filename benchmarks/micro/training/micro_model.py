@@ -96,8 +96,7 @@ class MicroModel(nn.Module):
         for the patches of the clip itself.
         """
         encoder, spec = self.audio_encoder, self.audio_encoder.front_end
-        x = encoder.init_bn(log_mel[..., None]).permute(0, 3, 1, 2)
-        x = encoder.patch_embed(x).flatten(2).transpose(1, 2)
+        x = encoder.patch_embed(encoder.init_bn(log_mel[..., None])[..., 0])
         positions = (encoder.time_pos_embed + encoder.freq_pos_embed)[0, :, 0].T
         chunks = []
         for start, stop in spec.chunks_of(x.shape[1]):
