@@ -15,18 +15,17 @@ from pathlib import Path
 from dasheng_edge.runtime.audio.read import AudioSource
 from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.bundle.manifest import Sampling
+from dasheng_edge.runtime.caption import Caption, CaptionStream
 from dasheng_edge.runtime.engine.job import CaptionJob, CaptionScheduler
 from dasheng_edge.runtime.engine.opening import open_parts
 from dasheng_edge.runtime.engine_options import EngineOptions
+from dasheng_edge.runtime.errors import AudioError, CaptionerBusyError, DashengEdgeError
 from dasheng_edge.runtime.machine.devices import Device
 from dasheng_edge.runtime.machine.forks import Home, starts_pool
 from dasheng_edge.runtime.machine.memory import memory_errors
+from dasheng_edge.runtime.parts import Parts
+from dasheng_edge.runtime.request import Request, RunningRequest, asked, check_count
 from dasheng_edge.runtime.text.sequences import MAX_SEQUENCES
-
-from .caption import Caption, CaptionStream
-from .errors import AudioError, CaptionerBusyError, DashengEdgeError
-from .parts import Parts
-from .request import Request, RunningRequest, asked, check_count
 
 
 class Captioner:

@@ -10,7 +10,7 @@ import contextlib
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict
 from functools import partial
 from importlib import import_module
@@ -46,7 +46,7 @@ class Meter:
         return None if self._nvml is None else int(self._nvml.nvmlDeviceGetMemoryInfo(self._card).used >> 20)
 
     @contextlib.contextmanager
-    def watch(self, into: dict[str, Any]) -> Iterator[None]:
+    def watch(self, into: dict[str, Any]) -> Generator[None]:
         """Put the mean share and the largest memory in the meantime into `into`."""
         if self._nvml is None:
             yield
