@@ -13,7 +13,8 @@ import typer
 
 from dasheng_edge.runtime.errors import NOT_OF_A_CLIP, AudioError, DashengEdgeError, clip_error
 from dasheng_edge.runtime.machine.devices import ON_CPU
-from dasheng_edge.runtime.output.caption_formats import CAPTION_FORMATS, CaptionFormat, TextFormat
+from dasheng_edge.runtime.output.caption_formats import JsonFormat, LineFormat, TextFormat
+from dasheng_edge.runtime.output.rows import CaptionRow
 
 from .options import (
     AudioArgument,
@@ -43,10 +44,11 @@ if TYPE_CHECKING:
 # For fewer clips one by one, it does not pay to have the weights repacked; for several together, it never does: the
 # wider a step, the less llama.cpp gains by its other layouts, and prompts are decoded faster without them.
 MIN_REPACKING_CLIPS = 10
+_LINES: dict[str, type[LineFormat]] = {"text": TextFormat, "json": JsonFormat}
 FormatOption = Annotated[
     str | None,
     name_option(
-        [*CAPTION_FORMATS], "FORMAT", "How captions are printed", f"{', '.join(CAPTION_FORMATS)}; default: text",
+        ["text", "json"], "FORMAT", "How captions are printed", "text, json; default: text",
         flag="--format",
     ),
 ]  # fmt: skip
@@ -146,7 +148,7 @@ def caption(
     with Captioner.open(bundle, options=engine, check_sha256=check_sha256) as captioner:
         run = _Run(
             captioner, prompt, system, max_new_tokens, _sampling(captioner, options),
-            live=live, lines=CAPTION_FORMATS[name](len(audio) == 1), stream=stream)  # fmt: skip
+            live=live, lines=_LINES[name](len(audio) == 1), stream=stream)  # fmt: skip
         clips = _clips(captioner, _streams(captioner, audio, track, strict=strict), windows, live=live)
         if not run.show_all(clips, 1 if one_by_one else batch or captioner.parts.decoder.settings.batch):
             raise typer.Exit(1)
@@ -252,7 +254,7 @@ class _Run:
     max_new_tokens: int | None
     sampling: Sampling
     live: bool
-    lines: CaptionFormat
+    lines: LineFormat
     stream: bool
 
     def show_all(self, clips: Iterator[_Clip], batch: int) -> bool:
@@ -302,7 +304,7 @@ class _Run:
     def _show(self, clip: _Clip, result: Caption | DashengEdgeError) -> bool:
         """Print the caption of a clip, or why there is none; returns whether there is one."""
         if isinstance(result, DashengEdgeError):
-            if line := self.lines.error(clip.name, result):
+            if line := self.lines.line(CaptionRow.of_error(clip.name, result)):
                 typer.echo(line)
             say(f"error: {result}")
             return False
@@ -327,11 +329,12 @@ class _Run:
     def _finish(self, pieces: Generator[str, None, Caption], clip: _Clip) -> Caption:
         """Read an answer to its end, with --stream printing what comes."""
         text, started = TextFormat(self.lines.single_file), False
+        times = None if (window := _window(clip)) is None else (window.start_s, window.end_s)
         try:
             while True:
                 piece = text.piece(next(pieces))
                 if self.stream:
-                    typer.echo(piece if started else text.label(clip.name, _window(clip)) + piece, nl=False)
+                    typer.echo(piece if started else text.label(clip.name, times) + piece, nl=False)
                     sys.stdout.flush()
                     started = True
         except StopIteration as end:
@@ -343,7 +346,7 @@ class _Run:
     def print(self, result: Caption, clip: _Clip) -> None:
         """Print a caption, unless its pieces were printed, and its warnings."""
         if not self.stream:
-            typer.echo(self.lines.caption(clip.name, _window(clip), result))
+            typer.echo(self.lines.line(CaptionRow.of(clip.name, _window(clip), result)))
         for warning in result.warnings:
             say(f"warning: {clip.name}: {warning}")
 

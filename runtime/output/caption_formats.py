@@ -1,73 +1,138 @@
-"""The formats that captions are printed in: a class for each, and one table."""
+"""The formats of captions: a class for each, and one table, which command, jobs and servers read alike."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
+import csv
+import io
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import chain
+from typing import ClassVar
 
-from dasheng_edge.runtime.names import printable, printable_json
+from dasheng_edge.runtime.names import did_you_mean, known_name, printable
 
-if TYPE_CHECKING:
-    from dasheng_edge.runtime.audio.windows import Span
-    from dasheng_edge.runtime.caption import Caption
+from .rows import CaptionRow
 
 
 @dataclass(frozen=True)
 class CaptionFormat(ABC):
-    """How captions of files and of windows of them become lines of text."""
+    """How rows become text, of one file or of several."""
 
-    single_file: bool  # whether there is one file only, so that its name need not be said
+    suffix: ClassVar[str]
+    errors: ClassVar[bool] = False  # whether it says why a file has no caption
+    single_file: bool = True  # whether there is one file only, so that its name need not be said
 
     @abstractmethod
-    def caption(self, file: str, window: Span | None, caption: Caption) -> str:
-        """A caption; `window` is None if the whole file was captioned."""
+    def document(self, rows: Iterable[CaptionRow]) -> Iterator[str]:
+        """A whole file, piece by piece."""
 
-    def error(self, file: str, error: Exception) -> str:  # noqa: ARG002  # a format may leave errors to stderr
-        """Why a file has no caption; empty to say it on stderr alone."""
+
+class LineFormat(CaptionFormat):
+    """One with a line for each row, which can be written as they come."""
+
+    def head(self) -> str:
+        """The line before the first; empty if there is none."""
         return ""
 
+    @abstractmethod
+    def line(self, row: CaptionRow) -> str:
+        """A row, without the line's end; empty if the format leaves it out."""
 
-class TextFormat(CaptionFormat):
+    def document(self, rows: Iterable[CaptionRow]) -> Iterator[str]:
+        yield from (f"{line}\n" for line in chain([self.head()], map(self.line, rows)) if line)
+
+
+class TextFormat(LineFormat):
     """The text, on a line with the file's name and the window's times if there are several.
 
     What would steer a terminal is escaped, in names and in what the model wrote.
     """
 
-    def label(self, file: str, window: Span | None) -> str:
-        """What stands before the text."""
-        times = "" if window is None else f"[{clock(window.start_s)}-{clock(window.end_s)}] "
-        return ("" if self.single_file else f"{printable(file)}: ") + times
+    suffix = ".txt"
+
+    def label(self, audio: str, times: tuple[float, float] | None) -> str:
+        """What stands before the text; `times` are those of a window."""
+        shown = "" if times is None else f"[{clock(times[0])}-{clock(times[1])}] "
+        return ("" if self.single_file else f"{printable(audio)}: ") + shown
 
     def piece(self, text: str) -> str:
         """A piece of what the model wrote, which may hold line ends and tabs."""
         return printable(text, keep="\n\t")
 
-    def caption(self, file: str, window: Span | None, caption: Caption) -> str:
+    def line(self, row: CaptionRow) -> str:
+        if row.error is not None:
+            return ""
+        times = None if row.start_s is None or row.end_s is None else (row.start_s, row.end_s)
         # One line per file or window, so that the output of several can be cut by lines.
-        text = caption.text if self.single_file and window is None else " ".join(caption.text.split())
-        return self.label(file, window) + self.piece(text)
+        text = row.text if self.single_file and times is None else " ".join(row.text.split())
+        return self.label(row.audio, times) + self.piece(text)
+
+    def document(self, rows: Iterable[CaptionRow]) -> Iterator[str]:
+        yield from (f"{self.line(row)}\n" for row in rows if row.error is None)  # an empty caption is a line, too
 
 
-class JsonFormat(CaptionFormat):
-    """A JSON object on one line: the file, the window's times, every field of the caption."""
+class JsonLinesFormat(LineFormat):
+    """A JSON object on one line: the file, the window's times, every field of the caption, or its error."""
 
-    def caption(self, file: str, window: Span | None, caption: Caption) -> str:
-        times = {} if window is None else {"start_s": window.start_s, "end_s": window.end_s}
-        timings = {key: round(value, 3) for key, value in dataclasses.asdict(caption.timings).items()}
-        speed = round(caption.timings.tokens_per_s, 2)
-        fields = {**dataclasses.asdict(caption), "timings": timings, "tokens_per_s": speed}
-        return printable_json(json.dumps({"audio": file, **times, **fields}, ensure_ascii=False))
+    suffix, errors = ".jsonl", True
 
-    def error(self, file: str, error: Exception) -> str:
-        why = {"audio": file, "error": str(error), "error_type": type(error).__name__}
-        return printable_json(json.dumps(why, ensure_ascii=False))
+    def line(self, row: CaptionRow) -> str:
+        return row.json_line()
 
 
-CAPTION_FORMATS: Mapping[str, type[CaptionFormat]] = {"text": TextFormat, "json": JsonFormat}
+class JsonFormat(JsonLinesFormat):
+    """In a file, a list of these objects; line by line, as JSON Lines."""
+
+    suffix = ".json"
+
+    def document(self, rows: Iterable[CaptionRow]) -> Iterator[str]:
+        comma = "[\n"
+        for row in rows:
+            yield comma + row.json_line()
+            comma = ",\n"
+        yield "[]\n" if comma == "[\n" else "\n]\n"
+
+
+class CsvFormat(LineFormat):
+    """A table with a column for each of a few fields, for spreadsheets."""
+
+    suffix, errors = ".csv", True
+    columns: ClassVar = ("audio", "start_s", "end_s", "text", "confidence", "reason", "error", "error_type")
+
+    def head(self) -> str:
+        return ",".join(self.columns)
+
+    def line(self, row: CaptionRow) -> str:
+        cells = (getattr(row, column) for column in self.columns)
+        out = io.StringIO()
+        csv.writer(out, lineterminator="\n").writerow(
+            [printable(c, keep="\n\t") if isinstance(c, str) else c for c in cells]
+        )
+        return out.getvalue().removesuffix("\n")
+
+
+CAPTION_FORMATS: Mapping[str, type[CaptionFormat]] = {
+    "txt": TextFormat, "json": JsonFormat, "jsonl": JsonLinesFormat, "csv": CsvFormat,
+}  # fmt: skip
+_OTHER_NAMES = {"text": "txt"}
+
+
+def format_names(text: str) -> list[str]:
+    """The formats that a list of names with commas means, each once, in their order.
+
+    Raises:
+        ValueError: one of them is not known.
+    """
+    known = [*CAPTION_FORMATS, *_OTHER_NAMES]
+    names = []
+    for word in filter(None, (word.strip() for word in text.split(","))):
+        if (name := known_name(word, known)) is None:
+            raise ValueError(f"{word!r} is not known; {did_you_mean(word, known)}")
+        names.append(_OTHER_NAMES.get(name, name))
+    if not names:
+        raise ValueError(f"no format is named; expected one of {', '.join(known)}")
+    return list(dict.fromkeys(names))
 
 
 def clock(seconds: float) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 
 import numpy as np
@@ -10,39 +12,74 @@ import pytest
 from dasheng_edge.runtime.audio.read import ReadAudio
 from dasheng_edge.runtime.audio.windows import Span
 from dasheng_edge.runtime.caption import Caption, Timings
-from dasheng_edge.runtime.output.caption_formats import CAPTION_FORMATS, JsonFormat, TextFormat, clock
+from dasheng_edge.runtime.output.caption_formats import (
+    CAPTION_FORMATS,
+    CsvFormat,
+    JsonFormat,
+    JsonLinesFormat,
+    TextFormat,
+    clock,
+    format_names,
+)
+from dasheng_edge.runtime.output.rows import CaptionRow
 
 TIMINGS = Timings(1.23456, 2, 3, 4, 5, 15, 14, 100, 115, 4)
 CAPTION = Caption("a bell\nrings", (1, 2), "stop", 12.5, 20, 62, TIMINGS, ("loud",))
-WINDOW = Span(30.0, 42.5, ReadAudio(np.zeros(1, np.float32), 0.0, "a.wav"), whole=False)
+WHOLE = CaptionRow.of("a.wav", None, CAPTION)
+WINDOW = CaptionRow.of(
+    "a.wav", Span(30.0, 42.5, ReadAudio(np.zeros(1, np.float32), 0.0, "a.wav"), whole=False), CAPTION
+)
+ERROR = CaptionRow.of_error("a.wav", ValueError("line one\nline two"))
 
 
 def test_text_of_one_file_is_as_the_model_wrote_it() -> None:
-    assert TextFormat(single_file=True).caption("a.wav", None, CAPTION) == "a bell\nrings"
+    assert TextFormat(single_file=True).line(WHOLE) == "a bell\nrings"
 
 
 def test_text_of_several_files_and_of_windows_is_one_line_each() -> None:
-    assert TextFormat(single_file=False).caption("a.wav", None, CAPTION) == "a.wav: a bell rings"
-    assert TextFormat(single_file=True).caption("a.wav", WINDOW, CAPTION) == "[0:30-0:42.5] a bell rings"
-    assert TextFormat(single_file=False).caption("a.wav", WINDOW, CAPTION) == "a.wav: [0:30-0:42.5] a bell rings"
+    assert TextFormat(single_file=False).line(WHOLE) == "a.wav: a bell rings"
+    assert TextFormat(single_file=True).line(WINDOW) == "[0:30-0:42.5] a bell rings"
+    assert TextFormat(single_file=False).line(WINDOW) == "a.wav: [0:30-0:42.5] a bell rings"
 
 
 def test_json_has_every_field_on_one_line() -> None:
-    line = JsonFormat(single_file=True).caption("a.wav", WINDOW, CAPTION)
+    line = JsonFormat().line(WINDOW)
     shown = json.loads(line)
     assert "\n" not in line
     assert shown["text"] == CAPTION.text
     assert (shown["start_s"], shown["end_s"]) == (30.0, 42.5)
     assert shown["timings"]["audio_decode_ms"] == 1.235
     assert shown["tokens_per_s"] == 40.0
-    assert set(shown) == {"audio", "start_s", "end_s", "tokens_per_s", *Caption.__dataclass_fields__}
+    rare = {"reason", "changes", "answers"}  # keys that are there where there is something to say
+    assert set(shown) - rare == {"audio", "start_s", "end_s", "tokens_per_s", *Caption.__dataclass_fields__} - rare
 
 
 @pytest.mark.parametrize("name", CAPTION_FORMATS)
-def test_each_format_takes_captions_and_errors(name: str) -> None:
-    lines = CAPTION_FORMATS[name](single_file=False)
-    assert "bell" in lines.caption("a.wav", None, CAPTION)
-    assert "\n" not in lines.error("a.wav", ValueError("line one\nline two"))
+@pytest.mark.parametrize("rows", [[], [WHOLE], [WINDOW, WINDOW], [ERROR], [WHOLE, ERROR, WINDOW]])
+def test_each_format_writes_captions_and_errors(name: str, rows: list[CaptionRow]) -> None:
+    kind = CAPTION_FORMATS[name]
+    text = "".join(kind(single_file=False).document(iter(rows)))
+    assert text.count("bell") == sum(row.error is None for row in rows)
+    assert text.count("line two") == (rows.count(ERROR) if kind.errors else 0)
+    assert not text or text.endswith("\n")
+
+
+def test_files_of_json_and_of_tables_read_back() -> None:
+    rows = [WHOLE, ERROR, WINDOW]
+    assert [CaptionRow(**row) for row in json.loads("".join(JsonFormat().document(rows)))] == rows
+    lines = "".join(JsonLinesFormat().document(rows)).splitlines()
+    assert [CaptionRow(**json.loads(line)) for line in lines] == rows
+    table = list(csv.DictReader(io.StringIO("".join(CsvFormat().document(rows)))))
+    assert [row["text"] for row in table] == [CAPTION.text, "", CAPTION.text]
+    assert [row["start_s"] for row in table] == ["", "", "30.0"]
+    assert table[1]["error"] == "line one\nline two"
+
+
+def test_names_of_formats() -> None:
+    assert format_names("TEXT, json,txt") == ["txt", "json"]
+    for wrong in ("", ",", "txt,doc"):
+        with pytest.raises(ValueError, match=r"expected one of|did you mean"):
+            format_names(wrong)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,73 @@
+"""What is said about a file or a window of it, as JSON shows it; the model of all formats, and of a job's ledger."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, InstanceOf
+
+from dasheng_edge.runtime.names import printable_json
+
+if TYPE_CHECKING:
+    from dasheng_edge.runtime.audio.windows import Span
+    from dasheng_edge.runtime.caption import Caption
+
+_MS_DIGITS, _SPEED_DIGITS, _CONFIDENCE_DIGITS = 3, 2, 4
+
+
+class CaptionRow(BaseModel):
+    """A caption, or the error of a file; it has the keys that it was made with, in the order of the fields.
+
+    Times are seconds in the file. `InstanceOf` takes names of files that are no UTF-8, which `str` alone refuses.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    audio: InstanceOf[str]
+    start_s: float | None = None  # of a window; a row without times is about the whole file
+    end_s: float | None = None
+    text: InstanceOf[str] = ""
+    tokens: tuple[int, ...] = ()
+    finish_reason: Literal["stop", "length"] | None = None
+    audio_s: float = 0.0
+    prompt_tokens: int = 0
+    audio_tokens: int = 0
+    timings: Mapping[str, float] = {}
+    warnings: tuple[InstanceOf[str], ...] = ()
+    tokens_per_s: float = 0.0
+    confidence: float | None = None  # mean natural log-probability of the answer's tokens
+    reason: Literal["silence"] | None = None  # why the text is empty
+    changes: tuple[Mapping[str, Any], ...] = ()  # where something sets in, at times of the window
+    answers: Mapping[str, Mapping[str, Any]] | None = None  # of several questions: text, confidence ... of each
+    error: InstanceOf[str] | None = None
+    error_type: str | None = None
+
+    @classmethod
+    def of(cls, audio: str, window: Span | None, caption: Caption) -> CaptionRow:
+        """The caption of a file, or of a window of it."""
+        fields = dataclasses.asdict(caption)
+        fields["timings"] = {key: round(value, _MS_DIGITS) for key, value in fields["timings"].items()}
+        if fields.get("confidence") is not None:
+            fields["confidence"] = round(fields["confidence"], _CONFIDENCE_DIGITS)
+        for rare in ("reason", "changes", "answers"):
+            if not fields.get(rare):
+                fields.pop(rare, None)
+        times = {} if window is None else {"start_s": window.start_s, "end_s": window.end_s}
+        speed = round(caption.timings.tokens_per_s, _SPEED_DIGITS)
+        return cls.model_validate({"audio": audio, **times, **fields, "tokens_per_s": speed})
+
+    @classmethod
+    def of_error(cls, audio: str, error: Exception) -> CaptionRow:
+        """Why a file has no caption."""
+        return cls(audio=audio, error=str(error), error_type=type(error).__name__)
+
+    def fields(self) -> dict[str, Any]:
+        """The keys that it was made with, for JSON."""
+        return self.model_dump(exclude_unset=True)
+
+    def json_line(self) -> str:
+        """JSON on one line, which does not steer a terminal."""
+        return printable_json(json.dumps(self.fields(), ensure_ascii=False))
