@@ -165,6 +165,7 @@ def test_a_killed_run_goes_on(clips: Path, tmp_path: Path, monkeypatch: pytest.M
     asked = options(clips, tmp_path / "out", "fp32/Q8_0")
     answer = Answering._answer
     measured: list[bool] = []
+    stored: list[bool] = []
 
     def dies(self: Answering, *arguments: Any) -> Any:
         if measured.count(True) == 5 and not stored:
@@ -173,7 +174,6 @@ def test_a_killed_run_goes_on(clips: Path, tmp_path: Path, monkeypatch: pytest.M
         measured.append(is_new)
         return row, is_new
 
-    stored: list[bool] = []
     monkeypatch.setattr(Answering, "_answer", dies)
     with pytest.raises(KeyboardInterrupt):
         compare(asked)
