@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +85,53 @@ def test_threads_give_what_one_gives(graph: FrontEndGraph, samples: int, seed: i
     got = several.features([waveform]).log_mel
     assert several.parts >= 2
     assert np.abs(got - at_once(graph, waveform)).max() <= 1e-4  # dB; as below
+
+
+class Seen(SmallParts):
+    """Notes in which thread each part is computed; the first one waits until it is let on."""
+
+    def __init__(self, threads: int) -> None:
+        super().__init__(SPEC.model_copy(update=SMALL), threads=threads)
+        self.by: list[int] = []
+        self.began, self.let_on = threading.Event(), threading.Event()
+
+    def _part(self, waveform: NDArray[np.float32], first: int, count: int) -> list[NDArray[np.float32]]:
+        self.by.append(threading.get_ident())
+        if not self.began.is_set():
+            self.began.set()
+            assert self.let_on.wait(10)
+        return super()._part(waveform, first, count)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 16])
+def test_clips_of_several_callers_have_a_thread_each_and_one_alone_has_all(threads: int) -> None:
+    front_end, waveform, me = Seen(threads), scene(20_000, 5), threading.get_ident()
+    alone = FrontEnd(SPEC.model_copy(update=SMALL)).features([waveform]).log_mel
+    with ThreadPoolExecutor(1) as other:
+        waits = other.submit(front_end.features, [waveform[:6_400]])
+        assert front_end.began.wait(10)
+        front_end.by.clear()
+        beside = front_end.features([waveform]).log_mel
+        assert set(front_end.by) == {me}
+        front_end.let_on.set()
+        waits.result()
+    front_end.by.clear()
+    last = front_end.features([waveform]).log_mel
+    assert (me not in front_end.by[0:2]) == (threads > 1)
+    assert 1 <= len(set(front_end.by)) <= min(threads, SMALL["chunk_frames"] // SmallParts.PART_FRAMES) + 1
+    assert np.array_equal(beside, alone)
+    assert np.abs(last - alone).max() <= 1e-4  # dB, as above
+
+
+def test_what_fails_leaves_the_threads_to_the_next() -> None:
+    several, bad = Seen(3), np.full(8_000, np.inf, np.float32)
+    several.began.set()
+    for _ in range(3):
+        with pytest.raises(DeviceError):
+            several.features([bad])
+    several.by.clear()
+    several.features([scene(20_000, 6)])
+    assert threading.get_ident() not in several.by[:2]
 
 
 def test_threads_give_both_spectrograms(graph_of_two: FrontEndGraph) -> None:
