@@ -46,6 +46,10 @@ class Caption:
     audio_tokens: int  # rows of audio embeddings in the prompt
     timings: Timings
     warnings: tuple[str, ...] = ()
+    # Mean natural logarithm of the probabilities that the model gave to its tokens and to the one that ended them: 0 is
+    # certain, -1 is 37 % a token. As the model itself sees it, before temperature and penalties. None where tokens are
+    # chosen on a GPU, which keeps the probabilities.
+    confidence: float | None = None
 
 
 class CaptionStream(Iterator[str]):

@@ -120,6 +120,7 @@ class RunningRequest:
         self._before_ms = self._waited_ms = 0.0  # before the first token: since the call, and since the last sample
         self._tokens: list[int] = []  # the last may be one that ends the answer
         self._token_ms: list[float] = []
+        self._confidence: float | None = None
 
     def _lap(self, stage: str) -> None:
         """The time since the last lap was spent on this stage."""
@@ -247,6 +248,7 @@ class RunningRequest:
                 return
             self._token_ms.append(1000.0 * (perf_counter() - start))
             self._tokens.append(token)
+            self._confidence = self._parts.decoder.confidence
             yield token
 
     def answered(self, answer: Answer) -> Caption:
@@ -255,6 +257,7 @@ class RunningRequest:
         self._before_ms = sum(self._ms.values())
         self._waited_ms = self._before_ms - self._audio.read_ms
         self._tokens, self._token_ms = list(answer.tokens), list(answer.spent_ms)
+        self._confidence = answer.confidence
         return self.caption()
 
     def caption(self) -> Caption:
@@ -282,6 +285,7 @@ class RunningRequest:
             audio_tokens=self._audio_tokens,
             timings=timings,
             warnings=tuple(self._warnings()),
+            confidence=self._confidence,
         )
 
     def _warnings(self) -> Iterator[str]:

@@ -50,6 +50,7 @@ class Decoder(TextModel):
         self._kept: Tokens = ()  # leading tokens whose keys and values are in the cache
         self._past = 0  # rows in the cache
         self.prefilled = 0  # rows that the last prefill had to decode
+        self.confidence: float | None = None  # of the answer generated last: see `Sampler.confidence`
         self.prefixes: PrefixCache | None = None  # of prompts; None if a `watch` must see every row
         self._has_logits = False
         self._outputs = 1  # rows of a batch that may have logits
@@ -296,6 +297,7 @@ class Decoder(TextModel):
                 logits = self._logits()  # refuses NaN, from which a sampler would take any token
                 assert self._context is not None
                 token = sampler.next(self._context, logits)
+                self.confidence = sampler.confidence
                 answer.append(token)
                 yield token
                 if self.is_end(token) or not left or phrase_of_loop(answer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,11 @@ MIN_TIMES = 4  # that a phrase comes in a loop
 
 
 class Sampler:
-    """One for each answer, since what it chose before counts."""
+    """One for each answer, since what it chose before counts.
+
+    It keeps the log-probability of each token that it chose, by the model alone: at temperature 1, whatever penalties
+    and limits it was chosen under, so that the confidence of answers can be compared.
+    """
 
     def __init__(self, model: TextModel, sampling: Sampling) -> None:
         self._llama = llama_cpp_library()
@@ -33,17 +38,29 @@ class Sampler:
         self._chain = None if likeliest else self._new_chain(model.n_vocab, sampling)
         self.greedy = likeliest and not sampling.no_repeat_ngram_size  # always the likeliest token
         self._ngrams = Ngrams(sampling.no_repeat_ngram_size) if sampling.no_repeat_ngram_size else None
+        self._log_probabilities: list[float] = []
+
+    @property
+    def confidence(self) -> float | None:
+        """Mean natural log-probability of the tokens that it chose; None if it chose none.
+
+        An end token counts, as in Whisper's `avg_logprob`: it says how sure the model was that no more is to be said.
+        """
+        chosen = self._log_probabilities
+        return math.fsum(chosen) / len(chosen) if chosen else None
 
     def next(self, context: Context, logits: NDArray[np.float32], row: int = -1) -> int:
         """The token after a row of the last batch; `logits` are that row's, as llama.cpp's own samplers see them."""
-        if self._ngrams is not None:
-            logits[self._ngrams.banned()] = -np.inf
+        banned = self._ngrams.banned() if self._ngrams is not None else []
+        before, logits[banned] = logits[banned], -np.inf
         if self._chain is None:
             token = int(logits.argmax())  # llama.cpp's own greedy sampler copies and sorts what it looks at
         else:
             token = int(self._llama.llama_sampler_sample(self._chain, context.pointer, row))
+        logits[banned] = before
         if self._ngrams is not None:
             self._ngrams.add(token)
+        self._log_probabilities.append(log_probability(logits, token))
         return token
 
     def close(self) -> None:
@@ -71,6 +88,13 @@ class Sampler:
         ):
             llama.llama_sampler_chain_add(chain, sampler)
         return chain
+
+
+def log_probability(logits: NDArray[np.float32], token: int) -> float:
+    """Natural logarithm of the probability of a token, by its logits float32 [n_vocab]; 0.1 ms at 152,064 tokens."""
+    below = logits - logits.max()
+    own = float(below[token])
+    return own - math.log(np.exp(below, out=below).sum())
 
 
 class Ngrams:

@@ -37,6 +37,7 @@ class Answer:
     tokens: list[int] = field(default_factory=list)  # the last may be an end token
     prefill_ms: float = 0.0
     spent_ms: list[float] = field(default_factory=list)  # for each token
+    confidence: float | None = None  # see `Sampler.confidence`; None where llama.cpp chooses: it keeps the logits
     error: DashengEdgeError | None = None
     ended: bool = False
 
@@ -299,6 +300,7 @@ class Sequences:
                 token = context.chosen(row)
             else:
                 token = place.sampler.next(context, context.logits(row), row)
+                answer.confidence = place.sampler.confidence
         except DashengEdgeError as error:  # NaN: of this row alone
             self._end(answer, error)
             return

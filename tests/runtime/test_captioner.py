@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 import struct
 import threading
 from collections.abc import Iterator
@@ -60,6 +61,16 @@ def test_what_a_caption_says(captioner: Captioner, clip: Path) -> None:
     assert (caption.finish_reason, len(caption.tokens)) == ("length", 5)
     assert caption.text == captioner.parts.decoder.detokenize(caption.tokens)
     assert caption.warnings == ("the answer was cut at 5 tokens; allow more (--max-new-tokens) to get all of it",)
+
+
+def test_every_way_of_captioning_says_how_sure_the_model_was(captioner: Captioner, clip: Path) -> None:
+    caption = captioner.caption(clip)
+    assert caption.confidence is not None
+    assert math.isfinite(caption.confidence)
+    assert caption.confidence < 0
+    others = [*captioner.caption_batch([clip, clip], batch=2), captioner.stream(clip, live=True).finish()]
+    for other in others:
+        assert other.confidence == pytest.approx(caption.confidence, abs=1e-3)
 
 
 def test_different_audio_gives_different_captions(captioner: Captioner) -> None:

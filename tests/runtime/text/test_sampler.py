@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,14 @@ from hypothesis import strategies as st
 from dasheng_edge.runtime.bundle.manifest import Sampling
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.text.decoder import Decoder
-from dasheng_edge.runtime.text.sampler import LOOP_TOKENS, MAX_PHRASE, MIN_TIMES, Sampler, phrase_of_loop
+from dasheng_edge.runtime.text.sampler import (
+    LOOP_TOKENS,
+    MAX_PHRASE,
+    MIN_TIMES,
+    Sampler,
+    log_probability,
+    phrase_of_loop,
+)
 from tests.fixtures.together import together
 
 CLIP = (np.random.default_rng(0).uniform(-0.4, 0.4, 16_000).astype(np.float32), 16_000)
@@ -36,6 +44,44 @@ def test_no_ngram_comes_twice_in_any_way_of_captioning(captioner: Captioner, siz
     for batch in (1, 2):
         for one in captioner.caption_batch([CLIP, CLIP], max_new_tokens=30, sampling=sampling, batch=batch):
             assert one.tokens == caption.tokens
+
+
+LOGIT = st.floats(-1e4, 1e4, width=32) | st.just(-np.inf)
+
+
+@given(logits=st.lists(LOGIT, min_size=1, max_size=50), likeliest=st.floats(-1e4, 1e4, width=32), data=st.data())
+def test_log_probabilities_are_those_of_a_softmax(logits: list[float], likeliest: float, data: st.DataObject) -> None:
+    values = np.array([*logits, likeliest], np.float32)
+    exact = values.astype(np.float64) - values.max()
+    exact -= np.log(np.exp(exact).sum())
+    token = data.draw(st.sampled_from(np.flatnonzero(np.isfinite(values)).tolist()))
+    assert log_probability(values, token) == pytest.approx(exact[token], rel=1e-6, abs=1e-6)
+    assert log_probability(values, token) <= 0
+
+
+SAMPLINGS = {
+    "greedy": Sampling(),
+    "sampled": Sampling(temperature=1.5, top_k=50, seed=3),
+    "penalised": Sampling(repetition_penalty=1.5),
+    "no n-gram twice": Sampling(no_repeat_ngram_size=1),
+    "all of it": Sampling(temperature=0.8, repetition_penalty=1.3, no_repeat_ngram_size=2, seed=5),
+}
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
+def test_confidence_is_what_the_model_alone_gave_its_tokens(decoder: Decoder, sampling: Sampling) -> None:
+    audio = np.random.default_rng(0).normal(0, 0.5, (9, decoder.n_embd)).astype(np.float32)
+    prompt: list[Any] = [(5, 6, 7, 8), audio, (3, 4)]
+    for limit in (1, 2, 40):
+        decoder.prefill(prompt, reserve=limit)
+        tokens = tuple(decoder.generate(limit, sampling))
+        alone = decoder.confidence
+        (answer,) = together(decoder, [prompt], limit, sampling=sampling)
+        assert alone == answer.confidence
+        own = decoder.score(prompt, tokens).astype(np.float64)
+        own -= own.max(axis=1, keepdims=True)
+        own -= np.log(np.exp(own).sum(axis=1, keepdims=True))
+        assert alone == pytest.approx(own[np.arange(len(tokens)), tokens].mean(), rel=1e-4)
 
 
 @given(
