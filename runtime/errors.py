@@ -59,6 +59,10 @@ class BundleVerifyError(BundleError):
     """A seam differs from the golden vectors by more than the manifest allows."""
 
 
+class ConfigError(DashengEdgeError, ValueError):
+    """The user's settings, in a file or the environment, cannot be understood."""
+
+
 class CheckpointError(DashengEdgeError, ValueError):
     """The checkpoint cannot be exported."""
 

@@ -17,7 +17,7 @@ from dasheng_edge.runtime.bundle.manifest import MANIFEST, UNREADABLE, KvType
 from dasheng_edge.runtime.engine_options import DEFAULT_BATCH, EngineOptions, EngineSettings, Host, resolve
 from dasheng_edge.runtime.machine.devices import usable_hardware_threads
 from dasheng_edge.runtime.machine.identity import identify, installed
-from dasheng_edge.runtime.machine.user_cache import FOLDER_VARIABLE, cache_folder
+from dasheng_edge.runtime.machine.user_folders import FOLDER_VARIABLE, cache_folder
 
 from .atomic_output import PartialOutput, not_a_file
 from .errors import DeviceError, OutputWriteError

@@ -27,8 +27,12 @@ def pytest_configure() -> None:
     """
     gc.disable()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    for name in [name for name in os.environ if name.startswith("DASHENG_EDGE_")]:
+        del os.environ[name]
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ["DASHENG_EDGE_CACHE"] = "off"  # nothing is kept for the next run, by subprocesses neither
+    os.environ["DASHENG_EDGE_CONFIG"] = "off"  # and whoever runs the tests has no settings and no bundles
+    os.environ["XDG_DATA_HOME"] = os.path.join(os.devnull, "none")  # noqa: PTH118  # no path that can be
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

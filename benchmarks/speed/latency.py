@@ -32,7 +32,7 @@ from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER, FRONT_END, PROJ
 from dasheng_edge.runtime.caption import Caption
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.engine_options import EngineOptions
-from dasheng_edge.runtime.machine.user_cache import FOLDER_VARIABLE
+from dasheng_edge.runtime.machine.user_folders import FOLDER_VARIABLE
 
 CLIPS_S = (2, 5, 10, 30)
 START_CLIP_S = 10  # of a process's start; within one chunk

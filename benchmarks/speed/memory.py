@@ -25,7 +25,7 @@ from benchmarks.records.section import NONE, Section, megabytes, table
 from benchmarks.records.turns import field, take_turns, times
 from benchmarks.synthetic.noise import noise, write_wav
 from dasheng_edge.runtime import Bundle
-from dasheng_edge.runtime.machine.user_cache import FOLDER_VARIABLE
+from dasheng_edge.runtime.machine.user_folders import FOLDER_VARIABLE
 
 CLIP_S, TOKENS = 10, 40
 LENGTHS_S = (60, 600)

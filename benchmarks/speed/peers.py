@@ -26,7 +26,7 @@ from benchmarks.records.section import Section, megabytes, ms, table
 from benchmarks.records.turns import field, take_turns, times
 from benchmarks.synthetic.noise import RATE_HZ
 from dasheng_edge.runtime import Bundle
-from dasheng_edge.runtime.machine.user_cache import FOLDER_VARIABLE
+from dasheng_edge.runtime.machine.user_folders import FOLDER_VARIABLE
 
 CLIP_S, TOKENS = 10, 40
 OURS = "dasheng-edge"

@@ -22,7 +22,7 @@ from dasheng_edge.runtime.child import Child, serve
 from dasheng_edge.runtime.errors import DashengEdgeError, QuantizeError
 from dasheng_edge.runtime.machine.load import WAIT_S, Load, wait_for_calm
 from dasheng_edge.runtime.machine.meters import EnergyMeter, peak_rss_bytes
-from dasheng_edge.runtime.machine.user_cache import FOLDER_VARIABLE
+from dasheng_edge.runtime.machine.user_folders import FOLDER_VARIABLE
 from dasheng_edge.runtime.progress import NoProgress, Progress, Steps
 
 from .recommend import MIN_TURNS

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
 from typer.core import TyperCommand, TyperGroup
 
 from dasheng_edge.runtime.errors import DashengEdgeError
@@ -25,14 +24,16 @@ from dasheng_edge.runtime.names import address_hint, printable
 
 from .bench import bench
 from .caption import caption
+from .config import config, with_defaults
 from .doctor import doctor
 from .embed import embed
+from .first_steps import print_first_steps
 from .info import info
-from .options import say, wrong_value
+from .options import say, wrong_parameter
 from .tune import tune
 from .verify import verify
 
-COMMANDS = (caption, embed, verify, info, doctor, bench, tune)
+COMMANDS = (caption, embed, verify, info, doctor, bench, tune, config)
 # Each has COMMANDS of its own; loaded by name, since the runtime must not import upwards.
 COMMAND_MODULES = ("dasheng_edge.export.cli", "dasheng_edge.quant.cli")
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # of the parser; Typer does not name it
@@ -87,11 +88,16 @@ class _Command(TyperCommand):
         for switch, value in pairwise(args):
             if switch in switches and value.lower() in _SWITCH_VALUES and not os.path.lexists(value):
                 ctx.fail(f"{switch} takes no value; leave {value!r} out")
+        defaults = with_defaults(self, ctx, args)
+        ctx.default_map = {name: setting.value for name, (_, setting) in defaults.settings.items()}
         try:
-            rest = super().parse_args(ctx, args)
+            rest = super().parse_args(ctx, defaults.words)
         except typer.BadParameter as error:
-            if isinstance(error.__cause__, ValidationError):  # Typer passes pydantic's words on
-                error.message = wrong_value(error.__cause__)
+            error.message = wrong_parameter(error)  # Typer passes pydantic's words on
+            name = error.param.name if error.param else None
+            if name in defaults.settings:
+                key, setting = defaults.settings[name]
+                raise setting.error(key, error.message) from error
             raise
         # Before 0.29, Typer makes paths of texts only when the command is called, and tells by their type.
         texts = {param.name for param in self.params if getattr(getattr(param, "type", None), "name", "") == "path"}
@@ -107,7 +113,7 @@ def build_app() -> typer.Typer:
     """The command line with the commands of all packages that are installed."""
     app = typer.Typer(
         cls=_Group,
-        no_args_is_help=True,
+        invoke_without_command=True,  # `_root` says what to do first
         pretty_exceptions_enable=False,
         rich_markup_mode=None,  # plain text: Rich's tables cut the names of options on a terminal of 80 columns
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
@@ -169,9 +175,13 @@ def _print_version(wanted: bool) -> None:
 
 
 def _root(
+    ctx: typer.Context,
     _: Annotated[
         bool,
         typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
     """Captions audio, answers questions about it and embeds it, offline: MiDashengLM in ONNX Runtime and llama.cpp."""
+    if ctx.invoked_subcommand is None:
+        print_first_steps()
+        raise typer.Exit(2)

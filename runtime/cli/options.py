@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import glob
 import json
+import os
 import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO, get_args
@@ -14,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO, get_args
 import typer
 from pydantic import BaseModel, ValidationError
 
+from dasheng_edge.runtime.default_bundle import bundle_path, stored_bundles
 from dasheng_edge.runtime.errors import DeviceError, MissingExtraError
 from dasheng_edge.runtime.machine.devices import DeviceChoice, Placement
 from dasheng_edge.runtime.machine.installation import install_line
@@ -71,7 +75,26 @@ def device_of(choice: str | Placement) -> Placement:
     return Placement(device, device)
 
 
-BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder made by `dasheng-edge export`.")]
+def complete_bundle(incomplete: str) -> list[str]:
+    """Names of stored bundles, and paths beside them; none, so that the shell completes files, where no name fits."""
+    if not (names := [name for name in stored_bundles() if name.startswith(incomplete)]):
+        return []
+    with suppress(OSError):
+        names += [path + os.sep * os.path.isdir(path) for path in glob.glob(f"{glob.escape(incomplete)}*")]  # noqa: PTH112, PTH207
+    return names
+
+
+BundleArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="BUNDLE",
+        default_factory=lambda: None,  # so that it may be left out: `with_defaults` puts one before the words
+        show_default=False,
+        parser=bundle_path,
+        autocompletion=complete_bundle,
+        help="Folder made by `dasheng-edge export`, or its name; default: see `dasheng-edge config`.",
+    ),
+]
 AudioArgument = Annotated[list[str], typer.Argument(metavar="AUDIO", help="Audio or video files; - is stdin.")]
 TrackOption = Annotated[
     str | None,
@@ -137,6 +160,11 @@ def wrong_value(error: ValidationError) -> str:
     first = error.errors()[0]
     text = first["msg"].removeprefix("Value error, ").partition(", unable to parse")[0]
     return text.replace("Input should be", f"got {first['input']}, expected")
+
+
+def wrong_parameter(error: typer.BadParameter) -> str:
+    """The same in the words of whichever reader of options refused it."""
+    return wrong_value(error.__cause__) if isinstance(error.__cause__, ValidationError) else error.message
 
 
 def load(module: str, command: str, *extras: str) -> Any:

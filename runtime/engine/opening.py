@@ -8,7 +8,7 @@ from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.engine_options import EngineOptions
 from dasheng_edge.runtime.machine.forks import check_pool
 from dasheng_edge.runtime.machine.memory import memory_errors
-from dasheng_edge.runtime.machine.user_cache import cache_folder
+from dasheng_edge.runtime.machine.user_folders import cache_folder
 from dasheng_edge.runtime.parts import Parts
 from dasheng_edge.runtime.text.prefix_cache import PrefixCache, prefix_model
 from dasheng_edge.runtime.tuned import settings_for

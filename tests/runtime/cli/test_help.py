@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from itertools import pairwise
@@ -92,3 +93,36 @@ def test_shells_are_told_how_to_go_on(words: str, offered: set[str]) -> None:
     command = [sys.executable, "-c", "from dasheng_edge.runtime.cli.app import main; main()"]
     done = subprocess.run(command, env=environment, capture_output=True, check=False, text=True)
     assert set(done.stdout.split()) == offered
+
+
+PRESS_TAB = """
+dasheng-edge() { "$PYTHON" -c 'from dasheng_edge.runtime.cli.app import main; main()' "$@"; }
+env() { local -x "${@:1:3}"; shift 3; "$@"; }  # the program above is a function, which env does not find
+source <(_DASHENG_EDGE_COMPLETE=source_bash dasheng-edge)
+complete -p dasheng-edge
+for line in "dasheng-edge ca" "dasheng-edge caption --device c" "dasheng-edge info st" "dasheng-edge config set thr" \
+            "dasheng-edge caption x.wa" "dasheng-edge caption b x.wav --max-n"; do
+  read -ra COMP_WORDS <<< "$line"
+  COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
+  COMPREPLY=()
+  _dasheng_edge_completion dasheng-edge
+  echo "${COMPREPLY[*]}"
+done
+"""
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="asks bash")
+def test_bash_completes_commands_options_names_and_leaves_files_to_itself(tmp_path: Path) -> None:
+    bundles = tmp_path / "data" / "dasheng-edge" / "bundles"
+    (bundles / "stored").mkdir(parents=True)
+    (bundles / "stored" / "manifest.json").touch()
+    (tmp_path / "stream").mkdir()
+    environment = {**os.environ, "XDG_DATA_HOME": str(tmp_path / "data"), "PYTHON": sys.executable}
+    bash = ["bash", "--norc", "-c", PRESS_TAB]
+    done = subprocess.run(bash, cwd=tmp_path, env=environment, capture_output=True, check=False, text=True)
+    assert done.stderr == ""
+    rule, *answers = done.stdout.splitlines()
+    assert "-o default" in rule  # where nothing is offered, bash completes files
+    assert [set(answer.split()) for answer in answers] == [
+        {"caption"}, {"cpu", "cuda"}, {"stored", "stream/"}, {"threads"}, set(), {"--max-new-tokens"},
+    ]  # fmt: skip

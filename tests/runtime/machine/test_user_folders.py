@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dasheng_edge.runtime.machine import user_cache
-from dasheng_edge.runtime.machine.user_cache import cache_folder
+from dasheng_edge.runtime.machine import user_folders
+from dasheng_edge.runtime.machine.user_folders import cache_folder
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems have other places")
@@ -27,5 +27,5 @@ def test_where_it_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_without_a_home_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DASHENG_EDGE_CACHE")
-    monkeypatch.setattr(user_cache, "user_cache_path", lambda *_, **__: Path("~/.cache/dasheng-edge"))
+    monkeypatch.setattr(user_folders, "user_cache_path", lambda *_, **__: Path("~/.cache/dasheng-edge"))
     assert cache_folder() is None

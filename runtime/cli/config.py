@@ -1,0 +1,171 @@
+"""`dasheng-edge config`, and how settings and the default bundle come into the words that were typed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import typer
+
+from dasheng_edge.runtime.config import KEYS, Setting, change_config, check_key, parsed, settings
+from dasheng_edge.runtime.default_bundle import check_bundle, default_bundle, names_bundle
+from dasheng_edge.runtime.errors import BundleNotFoundError
+from dasheng_edge.runtime.machine.user_folders import bundles_folder, config_file
+
+from .options import JsonOption, print_json, print_table, show, wrong_parameter
+
+Action = Literal["list", "path", "set", "unset"]
+
+
+def config(
+    ctx: typer.Context,
+    action: Annotated[
+        Action, typer.Argument(metavar="ACTION", help=f"{', '.join(get_args(Action))}; default: list.")
+    ] = "list",
+    key: Annotated[
+        str | None, typer.Argument(metavar="KEY", help="Setting to change.", autocompletion=lambda: [*KEYS])
+    ] = None,
+    value: Annotated[str | None, typer.Argument(metavar="VALUE", help="What to set it to.")] = None,
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """Show or change what holds where the command line says nothing.
+
+    Without ACTION, lists each setting, its value, and where that comes from. `set KEY VALUE` and `unset KEY` change a
+    TOML file, whose place `path` prints; its comments stay. A setting is the option of the same name, for every command
+    that takes a bundle: the command line beats the environment ($DASHENG_EDGE_THREADS), which beats the file.
+
+    The bundle where none is named is that of the setting, or the only one in the folder of bundles. Bundles in that
+    folder can be called by their names.
+    """
+    _check_words(action, key, value)
+    if action == "list":
+        _list(ctx, as_json=as_json)
+    elif action == "path":
+        show(str(config_file() or "off"))
+    elif key and value is not None:
+        show(f"{key} is set in {change_config(key, _checked(ctx, key, value))}")
+    elif key:
+        show(f"{key} is not set in {change_config(key, None)}")
+
+
+def _check_words(action: Action, key: str | None, value: str | None) -> None:
+    """Refuse too few words and too many."""
+    wanted = {"set": ("KEY", "VALUE"), "unset": ("KEY",)}.get(action, ())
+    given = [word for word in (key, value) if word is not None]
+    if len(given) != len(wanted):
+        usage = " ".join(("dasheng-edge config", action, *wanted))
+        raise typer.BadParameter(f"{action} takes {' and '.join(wanted) or 'no more words'}: {usage}")
+
+
+def _checked(ctx: typer.Context, key: str, text: str) -> Any:
+    """A value that was typed, as the options of its name take it."""
+    check_key(key)
+    if key == "bundle":
+        return check_bundle(text)
+    setting = Setting(parsed(key, text, ""), "")
+    _check_value(ctx, key, setting)
+    return setting.value
+
+
+def _check_value(ctx: typer.Context, key: str, setting: Setting) -> None:
+    """Refuse what an option of this name refuses. Which device "auto" is takes long to find, and is always one."""
+    if key == "bundle" or (key, setting.value) == ("device", "auto"):
+        return
+    group: Any = ctx.find_root().command
+    for command in group.commands.values():
+        if param := _params(command).get(key):
+            try:
+                param.process_value(typer.Context(command, parent=ctx), setting.value)
+            except typer.BadParameter as error:
+                raise setting.error(key, wrong_parameter(error)) from error
+
+
+def _list(ctx: typer.Context, *, as_json: bool) -> None:
+    found = settings()
+    for key, setting in found.items():
+        _check_value(ctx, key, setting)
+    why = ""
+    if "bundle" not in found:
+        try:
+            default = default_bundle(found)
+            found["bundle"] = Setting(str(default.path), default.origin)
+        except BundleNotFoundError as error:
+            why = str(error)
+    file, folder = config_file(), bundles_folder()
+    if as_json:
+        values = {key: vars(found[key]) if key in found else None for key in KEYS}
+        print_json({"file": _text(file), "bundles_folder": _text(folder), "settings": values})
+        return
+    from rich.table import Table
+
+    table = Table("setting", "value", "comes from", "means")
+    for key, known in KEYS.items():
+        value, origin = (found[key].value, found[key].origin) if key in found else ("-", "")
+        table.add_row(key, str(value).lower() if known.kind is bool else str(value), origin, known.text)
+    print_table(table)
+    show(f"file: {file or 'off'}{'' if file and file.exists() else ' (not there)'}")
+    show(f"folder of bundles: {folder}")
+    if why:
+        show(why)
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _params(command: Any) -> dict[str, Any]:
+    """Key -> the parameter that it sets; none for a command that takes no bundle, whose options mean other things."""
+    if not _takes(command, "bundle"):
+        return {}
+    names = {option: param for param in command.params for option in param.opts}
+    return {key: param for key in KEYS if (param := names.get("--" + key.replace("_", "-"))) is not None}
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What holds for the words of one command where they say nothing."""
+
+    words: list[str]  # those that were typed, behind the default bundle if they name none
+    settings: dict[str, tuple[str, Setting]]  # key and value of each parameter that no option was typed for
+
+
+def with_defaults(command: Any, ctx: typer.Context, args: list[str]) -> Defaults:
+    """The words and settings that a command runs with.
+
+    Raises:
+        DashengEdgeError: the settings cannot be understood, or no bundle is named and there is none by default.
+    """
+    options = _params(command)
+    if ctx.resilient_parsing or not _takes(command, "bundle"):
+        return Defaults(args, {})
+    typed, _, _ = command.make_parser(ctx).parse_args(args=[*args])
+    if typed.get("help"):
+        return Defaults(args, {})
+    found = settings()
+    named = {option: param.name for param in command.params for option in param.opts}
+    used = {
+        options[key].name: (key, setting)
+        for key, setting in found.items()
+        if key in options
+        and not typed.keys() & {options[key].name, *(named.get(f"--{option}") for option in KEYS[key].unless)}
+    }
+    words = [*_texts(typed.get("bundle")), *_texts(typed.get("audio"))]
+    if words and (not _takes(command, "audio") or names_bundle(words)):
+        return Defaults(args, used)
+    try:
+        return Defaults([str(default_bundle(found).path), *args], used)
+    except BundleNotFoundError:
+        if len(words) > 1 and Path(words[0]).is_dir():  # meant as a bundle, which is told to be none
+            return Defaults(args, used)
+        raise
+
+
+def _takes(command: Any, argument: str) -> bool:
+    return any((param.name, param.param_type_name) == (argument, "argument") for param in command.params)
+
+
+def _texts(words: object) -> list[str]:
+    """Words that a parser has for an argument: one, several, or what stands for none."""
+    return [words] if isinstance(words, str) else [*words] if isinstance(words, (list, tuple)) else []
