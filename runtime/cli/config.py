@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal, get_args
 
 import typer
 
-from dasheng_edge.runtime.config import KEYS, Setting, change_config, check_key, parsed, settings
-from dasheng_edge.runtime.default_bundle import check_bundle, default_bundle, names_bundle
+from dasheng_edge.runtime.config.default_bundle import check_bundle, default_bundle, names_bundle
+from dasheng_edge.runtime.config.settings import KEYS, Setting, change_config, check_key, parsed, settings
 from dasheng_edge.runtime.errors import BundleNotFoundError
 from dasheng_edge.runtime.machine.user_folders import bundles_folder, config_file
 

@@ -6,8 +6,8 @@ from importlib.util import find_spec
 
 import typer
 
-from dasheng_edge.runtime.config import settings
-from dasheng_edge.runtime.default_bundle import SMALLEST_MODEL, default_bundle, place_for, stored_bundles
+from dasheng_edge.runtime.config.default_bundle import SMALLEST_MODEL, default_bundle, place_for, stored_bundles
+from dasheng_edge.runtime.config.settings import settings
 from dasheng_edge.runtime.errors import BundleNotFoundError, ConfigError
 from dasheng_edge.runtime.machine.installation import install_line
 from dasheng_edge.runtime.names import printable

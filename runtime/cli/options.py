@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO, get_args
 import typer
 from pydantic import BaseModel, ValidationError
 
-from dasheng_edge.runtime.default_bundle import bundle_path, stored_bundles
+from dasheng_edge.runtime.config.default_bundle import bundle_path, stored_bundles
 from dasheng_edge.runtime.errors import DeviceError, MissingExtraError
 from dasheng_edge.runtime.machine.devices import DeviceChoice, Placement
 from dasheng_edge.runtime.machine.installation import install_line

@@ -11,11 +11,11 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from dasheng_edge.runtime import default_bundle
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.cli import app as cli
 from dasheng_edge.runtime.cli import config as module
-from dasheng_edge.runtime.config import KEYS
+from dasheng_edge.runtime.config import default_bundle
+from dasheng_edge.runtime.config.settings import KEYS
 from tests.fixtures.audio_files import Format, sine, write_audio
 
 

@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from dasheng_edge.runtime.atomic_output import replace_text
+from dasheng_edge.runtime.errors import ConfigError, OutputWriteError
 from dasheng_edge.runtime.machine.user_folders import CONFIG_VARIABLE, config_file
-
-from .atomic_output import replace_text
-from .errors import ConfigError, OutputWriteError
-from .names import did_you_mean
+from dasheng_edge.runtime.names import did_you_mean
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -7,10 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from dasheng_edge.runtime import default_bundle as module
 from dasheng_edge.runtime.bundle.manifest import MANIFEST
-from dasheng_edge.runtime.config import Setting, settings
-from dasheng_edge.runtime.default_bundle import bundle_path, check_bundle, default_bundle, names_bundle, stored_bundles
+from dasheng_edge.runtime.config import default_bundle as module
+from dasheng_edge.runtime.config.default_bundle import (
+    bundle_path,
+    check_bundle,
+    default_bundle,
+    names_bundle,
+    stored_bundles,
+)
+from dasheng_edge.runtime.config.settings import Setting, settings
 from dasheng_edge.runtime.errors import BundleNotFoundError
 
 

@@ -8,14 +8,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from dasheng_edge.runtime.atomic_output import unfinished
 from dasheng_edge.runtime.bundle.manifest import MANIFEST
+from dasheng_edge.runtime.errors import BundleNotFoundError
 from dasheng_edge.runtime.machine.user_folders import bundles_folder, config_file
+from dasheng_edge.runtime.names import MAX_LISTED, address_hint, did_you_mean
+from dasheng_edge.runtime.progress import typed_path
 
-from .atomic_output import unfinished
-from .config import Setting, variable
-from .errors import BundleNotFoundError
-from .names import MAX_LISTED, address_hint, did_you_mean
-from .progress import typed_path
+from .settings import Setting, variable
 
 SMALLEST_MODEL = "mispeech/midashenglm-0.6b-fp32"  # for those who have none: 2.8 GB, the others have ten times as much
 # ".wav", "clip?.mp3": such a name is a file's or a pattern for files. That of a model may hold ".6b-fp32".

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as budget
 from hypothesis import strategies as some
 
-from dasheng_edge.runtime.config import KEYS, MAX_BYTES, Value, change_config, read_config, settings, variable
+from dasheng_edge.runtime.config.settings import KEYS, MAX_BYTES, Value, change_config, read_config, settings, variable
 from dasheng_edge.runtime.errors import ConfigError, OutputWriteError
 
 OF_A_KIND: dict[type, some.SearchStrategy[Value]] = {
