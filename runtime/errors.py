@@ -99,6 +99,10 @@ class ClipsError(DashengEdgeError, ValueError):
     """A manifest of clips, an importance matrix or a comparison's folder cannot be used."""
 
 
+class SubtitleError(DashengEdgeError, ValueError):
+    """Subtitles cannot be made of what was given, or not be put into this video."""
+
+
 class DownloadError(DashengEdgeError, ConnectionError):
     """The hub cannot be reached, refuses, or sends something else than it says."""
 

@@ -1,0 +1,41 @@
+"""What subtitles are made of, and what comes out.
+
+    from dasheng_edge.runtime.output.subtitle_formats import srt
+    from dasheng_edge.runtime.subtitles.cue import Window
+    from dasheng_edge.runtime.subtitles.cues import cues
+
+    print(srt(cues([Window(0.0, 10.0, "A dog barks while an engine runs.")], style="sdh")))
+
+Times are those of the file, in seconds; in cues they are whole milliseconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Change:
+    """A moment at which what is heard changes."""
+
+    time_s: float
+    strength: float  # above 0; 1 is a plain beginning of a sound, see `changes`
+
+
+@dataclass(frozen=True)
+class Window:
+    """What was said about a part of a file, and the changes in it, if they were asked for."""
+
+    start_s: float
+    end_s: float
+    text: str
+    changes: tuple[Change, ...] = ()
+
+
+@dataclass(frozen=True)
+class Cue:
+    """One or two lines that are shown from `start_s` to `end_s`."""
+
+    start_s: float
+    end_s: float
+    lines: tuple[str, ...]

@@ -1,0 +1,113 @@
+"""Windows in cues: what is heard, when, in lines that keep the rules of `lint` whatever was said.
+
+cues(windows, style="sdh")                        # [dog barks]
+cues(windows, style="sdh", speech=transcripts)    # with what is said, without brackets
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from .cue import Cue, Window
+from .events import Event, events, ordered
+from .labels import labels, sentences
+from .lint import GAP_MS, MAX_MS, MIN_MS
+from .styles import Style, style_named
+from .transcript import spoken
+from .wrapping import MAX_LINES, blocks, reading_ms, shown
+
+SHOWN_MS = 3000  # that a label stays where nothing follows and its sound lasts
+JOIN_MS = 500  # labels that begin within are shown together: sounds that begin at once
+MAX_LATE_MS = 7000  # what could be shown no earlier is not shown: it would be beside the sound
+
+
+@dataclass(frozen=True)
+class _Line:
+    """Lines that are shown together, from a time on if there is room."""
+
+    start_ms: int
+    end_ms: int  # up to when they are worth showing
+    lines: tuple[str, ...]
+    is_speech: bool = False
+
+
+def cues(windows: Sequence[Window], *, style: str | Style = "sdh", speech: Sequence[Window] = ()) -> list[Cue]:
+    """Windows of captions -> cues in their order, which pass `lint`.
+
+    `speech` are windows of transcripts, which become lines without brackets in the same cues. What there is no time to
+    show is left out.
+
+    Raises:
+        SubtitleError: there is no such style, or a time is none.
+    """
+    style = style_named(style) if isinstance(style, str) else style
+    lines = [*_sounds(windows, style), *_speech(speech)]
+    return list(_placed(sorted(lines, key=lambda line: (line.start_ms, line.is_speech)), style.at_once))
+
+
+def _sounds(windows: Sequence[Window], style: Style) -> Iterator[_Line]:
+    for event in events(ordered(windows), labels if style.labels else sentences):
+        start_ms = _ms(event.start_s)
+        yield from _blocks(f"{style.before}{event.text}{style.after}", start_ms, _ms(event.end_s))
+        if style.continues_s and event.label.continues:
+            for window in _reminders(event, max(style.continues_s, MAX_MS / 1000)):
+                text = f"{style.before}{event.label.continues}{style.after}"
+                yield from _blocks(text, _ms(window.start_s), _ms(window.end_s))
+
+
+def _reminders(event: Event, every_s: float) -> Iterator[Window]:
+    """Those windows of an event that say again that it is heard, `every_s` after the last at the earliest."""
+    last_s = event.start_s
+    for window in event.heard if event.lasts else ():
+        if window.start_s >= last_s + every_s:
+            yield window
+            last_s = window.start_s
+
+
+def _blocks(text: str, start_ms: int, end_ms: int) -> Iterator[_Line]:
+    """A text that may need several cues, one after another."""
+    for lines in blocks(shown(text)):
+        yield _Line(start_ms, max(start_ms, end_ms), lines)
+        start_ms += max(MIN_MS, reading_ms(lines)) + GAP_MS
+
+
+def _speech(windows: Sequence[Window]) -> Iterator[_Line]:
+    for start_s, end_s, text in spoken(ordered(windows)):
+        for lines in blocks(text):
+            yield _Line(_ms(start_s), _ms(end_s), lines, is_speech=True)
+
+
+def _placed(lines: Sequence[_Line], at_once: int) -> Iterator[Cue]:
+    """Lines by time -> cues that do not touch: each as early as the one before allows."""
+    free_ms, at = 0, 0
+    while at < len(lines):
+        first = lines[at]
+        start_ms = max(first.start_ms, free_ms)
+        at += 1
+        if start_ms > first.start_ms + MAX_LATE_MS:
+            continue
+        together = [first]
+        while at < len(lines) and _joins(together, lines[at], start_ms, at_once):
+            together.append(lines[at])
+            at += 1
+        shown_lines = tuple(line for one in together for line in one.lines)
+        need_ms = max(MIN_MS, reading_ms(shown_lines))
+        length_ms = max(
+            need_ms, min(max(one.end_ms for one in together) - start_ms, MAX_MS if first.is_speech else SHOWN_MS)
+        )
+        if at < len(lines):
+            length_ms = max(need_ms, min(length_ms, lines[at].start_ms - GAP_MS - start_ms))
+        yield Cue(start_ms / 1000, (start_ms + length_ms) / 1000, shown_lines)
+        free_ms = start_ms + length_ms + GAP_MS
+
+
+def _joins(together: Sequence[_Line], line: _Line, start_ms: int, at_once: int) -> bool:
+    """Whether a line may be shown with others that are shown from `start_ms` on."""
+    if sum(len(one.lines) for one in together) + len(line.lines) > MAX_LINES or line.start_ms > start_ms + JOIN_MS:
+        return False
+    return line.is_speech or sum(not one.is_speech for one in together) < at_once
+
+
+def _ms(seconds: float) -> int:
+    return round(1000 * seconds)
