@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from dasheng_edge.runtime.bundle.manifest import DecoderFacts, KvType
-from dasheng_edge.runtime.machine.devices import Device, checked_device, checked_threads, usable_cores
+from dasheng_edge.runtime.machine.devices import Device, Placement, checked_device, checked_threads, usable_cores
 
 WeightLayout: TypeAlias = Literal["mapped", "repacked"]
 
@@ -73,6 +73,12 @@ class EngineOptions:
         if threads is not None:
             options = replace(options, encoder_threads=threads, prefill_threads=threads, decode_threads=threads)
         return options if weights is None else replace(options, weights=weights)
+
+    def placed(self, place: Placement) -> EngineOptions:
+        """The same with the parts where they are to be."""
+        return replace(
+            self, device=place.encoder, decoder_device=None if str(place) == place.encoder else place.decoder
+        )
 
     @property
     def text_device(self) -> Device:

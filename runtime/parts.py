@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
 from dasheng_edge.runtime.audio.audio_parts import AudioInputParts
+from dasheng_edge.runtime.audio.encoder import CHUNKS
 from dasheng_edge.runtime.audio.onnx_session import why_not_cuda
 from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER, FRONT_END, PROJECTOR, Bundle, weights_file
 from dasheng_edge.runtime.engine_options import EngineOptions, EngineSettings, resolve_here
 from dasheng_edge.runtime.errors import MemoryShortError
-from dasheng_edge.runtime.machine.devices import Device
+from dasheng_edge.runtime.gguf.check import Sizes
+from dasheng_edge.runtime.gguf.header import Header, read_header
+from dasheng_edge.runtime.machine.devices import ON_CPU, Placement
 from dasheng_edge.runtime.machine.gpu import find_gpus
 from dasheng_edge.runtime.machine.memory import release_freed_memory, require
-from dasheng_edge.runtime.text.decoder import Decoder
+from dasheng_edge.runtime.machine.placing import Card, Needs, placed, refusal
+from dasheng_edge.runtime.text.context import BATCH, KV_TYPES
+from dasheng_edge.runtime.text.context_memory import KV_BITS, computed_bytes, kept_bytes
+from dasheng_edge.runtime.text.decoder import FIRST_CONTEXT, Decoder
 from dasheng_edge.runtime.text.llama import why_no_gpu
 from dasheng_edge.runtime.text.prompt import PromptBuilder
 
@@ -25,8 +32,6 @@ _LIBRARIES_BYTES = 160 << 20  # of addresses: both engines, started side by side
 # kernels of llama.cpp differ between few rows (to 8), some (to 64) and many, of which the first context holds 512.
 _WARM_AUDIO_S = (20.0, 5.0, 2.0)
 _WARM_ROWS = (510, 256, 128, 64, 32, 16, 8, 2)
-# What a card takes beside the weights: CUDA itself, activations, keys and values. 0.7 to 1.4 GiB were seen with the 7B.
-_GPU_BYTES = 512 << 20
 _LOADED = (DECODER, FRONT_END, ENCODER, PROJECTOR)
 
 
@@ -68,7 +73,7 @@ class Parts(TextParts):
         if settings.device == settings.text_device == "cpu":
             _require(bundle, settings)
         else:
-            _require_gpu(bundle, settings)
+            settings = on_card(bundle, settings)
         with ThreadPoolExecutor(1) as pool:  # the engines load side by side
             opening = pool.submit(AudioInputParts.open, bundle, settings)
             try:
@@ -106,7 +111,7 @@ class Parts(TextParts):
 
 def _require(bundle: Bundle, settings: EngineSettings) -> None:
     """Refuse what does not fit as a whole: the engines ask each for itself, and load side by side."""
-    sizes = [path.stat().st_size if path.is_file() else 0 for path in map(bundle.path, _LOADED)]
+    sizes = [_size(bundle.path(name)) for name in _LOADED]
     decoder, graphs = sizes[0], sum(sizes[1:])
     started = "onnxruntime" in sys.modules
     copied = settings.huge_pages or settings.weights == "repacked"
@@ -118,25 +123,74 @@ def _require(bundle: Bundle, settings: EngineSettings) -> None:
     )
 
 
-def _require_gpu(bundle: Bundle, settings: EngineSettings) -> None:
-    """Refuse what does not fit into the memory of the card that is free, where the driver tells how much that is."""
-    graphs = [bundle.graph(name, settings.device) for name in (ENCODER, PROJECTOR)] if settings.device != "cpu" else []
-    files = [*graphs, *map(weights_file, map(bundle.path, (ENCODER, PROJECTOR) if graphs else ()))]
-    files += [bundle.path(DECODER)] if settings.text_device != "cpu" else []
-    needed = sum(path.stat().st_size for path in files if path.is_file()) + _GPU_BYTES
-    free = next((card.free_bytes for card in find_gpus().cards), None)
-    if free is not None and needed > free:
-        raise MemoryShortError(
-            f"the bundle {bundle.folder} needs about {needed / 1e6:.0f} MB of the GPU's memory, {free / 1e6:.0f} MB "
-            "are free: quantize to a smaller recipe, or leave a part to the CPU (--device encoder=cuda,decoder=cpu)"
-        )
+def needs_of(bundle: Bundle, settings: EngineSettings) -> Needs:
+    """What the parts take of a card, with one answer in the first context.
 
-
-def choose_device() -> tuple[Device, str]:
-    """The device for "auto", and why: cuda where both engines have a GPU that works, else cpu.
-
-    What fails later on the device that was chosen is an error like on one that was asked for. Raises nothing.
+    Raises:
+        GgufError: the decoder cannot be read.
     """
-    if why_not := why_not_cuda() or why_no_gpu():
-        return "cpu", why_not
-    return "cuda", "ONNX Runtime computes on the GPU, and llama.cpp can offload to it"
+    encoder, spec, names = bundle.manifest.encoder, bundle.manifest.front_end, (ENCODER, PROJECTOR)
+    files = [bundle.graph(name, "cuda") for name in names] + [weights_file(bundle.path(name)) for name in names]
+    # Of a chunk: 12 rows of a patch's width live at once, such as those of a block's inner layer, and its scores twice.
+    patches = spec.chunk_patches
+    values = 4 * patches * (12 * encoder.embed_dim + 2 * encoder.num_heads * patches)
+    needs = Needs(sum(map(_size, files)), CHUNKS["cuda"] * values, 0, 0, 0, FIRST_CONTEXT)
+    if (facts := bundle.manifest.decoder) is None:
+        return needs
+    header = read_header(bundle.path(DECODER))
+    sizes = Sizes.stated(header, header.text("general.architecture"))
+    exact = settings.exact if settings.exact is not None else facts.precision == "F32" and settings.kv_type == "f16"
+    kept = kept_bytes(sizes, FIRST_CONTEXT, KV_BITS[0] if exact else KV_BITS[KV_TYPES[settings.kv_type]])
+    return replace(
+        needs,
+        decoder=_weightson_card(header),
+        decoded=computed_bytes(sizes, BATCH, FIRST_CONTEXT, flash_attention=not exact),
+        answer=kept + 4 * facts.vocab_size,
+    )
+
+
+def _weightson_card(header: Header) -> int:
+    """Bytes of the tensors that llama.cpp puts there: all but the embeddings, unless they are the output's, too."""
+    whole = header.size - header.data
+    embeddings = header.tensors.get("token_embd.weight")
+    if embeddings is None or "output.weight" not in header.tensors:
+        return whole
+    behind = [tensor.offset for tensor in header.tensors.values() if tensor.offset > embeddings.offset]
+    return whole - (min(behind, default=whole) - embeddings.offset)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def on_card(bundle: Bundle, settings: EngineSettings) -> EngineSettings:
+    """The settings, with no more answers at once than the card has room for.
+
+    Raises:
+        MemoryShortError: the parts do not fit into what is free there, as far as the driver tells.
+    """
+    place, card = Placement(settings.device, settings.text_device), Card.first(find_gpus())
+    if card is None:
+        return settings  # engines say why
+    needs = needs_of(bundle, settings)
+    if why := refusal(needs, place, card):
+        raise MemoryShortError(f"the bundle {bundle.folder} needs about {why}")
+    room = card.answers(needs, place)
+    return settings if room is None else replace(settings, batch=min(settings.batch, room))
+
+
+def choose_placement(folder: str | Path, options: EngineOptions) -> tuple[Placement, str]:
+    """Where the parts of a bundle are best, for "auto", and why: all on the GPU, else what fits there and gains most.
+
+    What fails later on the device that was chosen is an error like on one that was asked for.
+
+    Raises what `Bundle.open` and `needs_of` raise.
+    """
+    bundle = Bundle.open(folder, check_sha256=False)
+    facts, card = bundle.manifest.decoder, Card.first(find_gpus())
+    whys = [why_not_cuda(), why_no_gpu() if facts else ""]
+    why_not = "; ".join(dict.fromkeys(filter(None, whys)))
+    if card is None or all(whys) or (whys[0] and not facts):
+        return ON_CPU, whys[0] or why_not
+    can = Placement(*("cpu" if why else "cuda" for why in whys))
+    return placed(needs_of(bundle, resolve_here(options, facts)), card, can, why_not)

@@ -69,7 +69,7 @@ def bench(
 
     clips = tuple(sys.stdin.buffer.read() if name == "-" else name for name in names)
     options = BenchOptions(
-        str(bundle), clips, rounds, max_new_tokens, checkpoint, engine_options(device, threads, allow_tf32)
+        str(bundle), clips, rounds, max_new_tokens, checkpoint, engine_options(bundle, device, threads, allow_tf32)
     )
     report = run(options, say)
     if as_json:

@@ -8,6 +8,8 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -15,6 +17,7 @@ from dasheng_edge.runtime.errors import MissingExtraError
 from dasheng_edge.runtime.machine.gpu import Gpu, find_gpus
 from dasheng_edge.runtime.machine.identity import ENGINES, Identity, identify, version_of
 from dasheng_edge.runtime.machine.installation import DISTRIBUTION, LLAMA_CUDA, install_line
+from dasheng_edge.runtime.machine.placing import ALL, described
 
 from .options import JsonOption, print_json, print_table
 
@@ -24,12 +27,17 @@ OWN_ENVIRONMENT = "metrics"  # an extra that is installed apart from the others
 _NAME, _EXTRA = re.compile(r"[A-Za-z0-9._-]+"), re.compile(r"extra\s*==\s*[\"']([a-z]+)[\"']")
 
 
-def doctor(as_json: JsonOption = False) -> None:
+def doctor(
+    bundle: Annotated[
+        Path | None, typer.Argument(metavar="[BUNDLE]", help="Say what its parts take of the GPU's memory, too.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
     """Examine this machine and installation.
 
     The exit code is 1 if captioning will not work, or not on the GPU that is there and that packages are installed for.
     """
-    report = examine()
+    report = examine(bundle)
     if as_json:
         print_json(dataclasses.asdict(report))
     else:
@@ -50,8 +58,9 @@ def _print_doctor(report: DoctorReport) -> None:
         "CPU": f"{report.cpu}, {report.usable_cores} usable cores",
         "CPU features": " ".join(report.cpu_flags) or "unknown",
         "memory": memory,
-        "GPU": "\n".join(map(str, report.gpus)) or "none",
+        "GPU": "\n".join(map(_card, report.gpus)) or "none",
         "CUDA": report.cuda,
+        **({"on the GPU": report.on_gpu, "--device auto": report.auto} if report.auto else {}),
         "packages": "\n".join(versions),
         "ONNX Runtime": ", ".join(report.onnx_providers) or "none",
         "llama.cpp": f"{report.llama_system or 'none'}\nGPU offload: {'yes' if report.llama_gpu_offload else 'no'}",
@@ -60,6 +69,10 @@ def _print_doctor(report: DoctorReport) -> None:
     }.items():
         table.add_row(key, value, end_section=True)
     print_table(table)
+
+
+def _card(card: Gpu) -> str:
+    return str(card) if card.free_bytes is None else f"{card}, {card.free_bytes / 1e6:,.0f} MB free"
 
 
 def dependencies() -> dict[str, frozenset[str]]:
@@ -89,10 +102,13 @@ class DoctorReport(Identity):
     cuda: str  # what comes of `--device cuda`: that it works, or why not
     missing_extras: dict[str, str]  # extra -> the pip line that installs it
     problems: tuple[str, ...]
+    on_gpu: str = ""  # what all parts of a bundle would take of a card's memory
+    auto: str = ""  # where `--device auto` places them, and why
 
 
-def examine() -> DoctorReport:
-    """Look at everything; raises nothing."""
+def examine(bundle: Path | None = None) -> DoctorReport:
+    """Look at everything; raises nothing but what opening a bundle raises."""
+    on_gpu, auto = _plan(bundle) if bundle else ("", "")
     extras_of = dependencies()
     versions = {name: version_of(name) for name in dict.fromkeys((DISTRIBUTION, *extras_of, *ENGINES))}
     absent = [name for name, extras in extras_of.items() if not extras and versions[name] is None]
@@ -122,7 +138,20 @@ def examine() -> DoctorReport:
         cuda=cuda,
         missing_extras=_missing_extras(extras_of, versions),
         problems=tuple(problems),
+        on_gpu=on_gpu,
+        auto=auto,
     )
+
+
+def _plan(folder: Path) -> tuple[str, str]:
+    from dasheng_edge.runtime.bundle.bundle import Bundle
+    from dasheng_edge.runtime.engine_options import EngineOptions, resolve_here
+    from dasheng_edge.runtime.parts import choose_placement, needs_of
+
+    bundle = Bundle.open(folder, check_sha256=False)
+    needs = needs_of(bundle, resolve_here(EngineOptions(), bundle.manifest.decoder))
+    place, why = choose_placement(folder, EngineOptions())
+    return described(needs, ALL), f"{place}: {why}"
 
 
 def _cuda_state(versions: dict[str, str | None], *, offload: bool) -> str:

@@ -63,7 +63,7 @@ def embed(
     writer = EmbeddingsWriter(out, overwrite=overwrite)
     results: list[EmbeddedFile] = []
     # In this order: if the bundle cannot be opened, nothing is written.
-    options = engine_options(device, threads, allow_tf32)
+    options = engine_options(bundle, device, threads, allow_tf32)
     with Embedder.open(bundle, options=options, check_sha256=check_sha256) as embedder, writer:
         dim = embedder.dim
         with _bars(len(audio), shown=not as_json) as bars:

@@ -26,7 +26,7 @@ from dasheng_edge.runtime.names import did_you_mean, known_name, printable, prin
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from dasheng_edge.runtime.engine_options import EngineOptions, WeightLayout
+    from dasheng_edge.runtime.engine_options import EngineOptions
 
 
 def name_option(
@@ -56,8 +56,8 @@ def _parse_name(text: str, names: Sequence[str], others: str = "") -> str:
     return name
 
 
-def device_of(choice: str | Placement) -> Placement:
-    """Where the parts are to be; says on stderr which device "auto" is, and why."""
+def device_of(choice: str | Placement) -> Placement | None:
+    """Where the parts are to be; None: "auto", which hangs on the bundle."""
     if isinstance(choice, Placement):  # a default
         return choice
     if "=" in choice:
@@ -66,13 +66,7 @@ def device_of(choice: str | Placement) -> Placement:
         except DeviceError as error:
             raise typer.BadParameter(str(error)) from error
     choice = _parse_name(choice, get_args(DeviceChoice))
-    if choice != "auto":
-        return Placement.parse(choice)
-    from dasheng_edge.runtime.parts import choose_device
-
-    device, why = choose_device()
-    say(f"device: {device} ({why})")
-    return Placement(device, device)
+    return None if choice == "auto" else Placement.parse(choice)
 
 
 def complete_bundle(incomplete: str) -> list[str]:
@@ -106,13 +100,13 @@ StrictOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object, on one line.")]
 JsonLinesOption = Annotated[bool, typer.Option("--json", help="Print one JSON object per file, each on one line.")]
 DeviceOption = Annotated[
-    Placement,
+    Placement | None,
     typer.Option(
         "--device",
         parser=device_of,
         autocompletion=lambda: [*get_args(DeviceChoice)],
         metavar="DEVICE",
-        help="Where all parts run: cpu, cuda, or auto, which is cuda if all parts can use it; or each, as in "
+        help="Where all parts run: cpu, cuda, or auto, which puts on the GPU what can be there; or each, as in "
         "encoder=cuda,decoder=cpu.",
     ),
 ]
@@ -136,15 +130,21 @@ Sha256Option = Annotated[
 
 
 def engine_options(
-    device: Placement, threads: int | None, allow_tf32: bool = False, *, mapped: bool = False
+    bundle: Path, device: Placement | None, threads: int | None, allow_tf32: bool = False, *, mapped: bool = False
 ) -> EngineOptions:
-    """How the engines run: `--threads` holds for each part; `mapped` leaves the weights in the pages of their file."""
+    """How the engines run: `--threads` holds for each part; `mapped` leaves the weights in the pages of their file.
+
+    Says on stderr what "auto" is for this bundle, and why.
+    """
     from dasheng_edge.runtime.engine_options import EngineOptions
 
-    decoder = None if device.decoder == device.encoder else device.decoder
-    weights: WeightLayout | None = "mapped" if mapped else None
-    options = EngineOptions(device.encoder, weights=weights, decoder_device=decoder, allow_tf32=allow_tf32)
-    return options.changed(threads=threads)
+    options = EngineOptions(weights="mapped" if mapped else None, allow_tf32=allow_tf32).changed(threads=threads)
+    if device is None:
+        from dasheng_edge.runtime.parts import choose_placement
+
+        device, why = choose_placement(bundle, options)
+        say(f"device: {device} ({why})")
+    return options.placed(device)
 
 
 def check_stdin(audio: Sequence[str]) -> None:

@@ -48,7 +48,7 @@ def verify(
     from dasheng_edge.runtime.bundle.bundle import Bundle
     from dasheng_edge.runtime.verify import verify_bundle, whose_fault
 
-    opened, options = Bundle.open(bundle), engine_options(device, threads, allow_tf32)
+    opened, options = Bundle.open(bundle), engine_options(bundle, device, threads, allow_tf32)
     report = verify_bundle(opened, options, exact=exact)
     if as_json:
         print_json(_verify_fields(report))

@@ -15,7 +15,7 @@ Device = Literal["cpu", "cuda"]
 DEVICES: tuple[Device, ...] = get_args(Device)
 PROVIDERS: Mapping[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}  # of ONNX Runtime
 EXTRAS: Mapping[Device, str] = {"cpu": "cpu", "cuda": "gpu"}  # of this package, which bring that provider
-DeviceChoice = Literal["cpu", "cuda", "auto"]  # what a user may ask for: "auto" is what `choose_device` finds
+DeviceChoice = Literal["cpu", "cuda", "auto"]  # what a user may ask for: "auto" is what `choose_placement` finds
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,10 @@ class Placement:
     def __str__(self) -> str:
         """As `--device` takes it."""
         return self.encoder if self.encoder == self.decoder else f"encoder={self.encoder},decoder={self.decoder}"
+
+    def within(self, other: Placement) -> bool:
+        """Whether it has nothing on a GPU that the other has on the CPU."""
+        return (self.encoder, other.encoder) != ("cuda", "cpu") and (self.decoder, other.decoder) != ("cuda", "cpu")
 
     @classmethod
     def parse(cls, text: str) -> Placement:

@@ -32,7 +32,7 @@ _NOT_FINITE = (
 )
 _ONE_SEQUENCE = bytes(4) + (1).to_bytes(4, sys.byteorder)  # the first of one, in the state of a sequence
 _FTYPE_F32, _TYPE_F32 = 0, 0  # enum llama_ftype, ggml_type
-_KV_TYPES: Mapping[KvType, int] = {"f16": 1, "q8_0": 8, "q4_0": 2}  # enum ggml_type
+KV_TYPES: Mapping[KvType, int] = {"f16": 1, "q8_0": 8, "q4_0": 2}  # enum ggml_type
 _NO_FLASH_ATTENTION, _FLASH_ATTENTION = 0, 1  # enum llama_flash_attn_type
 
 
@@ -76,7 +76,7 @@ class Context:
             params.type_k = params.type_v = _TYPE_F32
             params.flash_attn_type = _NO_FLASH_ATTENTION
         else:
-            params.type_k = params.type_v = _KV_TYPES[settings.kv_type]
+            params.type_k = params.type_v = KV_TYPES[settings.kv_type]
             if settings.kv_type != "f16":
                 params.flash_attn_type = _FLASH_ATTENTION  # without, llama.cpp has no quantized values
         if watch is not None:

@@ -31,6 +31,7 @@ Tokens: TypeAlias = tuple[int, ...]
 _SPECIAL_IDS = {"bos_token": "bos_token", "eos_token": "eos_token", "pad_token": "padding_token"}  # name -> GGUF's
 _LESS = 'free memory, take `weights="mapped"`, or quantize to a smaller recipe'
 _LOAD_READ, _LOAD_MAPPED = 0, 1  # enum llama_load_mode
+_SPLIT_NONE = 0  # enum llama_split_mode
 _ATTR_CONTROL, _ATTR_USER_DEFINED = 1 << 3, 1 << 4  # enum llama_token_attr
 
 
@@ -60,6 +61,8 @@ def load_model(path: str | Path, settings: EngineSettings, facts: DecoderFacts |
     check_gguf(Path(path), facts)
     params = llama.llama_model_default_params()
     params.n_gpu_layers = 0 if device == "cpu" else -1
+    if device != "cpu":  # on one card, the first, whose memory was asked; by itself llama.cpp spreads over all
+        params.split_mode, params.main_gpu = _SPLIT_NONE, 0
     # llama.cpp's AMX kernels end the process on quantized weights (ggml-org/llama.cpp#20824). The switch
     # that keeps weights out of their layout turns off repacking too, so it is left on elsewhere.
     params.use_extra_bufts = repacked and b"AMX_INT8 = 1" not in llama.llama_print_system_info()

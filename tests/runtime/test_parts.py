@@ -1,9 +1,9 @@
-"""The device for "auto" is one that all parts can use."""
+"""The parts of a bundle: where they are, what they take of a card, and what they do before the first request."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,14 +12,20 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dasheng_edge.runtime import parts as parts_module
 from dasheng_edge.runtime.audio import onnx_session
+from dasheng_edge.runtime.bundle.bundle import DECODER as DECODER_FILE
 from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.engine_options import EngineOptions, EngineSettings
 from dasheng_edge.runtime.errors import MemoryShortError, MissingExtraError
+from dasheng_edge.runtime.machine.devices import Placement
 from dasheng_edge.runtime.machine.gpu import Gpus
-from dasheng_edge.runtime.parts import Parts, choose_device
-from dasheng_edge.runtime.text.decoder import FIRST_CONTEXT
+from dasheng_edge.runtime.machine.placing import ALL, DECODER, ENCODER
+from dasheng_edge.runtime.parts import Parts, choose_placement, needs_of, on_card
+from dasheng_edge.runtime.text import context as context_module
+from dasheng_edge.runtime.text.context_memory import context_bytes
+from dasheng_edge.runtime.text.decoder import FIRST_CONTEXT, Decoder
 from tests.fixtures.fake_gpu import H200, FakeCuda, fake_cuda
 
 __all__ = ["fake_cuda"]
@@ -40,6 +46,12 @@ class FakeSession:
         return [feed["x"]]
 
 
+def see(monkeypatch: pytest.MonkeyPatch, gpus: Gpus) -> None:
+    """What the driver tells."""
+    for module in (onnx_session, parts_module):
+        monkeypatch.setattr(module, "find_gpus", lambda: gpus)
+
+
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A machine on which both engines have a GPU that works."""
@@ -47,49 +59,120 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
     from dasheng_edge.runtime.text import llama
 
-    monkeypatch.setattr(onnx_session, "find_gpus", lambda: Gpus((H200,), ""))
+    see(monkeypatch, Gpus((H200,), ""))
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     monkeypatch.setattr(onnxruntime, "InferenceSession", FakeSession)
     monkeypatch.setattr(llama, "build_info", lambda: ("CUDA", True))
     return monkeypatch
 
 
-def test_auto_is_cuda_where_both_engines_have_it(gpu: pytest.MonkeyPatch) -> None:
-    device, why = choose_device()
+@pytest.fixture
+def auto(gpu: pytest.MonkeyPatch, tiny_bundle: Path) -> Callable[[], tuple[str, str]]:
+    """What "auto" is for a small bundle, and why."""
+
+    def chosen() -> tuple[str, str]:
+        place, why = choose_placement(tiny_bundle, EngineOptions())
+        return str(place), why
+
+    return chosen
+
+
+def test_auto_is_cuda_where_both_engines_have_it(auto: Callable[[], tuple[str, str]]) -> None:
+    device, why = auto()
     assert device == "cuda"
-    assert "llama.cpp can offload" in why
+    assert "150,000 MB are free on NVIDIA H200" in why
 
 
-def test_auto_is_cpu_where_onnx_runtime_has_no_gpu(gpu: pytest.MonkeyPatch) -> None:
+def test_auto_leaves_to_the_cpu_what_onnx_runtime_cannot_put_on_the_gpu(
+    gpu: pytest.MonkeyPatch, auto: Callable[[], tuple[str, str]]
+) -> None:
     import onnxruntime
 
+    def why_not() -> str:
+        device, why = auto()
+        assert device == "encoder=cpu,decoder=cuda"
+        assert why.startswith("the decoder alone needs about ")
+        return why.partition("NVIDIA H200; ")[2]
+
     gpu.setattr(onnxruntime, "InferenceSession", partial(FakeSession, started="CPUExecutionProvider"))
-    assert choose_device()[0] == "cpu"
-    assert "CUDAExecutionProvider does not start" in choose_device()[1]
+    assert "CUDAExecutionProvider does not start" in why_not()
     gpu.setattr(onnxruntime, "InferenceSession", partial(FakeSession, fails="CUDA failure 2:\n out of memory"))
-    assert choose_device() == ("cpu", "CUDAExecutionProvider fails: CUDA failure 2: out of memory")
+    assert why_not() == "CUDAExecutionProvider fails: CUDA failure 2: out of memory"
     gpu.setattr(
         onnxruntime, "InferenceSession", partial(FakeSession, fails=" ".join(["std::conditional_t<THRW, void, X>"] * 9)
         + " CUDA failure 100: no CUDA-capable device is detected ; GPU=-1 ; hostname=vm ; file=/onnxruntime_src/a.cc"),
     )  # fmt: skip
-    why = "CUDAExecutionProvider fails: CUDA failure 100: no CUDA-capable device is detected"
-    assert choose_device() == ("cpu", why)
+    assert why_not() == "CUDAExecutionProvider fails: CUDA failure 100: no CUDA-capable device is detected"
     gpu.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    assert "is built without CUDAExecutionProvider" in choose_device()[1]
+    assert "is built without CUDAExecutionProvider" in why_not()
     gpu.setitem(sys.modules, "onnxruntime", None)
-    assert "ONNX Runtime is not installed" in choose_device()[1]
+    assert "ONNX Runtime is not installed" in why_not()
 
 
-def test_auto_is_cpu_where_llama_cpp_has_no_gpu(gpu: pytest.MonkeyPatch) -> None:
+def test_auto_leaves_to_the_cpu_what_llama_cpp_cannot_put_on_the_gpu(
+    gpu: pytest.MonkeyPatch, auto: Callable[[], tuple[str, str]]
+) -> None:
     from dasheng_edge.runtime.text import llama
 
     def missing() -> tuple[str, bool]:
         raise MissingExtraError("llama-cpp-python cannot be loaded")
 
+    for info, why in (
+        (lambda: ("CPU", False), "this llama.cpp finds no GPU or is built without support for it"),
+        (missing, "llama-cpp-python cannot be loaded"),
+    ):
+        gpu.setattr(llama, "build_info", info)
+        device, said = auto()
+        assert device == "encoder=cuda,decoder=cpu"
+        assert said.startswith("the encoder alone needs about ")
+        assert said.endswith(f"; {why}")
+
+
+def test_auto_is_cpu_where_no_engine_has_a_gpu_or_there_is_none(
+    gpu: pytest.MonkeyPatch, auto: Callable[[], tuple[str, str]]
+) -> None:
+    import onnxruntime
+
+    from dasheng_edge.runtime.text import llama
+
     gpu.setattr(llama, "build_info", lambda: ("CPU", False))
-    assert choose_device() == ("cpu", "this llama.cpp finds no GPU or is built without support for it")
-    gpu.setattr(llama, "build_info", missing)
-    assert choose_device() == ("cpu", "llama-cpp-python cannot be loaded")
+    gpu.setattr(onnxruntime, "InferenceSession", partial(FakeSession, fails="CUDA failure 2: out of memory"))
+    assert auto() == ("cpu", "CUDAExecutionProvider fails: CUDA failure 2: out of memory")
+    see(gpu, Gpus((), "no NVIDIA GPU is visible: the driver finds none"))
+    assert auto() == ("cpu", "no NVIDIA GPU is visible: the driver finds none")
+
+
+def test_auto_places_what_fits(gpu: pytest.MonkeyPatch, auto: Callable[[], tuple[str, str]], tiny_bundle: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    needs = needs_of(bundle, EngineSettings())
+    for place in (ALL, DECODER, ENCODER):
+        free = needs.total(place)
+        see(gpu, Gpus((replace(H200, free_bytes=free),), ""))
+        assert needs.total(Placement.parse(auto()[0])) <= free
+    assert auto()[0] != "cuda"
+
+
+@pytest.mark.parametrize(
+    "settings", [EngineSettings(), EngineSettings(exact=False), EngineSettings(exact=True)], ids=str
+)
+def test_what_a_bundle_needs_is_counted_as_for_the_loaded_model(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, settings: EngineSettings
+) -> None:
+    counts, count = list[int](), context_bytes
+
+    def counted(model: Any, params: Any) -> tuple[int, int]:
+        counts.append(count(model, params)[0])
+        return count(model, params)
+
+    monkeypatch.setattr(context_module, "context_bytes", counted)
+    bundle = Bundle.open(tiny_bundle)
+    decoder = Decoder.open(bundle.path(DECODER_FILE), settings)
+    decoder.new_context(FIRST_CONTEXT).close()
+    needs, logits = needs_of(bundle, settings), 4 * decoder.n_vocab
+    decoder.close()
+    assert counts == [needs.answer + needs.decoded + logits]
+    facts = bundle.decoder_facts  # of a file in F32; the embeddings stay on the CPU
+    assert needs.decoder == 4 * (facts.parameters - facts.vocab_size * facts.hidden_size)
 
 
 def test_parts_on_a_gpu_are_run_at_the_sizes_of_requests_and_change_no_answer(
@@ -129,9 +212,18 @@ def test_what_does_not_fit_into_the_memory_of_a_card_is_refused_before_it_is_loa
     if fits:
         Parts.open(Bundle.open(tiny_bundle), options).decoder.close()
         return
-    with pytest.raises(MemoryShortError, match=r"MB of the GPU's memory, 300 MB are free.*encoder=cuda,decoder=cpu"):
+    with pytest.raises(MemoryShortError, match=r"MB of the GPU's memory, 300 MB are free.*CUDA 805.*take --device cpu"):
         Parts.open(Bundle.open(tiny_bundle), options)
     assert fake_cuda.opened == {}
+
+
+def test_no_more_answers_are_made_at_once_than_the_card_has_room_for(fake_cuda: FakeCuda, tiny_bundle: Path) -> None:
+    bundle, settings = Bundle.open(tiny_bundle), EngineSettings(decoder_device="cuda", batch=64)
+    needs = needs_of(bundle, settings)
+    for room, batch in ((0, 1), (6, 7), (200, 64)):
+        free = needs.total(DECODER) + room * needs.answer
+        fake_cuda.gpus = Gpus((replace(H200, free_bytes=free),), "")
+        assert on_card(bundle, settings).batch == batch
 
 
 def test_a_board_that_does_not_tell_what_is_free_is_tried(fake_cuda: FakeCuda, tiny_bundle: Path) -> None:

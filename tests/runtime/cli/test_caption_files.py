@@ -13,6 +13,8 @@ from dasheng_edge.runtime import parts
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.cli import app as cli
 from dasheng_edge.runtime.errors import DecoderError, DeviceError
+from dasheng_edge.runtime.machine.devices import ON_CPU
+from dasheng_edge.runtime.machine.placing import ALL
 from dasheng_edge.runtime.names import printable
 from dasheng_edge.runtime.request import RunningRequest
 from dasheng_edge.runtime.text.decoder import Decoder
@@ -204,7 +206,7 @@ def test_audio_at_an_address_costs_one_file(tiny_bundle: Path, clip: Path) -> No
 
 
 def test_the_device_that_is_chosen_is_said(tiny_bundle: Path, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "choose_device", lambda: ("cpu", "there is no GPU"))
+    monkeypatch.setattr(parts, "choose_placement", lambda *_: (ON_CPU, "there is no GPU"))
     result = caption(tiny_bundle, clip, "--device", "auto")
     assert (result.exit_code, said(result)) == (0, "device: cpu (there is no GPU)\n")
     assert said(caption(tiny_bundle, clip, "--device", "cpu")) == ""
@@ -213,7 +215,7 @@ def test_the_device_that_is_chosen_is_said(tiny_bundle: Path, clip: Path, monkey
 def test_a_device_that_auto_chose_and_that_fails_is_not_replaced(
     tiny_bundle: Path, clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parts, "choose_device", lambda: ("cuda", "it was there a moment ago"))
+    monkeypatch.setattr(parts, "choose_placement", lambda *_: (ALL, "it was there a moment ago"))
     result = caption(tiny_bundle, clip, "--device", "auto")
     assert (result.exit_code, result.stdout) == (1, "")
     assert "error: device 'cuda' needs ONNX Runtime's CUDAExecutionProvider" in result.stderr

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
+from dataclasses import replace
 from importlib import metadata
+from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from dasheng_edge.runtime.audio import onnx_session
 from dasheng_edge.runtime.cli import doctor
+from dasheng_edge.runtime.cli.app import build_app
 from dasheng_edge.runtime.cli.doctor import CUDA_WORKS, dependencies, examine
 from dasheng_edge.runtime.errors import MissingExtraError
 from dasheng_edge.runtime.machine.gpu import Gpus
@@ -130,6 +135,19 @@ def with_card(monkeypatch: pytest.MonkeyPatch, fake_cuda: FakeCuda) -> FakeCuda:
 def test_a_card_that_works_is_named(with_card: FakeCuda) -> None:
     report = examine()
     assert (report.gpus, report.cuda, report.problems) == ((H200,), CUDA_WORKS, ())
+
+
+def test_what_a_bundle_takes_of_a_card_is_said(with_card: FakeCuda, tiny_bundle: Path) -> None:
+    with_card.gpus = Gpus((replace(H200, free_bytes=850_000_000),), "")
+    report = examine(tiny_bundle)
+    assert re.search(r"MB \(encoder and projector \d+, .*decoder \d+, .*512 positions \d+, CUDA 805\)", report.on_gpu)
+    assert re.search(r"^cuda: all parts need about \d+ MB, 850 MB are free on NVIDIA H200$", report.auto)
+    shown = CliRunner().invoke(build_app(), ["doctor", str(tiny_bundle)], env={"COLUMNS": "200"}).stdout
+    assert "on the GPU" in shown
+    assert "850 MB free" in shown
+    assert not examine().auto
+    missing = CliRunner().invoke(build_app(), ["doctor", str(tiny_bundle / "no")])
+    assert missing.exit_code == 1
 
 
 def test_a_library_that_cuda_lacks_is_named_with_what_installs_it(with_card: FakeCuda) -> None:

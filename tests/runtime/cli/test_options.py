@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Annotated, get_type_hints
 
 import pytest
@@ -90,7 +91,7 @@ def test_no_option_is_named_by_what_stands_for_its_value() -> None:
 
 
 def test_the_decoder_may_be_elsewhere() -> None:
-    options = engine_options(device_of("encoder=cuda,decoder=cpu"), None)
+    options = engine_options(Path("b"), device_of("encoder=cuda,decoder=cpu"), None)
     assert (options.device, options.text_device) == ("cuda", "cpu")
     with pytest.raises(typer.BadParameter, match="encoder=cuda,decoder=cpu"):
         device_of("encoder=cuda,projector=cpu")
