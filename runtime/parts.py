@@ -192,5 +192,5 @@ def choose_placement(folder: str | Path, options: EngineOptions) -> tuple[Placem
     why_not = "; ".join(dict.fromkeys(filter(None, whys)))
     if card is None or all(whys) or (whys[0] and not facts):
         return ON_CPU, whys[0] or why_not
-    can = Placement(*("cpu" if why else "cuda" for why in whys))
+    can = Placement("cpu" if whys[0] else "cuda", "cpu" if whys[1] else "cuda")
     return placed(needs_of(bundle, resolve_here(options, facts)), card, can, why_not)
