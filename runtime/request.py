@@ -161,8 +161,9 @@ class RunningRequest:
     def _embeddings(self) -> Iterator[Embeddings]:
         """One row per audio token, float32 [tokens, llm_dim], a group of chunks at a time."""
         encoder, projector = self._parts.audio.encoder, self._parts.audio.projector
-        patches = (chunk for features, first in self._features() for chunk in encoder.chunks(features, first))
-        for group in projector.groups(patches):
+        spec, live = self._front_end, self._request.live
+        feeds = (feed for features, first in self._features() for feed in chunk_feeds(spec, features, first))
+        for group in projector.groups(encoder.stream(feeds, most=1 if live else None)):
             self._lap("encoder")
             embeddings = projector.embeddings(group)
             self._lap("projector")

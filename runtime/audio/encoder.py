@@ -23,6 +23,10 @@ Feed: TypeAlias = dict[str, NDArray[Any]]  # what the encoder's graph is given f
 # Chunks that share a run, where the graph keeps them apart. On two cores, the fp32 encoder of the 0.6B takes 244, 236,
 # 241 and 256 ms for each chunk of 10 s in runs of 1, 2, 4 and 8, and 52, 49, 46 and 45 ms for those of 2 s.
 CHUNKS: Mapping[Device, int] = {"cpu": 1, "cuda": 8}
+# Shapes of runs on a GPU, where a new one costs 50 ms (memory is taken, kernels are chosen and loaded) and one that is
+# filled up next to nothing, since it waits for the launch of its kernels: one chunk of a quarter, a half, three
+# quarters or all of its length; 2, 3, 4 or 8 of half of it or all.
+_LENGTHS, _LENGTHS_TOGETHER, _COUNTED = 4, 2, 4
 
 
 class Encoder:
@@ -38,6 +42,9 @@ class Encoder:
     Chunks do not see each other, so they may come from several clips. What a run needs of memory does not grow with the
     clip: it takes `max_chunks` at most. That is 1 where the graph takes no more, or would let chunks that share a run
     change each other's numbers, as int8 does. May be called from several threads at once.
+
+    Where chunks share runs and the graph has a mask, they are filled up so that all runs have one of `shapes`; else
+    these are examples.
     """
 
     def __init__(
@@ -59,6 +66,28 @@ class Encoder:
         self.max_chunks, _, self.width = check_graph(path, cases, several).shapes["patches"]
         self._session = onnx_session(path, device, threads, allow_tf32=allow_tf32)
 
+    @property
+    def _few_shapes(self) -> bool:
+        return self.max_chunks > 1 and not self.spec.takes_padding
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """Chunks and frames of runs, the largest first."""
+        several = [count for count in range(2, self.max_chunks + 1) if count == self._rounded(count, 1)[0]]
+        full = self.spec.chunk_frames
+        shapes = {self._rounded(1, full * part // _LENGTHS) for part in range(1, _LENGTHS + 1)}
+        shapes |= {self._rounded(count, full // part) for count in several for part in range(1, _LENGTHS_TOGETHER + 1)}
+        return sorted(shapes, reverse=True)
+
+    def _rounded(self, chunks: int, frames: int) -> tuple[int, int]:
+        """What a run is filled up to."""
+        if not self._few_shapes:
+            return chunks, frames
+        lengths = _LENGTHS if chunks == 1 else _LENGTHS_TOGETHER
+        step = -(-self.spec.chunk_patches // lengths) * self.spec.patch_frames
+        filled = min(-(-frames // step) * step, self.spec.chunk_frames)
+        return chunks if chunks <= _COUNTED else self.max_chunks, filled
+
     def patches(self, features: Features) -> NDArray[np.float32]:
         """The spectrograms of a clip -> float32 [patches, audio_dim]."""
         return np.concatenate(list(self.chunks(features)))
@@ -67,18 +96,18 @@ class Encoder:
         """As `patches`, but one chunk after another; `first` is where in its clip the first patch lies."""
         return self.stream(chunk_feeds(self.spec, features, first))
 
-    def stream(self, feeds: Iterable[Feed]) -> Iterator[NDArray[np.float32]]:
-        """As `together`, for as many chunks at a time as share a run."""
+    def stream(self, feeds: Iterable[Feed], most: int | None = None) -> Iterator[NDArray[np.float32]]:
+        """As `together`, for as many chunks at a time as share a run, or `most`."""
         feeds = iter(feeds)
-        while some := list(islice(feeds, self.max_chunks)):
+        while some := list(islice(feeds, most or self.max_chunks)):
             yield from self.together(some)
 
     def together(self, feeds: Sequence[Feed]) -> list[NDArray[np.float32]]:
         """What `chunk_feeds` makes of chunks, of several clips or one -> patches float32 [patches, audio_dim] of each.
 
-        Those of about one length share a run, `max_chunks` at most. The shorter ones of a run are filled up with frames
-        that they do not attend to, where the graph has a mask; else all of a run have one length. Their numbers differ
-        from those of a chunk alone by less than 1e-6 of their RMS in float32.
+        Up to `max_chunks` share a run. The shorter ones are filled up with frames that they do not attend to, where the
+        graph has a mask; else all of a run have one length. Their numbers differ from those of a chunk alone by less
+        than 1e-6 of their RMS in float32.
 
         Raises:
             DeviceError: ONNX Runtime failed, or what came out is not finite.
@@ -101,31 +130,31 @@ class Encoder:
             yield run
 
     def _fits(self, longest: Feed, other: Feed) -> bool:
-        """Whether a chunk may share a run; beyond twice its length, filling it up costs more than it saves."""
-        if self.spec.takes_padding:
-            return _frames(other) == _frames(longest) and bool(other["padded_patches"] == longest["padded_patches"])
-        return 2 * _frames(other) >= _frames(longest)
+        """Whether a chunk may share a run: where there is a mask, a shorter one is filled up."""
+        if not self.spec.takes_padding:
+            return True
+        return _frames(other) == _frames(longest) and bool(other["padded_patches"] == longest["padded_patches"])
 
     def _run(self, feeds: Sequence[Feed]) -> list[NDArray[np.float32]]:
-        frames = _frames(feeds[0])
-        joined = feeds[0] if len(feeds) == 1 else {name: _joined([feed[name] for feed in feeds]) for name in feeds[0]}
+        chunks, frames = self._rounded(len(feeds), _frames(feeds[0]))
+        filled = [*feeds, *feeds[-1:] * (chunks - len(feeds))]
+        joined = {name: _joined([feed[name] for feed in filled], frames) for name in feeds[0]}
         if self.spec.takes_padding:
             joined["padded_patches"] = feeds[0]["padded_patches"]
-        shape = (len(feeds), frames // self.spec.patch_frames, self.width)
+        shape = (chunks, frames // self.spec.patch_frames, self.width)
         (patches,) = run_graph(self._session, self._path, joined, {"patches": shape})
-        return [one[: _frames(feed) // self.spec.patch_frames] for one, feed in zip(patches, feeds, strict=True)]
+        return [one[: _frames(feed) // self.spec.patch_frames] for one, feed in zip(patches, feeds, strict=False)]
 
 
 def _frames(feed: Feed) -> int:
     return int(feed["log_mel"].shape[2])
 
 
-def _joined(inputs: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    """One input of several chunks; of a spectrogram, its last frame is repeated to the length of the first chunk's."""
-    if inputs[0].ndim == 1:
-        return np.concatenate(inputs)
-    frames = inputs[0].shape[2]
-    return np.concatenate([np.pad(one, ((0, 0), (0, 0), (0, frames - one.shape[2])), mode="edge") for one in inputs])
+def _joined(inputs: Sequence[NDArray[Any]], frames: int) -> NDArray[Any]:
+    """One input of several chunks; the last frame of a spectrogram is repeated up to so many."""
+    if inputs[0].ndim > 1 and any(one.shape[2] != frames for one in inputs):
+        inputs = [np.pad(one, ((0, 0), (0, 0), (0, frames - one.shape[2])), mode="edge") for one in inputs]
+    return inputs[0] if len(inputs) == 1 else np.concatenate(inputs)
 
 
 def _case(spec: FrontEndSpec, frames: int, valid: int, chunks: int = 1) -> Case:
@@ -184,6 +213,8 @@ class Projector:
         )
         # Patches of several clips in a run; 0: each clip has a run of its own.
         self._max_patches = CHUNKS[device] * spec.chunk_patches if separable and CHUNKS[device] > 1 else 0
+        # Where they share runs, patches are filled up to a multiple, as chunks of the encoder are.
+        self._multiple = spec.chunk_patches // join * join if self._max_patches else join
         self.audio_width, self.width = shapes["patches"][2], shapes["embeddings"][2]
         self._session = onnx_session(path, device, threads, allow_tf32=allow_tf32)
 
@@ -192,11 +223,16 @@ class Projector:
 
         Up to 4 trailing patches are dropped, so these must be all of a clip, or one of its `groups`.
         """
-        size = len(patches) // self.spec.tokens_patches * self.spec.tokens_patches
-        feed = {"patches": np.ascontiguousarray(patches[None, :size], np.float32)}
-        shape = (1, size // self.spec.tokens_patches, self.width)
+        join = self.spec.tokens_patches
+        size = len(patches) // join * join
+        filled = -(-size // self._multiple) * self._multiple
+        given = patches[None, :size]
+        if filled > size:
+            given = np.pad(given, ((0, 0), (0, filled - size), (0, 0)), mode="edge")
+        feed = {"patches": np.ascontiguousarray(given, np.float32)}
+        shape = (1, filled // join, self.width)
         (embeddings,) = run_graph(self._session, self._path, feed, {"embeddings": shape})
-        return np.ascontiguousarray(embeddings[0], np.float32)
+        return np.ascontiguousarray(embeddings[0, : size // join], np.float32)
 
     def together(self, clips: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
         """As `embeddings`, for the patches of several clips, which share runs where that does not change the numbers.

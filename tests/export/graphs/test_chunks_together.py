@@ -31,7 +31,7 @@ def chunks_of(spec: FrontEndSpec, seed: int) -> list[Feed]:
     return [feeds[place] for place in generator.permutation(len(feeds))]
 
 
-@pytest.mark.parametrize("chunks", [2, 5])
+@pytest.mark.parametrize("chunks", [2, 5, 8])
 @pytest.mark.parametrize("variant", ["midashenglm", "midashenglm-tokenizer", "dasheng", "dasheng, padded"])
 def test_chunks_that_share_a_run_get_what_they_get_alone(
     variant: str, chunks: int, encoders: dict[str, Path], all_merged: dict[str, WatchedTensors]
@@ -42,6 +42,8 @@ def test_chunks_that_share_a_run_get_what_they_get_alone(
     alone, shared = Encoder(encoders[name], spec, chunks=1), Encoder(encoders[name], spec, chunks=chunks)
     assert (alone.max_chunks, shared.max_chunks) == (1, chunks)
     feeds = chunks_of(spec, chunks)
-    for feed, got, want in zip(feeds, shared.together(feeds), alone.together(feeds), strict=True):
-        assert got.shape == want.shape == (feed["log_mel"].shape[2] // 4, 64)
+    apart = [shared.together([feed])[0] for feed in feeds]  # filled up, too
+    for feed, got, one, want in zip(feeds, shared.together(feeds), apart, alone.together(feeds), strict=True):
+        assert got.shape == one.shape == want.shape == (feed["log_mel"].shape[2] // 4, 64)
         assert relative_rms(got, want) <= 1e-6
+        assert relative_rms(one, want) <= 1e-6

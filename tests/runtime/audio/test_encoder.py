@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from dasheng_edge.runtime.audio import encoder as encoder_module
@@ -34,6 +36,7 @@ class FakeSession:
         self.fed: list[tuple[int, int]] = []  # frames, valid (or padded) patches
         self.kept: list[int] = []
         self.chunks: list[int] = []  # of each run
+        self.runs: list[tuple[int, int]] = []  # chunks and frames
         self.acoustic: list[NDArray[Any]] = []
 
     @staticmethod
@@ -50,6 +53,7 @@ class FakeSession:
         count = feed["padded_patches" if "padded_patches" in feed else "valid_patches"]
         assert count.dtype == np.int64
         self.chunks.append(len(log_mel))
+        self.runs.append((len(log_mel), log_mel.shape[2]))
         self.fed.append((log_mel.shape[2], int(count[0])))
         if "acoustic_mel" in feed:
             assert feed["acoustic_mel"].flags.c_contiguous
@@ -173,7 +177,7 @@ def test_groups_are_made_as_chunks_come(session: FakeSession) -> None:
 @pytest.mark.parametrize(
     ("spec", "lengths", "runs"),
     [
-        (SPEC, (1_008, 1_008, 1_008, 600, 503, 20, 12, 1_005), [3, 3, 2]),  # of about one length
+        (SPEC, (1_008, 1_008, 1_008, 600, 503, 20, 12, 1_005), [3, 3, 2]),  # the longest first
         (SHORT, (1_008, 400, 1_008, 404, 400), [2, 1, 2]),  # of one length
         (SPEC, (), []),
     ],
@@ -190,6 +194,35 @@ def test_chunks_that_share_a_run(
         whole = mel[:, : mel.shape[1] // 4 * 4].reshape(64, -1, 4).mean(axis=2).T
         np.testing.assert_array_equal(patches, whole)
     assert session.chunks == runs
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(lengths=st.lists(st.integers(4, 1_008), min_size=1, max_size=30))
+@example(lengths=[1_008, 1_008, 984])
+def test_runs_have_few_shapes_where_new_ones_cost(session: FakeSession, lengths: list[int]) -> None:
+    encoder = Encoder(Path("x"), SPEC)
+    encoder.max_chunks = 8
+    shapes = encoder.shapes
+    assert len(shapes) == 12
+    assert shapes == sorted(shapes, reverse=True)  # so that memory is taken once
+    session.runs.clear()
+    mels = [np.random.default_rng(frames).normal(size=(64, frames)).astype(np.float32) for frames in lengths]
+    feeds = [feed for mel in mels for feed in chunk_feeds(SPEC, Features(mel, None, mel.shape[1] * 160))]
+    for mel, patches in zip(mels, encoder.together(feeds), strict=True):
+        whole = mel[:, : mel.shape[1] // 4 * 4].reshape(64, -1, 4).mean(axis=2).T
+        np.testing.assert_array_equal(patches, whole)
+    assert set(session.runs) <= set(shapes)
+    assert len(session.runs) == -(-len(lengths) // 8)
+
+
+@pytest.mark.parametrize(("spec", "chunks"), [(SHORT, 8), (SPEC, 1)])
+def test_chunks_that_may_not_be_filled_up_are_not(session: FakeSession, spec: FrontEndSpec, chunks: int) -> None:
+    encoder = Encoder(Path("x"), spec)  # plain Dasheng; a graph in int8, or of an older schema
+    encoder.max_chunks = chunks
+    features = Features(np.zeros((64, 333), np.float32), None, 333 * 160)
+    assert len(encoder.patches(features)) == 83
+    assert session.runs == [(1, 333)]
+    assert (1, 252) in encoder.shapes
 
 
 def test_clips_that_share_a_run_of_the_projector(session: FakeSession, monkeypatch: pytest.MonkeyPatch) -> None:
