@@ -50,8 +50,9 @@ class EngineOptions:
     decoder_device: Device | None = None  # of the decoder; None: `device`, where the other parts are in any case
     # Whether a GPU may multiply float32 numbers of the encoder with 10 bits of each: half the time, errors of 4e-4.
     allow_tf32: bool = False
-    # Whether a captioner runs its parts on a GPU when it opens, so that the first request is as fast as the next: what
-    # they compute with is planned and loaded then, 0.6 to 0.9 s. None: unless `weights` is "mapped", for few clips.
+    # Whether parts on a GPU are run when they open, alone and together, so that the first request or batch is as fast
+    # as the next: what they compute with is planned and loaded then. None: for an `Engine`, and for a `Captioner`
+    # unless `weights` is "mapped", which is said where few clips are to come.
     warm_up: bool | None = None
     # Whether the decoder computes on fewer threads while other programs use the cores (`machine.governor`). With less
     # than 512 rows before a token that changes no bit; with more, llama.cpp's sums are rounded by number of threads.

@@ -13,6 +13,7 @@ from dasheng_edge.runtime.audio.audio_parts import AudioInputParts
 from dasheng_edge.runtime.audio.encoder import CHUNKS
 from dasheng_edge.runtime.audio.onnx_session import why_not_cuda
 from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER, FRONT_END, PROJECTOR, Bundle, weights_file
+from dasheng_edge.runtime.bundle.manifest import Sampling
 from dasheng_edge.runtime.engine_options import EngineOptions, EngineSettings, resolve_here
 from dasheng_edge.runtime.errors import MemoryShortError
 from dasheng_edge.runtime.gguf.check import Sizes
@@ -23,15 +24,16 @@ from dasheng_edge.runtime.machine.memory import release_freed_memory, require
 from dasheng_edge.runtime.machine.placing import Card, Needs, placed, refusal
 from dasheng_edge.runtime.text.context import BATCH, KV_TYPES
 from dasheng_edge.runtime.text.context_memory import KV_BITS, computed_bytes, kept_bytes
-from dasheng_edge.runtime.text.decoder import FIRST_CONTEXT, Decoder
+from dasheng_edge.runtime.text.decoder import FIRST_CONTEXT, Decoder, Embeddings
 from dasheng_edge.runtime.text.llama import why_no_gpu
 from dasheng_edge.runtime.text.prompt import PromptBuilder
+from dasheng_edge.runtime.text.sequences import Answer, Sequences
 
 _LIBRARIES_BYTES = 160 << 20  # of addresses: both engines, started side by side, with a heap for the second thread
-# What parts on a GPU are run with when they open: the longest first, so that memory is taken once. A chunk has 10 s;
-# kernels of llama.cpp differ between few rows (to 8), some (to 64) and many, of which the first context holds 512.
-_WARM_AUDIO_S = (20.0, 5.0, 2.0)
+# What a decoder on a GPU is run with when it opens, the longest first, so that memory is taken once. Kernels of
+# llama.cpp differ between few rows (each number to 8), some (to 64) and many, of which the first context holds 512.
 _WARM_ROWS = (510, 256, 128, 64, 32, 16, 8, 2)
+_WARM_ANSWERS, _WARM_PROMPT = 8, 60  # at once, and rows of each
 _LOADED = (DECODER, FRONT_END, ENCODER, PROJECTOR)
 
 
@@ -90,23 +92,34 @@ class Parts(TextParts):
         return cls(text.decoder, text.prompts, audio)
 
     def warm_up(self) -> None:
-        """Run each part that is on a GPU at sizes that requests have: see `EngineOptions.warm_up`.
+        """Run each part that is on a GPU at sizes that requests have, alone and together: `EngineOptions.warm_up`.
 
         Raises what a request raises.
         """
-        settings, decoder = self.decoder.settings, self.decoder
-        if not settings.warm_up:
-            return
-        if settings.device != "cpu":
-            rate_hz = self.audio.front_end.spec.sample_rate_hz
-            for seconds in _WARM_AUDIO_S:
-                self.audio.embeddings([np.zeros(round(seconds * rate_hz), np.float32)])
-        if settings.text_device != "cpu":
+        settings = self.decoder.settings
+        if settings.warm_up and settings.device != "cpu":
+            self.audio.warm_up()
+        if settings.warm_up and settings.text_device != "cpu":
             for rows in _WARM_ROWS:
-                prompt = np.zeros((min(rows, decoder.context_length - 2), decoder.n_embd), np.float32)
-                decoder.prefill([prompt], reserve=2)
-                for _ in decoder.generate(2):
+                prompt = self._silence(min(rows, self.decoder.context_length - 2))
+                self.decoder.prefill([prompt], reserve=2)
+                for _ in self.decoder.generate(2):
                     pass
+            self._answer_together()
+
+    def _answer_together(self) -> None:
+        """Several answers that end one after another, so that steps of each width are taken."""
+        sequences = Sequences(self.decoder, min(self.decoder.settings.batch, _WARM_ANSWERS))
+        try:
+            counts = range(2, 2 + min(self.decoder.settings.batch, _WARM_ANSWERS))
+            sequences.begin([Answer([self._silence(_WARM_PROMPT)], count, Sampling()) for count in counts])
+            while len(sequences):
+                sequences.step()
+        finally:
+            sequences.close()
+
+    def _silence(self, rows: int) -> Embeddings:
+        return np.zeros((rows, self.decoder.n_embd), np.float32)
 
 
 def _require(bundle: Bundle, settings: EngineSettings) -> None:

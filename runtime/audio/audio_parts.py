@@ -14,7 +14,7 @@ from dasheng_edge.runtime.engine_options import EngineOptions, resolve_here
 from dasheng_edge.runtime.errors import BundleFileError
 
 from .encoder import Encoder, Projector, chunk_feeds
-from .front_end import FrontEnd
+from .front_end import Features, FrontEnd
 from .read import Waveform
 
 
@@ -67,6 +67,19 @@ class AudioInputParts(AudioParts):
     def embeddings(self, blocks: Iterable[Waveform]) -> NDArray[np.float32]:
         """Waveform blocks float32 [n] of one clip -> one row per audio token, float32 [tokens, llm_dim]."""
         return self.projector.embeddings(self.encoder.patches(self.front_end.features(blocks)))
+
+    def warm_up(self) -> None:
+        """Run encoder and projector at each of their shapes, the largest first.
+
+        Raises what `embeddings` raises.
+        """
+        spec = self.encoder.spec
+        for chunks, frames in self.encoder.shapes:
+            acoustic = np.zeros((spec.acoustic.n_mels, frames), np.float32) if spec.acoustic else None
+            silence = Features(np.zeros((spec.n_mels, frames), np.float32), acoustic, frames * spec.hop_length)
+            self.encoder.together([*chunk_feeds(spec, silence)] * chunks)
+        for patches in self.projector.sizes:
+            self.projector.embeddings(np.zeros((patches, self.projector.audio_width), np.float32))
 
     def embedding_groups(self, blocks: Iterable[Waveform]) -> Iterator[NDArray[np.float32]]:
         """As `embeddings`, but a few chunks at a time, so that memory does not grow with the clip."""

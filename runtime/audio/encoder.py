@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate, islice
+from itertools import accumulate, islice, repeat
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -137,7 +137,7 @@ class Encoder:
 
     def _run(self, feeds: Sequence[Feed]) -> list[NDArray[np.float32]]:
         chunks, frames = self._rounded(len(feeds), _frames(feeds[0]))
-        filled = [*feeds, *feeds[-1:] * (chunks - len(feeds))]
+        filled = [*feeds, *repeat(feeds[-1], chunks - len(feeds))]
         joined = {name: _joined([feed[name] for feed in filled], frames) for name in feeds[0]}
         if self.spec.takes_padding:
             joined["padded_patches"] = feeds[0]["padded_patches"]
@@ -211,12 +211,19 @@ class Projector:
                 for n in (1, spec.chunk_patches)
             ],
         )
+        whole = spec.chunk_patches // join * join
         # Patches of several clips in a run; 0: each clip has a run of its own.
-        self._max_patches = CHUNKS[device] * spec.chunk_patches if separable and CHUNKS[device] > 1 else 0
+        self._max_patches = CHUNKS[device] * whole if separable and CHUNKS[device] > 1 else 0
         # Where they share runs, patches are filled up to a multiple, as chunks of the encoder are.
-        self._multiple = spec.chunk_patches // join * join if self._max_patches else join
+        self._multiple = whole if self._max_patches else join
         self.audio_width, self.width = shapes["patches"][2], shapes["embeddings"][2]
         self._session = onnx_session(path, device, threads, allow_tf32=allow_tf32)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Patches of runs, the largest first."""
+        whole = self.spec.chunk_patches // self.spec.tokens_patches * self.spec.tokens_patches
+        return [count * whole for count in range(max(1, self._max_patches // whole), 0, -1)]
 
     def embeddings(self, patches: NDArray[np.float32]) -> NDArray[np.float32]:
         """Patches float32 [patches, audio_dim] -> one row per audio token, float32 [tokens, llm_dim].

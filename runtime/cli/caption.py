@@ -144,7 +144,7 @@ def caption(
     }  # fmt: skip
     one_by_one = batch == 1 or stream or live
     few = len(audio) < MIN_REPACKING_CLIPS and windows is None
-    engine = engine_options(bundle, device, threads, allow_tf32, mapped=not one_by_one or few)
+    engine = engine_options(bundle, device, threads, allow_tf32, mapped=not one_by_one or few, few=few)
     with Captioner.open(bundle, options=engine, check_sha256=check_sha256) as captioner:
         run = _Run(
             captioner, prompt, system, max_new_tokens, _sampling(captioner, options),

@@ -130,15 +130,25 @@ Sha256Option = Annotated[
 
 
 def engine_options(
-    bundle: Path, device: Placement | None, threads: int | None, allow_tf32: bool = False, *, mapped: bool = False
+    bundle: Path,
+    device: Placement | None,
+    threads: int | None,
+    allow_tf32: bool = False,
+    *,
+    mapped: bool = False,
+    few: bool | None = None,
 ) -> EngineOptions:
     """How the engines run: `--threads` holds for each part; `mapped` leaves the weights in the pages of their file.
+
+    `few`: whether so few clips come that parts on a GPU are not warmed up; None: see `EngineOptions.warm_up`.
 
     Says on stderr what "auto" is for this bundle, and why.
     """
     from dasheng_edge.runtime.engine_options import EngineOptions
 
-    options = EngineOptions(weights="mapped" if mapped else None, allow_tf32=allow_tf32).changed(threads=threads)
+    options = EngineOptions(
+        weights="mapped" if mapped else None, allow_tf32=allow_tf32, warm_up=None if few is None else not few
+    ).changed(threads=threads)
     if device is None:
         from dasheng_edge.runtime.parts import choose_placement
 

@@ -93,8 +93,10 @@ class Engine:
         batch: int | None = None,
         check_sha256: bool = True,
     ) -> Engine:
-        """Open a bundle, as `Captioner.open`; by default, weights stay as they are stored."""
+        """Open a bundle, as `Captioner.open`; by default, weights stay as stored, and parts on a GPU are warmed up."""
         options = options or EngineOptions(weights="mapped")
+        if options.warm_up is None:
+            options = replace(options, warm_up=True)
         return cls(*open_parts(path, options, check_sha256=check_sha256), batch=batch)
 
     def __enter__(self) -> Engine:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from dasheng_edge.runtime import parts as parts_module
+from dasheng_edge.runtime.audio import encoder as encoder_module
 from dasheng_edge.runtime.audio import onnx_session
 from dasheng_edge.runtime.bundle.bundle import DECODER as DECODER_FILE
 from dasheng_edge.runtime.bundle.bundle import Bundle
@@ -24,6 +25,7 @@ from dasheng_edge.runtime.machine.gpu import Gpus
 from dasheng_edge.runtime.machine.placing import ALL, DECODER, ENCODER
 from dasheng_edge.runtime.parts import Parts, choose_placement, needs_of, on_card
 from dasheng_edge.runtime.text import context as context_module
+from dasheng_edge.runtime.text.context import Context
 from dasheng_edge.runtime.text.context_memory import context_bytes
 from dasheng_edge.runtime.text.decoder import FIRST_CONTEXT, Decoder
 from tests.fixtures.fake_gpu import H200, FakeCuda, fake_cuda
@@ -175,6 +177,31 @@ def test_what_a_bundle_needs_is_counted_as_for_the_loaded_model(
     assert needs.decoder == 4 * (facts.parameters - facts.vocab_size * facts.hidden_size)
 
 
+class Seen:
+    """Shapes of what engines are given: runs of graphs, and for the decoder rows and answers of each batch."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.graphs, self.rows = list[tuple[str, tuple[int, ...]]](), list[tuple[int, int]]()
+        run, decode = onnx_session.run_graph, Context.decode
+
+        def ran(session: Any, path: Path, feed: dict[str, Any], wanted: Any) -> Any:
+            self.graphs.append((path.name, next(value.shape for value in feed.values())))
+            return run(session, path, feed, wanted)
+
+        def decoded(context: Context, rows: Any, positions: Any, sequences: Any, wanted: Any) -> None:
+            self.rows.append((len(rows), len(set(sequences.tolist()))))
+            decode(context, rows, positions, sequences, wanted)
+
+        monkeypatch.setattr(encoder_module, "run_graph", ran)
+        monkeypatch.setattr(Context, "decode", decoded)
+
+
+def on_gpu(parts: Parts, settings: EngineSettings) -> Parts:
+    """Parts that were opened on a CPU say that they are elsewhere."""
+    parts.decoder.settings = settings
+    return parts
+
+
 def test_parts_on_a_gpu_are_run_at_the_sizes_of_requests_and_change_no_answer(
     fake_cuda: FakeCuda, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,22 +210,32 @@ def test_parts_on_a_gpu_are_run_at_the_sizes_of_requests_and_change_no_answer(
         want = cold.caption(clip).tokens
     settings = EngineSettings("cuda", decoder_device="cpu", warm_up=True)
     parts = Parts.open(bundle, settings)
-    rows = list[int]()
-    prefill = parts.decoder.prefill
-
-    def prefilled(segments: Sequence[Any], *, reserve: int = 0) -> None:
-        rows.append(sum(map(len, segments)))
-        prefill(segments, reserve=reserve)
-
-    monkeypatch.setattr(parts.decoder, "prefill", prefilled)
+    seen = Seen(monkeypatch)
     parts.warm_up()
-    assert rows == []  # it is on the CPU
-    parts.decoder.settings = replace(settings, decoder_device=None)
+    assert seen.graphs
+    assert seen.rows == []  # it is on the CPU
+    on_gpu(parts, EngineSettings(decoder_device="cuda", warm_up=True))
+    seen.graphs.clear()
     parts.warm_up()
-    assert rows[0] > 500 > rows[-1] > 1
+    assert seen.graphs == []
+    assert seen.rows[0][0] > 500
+    assert {(width, width) for width in range(1, 9)} <= set(seen.rows)  # steps of several answers
     assert parts.decoder.n_ctx == FIRST_CONTEXT  # nothing is taken that a usual request does not need
+    on_gpu(parts, settings)
     with Captioner(bundle, parts) as warm:
         assert warm.caption(clip).tokens == want
+
+
+def test_what_is_not_to_be_warmed_up_is_not(
+    fake_cuda: FakeCuda, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = Parts.open(Bundle.open(tiny_bundle), EngineSettings("cuda", decoder_device="cpu"))
+    seen = Seen(monkeypatch)
+    parts.warm_up()
+    on_gpu(parts, EngineSettings(warm_up=True)).warm_up()
+    assert not seen.graphs
+    assert not seen.rows
+    parts.decoder.close()
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ class FakeSession:
         self.kept: list[int] = []
         self.chunks: list[int] = []  # of each run
         self.runs: list[tuple[int, int]] = []  # chunks and frames
+        self.patches: list[int] = []  # of runs of the projector
         self.acoustic: list[NDArray[Any]] = []
 
     @staticmethod
@@ -46,6 +47,7 @@ class FakeSession:
     def run(self, _: list[str], feed: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
         if "patches" in feed:
             patches = feed["patches"]
+            self.patches.append(patches.shape[1])
             return [patches.reshape(1, -1, 5, patches.shape[-1]).mean(axis=2)]
         log_mel = feed["log_mel"]
         assert log_mel.dtype == np.float32
@@ -233,6 +235,23 @@ def test_clips_that_share_a_run_of_the_projector(session: FakeSession, monkeypat
     for got, clip in zip(shared.together(clips), clips, strict=True):
         np.testing.assert_array_equal(got, alone.embeddings(clip))
     assert alone.together([]) == []
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(sizes=st.lists(st.integers(5, 2_000), min_size=1, max_size=9))
+def test_runs_of_the_projector_have_few_sizes_where_new_ones_cost(
+    session: FakeSession, monkeypatch: pytest.MonkeyPatch, sizes: list[int]
+) -> None:
+    alone = Projector(Path("x"), SPEC)
+    with monkeypatch.context() as patch:
+        patch.setattr(encoder_module, "CHUNKS", {"cpu": 8})
+        shared = Projector(Path("x"), SPEC)
+    clips = [np.random.default_rng(size).normal(size=(size, 3)).astype(np.float32) for size in sizes]
+    session.patches.clear()
+    got = shared.together(clips)
+    assert set(session.patches) <= set(shared.sizes) == {250 * count for count in range(1, 9)}
+    for one, clip in zip(got, clips, strict=True):
+        np.testing.assert_array_equal(one, alone.embeddings(clip))
 
 
 def test_real_graphs_take_every_length(tiny_bundle: Path) -> None:

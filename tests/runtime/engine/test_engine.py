@@ -12,11 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.captioner import Captioner
+from dasheng_edge.runtime.engine import engine as engine_module
 from dasheng_edge.runtime.engine.engine import Engine
 from dasheng_edge.runtime.engine.job import CaptionJob
+from dasheng_edge.runtime.engine.opening import open_parts
 from dasheng_edge.runtime.engine_options import EngineOptions
 from dasheng_edge.runtime.errors import AudioNotFoundError, CaptionerBusyError, ClipFailedError, PromptError
+from dasheng_edge.runtime.parts import Parts
 from dasheng_edge.runtime.text.sequences import Sequences
 
 RATE = 16000
@@ -31,6 +35,24 @@ def noise(seed: int) -> tuple[np.ndarray, int]:
 def engine(tiny_bundle: Path) -> Iterator[Engine]:
     with Engine.open(tiny_bundle, options=EngineOptions().changed(threads=1), batch=4) as opened:
         yield opened
+
+
+@pytest.mark.parametrize(
+    ("options", "warm_up"),
+    [(None, True), (EngineOptions(weights="mapped"), True), (EngineOptions(warm_up=False), False)],
+)
+def test_parts_on_a_gpu_are_warmed_up_for_many_callers(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, options: EngineOptions | None, warm_up: bool
+) -> None:
+    asked: list[bool | None] = []
+
+    def opened(path: Path, options: EngineOptions, **_: object) -> tuple[Bundle, Parts]:
+        asked.append(options.warm_up)
+        return open_parts(path, options)
+
+    monkeypatch.setattr(engine_module, "open_parts", opened)
+    Engine.open(tiny_bundle, options=options).close()
+    assert asked == [warm_up]
 
 
 def test_each_caller_gets_its_own_caption(engine: Engine, captioner: Captioner) -> None:
