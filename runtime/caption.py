@@ -50,6 +50,7 @@ class Caption:
     # certain, -1 is 37 % a token. As the model itself sees it, before temperature and penalties. None where tokens are
     # chosen on a GPU, which keeps the probabilities.
     confidence: float | None = None
+    reason: Literal["silence"] | None = None  # why the text is empty: there is nothing in the clip, so none was asked
 
 
 class CaptionStream(Iterator[str]):

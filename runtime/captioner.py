@@ -6,10 +6,10 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, starmap
 from pathlib import Path
 
 from dasheng_edge.runtime.audio.read import AudioSource
@@ -18,13 +18,13 @@ from dasheng_edge.runtime.bundle.manifest import Sampling
 from dasheng_edge.runtime.caption import Caption, CaptionStream
 from dasheng_edge.runtime.engine.job import CaptionJob, CaptionScheduler
 from dasheng_edge.runtime.engine.opening import open_parts
+from dasheng_edge.runtime.engine.request import Request, RunningRequest, asked, check_count
 from dasheng_edge.runtime.engine_options import EngineOptions
-from dasheng_edge.runtime.errors import AudioError, CaptionerBusyError, DashengEdgeError
+from dasheng_edge.runtime.errors import AudioError, CaptionerBusyError, DashengEdgeError, PromptError
 from dasheng_edge.runtime.machine.devices import Device
 from dasheng_edge.runtime.machine.forks import Home, starts_pool
 from dasheng_edge.runtime.machine.memory import memory_errors
 from dasheng_edge.runtime.parts import Parts
-from dasheng_edge.runtime.request import Request, RunningRequest, asked, check_count
 from dasheng_edge.runtime.text.sequences import MAX_SEQUENCES
 
 
@@ -33,11 +33,15 @@ class Captioner:
 
     Not for two threads at once: the second one gets `CaptionerBusyError` instead of a mixed-up caption.
     Open one captioner per thread, or hold a lock of your own.
+
+    A clip in which there is nothing, as `is_silent` says, gets an empty caption whose `reason` is "silence", at once: a
+    model that must say something makes something up. With `ask_silence = True` it is asked all the same.
     """
 
     def __init__(self, bundle: Bundle, parts: Parts) -> None:
         self.bundle = bundle
         self.parts = parts
+        self.ask_silence = False
         self._lock = threading.Lock()
         self._streams: weakref.WeakSet[CaptionStream] = weakref.WeakSet()
         self._schedulers: set[CaptionScheduler] = set()
@@ -138,7 +142,7 @@ class Captioner:
             DecoderError, DeviceError: llama.cpp or ONNX Runtime failed.
         """
         request = asked(self.bundle, prompt, system, max_new_tokens, sampling)
-        stream = CaptionStream(self._run(replace(request, audio=audio, live=live)))
+        stream = CaptionStream(self._run(replace(request, audio=audio, live=live, ask_silence=self.ask_silence)))
         self._streams.add(stream)
         return stream
 
@@ -161,13 +165,8 @@ class Captioner:
         results = self.caption_each(
             clips, prompt, system=system, max_new_tokens=max_new_tokens, sampling=sampling, batch=batch
         )
-        captions: list[Caption] = []
         with closing(results):
-            for result in results:
-                if isinstance(result, DashengEdgeError):
-                    raise result
-                captions.append(result)
-        return captions
+            return [_unless_failed(result) for result in results]
 
     def caption_each(
         self,
@@ -185,12 +184,51 @@ class Captioner:
         together where there is no memory for more. What is wrong for all clips, such as the prompt or the captioner, is
         raised.
         """
-        batch = self.parts.decoder.settings.batch if batch is None else batch
-        check_count("batch", batch, MAX_SEQUENCES)
-        if isinstance(clips, (str, bytes, os.PathLike)) or not isinstance(clips, Iterable):
-            raise AudioError(f"the clips are of type {type(clips).__name__}; expected a list of paths or other audio")
         first = asked(self.bundle, prompt, system, max_new_tokens, sampling)
-        return self._results((replace(first, audio=audio) for audio in clips), batch)
+        return (result for (result,) in self._results(clips, [first], batch))
+
+    def ask(
+        self,
+        audio: AudioSource,
+        questions: Mapping[str, str | None] | Sequence[str],
+        *,
+        system: str | None = None,
+        max_new_tokens: int | None = None,
+        sampling: Sampling | None = None,
+    ) -> dict[str, Caption]:
+        """Ask several questions about one clip: prompts by their names, or prompts, which are their own names.
+
+        The clip is heard once, and the answers are made together. Where the bundle's prompt has the audio before the
+        text, the decoder, too, reads it once. Greedy answers are those of `caption` with each prompt, see `Sequences`;
+        `timings` of each hold the time of the hearing. A prompt that is None is the bundle's. All else is as in
+        `stream`; the first question that fails ends it: see `ask_each`.
+        """
+        named = _named(questions)
+        answers = self.ask_each(
+            [audio], named, system=system, max_new_tokens=max_new_tokens, sampling=sampling,
+            batch=min(len(named), MAX_SEQUENCES),
+        )  # fmt: skip
+        with closing(answers):
+            return {name: _unless_failed(answer) for name, answer in next(answers).items()}
+
+    def ask_each(
+        self,
+        clips: Iterable[AudioSource],
+        questions: Mapping[str, str | None] | Sequence[str],
+        *,
+        system: str | None = None,
+        max_new_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        batch: int | None = None,
+    ) -> Generator[dict[str, Caption | DashengEdgeError]]:
+        """As `ask`, of many clips, and as `caption_each`: `batch` answers are made together.
+
+        A question that fails, since its prompt leaves no room for the clip, has its error, and a clip that cannot be
+        read is the error of each of its questions.
+        """
+        named = _named(questions)
+        first = [asked(self.bundle, prompt, system, max_new_tokens, sampling) for prompt in named.values()]
+        return (dict(zip(named, results, strict=True)) for results in self._results(clips, first, batch))
 
     def _run(self, request: Request) -> Generator[str, None, Caption]:
         with self._busy():
@@ -217,24 +255,52 @@ class Captioner:
         finally:
             self._lock.release()
 
-    def _results(self, requests: Iterator[Request], batch: int) -> Generator[Caption | DashengEdgeError]:
-        """Captions and errors in the order of the requests, which are asked for a few ahead."""
-        scheduler = CaptionScheduler(self.bundle, self.parts, batch)
+    def _results(
+        self, clips: Iterable[AudioSource], questions: Sequence[Request], batch: int | None
+    ) -> Generator[list[Caption | DashengEdgeError]]:
+        """What came of each question about each clip; the clips are asked for a few ahead."""
+        batch = self.parts.decoder.settings.batch if batch is None else batch
+        check_count("batch", batch, MAX_SEQUENCES)
+        if isinstance(clips, (str, bytes, os.PathLike)) or not isinstance(clips, Iterable):
+            raise AudioError(f"the clips are of type {type(clips).__name__}; expected a list of paths or other audio")
+        first = [replace(one, ask_silence=self.ask_silence) for one in questions]
+        return self._scheduled(([replace(one, audio=audio) for one in first] for audio in clips), batch, len(first))
+
+    def _scheduled(
+        self, clips: Iterator[Sequence[Request]], batch: int, questions: int
+    ) -> Generator[list[Caption | DashengEdgeError]]:
+        scheduler = CaptionScheduler(self.bundle, self.parts, batch, questions=questions)
         self._schedulers.add(scheduler)
         jobs: deque[CaptionJob] = deque()
+        ahead = 2 * -(-batch // questions)
         try:
             while True:
-                new = list(islice(requests, 2 * batch - len(jobs)))
+                new = list(islice(clips, ahead - len(jobs)))
                 if not new and not jobs:
                     return
                 with self._busy():
-                    for job in map(scheduler.job, new):
+                    for job in starmap(scheduler.job, new):
                         jobs.append(job)
                         scheduler.add(job)
                     while not jobs[0].ended:
                         scheduler.advance(lambda _: None)
-                    result = jobs.popleft().result()
-                yield result
+                    results = jobs.popleft().results()
+                yield results
         finally:
             self._schedulers.discard(scheduler)
             scheduler.close()
+
+
+def _named(questions: Mapping[str, str | None] | Sequence[str]) -> Mapping[str, str | None]:
+    if isinstance(questions, str) or not isinstance(questions, Mapping | Sequence):
+        what = f"the questions are of type {type(questions).__name__}"
+        raise PromptError(f"{what}; expected a list of prompts, or prompts by their names")
+    if not questions:
+        raise PromptError("there is no question; expected at least one")
+    return questions if isinstance(questions, Mapping) else {question: question for question in questions}
+
+
+def _unless_failed(result: Caption | DashengEdgeError) -> Caption:
+    if isinstance(result, DashengEdgeError):
+        raise result
+    return result

@@ -25,9 +25,9 @@ from benchmarks.records.turns import field, take_turns, times
 from benchmarks.synthetic.noise import GREEDY, RATE_HZ, noise
 from dasheng_edge.runtime import Bundle, Captioner
 from dasheng_edge.runtime.engine.job import CaptionScheduler
+from dasheng_edge.runtime.engine.request import Request
 from dasheng_edge.runtime.engine_options import DEFAULT_BATCH, EngineOptions
 from dasheng_edge.runtime.errors import DashengEdgeError
-from dasheng_edge.runtime.request import Request
 
 CLIPS, SHORTEST_S, LONGEST_S, MIN_TOKENS, MAX_TOKENS = 32, 1, 30, 5, 60
 STATIC = 8

@@ -149,4 +149,4 @@ class Mixer:
             samples = "1 sample" if self._samples == 1 else f"{self._samples} samples"
             yield f"it is only {1000 * self._seconds:.3g} ms long ({samples}): there is next to nothing to hear"
         if self._high - self._low < SILENT:
-            yield "it is silent: there is nothing to hear, whatever the answer says"
+            yield "it is silent: there is nothing to hear"

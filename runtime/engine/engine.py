@@ -18,11 +18,11 @@ from dasheng_edge.runtime.errors import CaptionerBusyError, DashengEdgeError, cl
 from dasheng_edge.runtime.machine.forks import Home, starts_pool
 from dasheng_edge.runtime.machine.memory import started_thread
 from dasheng_edge.runtime.parts import Parts
-from dasheng_edge.runtime.request import asked, check_count
 from dasheng_edge.runtime.text.sequences import MAX_SEQUENCES
 
 from .job import CaptionJob, CaptionScheduler
 from .opening import open_parts
+from .request import asked, check_count
 
 
 class Ticket:
@@ -64,13 +64,14 @@ class Ticket:
 class Engine:
     """Captions for any number of threads at once, `batch` of them together, in the order in which they were asked for.
 
-    Greedy captions are those of `Captioner.caption`: see `Sequences`.
+    Greedy captions are those of `Captioner.caption`: see `Sequences`. `ask_silence` is as in `Captioner`.
     """
 
     def __init__(self, bundle: Bundle, parts: Parts, *, batch: int | None = None) -> None:
         self.bundle, self.parts = bundle, parts
         self.batch = parts.decoder.settings.batch if batch is None else batch
         check_count("batch", self.batch, MAX_SEQUENCES)
+        self.ask_silence = False
         self._home = Home("engine", parts)
         self._changed = threading.Condition()
         self._tickets: dict[CaptionJob, Ticket] = {}  # that are not done
@@ -122,7 +123,8 @@ class Engine:
             ForkedError: this process was forked from the one that opened it.
         """
         self._home.check()
-        request = replace(asked(self.bundle, prompt, system, max_new_tokens, sampling), audio=audio)
+        request = asked(self.bundle, prompt, system, max_new_tokens, sampling)
+        request = replace(request, audio=audio, ask_silence=self.ask_silence)
         with self._changed:
             if self._closed:
                 raise CaptionerBusyError("the engine is closed; open a new one")

@@ -1,4 +1,4 @@
-"""A request on its way through the engine, and the scheduler of a bundle's parts."""
+"""A clip on its way through the engine, and the scheduler of a bundle's parts."""
 
 from __future__ import annotations
 
@@ -11,30 +11,62 @@ import numpy as np
 
 from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.caption import Caption
-from dasheng_edge.runtime.errors import DashengEdgeError, clip_error
+from dasheng_edge.runtime.errors import DashengEdgeError, PromptError, clip_error
 from dasheng_edge.runtime.parts import Parts
-from dasheng_edge.runtime.request import Request, RunningRequest
 from dasheng_edge.runtime.text.decoder import Embeddings
-from dasheng_edge.runtime.text.model import Tokens
-from dasheng_edge.runtime.text.sequences import Answer, Sequences
+from dasheng_edge.runtime.text.sequences import Answer, Sequences, share_beginning
 
+from .clip_audio import ClipAudio
 from .hearing import Hearing
+from .request import Request, RunningRequest
 from .scheduler import Scheduler
 
 READERS = 1  # threads that read audio: one reads 300 times as fast as two cores encode
 GPU_READERS, GPU_TOGETHER = 4, 8  # which compute spectrograms, too; clips that are encoded together
 
 
-class CaptionJob:
-    """A request, from its arrival to its caption or error."""
+class _Question:
+    """One of those that are asked about a clip, to its caption or error."""
 
-    def __init__(self, bundle: Bundle, parts: Parts, request: Request, *, listens: bool = False) -> None:
-        self._request, self._listens = request, listens  # whether spectrograms are computed where audio is read
-        self.running: RunningRequest | None = None
-        self._raised: Exception | None = None
+    def __init__(self, bundle: Bundle, parts: Parts, request: Request, audio: ClipAudio) -> None:
+        self._request = request
         self.answer: Answer | None = None
+        self.raised: Exception | None = None
         try:
-            self.running = RunningRequest(bundle, parts, request)
+            self._running = RunningRequest(bundle, parts, request, audio)
+        except Exception as error:  # noqa: BLE001  # whatever it is, the others go on
+            self.raised = error
+
+    @property
+    def ended(self) -> bool:
+        return self.raised is not None or (self.answer is not None and self.answer.ended)
+
+    def ask(self, embeddings: Embeddings) -> None:
+        try:
+            rows = self._running.rows(embeddings)
+            self.answer = Answer(rows, self._request.max_new_tokens, self._request.sampling)
+        except Exception as error:  # noqa: BLE001  # as above
+            self.raised = error
+
+    def caption(self) -> Caption:
+        if self.answer is None:
+            self._running.be_silent()
+        else:
+            self._running.answered(self.answer)
+        return self._running.caption()
+
+
+class CaptionJob:
+    """What is asked about a clip, one question or several, from its arrival to its captions or errors."""
+
+    def __init__(self, bundle: Bundle, parts: Parts, requests: Sequence[Request], *, listens: bool = False) -> None:
+        self._request, self._listens = requests[0], listens  # whether spectrograms are computed where audio is read
+        self._raised: Exception | None = None
+        self._silent = False
+        self._questions: list[_Question] = []
+        try:
+            self.audio = ClipAudio(parts.audio, self._request.audio)
+            self._questions = [_Question(bundle, parts, request, self.audio) for request in requests]
         except Exception as error:  # noqa: BLE001  # whatever a clip does, the others go on
             self._raised = error
 
@@ -44,87 +76,118 @@ class CaptionJob:
         return self._request.name
 
     @property
-    def failed(self) -> bool:
-        """Whether it could not be heard."""
-        return self._raised is not None
+    def ended(self) -> bool:
+        """Whether there are results."""
+        return self._raised is not None or self._silent or all(question.ended for question in self._questions)
 
     @property
-    def ended(self) -> bool:
-        """Whether there is a result."""
-        return self.failed or (self.answer is not None and self.answer.ended)
+    def answers(self) -> list[Answer]:
+        """Those to the questions, once it is heard."""
+        return [question.answer for question in self._questions if question.answer is not None]
 
     def read(self) -> None:
         """Read some of the audio ahead; what fails is the `result`."""
-        if self.running is not None:
+        if not self.ended:
             try:
-                self.running.read_ahead()
-                if self._listens:
-                    self.running.listen()
+                self.audio.read_ahead()
+                self._silent = not self._request.ask_silence and self.audio.silent()
+                if self._listens and not self._silent:
+                    self.audio.listen()
             except Exception as error:  # noqa: BLE001  # as above
                 self._raised = error
 
     def hear(self) -> None:
-        """Bring the audio into rows of the prompt; what fails is the `result`. Nothing if that was done."""
-        if self.running is not None and not self.failed and self.answer is None:
+        """Bring the audio into rows of the prompts; what fails is the `result`. Nothing if that was done."""
+        if not self.ended and not self.answers:
             try:
-                self.ask(self.running.rows())
+                self.ask(self.audio.rows())
             except Exception as error:  # noqa: BLE001  # as above
                 self._raised = error
 
-    def ask(self, rows: Sequence[Tokens | Embeddings]) -> None:
-        """The prompt with the audio is there."""
-        self.answer = Answer(rows, self._request.max_new_tokens, self._request.sampling)
+    def ask(self, embeddings: Embeddings) -> None:
+        """The audio is there."""
+        for question in self._questions:
+            if not question.ended:
+                question.ask(embeddings)
+        share_beginning(self.answers)
 
-    def result(self) -> Caption | DashengEdgeError:
-        """Its caption, or the error of this clip.
+    def results(self) -> list[Caption | DashengEdgeError]:
+        """The caption of each question, or its error.
 
         Raises:
             DashengEdgeError: what is wrong is not this clip: see `NOT_OF_A_CLIP`.
         """
-        raised = self._raised or (self.answer.error if self.answer is not None else None)
-        if raised is not None:
-            return clip_error(self._request.name, raised)
-        assert self.running is not None
-        assert self.answer is not None
-        return self.running.answered(self.answer)
+        if self._raised is not None:
+            return [clip_error(self.name, self._raised)] * max(1, len(self._questions))
+        return [self._result(question) for question in self._questions]
+
+    def result(self) -> Caption | DashengEdgeError:
+        """As `results`, of the only question."""
+        (result,) = self.results()
+        return result
+
+    def _result(self, question: _Question) -> Caption | DashengEdgeError:
+        raised = question.raised or (question.answer.error if question.answer is not None else None)
+        if raised is None:
+            return question.caption()
+        if isinstance(raised, PromptError) and len(self._questions) > 1:
+            return raised  # what is wrong with one question is not wrong with all
+        return clip_error(self.name, raised)
 
 
 class _Places:
-    """The sequences of a decoder, as the scheduler sees them."""
+    """The sequences of a decoder, as the scheduler sees them: a job has begun when one of its answers has."""
 
     def __init__(self, sequences: Sequences) -> None:
         self._sequences = sequences
-        self.step, self.close = sequences.step, sequences.close
-
-    def __len__(self) -> int:
-        return len(self._sequences)
+        self._waiting: list[Answer] = []  # of jobs that have begun
+        self.close = sequences.close
 
     def begin(self, jobs: Sequence[CaptionJob]) -> int:
-        return self._sequences.begin([job.answer for job in jobs if job.answer is not None])
+        answers = [answer for job in jobs for answer in job.answers]
+        begun = 0 if self._waiting else self._sequences.begin(answers)
+        jobs_begun = 0
+        for job in jobs:
+            if begun <= 0:
+                break
+            jobs_begun += 1
+            self._waiting += job.answers[begun:]
+            begun -= len(job.answers)
+        return jobs_begun
+
+    def step(self) -> None:
+        if self._waiting:
+            del self._waiting[: self._sequences.begin(self._waiting)]
+        self._sequences.step()
 
     def stop(self, job: CaptionJob) -> None:
-        if job.answer is not None:
-            self._sequences.stop(job.answer)
+        answers = job.answers
+        self._waiting = [one for one in self._waiting if not any(one is answer for answer in answers)]
+        for answer in answers:
+            self._sequences.stop(answer)
 
 
 class CaptionScheduler(Scheduler[CaptionJob]):
-    """A scheduler of captions on a bundle's parts, of which it makes up to `most` together.
+    """A scheduler of captions on a bundle's parts, of which it makes up to `most` together; a clip has `questions`.
 
     `beside`, encoder and decoder work at the same time: by default where one of them is on a GPU.
     """
 
-    def __init__(self, bundle: Bundle, parts: Parts, most: int, *, beside: bool | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, parts: Parts, most: int, *, questions: int = 1, beside: bool | None = None
+    ) -> None:
         settings = parts.decoder.settings
         self._bundle, self._parts = bundle, parts
         self._listens = settings.device != "cpu" if beside is None else beside
         beside = self._listens or settings.text_device != "cpu"
         readers, together = (GPU_READERS, GPU_TOGETHER) if self._listens else (READERS, 1)
-        hearing = Hearing(self._hear, readers=readers, together=together, beside=beside, ahead=most)
-        super().__init__(hearing, _Places(Sequences(parts.decoder, most)), most, beside=beside)
+        clips = -(-most // questions)
+        hearing = Hearing(self._hear, readers=readers, together=together, beside=beside, ahead=clips)
+        super().__init__(hearing, _Places(Sequences(parts.decoder, most)), clips, beside=beside)
 
-    def job(self, request: Request) -> CaptionJob:
-        """A request to `add`. What is wrong with it is its `result`."""
-        return CaptionJob(self._bundle, self._parts, request, listens=self._listens)
+    def job(self, *requests: Request) -> CaptionJob:
+        """What is asked about a clip, to `add`. What is wrong with it is its `result`."""
+        return CaptionJob(self._bundle, self._parts, requests, listens=self._listens)
 
     def _hear(self, jobs: Sequence[CaptionJob]) -> None:
         if len(jobs) > 1:
@@ -136,13 +199,13 @@ class CaptionScheduler(Scheduler[CaptionJob]):
     def _hear_together(self, jobs: Sequence[CaptionJob]) -> None:
         """Those whose spectrograms are there share runs of the encoder; time is shared equally."""
         start, audio = perf_counter(), self._parts.audio
-        running = [(job, job.running) for job in jobs if job.running is not None and not job.failed]
-        ready = [(job, request, feeds) for job, request in running if (feeds := request.feeds())]
-        patches = iter(audio.encoder.together([feed for _, _, feeds in ready for feed in feeds]))
-        clips = [np.concatenate(list(islice(patches, len(feeds)))) for _, _, feeds in ready]
+        ready = [(job, feeds) for job in jobs if not job.ended and (feeds := job.audio.feeds())]
+        patches = iter(audio.encoder.together([feed for _, feeds in ready for feed in feeds]))
+        clips = [np.concatenate(list(islice(patches, len(feeds)))) for _, feeds in ready]
         encoded = perf_counter()
         embeddings = audio.projector.together(clips)
         share = 1000.0 / max(1, len(ready))
         encoder_ms, projector_ms = share * (encoded - start), share * (perf_counter() - encoded)
-        for (job, request, _), rows in zip(ready, embeddings, strict=True):
-            job.ask(request.heard(rows, encoder_ms=encoder_ms, projector_ms=projector_ms))
+        for (job, _), rows in zip(ready, embeddings, strict=True):
+            job.audio.heard(rows, encoder_ms=encoder_ms, projector_ms=projector_ms)
+            job.ask(rows)

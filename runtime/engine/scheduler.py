@@ -18,13 +18,8 @@ class Job(Heard, Protocol):
     """A request, from its arrival to its answer."""
 
     @property
-    def failed(self) -> bool:
-        """Whether it ended before it was begun: it could not be heard."""
-        ...
-
-    @property
     def ended(self) -> bool:
-        """Whether its answer has ended."""
+        """Whether it has its answer; before it was begun, too, where it cannot be heard or there is nothing to hear."""
         ...
 
 
@@ -37,7 +32,6 @@ _Begun_contra = TypeVar("_Begun_contra", bound=Job, contravariant=True)
 class Places(Protocol[_Begun_contra]):
     """Where answers are made: as `text.sequences.Sequences`."""
 
-    def __len__(self) -> int: ...
     def begin(self, jobs: Sequence[_Begun_contra]) -> int: ...
     def step(self) -> None: ...
     def stop(self, job: _Begun_contra) -> None: ...
@@ -76,14 +70,13 @@ class Scheduler(Generic[_Job]):
         """One turn of work: hear and begin what there is room for, then a step of all. `done` is told who has ended."""
         free = self._width() - len(self._active)
         jobs = self._hearing.take(free, wait=not self._active) if free > 0 else []
-        ready = [job for job in jobs if not job.failed]
+        ready, over = [job for job in jobs if not job.ended], [job for job in jobs if job.ended]
         begun = self._places.begin(ready) if ready else 0
         self._active += ready[:begun]
         if ready[begun:]:
             self._hearing.put_back(ready[begun:])
-        for job in jobs:
-            if job.failed:
-                done(job)
+        for job in over:
+            done(job)
         self._places.step()
         self._steps += 1
         for job in [job for job in self._active if job.ended]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from time import perf_counter
 from typing import Any, TypeAlias
 
@@ -28,6 +29,14 @@ MAX_SEQUENCES = 256  # llama.cpp's own limit; each takes keys and values of its 
 
 
 @dataclass
+class Beginning:
+    """What several prompts begin with: computed for the first of them, and copied for the others."""
+
+    segments: Sequence[Tokens | Embeddings]
+    state: bytes | None = None  # its keys and values, once they are computed
+
+
+@dataclass
 class Answer:
     """One answer in the making. The time of a step is shared equally by the answers in it."""
 
@@ -40,11 +49,27 @@ class Answer:
     confidence: float | None = None  # see `Sampler.confidence`; None where llama.cpp chooses: it keeps the logits
     error: DashengEdgeError | None = None
     ended: bool = False
+    beginning: Beginning | None = None  # of the prompt, if others begin with it, too; until the answer has begun
 
     @property
     def positions(self) -> int:
         """How many keys and values it may need: those of its prompt and of all its tokens."""
         return sum(map(len, self.prompt)) + self.max_new_tokens
+
+
+def share_beginning(answers: Sequence[Answer]) -> None:
+    """Have what all these prompts begin with computed once, if the embeddings of a clip are a part of it."""
+    common = list(takewhile(_is_one, zip(*(answer.prompt for answer in answers), strict=False)))
+    segments = [segment for segment, *_ in common]
+    if len(answers) > 1 and not all(isinstance(segment, tuple) for segment in segments):
+        beginning = Beginning(segments)
+        for answer in answers:
+            answer.beginning = beginning
+
+
+def _is_one(segments: Sequence[Tokens | Embeddings]) -> bool:
+    first, *others = segments
+    return all(other is first or (isinstance(first, tuple) and other == first) for other in others)
 
 
 @dataclass
@@ -98,7 +123,7 @@ class Sequences:
         taken = 0
         for answer in answers:
             try:
-                place = self._placed(answer)
+                place = self._placed(answer, len(answers) - taken)
                 if place is None:
                     break
                 placed.append((place, self._lead(place)))
@@ -127,8 +152,8 @@ class Sequences:
         answer.ended, answer.error = True, error
         self.stop(answer)
 
-    def _placed(self, answer: Answer) -> _Place | None:
-        """An empty sequence for an answer; None if there is none at present."""
+    def _placed(self, answer: Answer, wanted: int) -> _Place | None:
+        """An empty sequence for an answer, the first of so many that want one; None if there is none at present."""
         if not sum(map(len, answer.prompt)):
             raise DecoderError("the prompt is empty; expected at least one token")
         if answer.positions > self._decoder.context_length:
@@ -136,7 +161,7 @@ class Sequences:
                 f"the request needs {answer.positions} positions, the decoder has {self._decoder.context_length}; use "
                 "shorter audio, a shorter prompt or fewer new tokens"
             )
-        if not self._fit(-(-answer.positions // CONTEXT_STEP) * CONTEXT_STEP):
+        if not self._fit(-(-answer.positions // CONTEXT_STEP) * CONTEXT_STEP, wanted):
             return None
         sequence = next(index for index in range(self._sequences) if index not in self._places)
         place = _Place(sequence, answer, Sampler(self._decoder, answer.sampling))
@@ -148,8 +173,8 @@ class Sequences:
         assert self._context is not None
         self._context.choose(place.sequence, greedily=self._choose_there and place.sampler.greedy)
 
-    def _fit(self, each: int) -> bool:
-        """Have an empty sequence of so many positions; whether that is possible now.
+    def _fit(self, each: int, wanted: int) -> bool:
+        """Have an empty sequence of so many positions; whether that is possible now. A larger context has `wanted`.
 
         Raises:
             MemoryShortError: there is not enough memory, although no answer is in the making.
@@ -162,7 +187,8 @@ class Sequences:
             return True
         if full and self._sequences == self._limit:
             return False
-        return self._resize(min(max(4 * self._sequences, 1), self._limit) if full else self._sequences, each)
+        more = max(4 * self._sequences, len(self._places) + wanted)
+        return self._resize(min(more, self._limit) if full else self._sequences, each)
 
     def _resize(self, sequences: int, each: int) -> bool:
         """Make the context anew and carry over what is in it; False if there is no memory, and all is as before."""
@@ -175,7 +201,10 @@ class Sequences:
             self._open(sequences, each)
         except MemoryShortError:
             if not self._places:
-                raise
+                if sequences == 1:
+                    raise
+                self._limit = 1
+                return self._resize(1, each)
             try:
                 self._open(*before)
             except MemoryShortError as error:  # not even that any more: what was in the making is lost
@@ -215,17 +244,41 @@ class Sequences:
         They are computed once, and copied from then on: as `Decoder.prefill` does, so that the numbers are the same.
         """
         blocks = [self._decoder.checked(segment) for segment in place.answer.prompt if len(segment)]
-        context = self._context
-        assert context is not None
         start = perf_counter()
-        if len(blocks) > 1 and blocks[0].ndim == 1:
-            place.past = self._prefixes.put(context, place.sequence, tuple(blocks.pop(0).tolist()))
+        shared, place.answer.beginning = place.answer.beginning, None
+        if shared is not None:
+            common = sum(1 for segment in shared.segments if len(segment))
+            self._begin_as(place, shared, blocks[:common])
+            blocks = blocks[common:]
+        elif len(blocks) > 1:
+            blocks = self._without_lead(place, blocks)
         *others, last = self._decoder.merged(blocks)
-        for block in others:  # none, unless llama.cpp does not show the embeddings of tokens
-            context.extend(block, sequence=place.sequence, past=place.past, outputs=0)
-            place.past += len(block)
+        self._extend(place, others)  # none, unless llama.cpp does not show the embeddings of tokens
         place.answer.prefill_ms += 1000 * (perf_counter() - start)
         return last
+
+    def _without_lead(self, place: _Place, blocks: Sequence[Block]) -> list[Block]:
+        assert self._context is not None
+        if blocks[0].ndim > 1:
+            return list(blocks)
+        place.past = self._prefixes.put(self._context, place.sequence, tuple(blocks[0].tolist()))
+        return list(blocks[1:])
+
+    def _begin_as(self, place: _Place, beginning: Beginning, blocks: Sequence[Block]) -> None:
+        """Have the rows of a beginning in the cache."""
+        context, rows = self._context, sum(map(len, blocks))
+        assert context is not None
+        if beginning.state is not None and context.restore(place.sequence, beginning.state, rows):
+            place.past = rows
+            return
+        self._extend(place, self._without_lead(place, blocks))
+        beginning.state = context.state(place.sequence)
+
+    def _extend(self, place: _Place, blocks: Sequence[Block]) -> None:
+        assert self._context is not None
+        for block in blocks:
+            self._context.extend(block, sequence=place.sequence, past=place.past, outputs=0)
+            place.past += len(block)
 
     def _prefill(self, group: Sequence[tuple[_Place, Block]]) -> None:
         """Decode the prompts of a group, which is one or fits into one batch; the first token of each is chosen."""

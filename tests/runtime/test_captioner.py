@@ -270,7 +270,8 @@ def test_closing_while_another_thread_captions(tiny_bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("samples", [1, 1_600, 3_039, 3_040, 3_200])
-def test_short_clips_get_one_token(captioner: Captioner, samples: int) -> None:
+def test_short_clips_get_one_token(captioner: Captioner, monkeypatch: pytest.MonkeyPatch, samples: int) -> None:
+    monkeypatch.setattr(captioner, "ask_silence", True)
     caption = captioner.caption((np.zeros(samples, np.int16), RATE), max_new_tokens=1)
     assert caption.audio_tokens == 1
     assert caption.audio_s == samples / RATE
@@ -310,6 +311,7 @@ def test_too_long_audio_is_refused_without_reading_it_all(
     captioner: Captioner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(captioner.parts.decoder, "context_length", 100)
+    monkeypatch.setattr(captioner, "ask_silence", True)
     recorder = Endless()
     with pytest.raises(AudioTooLongError, match=r"longer than 10\.2 s, which is what the decoder's 100 positions"):
         captioner.caption(recorder, max_new_tokens=30)

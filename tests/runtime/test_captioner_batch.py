@@ -12,7 +12,9 @@ import pytest
 from dasheng_edge.runtime.bundle.manifest import Sampling
 from dasheng_edge.runtime.caption import Caption
 from dasheng_edge.runtime.captioner import Captioner
+from dasheng_edge.runtime.engine.clip_audio import ClipAudio
 from dasheng_edge.runtime.engine.job import CaptionJob, CaptionScheduler
+from dasheng_edge.runtime.engine.request import Request
 from dasheng_edge.runtime.errors import (
     AudioDecodeError,
     AudioError,
@@ -22,7 +24,6 @@ from dasheng_edge.runtime.errors import (
     MemoryShortError,
     PromptError,
 )
-from dasheng_edge.runtime.request import Request, RunningRequest
 from dasheng_edge.runtime.text.sequences import MAX_SEQUENCES
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -78,18 +79,17 @@ def test_what_is_refused(captioner: Captioner) -> None:
 
 
 def test_each_clip_has_its_caption_or_its_error(captioner: Captioner, monkeypatch: pytest.MonkeyPatch) -> None:
-    good, rows = noises(3), RunningRequest.rows
-    crash, memory = (np.ones(1600, np.float32), RATE), (np.ones(1601, np.float32), RATE)
+    good, rows = noises(3), ClipAudio.rows
+    crash, memory = noises(2)
 
-    def hostile(self: RunningRequest) -> list[Any]:
-        if self._request.audio is crash:
+    def hostile(self: ClipAudio) -> Any:
+        if self.source is crash:
             raise ZeroDivisionError("frames")
-        if self._request.audio is memory:
+        if self.source is memory:
             raise MemoryError
-        result: list[Any] = rows(self)
-        return result
+        return rows(self)
 
-    monkeypatch.setattr(RunningRequest, "rows", hostile)
+    monkeypatch.setattr(ClipAudio, "rows", hostile)
     want = [one.tokens for one in captioner.caption_batch(good, max_new_tokens=4)]
     clips = [good[0], "nowhere.wav", crash, good[1], b"no audio", memory, 5, good[2]]
     for batch in (1, 3, 8):
@@ -105,7 +105,7 @@ def test_each_clip_has_its_caption_or_its_error(captioner: Captioner, monkeypatc
 
 @pytest.mark.parametrize("beside", [True, False])
 def test_encoder_and_decoder_may_work_at_the_same_time(captioner: Captioner, beside: bool) -> None:
-    clips: list[Any] = [*noises(6), "nowhere.wav", (np.zeros(RATE * 70, np.float32), RATE), *noises(2)]
+    clips: list[Any] = [*noises(6), "nowhere.wav", (np.tile(noises(1)[0][0], 140), RATE), *noises(2)]
     asked = [Request(clip, None, None, 6 + place, Sampling()) for place, clip in enumerate(clips)]
     scheduler = CaptionScheduler(captioner.bundle, captioner.parts, 3, beside=beside)
     jobs = [scheduler.job(request) for request in asked]

@@ -15,9 +15,9 @@ from typer.testing import CliRunner, Result
 from dasheng_edge.runtime.audio.read import ReadAudio
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.cli import app as cli
+from dasheng_edge.runtime.engine.clip_audio import ClipAudio
 from dasheng_edge.runtime.engine_options import EngineOptions
 from dasheng_edge.runtime.errors import DecoderError
-from dasheng_edge.runtime.request import RunningRequest
 
 RATE = 16000
 
@@ -163,15 +163,15 @@ def test_windows_in_batches(tiny_bundle: Path, clip: Path) -> None:
 def test_a_file_ends_with_its_first_window_that_fails(
     tiny_bundle: Path, clip: Path, monkeypatch: pytest.MonkeyPatch, batch: int
 ) -> None:
-    rows = RunningRequest._embeddings
+    rows = ClipAudio.groups
 
-    def fails(self: RunningRequest) -> Any:
-        audio = self._request.audio
+    def fails(self: ClipAudio) -> Any:
+        audio = self.source
         if isinstance(audio, ReadAudio) and len(audio.samples) == 2 * RATE:
             raise DecoderError("no")
         return rows(self)
 
-    monkeypatch.setattr(RunningRequest, "_embeddings", fails)
+    monkeypatch.setattr(ClipAudio, "groups", fails)
     short = clip.with_name("short.wav")
     short.write_bytes(wav(1))
     done = caption(tiny_bundle, clip, short, "--window", 2, "--hop", 1, "--batch", batch)

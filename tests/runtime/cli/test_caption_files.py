@@ -12,11 +12,12 @@ from typer.testing import CliRunner, Result
 from dasheng_edge.runtime import parts
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.cli import app as cli
+from dasheng_edge.runtime.engine.clip_audio import ClipAudio
+from dasheng_edge.runtime.engine.request import RunningRequest
 from dasheng_edge.runtime.errors import DecoderError, DeviceError
 from dasheng_edge.runtime.machine.devices import ON_CPU
 from dasheng_edge.runtime.machine.placing import ALL
 from dasheng_edge.runtime.names import printable
-from dasheng_edge.runtime.request import RunningRequest
 from dasheng_edge.runtime.text.decoder import Decoder
 from tests.fixtures.audio_files import Format, sine, write_audio
 
@@ -121,7 +122,7 @@ def test_a_part_that_fails_costs_one_file(
     def rows(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(RunningRequest, "rows", rows)
+    monkeypatch.setattr(ClipAudio, "rows", rows)
     result = caption(tiny_bundle, clip, clip)
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr == 2 * f"error: {error}\n"
@@ -132,16 +133,16 @@ def test_a_part_that_fails_costs_one_file(
 def test_what_nobody_foresaw_costs_one_file(
     tiny_bundle: Path, clip: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, batch: int
 ) -> None:
-    bad, rows = clip.with_name("bad\n\x1b[2J.wav"), RunningRequest.rows
+    bad, rows = clip.with_name("bad\n\x1b[2J.wav"), ClipAudio.rows
     write_audio(bad, sine(440, 2, 16_000), WAV)
 
-    def hostile(self: RunningRequest) -> list[Any]:
+    def hostile(self: ClipAudio) -> Any:
         rows_of_clip = rows(self)
-        if self._audio.samples == 32_000:
+        if self.samples == 32_000:
             raise error
         return rows_of_clip
 
-    monkeypatch.setattr(RunningRequest, "rows", hostile)
+    monkeypatch.setattr(ClipAudio, "rows", hostile)
     result = caption(tiny_bundle, bad, clip, "--json", "--batch", str(batch))
     assert result.exit_code == 1
     failed, fine = map(json.loads, result.stdout.splitlines())

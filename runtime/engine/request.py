@@ -1,0 +1,267 @@
+"""One question about a clip on its way: its prompt, the audio in it, the tokens of the answer, the caption."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from time import perf_counter
+from typing import cast
+
+import numpy as np
+from pydantic import ValidationError
+
+from dasheng_edge.runtime.audio.read import AudioSource, describe_audio
+from dasheng_edge.runtime.bundle.bundle import Bundle
+from dasheng_edge.runtime.bundle.manifest import Sampling
+from dasheng_edge.runtime.caption import Caption, Timings
+from dasheng_edge.runtime.errors import AudioTooLongError, PromptError
+from dasheng_edge.runtime.parts import Parts
+from dasheng_edge.runtime.text.decoder import Embeddings
+from dasheng_edge.runtime.text.model import Tokens
+from dasheng_edge.runtime.text.sampler import phrase_of_loop
+from dasheng_edge.runtime.text.sequences import Answer
+
+from .clip_audio import ClipAudio
+
+MIN_DEVIATION_DB = 0.1  # below, a warning would say 0.0 dB
+MIN_LOOP_TOKENS = 16  # of a cut answer that is said to go round in a loop
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked about a clip; None means the bundle's default.
+
+    Raises:
+        PromptError: something is of another type, or out of range.
+    """
+
+    audio: AudioSource
+    prompt: str | None
+    system: str | None
+    max_new_tokens: int
+    sampling: Sampling
+    live: bool = False
+    ask_silence: bool = False  # about a clip in which there is nothing, too
+
+    @property
+    def name(self) -> str:
+        """The audio, for messages."""
+        return describe_audio(self.audio)
+
+    def __post_init__(self) -> None:
+        for name, text in (("prompt", self.prompt), ("system text", self.system)):
+            if not isinstance(text, str | None):
+                raise PromptError(f"the {name} is of type {type(text).__name__}; expected a string, or None")
+        check_count("max_new_tokens", self.max_new_tokens)
+        if not isinstance(self.sampling, Sampling):
+            raise PromptError(f"sampling is of type {type(self.sampling).__name__}; expected Sampling, or None")
+        try:
+            Sampling.model_validate(self.sampling.model_dump(warnings=False))  # `model_copy` and its kind check nothing
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = first["loc"][0] if first["loc"] else "sampling"
+            raise PromptError(f"{where} of sampling is {first['input']!r}: {first['msg']}") from error
+
+
+def asked(
+    bundle: Bundle,
+    prompt: str | None,
+    system: str | None,
+    max_new_tokens: int | None,
+    sampling: Sampling | None,
+) -> Request:
+    """What is asked about any audio, with the bundle's own limit and sampling where none are given.
+
+    Raises:
+        PromptError: something is of another type, or out of range.
+    """
+    facts = bundle.prompt_facts
+    limit = facts.max_new_tokens if max_new_tokens is None else max_new_tokens
+    return Request(b"", prompt, system, limit, facts.sampling if sampling is None else sampling)
+
+
+def check_count(name: str, value: object, most: int | None = None) -> None:
+    """Refuse what is no whole number from 1 to `most`.
+
+    Raises:
+        PromptError: it is none.
+    """
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not whole or not 1 <= cast("int", value) <= (most or cast("int", value)):
+        expected = "at least 1" if most is None else f"1 to {most}"
+        raise PromptError(f"{name} is {value!r}; expected {expected}{'' if whole else ', as a whole number'}")
+
+
+class RunningRequest:
+    """A request on its way through the parts of a bundle, and how long each stage took.
+
+    One at a time: `prefill`, `generate` and `caption`, in this order. Several together: `rows` of each, which are
+    decoded elsewhere, and `answered`. Several may have the same `audio`. Not for two threads at once.
+
+    Raises:
+        PromptError: the prompt cannot be rendered, or leaves no room for audio.
+        AudioError: this is no audio.
+    """
+
+    def __init__(self, bundle: Bundle, parts: Parts, request: Request, audio: ClipAudio | None = None) -> None:
+        self._parts, self._request, self._prompt_facts = parts, request, bundle.prompt_facts
+        start = perf_counter()
+        self._prompt = parts.prompts.build(request.prompt, system=request.system)
+        self._prompt_ms, self._prefill_ms = 1000.0 * (perf_counter() - start), 0.0
+        self._audio = audio or ClipAudio(parts.audio, request.audio, live=request.live)
+        self._max_samples, self._too_long = self._room(bundle)
+        self._audio.allow(self._max_samples, self._too_long)
+        self._silent = False
+        self._before_ms = self._waited_ms = 0.0  # before the first token: since the call, and since the last sample
+        self._tokens: list[int] = []  # the last may be one that ends the answer
+        self._token_ms: list[float] = []
+        self._confidence: float | None = None
+
+    def _room(self, bundle: Bundle) -> tuple[int, str]:
+        """For how many samples the decoder has room, and what is wrong with more."""
+        positions = min(bundle.decoder_facts.context_length, self._parts.decoder.context_length)
+        taken = self._prompt.text_tokens + self._request.max_new_tokens
+        if taken >= positions:
+            raise PromptError(
+                f"the prompt and {self._request.max_new_tokens} new tokens take {taken} positions of the decoder's "
+                f"{positions} and leave none for audio; use a shorter prompt or fewer new tokens"
+            )
+        max_samples = bundle.manifest.front_end.samples_for_tokens(positions - taken)
+        return max_samples, (
+            f"{self._audio.name} is longer than {max_samples / self._audio.rate_hz:.1f} s, which is what the decoder's "
+            f"{positions} positions hold beside the prompt; cut it into shorter pieces"
+        )
+
+    def rows(self, embeddings: Embeddings) -> list[Tokens | Embeddings]:
+        """The prompt with the embeddings of all audio, for the decoder.
+
+        Raises:
+            AudioTooLongError: there is no room for them.
+        """
+        if self._audio.samples > self._max_samples:
+            raise AudioTooLongError(self._too_long)
+        return self._prompt.rows(embeddings)
+
+    def prefill(self) -> None:
+        """Bring prompt and audio into the decoder; with `live`, chunk by chunk while the audio comes.
+
+        Raises what `ClipAudio.rows` and `Decoder.prefill` raise.
+        """
+        if not self._request.ask_silence and self._audio.silent():
+            self.be_silent()
+            return
+        decoder, reserve = self._parts.decoder, self._request.max_new_tokens
+        if self._request.live:
+            before, after = self._prompt.around_audio()
+            start = perf_counter()
+            decoder.begin(before, reserve=reserve + len(after))
+            self._prefill_ms += 1000.0 * (perf_counter() - start)
+            for embeddings in self._audio.groups():
+                self._append(embeddings, reserve=reserve + len(after))
+            self._append(after, reserve=reserve)
+        else:
+            rows = self.rows(self._audio.rows())
+            start = perf_counter()
+            decoder.prefill(rows, reserve=reserve)
+            self._prefill_ms += 1000.0 * (perf_counter() - start)
+        self._before_ms = self._prompt_ms + sum(self._audio.ms.values()) + self._prefill_ms
+        self._waited_ms = self._audio.waited_ms
+
+    def _append(self, segment: Tokens | Embeddings, *, reserve: int) -> None:
+        start = perf_counter()
+        self._parts.decoder.append(segment, reserve=reserve)
+        self._prefill_ms += 1000.0 * (perf_counter() - start)
+
+    def generate(self) -> Iterator[str]:
+        """Pieces of the answer as they come.
+
+        Raises what `Decoder.generate` raises.
+        """
+        if not self._silent:
+            decoder, request = self._parts.decoder, self._request
+            tokens = self._timed(decoder.generate(request.max_new_tokens, request.sampling))
+            yield from filter(None, decoder.text_pieces(tokens))
+
+    def _timed(self, tokens: Iterator[int]) -> Iterator[int]:
+        while True:
+            start = perf_counter()
+            token = next(tokens, None)
+            if token is None:
+                return
+            self._token_ms.append(1000.0 * (perf_counter() - start))
+            self._tokens.append(token)
+            self._confidence = self._parts.decoder.confidence
+            yield token
+
+    def be_silent(self) -> None:
+        """There is nothing in the clip, and nothing to be asked: `caption` is empty and says so."""
+        self._silent = True
+        self._before_ms = self._prompt_ms + sum(self._audio.ms.values())
+        self._waited_ms = self._before_ms - self._audio.read_ms
+
+    def answered(self, answer: Answer) -> None:
+        """What `rows` gave was decoded with what other requests ask."""
+        self._prefill_ms = answer.prefill_ms
+        self._before_ms = self._prompt_ms + sum(self._audio.ms.values()) + self._prefill_ms
+        self._waited_ms = self._before_ms - self._audio.read_ms
+        self._tokens, self._token_ms = list(answer.tokens), list(answer.spent_ms)
+        self._confidence = answer.confidence
+
+    def caption(self) -> Caption:
+        """The whole caption, once all is generated."""
+        ended = self._silent or self._parts.decoder.is_end(self._tokens[-1])
+        ms, read_ms, token_ms = self._audio.ms, self._audio.read_ms, self._token_ms
+        timings = Timings(
+            audio_decode_ms=read_ms,
+            front_end_ms=ms["front_end"] - read_ms,
+            encoder_ms=ms["encoder"],
+            projector_ms=ms["projector"],
+            prefill_ms=self._prefill_ms,
+            first_token_ms=self._before_ms + sum(token_ms[:1]),
+            after_audio_ms=self._waited_ms + sum(token_ms[:1]),
+            decode_ms=sum(token_ms[1:]),
+            total_ms=self._before_ms + sum(token_ms),
+            decode_tokens=len(token_ms[1:]),
+        )
+        return Caption(
+            text=self._parts.decoder.detokenize(self._tokens),
+            tokens=tuple(self._tokens[:-1] if ended else self._tokens),
+            finish_reason="stop" if ended else "length",
+            audio_s=self._audio.samples / self._audio.rate_hz,
+            prompt_tokens=self._prompt.text_tokens,
+            audio_tokens=self._audio.tokens,
+            timings=timings,
+            warnings=tuple(self._warnings()),
+            confidence=self._confidence,
+            reason="silence" if self._silent else None,
+        )
+
+    def _warnings(self) -> Iterator[str]:
+        yield from self._audio.warnings
+        if self._silent:
+            return
+        yield from self._cut_warnings()
+        seconds, comfortable_s = self._audio.samples / self._audio.rate_hz, self._prompt_facts.comfortable_s
+        if seconds > comfortable_s:
+            length = f"the audio is {seconds:.0f} s long"
+            worse = f"this model's captions get worse beyond {comfortable_s:.0f} s"
+            yield f"{length}; {worse}: caption windows of it (--window), or cut it into pieces"
+        if self._audio.deviation_db >= MIN_DEVIATION_DB:
+            louder = "it got louder after parts of it were encoded"
+            below = f"quiet bins of those lie up to {self._audio.deviation_db:.1f} dB below those of the whole clip"
+            yield f"{louder}: {below}; caption it as a file, without --live, for the exact numbers"
+
+    def _cut_warnings(self) -> Iterator[str]:
+        """Why the answer ends although the model had more to say."""
+        tokens, limit = self._tokens, self._request.max_new_tokens
+        if self._parts.decoder.is_end(tokens[-1]):
+            return
+        if size := phrase_of_loop(tokens) or phrase_of_loop(tokens, MIN_LOOP_TOKENS):
+            phrase = self._parts.decoder.detokenize(tokens[-size:]).strip()
+            ended = "" if len(tokens) == limit else f", so it was ended after {len(tokens)} tokens"
+            yield (
+                f"the answer says {phrase!r} over and over{ended}; try no_repeat_ngram_size 4 "
+                "(--no-repeat-ngram-size 4), or a repetition penalty of 1.1"
+            )
+        if len(tokens) == limit:
+            yield f"the answer was cut at {limit} tokens; allow more (--max-new-tokens) to get all of it"
