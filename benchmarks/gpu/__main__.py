@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu.findings import how_ended
 from benchmarks.gpu.page import headline, page
 from benchmarks.places import MICRO, REPOSITORY, RESULTS
 from benchmarks.records.benchmark import parser
@@ -73,7 +74,7 @@ def run_stages(lines: Mapping[str, Sequence[str]], work: Path, left_s: float, pa
         for stage, (process, start) in running.items():
             rest = min(LIMITS_S[stage] - (time.monotonic() - start), left_s - (time.monotonic() - began))
             try:
-                ended: object = process.wait(max(rest, 0))
+                ended: object = how_ended(process.wait(max(rest, 0)))
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

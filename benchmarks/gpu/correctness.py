@@ -1,11 +1,14 @@
 """The small trained model on a device: `verify` of fp32, fp16 and int8, and its captions against those of the CPU.
 
-python -m benchmarks.gpu.correctness MICRO CLIPS WORK FINDINGS --device cuda
+    python -m benchmarks.gpu.correctness MICRO CLIPS WORK FINDINGS --device cuda
+
+Each precision has processes of its own: a signal that ends one, as a kernel that is missing does, is a row.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 import time
@@ -17,29 +20,33 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.gpu.findings import Findings
+from benchmarks.gpu.findings import Findings, how_ended
 from benchmarks.places import REPOSITORY
 from benchmarks.synthetic.noise import GREEDY
 from dasheng_edge.runtime import Captioner
 from dasheng_edge.runtime.audio.read import AudioSource
 
 COMMAND = (sys.executable, "-c", "from dasheng_edge.runtime.cli.app import main; main()")
+ITSELF = (sys.executable, "-m", "benchmarks.gpu.correctness")
 PRECISIONS = ("fp16", "int8")
 LIMIT_S, TOKENS, SHOWN = 90, 40, 1500
 
 
-def command(*arguments: str) -> dict[str, Any]:
-    """What `dasheng-edge` said: exit status, seconds, and the end of what it wrote."""
+def run(*line: str) -> dict[str, Any]:
+    """What a program said: exit status, or the signal that ended it, seconds, and the end of what it wrote."""
     start = time.perf_counter()
     try:
-        done = subprocess.run(
-            [*COMMAND, *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=LIMIT_S
-        )
+        done = subprocess.run(line, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=LIMIT_S)
     except subprocess.TimeoutExpired:
         return {"status": None, "seconds": LIMIT_S, "stderr": "it took too long"}
     seconds = round(time.perf_counter() - start, 1)
-    found = {"status": done.returncode, "seconds": seconds, "stdout": done.stdout[-SHOWN:]}
+    found = {"status": how_ended(done.returncode), "seconds": seconds, "stdout": done.stdout[-SHOWN:]}
     return found | ({"stderr": done.stderr[-SHOWN:]} if done.returncode else {})
+
+
+def command(*arguments: str) -> dict[str, Any]:
+    """As `run`, of `dasheng-edge`."""
+    return run(*COMMAND, *arguments)
 
 
 def sources(folder: Path) -> list[AudioSource]:
@@ -86,20 +93,27 @@ def check(given: argparse.Namespace, findings: Findings) -> None:
         for name, said in zip(PRECISIONS, made, strict=True):
             findings.note(f"quantize_{name}", {key: value for key, value in said.items() if key != "stdout"})
     there = {name: bundle for name, bundle in bundles.items() if bundle.is_dir()}
-    findings.note("doctor", command("doctor"))
+    findings.note("doctor", command("doctor", str(given.micro)))
     with ThreadPoolExecutor(len(there)) as pool:
         verified = pool.map(lambda bundle: command("verify", str(bundle), "--device", given.device), there.values())
         for name, said in zip(there, verified, strict=True):
             findings.note(f"verify_{name}", said)
-    clips = sources(given.clips)
     for name, bundle in there.items():
-        try:
-            wanted = texts(bundle, clips, "cpu")
-        except Exception as error:  # noqa: BLE001  # as in `Findings.attempt`
-            findings.note(f"captions_{name}", {"error": f"{type(error).__name__}: {error}"})
-            continue
-        findings.attempt(f"captions_{name}", lambda b=bundle, w=wanted: agreement(texts(b, clips, given.device), w))  # type: ignore[misc]
-        findings.attempt(f"batch_{name}", lambda b=bundle, w=wanted: agreement(texts(b, clips, given.device, 8), w))  # type: ignore[misc]
+        own = given.work / f"captions-{name}.json"
+        line = (str(bundle), str(given.clips), str(given.work), str(own), "--device", given.device, "--captions", name)
+        said = run(*ITSELF, *line)
+        figures = json.loads(own.read_text()) if own.is_file() else {}
+        missing = {"error": f"{said['status']}: {said.get('stderr', '')[-SHOWN:]}"}
+        for figure in (f"captions_{name}", f"batch_{name}"):
+            findings.note(figure, figures.get(figure, missing))
+
+
+def captions(given: argparse.Namespace, findings: Findings) -> None:
+    """Those of one bundle on a device, alone and in batches, against its own on the CPU."""
+    bundle, clips, name = given.micro, sources(given.clips), given.captions
+    wanted = texts(bundle, clips, "cpu")
+    findings.attempt(f"captions_{name}", lambda: agreement(texts(bundle, clips, given.device), wanted))
+    findings.attempt(f"batch_{name}", lambda: agreement(texts(bundle, clips, given.device, 8), wanted))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -108,8 +122,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in ("micro", "clips", "work", "findings"):
         parser.add_argument(name, type=Path)
     parser.add_argument("--device", default="cuda", choices=("cpu", "cuda"))
+    parser.add_argument("--captions", metavar="NAME", help="only captions of MICRO, under this name")
     given = parser.parse_args(arguments)
-    check(given, Findings(given.findings))
+    (captions if given.captions else check)(given, Findings(given.findings))
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -33,6 +34,11 @@ class Findings:
             self.note(name, measure())
         except Exception as error:  # noqa: BLE001  # of libraries that share no base
             self.note(name, {"error": f"{type(error).__name__}: {error}"[:MAX_ERROR]})
+
+
+def how_ended(status: int) -> int | str:
+    """An exit status; in words where a signal ended the process, as a kernel that is missing does."""
+    return status if status >= 0 else f"ended by {signal.Signals(-status).name}"
 
 
 def median(values: Sequence[float]) -> float:

@@ -107,11 +107,11 @@ def _correctness(record: Record) -> str:
     rows = []
     for name in ("fp32", "fp16", "int8"):
         status = value(record, "correctness", f"verify_{name}", "status")
-        verified = NONE if status is None else "passed" if status == 0 else "failed"
-        row = [name, verified]
+        passed = {None: NONE, 0: "passed", 1: "failed"}
+        row = [name, passed.get(status, str(status))]
         for what in ("captions", "batch"):
             found = value(record, "correctness", f"{what}_{name}") or {}
-            row.append(f"{found['equal']} of {found['of']}" if "of" in found else NONE)
+            row.append(f"{found['equal']} of {found['of']}" if "of" in found else found.get("error", NONE)[:40])
         rows.append(row)
     return table(("MiDashengLM-micro", "`verify`", "captions equal to the CPU's", "in batches of 8"), rows)
 

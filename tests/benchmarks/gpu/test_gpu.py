@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from benchmarks.gpu import correctness
 from benchmarks.gpu.__main__ import main, run_stages
 from benchmarks.gpu.assemble import SCALES, Weights, spread
 from benchmarks.gpu.findings import Findings
@@ -81,6 +83,43 @@ def test_a_stage_that_hangs_is_ended_and_keeps_what_it_found(tmp_path: Path) -> 
     assert found["floors"]["card"] == "Testium X"
     assert found["floors"]["status"].startswith("ended after")
     assert json.loads((tmp_path / "partial").read_text())["stages"].keys() == {"floors", "torch"}
+
+
+def kill_itself(number: signal.Signals) -> tuple[str, ...]:
+    return sys.executable, "-c", f"import os; os.kill(os.getpid(), {int(number)})"
+
+
+@pytest.mark.parametrize("number", [signal.SIGILL, signal.SIGSEGV, signal.SIGKILL])
+def test_a_signal_that_ends_a_process_is_named(tmp_path: Path, number: signal.Signals) -> None:
+    said = correctness.run(*kill_itself(number))
+    assert said["status"] == f"ended by {number.name}"
+    found = run_stages({"floors": kill_itself(number)}, tmp_path, 60, tmp_path / "partial")
+    assert found["floors"]["status"] == f"ended by {number.name}"
+
+
+def test_a_precision_that_is_ended_costs_its_own_rows_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    micro, clips, work = tmp_path / "micro", tmp_path / "clips", tmp_path / "work"
+
+    def run(*line: str) -> dict[str, Any]:
+        if "quantize" in line:
+            Path(line[-1]).mkdir()
+        if "--captions" in line and (name := line[-1]) != "fp16":
+            facts = {f"{what}_{name}": {"equal": 8, "of": 8} for what in ("captions", "batch")}
+            Path(line[-4 - 1]).write_text(json.dumps(facts))
+        ended = "micro-fp16" in " ".join(line) and "quantize" not in line
+        return {"status": "ended by SIGILL" if ended else 0, "seconds": 0.1, "stdout": "", "stderr": "no kernel"}
+
+    micro.mkdir()
+    clips.mkdir()
+    monkeypatch.setattr(correctness, "run", run)
+    out = tmp_path / "correctness.json"
+    assert correctness.main([*map(str, (micro, clips, work, out)), "--device", "cpu"]) == 0
+    found = json.loads(out.read_text())
+    assert found["captions_fp16"] == found["batch_fp16"] == {"error": "ended by SIGILL: no kernel"}
+    assert found["captions_int8"] == found["batch_fp32"] == {"equal": 8, "of": 8}
+    text = page(a_record(correctness={"status": 0, **found}))
+    assert "| fp16 | ended by SIGILL | ended by SIGILL: no kernel |" in text
+    assert "| int8 | passed | 8 of 8 | 8 of 8 |" in text
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (7, 300), (256,), (1, 64, 1, 252)])
