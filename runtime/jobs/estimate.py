@@ -1,0 +1,218 @@
+"""What a long job will take, said before it begins: minutes by the pace of first clips, memory by its longest ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import av
+
+from dasheng_edge.runtime.bundle.bundle import DECODER
+from dasheng_edge.runtime.caption import Caption
+from dasheng_edge.runtime.captioner import Captioner
+from dasheng_edge.runtime.errors import AudioTooLongError, DashengEdgeError
+from dasheng_edge.runtime.gguf.check import Sizes
+from dasheng_edge.runtime.gguf.header import read_header
+from dasheng_edge.runtime.machine.memory import require
+from dasheng_edge.runtime.machine.meters import peak_rss_bytes
+from dasheng_edge.runtime.text.context import KV_TYPES
+from dasheng_edge.runtime.text.context_memory import KV_BITS, kept_bytes
+
+MIN_CLIPS = 20  # of fewer, the first clips would be a good part of the job
+LONG_S = 30.0  # a shorter job is not worth a sentence
+READING_S = 2.0  # that reading headers may take; of the files behind, the mean is taken
+MAX_DURATION_S = 366 * 86_400.0  # a header that says more is wrong
+_SAMPLE_BYTES = 4  # float32
+_ROUNDING = 1e-9  # of hops
+PROBES, PROBING_S = 5, 1.0  # first clips, and seconds that they may take after the first of them
+# A token's time in a batch by its time alone: 0.72 of a 7B, 8 at once, and 0.32 of a 0.6B, 16 at once (docs/speed.md).
+SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How files become clips: whole up to `whole_s`, else in windows of `window_s` every `hop_s`, as `spans` does."""
+
+    whole_s: float
+    window_s: float
+    hop_s: float
+
+    def clips_of(self, seconds: float) -> tuple[int, float]:
+        """How many clips a file is, and the seconds of audio in all of them; windows overlap."""
+        if seconds <= self.whole_s:
+            return 1, seconds
+        before = max(0, math.ceil((seconds - self.window_s) / self.hop_s - _ROUNDING))  # windows before the last
+        return before + 1, before * self.window_s + seconds - before * self.hop_s
+
+    def longest_s(self, seconds: float) -> float:
+        """Of the clips of such a file."""
+        return seconds if seconds <= self.whole_s else min(seconds, self.window_s)
+
+
+@dataclass(frozen=True)
+class Work:
+    """All clips of a job."""
+
+    files: int
+    unknown: int  # files that do not say how long they are
+    file_s: float  # of all files, with the mean of the others for each that does not say
+    clips: int
+    clip_s: float  # of all clips, which is more than that of the files where windows overlap
+    longest_s: float  # clip
+
+    @classmethod
+    def of(cls, durations: Iterable[float | None], cut: Cut) -> Work:
+        """`durations` are seconds of the files, None where that is not known."""
+        all_of_them = list(durations)
+        known = [seconds for seconds in all_of_them if seconds is not None]
+        scale = len(all_of_them) / len(known) if known else 0.0
+        clips = [cut.clips_of(seconds) for seconds in known]
+        return cls(
+            files=len(all_of_them),
+            unknown=len(all_of_them) - len(known),
+            file_s=scale * sum(known),
+            clips=round(scale * sum(count for count, _ in clips)),
+            clip_s=scale * sum(seconds for _, seconds in clips),
+            longest_s=max(map(cut.longest_s, known), default=0.0),
+        )
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What clips take: seconds of work for each, and for each second of their audio."""
+
+    clip_s: float
+    audio_s: float
+
+    @classmethod
+    def of(cls, captions: Sequence[Caption], *, together: bool) -> Pace:
+        """The pace of captions that were made one by one; `together`: in batches, their tokens take less."""
+        share = SHARE if together else 1.0
+        hearing = sum(
+            one.timings.audio_decode_ms + one.timings.front_end_ms + one.timings.encoder_ms + one.timings.projector_ms
+            for one in captions
+        )
+        answering = [one.timings.prefill_ms + share * one.timings.decode_ms for one in captions]
+        seconds = sum(one.audio_s for one in captions)
+        return cls(median(answering) / 1000.0, hearing / 1000.0 / seconds if seconds else 0.0)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a job will take."""
+
+    work: Work
+    seconds: float
+    memory_bytes: int | None  # None where the system does not tell
+
+    @property
+    def is_long(self) -> bool:
+        """Whether people want to be told."""
+        return self.seconds >= LONG_S
+
+    def __str__(self) -> str:
+        work = self.work
+        clips = f" in {work.clips:,} windows" if work.clips > work.files else ""
+        files = f"{work.files:,} files" if work.files > 1 else "1 file"
+        unknown = f" ({work.unknown:,} of them do not say how long they are)" if work.unknown else ""
+        memory = f", and {self.memory_bytes / 1e9:.1f} GB of memory" if self.memory_bytes else ""
+        return f"{files}{unknown}, {spoken(work.file_s)} of audio{clips}: takes about {spoken(self.seconds)}{memory}"
+
+
+def spoken(seconds: float) -> str:
+    """A time as people say it: 40 seconds, 12 minutes, 3.5 hours."""
+    for size, name in ((86_400.0, "days"), (3600.0, "hours"), (60.0, "minutes")):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.2g} {name}" if seconds < 10 * size else f"{seconds / size:,.0f} {name}"
+    return f"{seconds:.0f} seconds"
+
+
+def estimate(
+    captioner: Captioner,
+    work: Work,
+    probes: Iterable[Callable[[], Caption]],
+    *,
+    batch: int,
+) -> Estimate | None:
+    """What a job takes, by captions of its first clips, which are made for this alone.
+
+    None where it has few clips, or none of the first can be captioned. Raises nothing.
+    """
+    if work.clips < MIN_CLIPS:
+        return None
+    captions: list[Caption] = []
+    started = 0.0
+    for probe in islice(probes, PROBES):
+        if captions and perf_counter() - started > PROBING_S:
+            break
+        with suppress(DashengEdgeError):
+            captions.append(probe())
+            started = started or perf_counter()
+    if not captions:
+        return None
+    # The first has all that is done once behind it.
+    pace = Pace.of(captions[1:] or captions, together=batch > 1)
+    rows = max(one.prompt_tokens + one.audio_tokens for one in captions)
+    return Estimate(work, work.clips * pace.clip_s + work.clip_s * pace.audio_s, memory_bytes(captioner, rows, batch))
+
+
+def _position_bytes(captioner: Captioner) -> int:
+    """Keys and values of a position."""
+    header = read_header(captioner.bundle.path(DECODER))
+    bits = KV_BITS[KV_TYPES[captioner.parts.decoder.settings.kv_type]]
+    return kept_bytes(Sizes.stated(header, header.text("general.architecture")), 1, bits)
+
+
+def memory_bytes(captioner: Captioner, rows: int, batch: int) -> int | None:
+    """What the process will have taken at most: what it has taken, and what `batch` answers behind `rows` rows add."""
+    if (taken := peak_rss_bytes()) is None:
+        return None
+    return taken + batch * (rows + captioner.bundle.prompt_facts.max_new_tokens) * _position_bytes(captioner)
+
+
+def check_fits(captioner: Captioner, longest_s: float, max_new_tokens: int) -> None:
+    """Refuse clips of `longest_s` seconds of which not even one would be answered.
+
+    Raises:
+        AudioTooLongError: their rows are more than the decoder has positions.
+        MemoryShortError: there is no memory for a single answer about one.
+    """
+    spec, decoder = captioner.bundle.manifest.front_end, captioner.parts.decoder
+    samples = round(longest_s * spec.sample_rate_hz)
+    rows = spec.tokens_of(samples) + max_new_tokens
+    if rows > decoder.context_length:
+        fitting = spec.samples_for_tokens(max(1, decoder.context_length - max_new_tokens)) / spec.sample_rate_hz
+        raise AudioTooLongError(
+            f"clips of {longest_s:g} s need more than {rows:,} positions, the decoder has {decoder.context_length:,}; "
+            f"take windows of less than {math.floor(fitting)} s (--window), or fewer tokens (--max-new-tokens)"
+        )
+    own = rows * _position_bytes(captioner) + _SAMPLE_BYTES * samples
+    require(f"a clip of {longest_s:g} s", "take shorter windows (--window), or a smaller bundle", own=own)
+
+
+def read_durations(paths: Iterable[str | Path]) -> list[float | None]:
+    """Seconds of each file, by its header; None where that does not say it or cannot be read. Takes READING_S at most.
+
+    Raises nothing.
+    """
+    end, durations = perf_counter() + READING_S, list[float | None]()
+    for path in paths:
+        durations.append(_duration(path) if perf_counter() < end else None)
+    return durations
+
+
+def _duration(path: str | Path) -> float | None:
+    with suppress(OSError, ValueError), av.open(str(path)) as container:  # PyAV's errors are one or the other
+        if not container.streams.audio:
+            return None
+        track = container.streams.audio[0]
+        stated = track.duration * track.time_base if track.duration and track.time_base else None
+        seconds = float(stated) if stated else (container.duration or 0) / av.time_base
+        return seconds if 0 < seconds < MAX_DURATION_S else None
+    return None
