@@ -17,6 +17,7 @@ from dasheng_edge.runtime.cli.options import (
     OverwriteOption,
     ThreadsOption,
     TokensOption,
+    bundle_argument,
     load,
     name_option,
     print_json,
@@ -151,7 +152,7 @@ def _print_quantized(report: QuantizeReport, options: QuantizeOptions, *, as_jso
 
 
 def compare(
-    reference: Annotated[Path, typer.Argument(metavar="REFERENCE", help="Bundle as it was exported.")],
+    reference: Annotated[Path, bundle_argument("Bundle as it was exported.", "REFERENCE")],
     candidates: Annotated[
         list[str],
         typer.Argument(

@@ -117,7 +117,7 @@ def _text(path: Path | None) -> str | None:
 
 def _params(command: Any) -> dict[str, Any]:
     """Key -> the parameter that it sets; none for a command that takes no bundle, whose options mean other things."""
-    if not _takes(command, "bundle"):
+    if not _may_be_left_out(command):
         return {}
     names = {option: param for param in command.params for option in param.opts}
     return {key: param for key in KEYS if (param := names.get("--" + key.replace("_", "-"))) is not None}
@@ -138,10 +138,10 @@ def with_defaults(command: Any, ctx: typer.Context, args: list[str]) -> Defaults
         DashengEdgeError: the settings cannot be understood, or no bundle is named and there is none by default.
     """
     options = _params(command)
-    if ctx.resilient_parsing or not _takes(command, "bundle"):
+    if ctx.resilient_parsing or not _may_be_left_out(command):
         return Defaults(args, {})
     typed, _, _ = command.make_parser(ctx).parse_args(args=[*args])
-    if typed.get("help"):
+    if any(typed.get(param.name) for param in command.get_params(ctx) if param.is_eager):  # as --help
         return Defaults(args, {})
     found = settings()
     named = {option: param.name for param in command.params for option in param.opts}
@@ -152,7 +152,8 @@ def with_defaults(command: Any, ctx: typer.Context, args: list[str]) -> Defaults
         and not typed.keys() & {options[key].name, *(named.get(f"--{option}") for option in KEYS[key].unless)}
     }
     words = [*_texts(typed.get("bundle")), *_texts(typed.get("audio"))]
-    if words and (not _takes(command, "audio") or names_bundle(words)):
+    takes_audio = any(param.name == "audio" for param in command.params)
+    if words and (not takes_audio or names_bundle(words)):
         return Defaults(args, used)
     try:
         return Defaults([str(default_bundle(found).path), *args], used)
@@ -162,8 +163,9 @@ def with_defaults(command: Any, ctx: typer.Context, args: list[str]) -> Defaults
         raise
 
 
-def _takes(command: Any, argument: str) -> bool:
-    return any((param.name, param.param_type_name) == (argument, "argument") for param in command.params)
+def _may_be_left_out(command: Any) -> bool:
+    """Whether a command takes `BundleArgument`, which alone is filled in by a function."""
+    return any(param.name == "bundle" and callable(param.default) for param in command.params)
 
 
 def _texts(words: object) -> list[str]:

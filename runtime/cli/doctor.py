@@ -19,7 +19,7 @@ from dasheng_edge.runtime.machine.identity import ENGINES, Identity, identify, v
 from dasheng_edge.runtime.machine.installation import DISTRIBUTION, LLAMA_CUDA, install_line
 from dasheng_edge.runtime.machine.placing import ALL, described
 
-from .options import JsonOption, print_json, print_table
+from .options import JsonOption, bundle_argument, print_json, print_table
 
 CUDA_WORKS = "works for all parts"
 OWN_ENVIRONMENT = "metrics"  # an extra that is installed apart from the others
@@ -28,9 +28,7 @@ _NAME, _EXTRA = re.compile(r"[A-Za-z0-9._-]+"), re.compile(r"extra\s*==\s*[\"'](
 
 
 def doctor(
-    bundle: Annotated[
-        Path | None, typer.Argument(metavar="[BUNDLE]", help="Say what its parts take of the GPU's memory, too.")
-    ] = None,
+    bundle: Annotated[Path | None, bundle_argument("Say what its parts take of the GPU's memory, too.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Examine this machine and installation.

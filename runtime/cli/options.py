@@ -78,6 +78,11 @@ def complete_bundle(incomplete: str) -> list[str]:
     return names
 
 
+def bundle_argument(text: str, metavar: str = "BUNDLE") -> Any:
+    """An argument that is a bundle's folder, or its name in the user's folder of bundles."""
+    return typer.Argument(metavar=metavar, parser=bundle_path, autocompletion=complete_bundle, help=text)
+
+
 BundleArgument = Annotated[
     Path,
     typer.Argument(

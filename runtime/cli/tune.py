@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import BundleArgument, JsonOption, print_json, print_table, say, show
+from .options import BundleArgument, JsonOption, bundle_argument, print_json, print_table, say, show
 
 if TYPE_CHECKING:
     from dasheng_edge.runtime.speed.tune import Row, TuneReport
@@ -18,9 +18,7 @@ def tune(
     bundle: BundleArgument,
     others: Annotated[
         list[Path] | None,
-        typer.Argument(
-            metavar="OTHER_BUNDLE", help="The same model in other precisions, to be compared with the first."
-        ),
+        bundle_argument("The same model in other precisions, to be compared with the first.", "OTHER_BUNDLE"),
     ] = None,
     *,
     allow_kv: Annotated[

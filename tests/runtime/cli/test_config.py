@@ -176,6 +176,19 @@ def test_audio_without_a_bundle(stored: Path, tiny_bundle: Path, clip: Path, tmp
     assert run("caption").exit_code == 2  # there is nothing to caption
 
 
+def test_stored_bundles_have_names_everywhere(stored: Path, tiny_bundle: Path) -> None:
+    shutil.copytree(tiny_bundle, stored / "tiny")
+    assert run("doctor", "tiny").exit_code == 0
+    assert run("tune", "tiny", "tiny", "--forget", "--json").exit_code == 1  # nothing is kept by tests
+    commands: Any = typer.main.get_command(cli.build_app())
+    for command in commands.commands.values():
+        for param in command.params:
+            if param.param_type_name == "argument" and (param.metavar or "").endswith(("BUNDLE", "REFERENCE")):
+                value = ["tiny"] if param.nargs == -1 else "tiny"
+                taken = param.process_value(typer.Context(command), value)
+                assert (taken[0] if param.nargs == -1 else taken) == stored / "tiny"
+
+
 def test_a_mistyped_bundle_is_no_audio(stored: Path, tiny_bundle: Path, clip: Path) -> None:
     for default in (False, True):
         if default:
