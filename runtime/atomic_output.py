@@ -40,15 +40,17 @@ _STALE_S = 86_400  # where nothing tells whether a writer lives, it does unless 
 
 
 @contextmanager
-def replacing(path: Path) -> Generator[Path]:
+def replacing(path: Path, *, sweep: bool = True) -> Generator[Path]:
     """A temporary name for a file or folder that is there whole or not at all, whoever else writes it.
 
     What is written under that name gets the name `path` when the block ends, in place of what has it; after an error
-    it is removed, and what killed writers of `path` left goes before. There are no questions and no waiting for other
-    writers or for the disk, as for outputs that a user asked for: see `PartialOutput`.
+    it is removed. What killed writers of `path` left goes before, unless `sweep` is False, since that lists the folder.
+    There are no questions and no waiting for other writers or for the disk, as for outputs that a user asked for: see
+    `PartialOutput`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    remove_left(path.parent, escape(path.name))
+    if sweep:
+        remove_left(path.parent, escape(path.name))
     part = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
     with _folder_lock(path.parent, alone=False):
         try:

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from dasheng_edge.runtime.bundle.bundle import sha256_of
-from dasheng_edge.runtime.errors import AudioEmptyError, ClipsError
+from dasheng_edge.runtime.errors import ClipsError
 from dasheng_edge.runtime.names import printable
 
 from .clip_rows import ClipRow, read_row
@@ -61,26 +61,8 @@ class Clip:
         Raises:
             AudioError: it cannot be read, or holds nothing where the clip should be.
         """
-        skip = round(self.offset_s * sample_rate_hz)
-        left = round(self.duration_s * sample_rate_hz) if self.duration_s is not None else None
-        seen = False
         stream = read_audio(self.path, sample_rate_hz=sample_rate_hz)
-        for block in stream:
-            part = block[skip:]
-            skip = max(0, skip - len(block))
-            if left is not None:
-                part = part[:left]
-                left -= len(part)
-            if len(part):
-                seen = True
-                yield part
-            if left == 0:
-                break
-        if not seen:
-            length = "" if self.duration_s is None else f" for {self.duration_s:g} s"
-            raise AudioEmptyError(
-                f"{self.path} has no sound from {self.offset_s:g} s on{length}; correct the clip's offset and duration"
-            )
+        yield from stream.part(self.offset_s, self.duration_s)
         for warning in stream.warnings:
             warn(f"clip {self.id}: {warning}")
 
@@ -140,7 +122,7 @@ def find_clips(path: Path) -> ClipSet:
         ClipsError: there is nothing there, or the manifest is wrong.
     """
     if path.is_dir():
-        found = sorted(file for file in _files_below(path) if _is_audio(file.relative_to(path)) and _is_file(file))
+        found = sorted(file for file in files_below(path) if is_audio(file.relative_to(path)) and is_file(file))
         if not found:
             raise ClipsError(
                 f"there is no audio file in {path}; expected some that end in {', '.join(sorted(AUDIO_SUFFIXES))}"
@@ -150,12 +132,12 @@ def find_clips(path: Path) -> ClipSet:
         return ClipSet(printable(path.resolve().name), clips)
     if path.name.lower().removesuffix(".gz").endswith(MANIFEST_SUFFIXES):
         return read_clips(path)
-    if not _is_file(path):
+    if not is_file(path):
         raise ClipsError(f"there is nothing at {path}; expected a manifest (.jsonl), a folder or an audio file")
     return ClipSet(printable(path.name), (Clip(printable(path.name), path),))
 
 
-def _files_below(folder: Path) -> Iterator[Path]:
+def files_below(folder: Path) -> Iterator[Path]:
     """All files of a folder and of those in it, but hidden folders, through links to folders too.
 
     Each folder is taken once, however many links lead to it, and by its own name where it lies in `folder`: links are
@@ -170,7 +152,7 @@ def _files_below(folder: Path) -> Iterator[Path]:
                 real = os.path.realpath(place)
                 folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
                 if real not in seen:
-                    yield from (Path(place, name) for name in files)
+                    yield from (Path(place, name) for name in sorted(files))
                     links += [Path(place, name) for name in folders if Path(place, name).is_symlink()]
                 seen.add(real)
         places = links
@@ -213,7 +195,7 @@ def _content(path: Path) -> bytes:
 def _clip(manifest: Path, number: int, row: ClipRow, taken: set[str]) -> Clip:
     """The clip of a row; `taken` are the ids that there are, and gets this one's."""
     file = manifest.parent / row.audio
-    if not _is_file(file):
+    if not is_file(file):
         raise ClipsError(f"{manifest}, line {number}: there is no file {file}; paths are relative to the manifest")
     name = row.id
     if name is None:
@@ -232,12 +214,12 @@ def _free(stem: str, taken: set[str]) -> str:
     return name
 
 
-def _is_audio(path: Path) -> bool:
+def is_audio(path: Path) -> bool:
     """By its ending; hidden files (macOS leaves `._x.wav` beside `x.wav`) and those in hidden folders are not."""
     return path.suffix.lower() in AUDIO_SUFFIXES and not any(part.startswith(".") for part in path.parts)
 
 
-def _is_file(path: Path) -> bool:
+def is_file(path: Path) -> bool:
     try:
         return path.is_file()
     except (OSError, ValueError):  # a name too long or with characters that no name has

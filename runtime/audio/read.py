@@ -53,8 +53,10 @@ class ReadAudio:
 class AudioStream(Iterator[Waveform]):
     """Blocks of audio as they are read, and what is found out about it on the way; it can be read once."""
 
-    def __init__(self, blocks: Generator[Waveform, None, None], findings: Findings, sample_rate_hz: int) -> None:
-        self._blocks, self._findings = blocks, findings
+    def __init__(
+        self, blocks: Generator[Waveform, None, None], findings: Findings, sample_rate_hz: int, offset_s: float = 0.0
+    ) -> None:
+        self._blocks, self._findings, self._offset_s = blocks, findings, offset_s
         self.name = findings.name  # what to call it in a message
         self.sample_rate_hz = sample_rate_hz
 
@@ -76,7 +78,14 @@ class AudioStream(Iterator[Waveform]):
 
         0 but where sound sets in after the picture. A file that begins at the hour of a recorder's clock begins at 0.
         """
-        return self._findings.start_s
+        return self._findings.start_s + self._offset_s
+
+    def part(self, offset_s: float, duration_s: float | None) -> AudioStream:
+        """A part of it, at its times, in seconds from its first sample; to its end where there is no duration.
+
+        It is an `AudioEmptyError` where it holds nothing there.
+        """
+        return AudioStream(_part(self, offset_s, duration_s), self._findings, self.sample_rate_hz, offset_s)
 
     @property
     def track(self) -> int | None:
@@ -140,6 +149,28 @@ def _read(
     if not samples:
         raise AudioEmptyError(f"{name} holds no sample; expected at least one")
     findings.warnings += mixer.warnings()
+
+
+def _part(stream: AudioStream, offset_s: float, duration_s: float | None) -> Generator[Waveform, None, None]:
+    skip = round(offset_s * stream.sample_rate_hz)
+    left = round(duration_s * stream.sample_rate_hz) if duration_s is not None else None
+    seen = False
+    for block in stream:
+        part = block[skip:]
+        skip = max(0, skip - len(block))
+        if left is not None:
+            part = part[:left]
+            left -= len(part)
+        if len(part):
+            seen = True
+            yield part
+        if left == 0:
+            break
+    if not seen:
+        length = "" if duration_s is None else f" for {duration_s:g} s"
+        raise AudioEmptyError(
+            f"{stream.name} has no sound from {offset_s:g} s on{length}; correct the clip's offset and duration"
+        )
 
 
 def _guarded(blocks: _Blocks, name: str) -> _Blocks:

@@ -25,6 +25,7 @@ class Span:
     end_s: float
     audio: ReadAudio
     whole: bool  # whether it is the whole clip
+    last: bool = True  # whether the clip ends with it
 
 
 def check_windows(window_s: float, hop_s: float) -> None:
@@ -41,13 +42,19 @@ def check_windows(window_s: float, hop_s: float) -> None:
 
 
 def spans(
-    audio: AudioSource, rate_hz: int, *, whole_s: float = 0.0, window_s: float = WINDOW_S, hop_s: float = HOP_S
+    audio: AudioSource,
+    rate_hz: int,
+    *,
+    whole_s: float = 0.0,
+    window_s: float = WINDOW_S,
+    hop_s: float = HOP_S,
+    skip: int = 0,
 ) -> Iterator[Span]:
     """The whole clip, if it is at most `whole_s` (and a day) long, or else windows of `window_s` every `hop_s`.
 
     The last window ends with the clip, and may be shorter. No more of the clip is in memory than `whole_s`, or one
     window, and what `read_audio` reads at a time. What it warns of goes with the next window, and with the last
-    what is known at the end.
+    what is known at the end. The first `skip` windows are read and left out.
 
     Raises:
         AudioError: the audio cannot be read, or the windows make no sense.
@@ -64,7 +71,11 @@ def spans(
     while True:
         source.fill(window + 1)  # one more says whether this is the last
         ended = len(source.samples) <= window
-        yield source.span(min(window, len(source.samples)), whole=ended and not source.start)
+        if skip > 0:
+            skip -= 1
+        else:
+            whole = ended and not source.start
+            yield source.span(min(window, len(source.samples)), whole=whole, last=ended)
         if ended:
             return
         source.drop(hop)
@@ -90,13 +101,13 @@ class _Buffer:
         self.samples = np.concatenate(parts)
         self._reading_ms += 1000.0 * (perf_counter() - start)
 
-    def span(self, count: int, *, whole: bool) -> Span:
+    def span(self, count: int, *, whole: bool, last: bool = True) -> Span:
         warnings = self._stream.warnings[self._warned :]
         self._warned += len(warnings)
         start_s, end_s = (self._stream.start_s + at / self._rate_hz for at in (self.start, self.start + count))
         read = ReadAudio(self.samples[:count].copy(), self._reading_ms, self._name, warnings, start_s)
         self._reading_ms = 0.0
-        return Span(start_s, end_s, read, whole)
+        return Span(start_s, end_s, read, whole, last)
 
     def drop(self, count: int) -> None:
         self.samples = self.samples[count:].copy()

@@ -23,6 +23,11 @@ class CaptionFormat(ABC):
     errors: ClassVar[bool] = False  # whether it says why a file has no caption
     single_file: bool = True  # whether there is one file only, so that its name need not be said
 
+    @property
+    def look(self) -> str:
+        """What a file depends on beside rows and format."""
+        return ""
+
     @abstractmethod
     def document(self, rows: Iterable[CaptionRow]) -> Iterator[str]:
         """A whole file, piece by piece."""

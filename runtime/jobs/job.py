@@ -1,0 +1,118 @@
+"""A job: inputs, what they are asked, and files for the answers -> a ledger, outputs, and a tally."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dasheng_edge.runtime.atomic_output import PartialOutput, not_a_file
+from dasheng_edge.runtime.bundle.bundle import Bundle, sha256_of
+from dasheng_edge.runtime.bundle.manifest import MANIFEST
+from dasheng_edge.runtime.caption import Caption
+from dasheng_edge.runtime.captioner import Captioner
+from dasheng_edge.runtime.errors import DashengEdgeError
+from dasheng_edge.runtime.output.caption_formats import CAPTION_FORMATS, CaptionFormat
+from dasheng_edge.runtime.output.rows import CaptionRow
+
+from .inputs import Input
+from .ledger import JobLine, Ledger
+from .pieces import Piece, Questions, Reading, run
+from .places import Places
+from .progress import Progress, Tally
+from .written import WrittenResults
+
+LEDGER = ".dasheng-edge.jsonl"  # in the folder of outputs
+
+
+@dataclass(frozen=True)
+class Files:
+    """Which files are written, and where."""
+
+    formats: tuple[str, ...]
+    folder: Path | None = None  # where the folders of inputs are mirrored; None: beside each input
+    file: Path | None = None  # one for all inputs, instead
+    overwrite: bool = False
+    resume: bool = True
+    single_file: bool = True  # whether `file` is of one input, whose name need not be said
+
+
+def run_job(
+    captioner: Captioner,
+    passes: Iterable[Iterable[Input]],
+    asked: tuple[Questions, Reading],
+    files: Files,
+    progress: Progress,
+    *,
+    batch: int,
+) -> Tally:
+    """Caption inputs into files, and go on where an earlier run of the same was ended; each of `passes` is completed.
+
+    Raises:
+        OutputExistsError: there is something else, or what was made with other settings.
+        OutputWriteError: another process writes there, the disk is full, or the place is not writable.
+        DashengEdgeError: what is asked, or with what, is wrong for all.
+    """
+    with ExitStack() as stack:
+        results = _open(stack, captioner.bundle, asked, files, progress)
+        for inputs in passes:
+            run(captioner, inputs, asked, results, batch=batch)
+        results.complete()
+    return progress.tally
+
+
+def _open(
+    stack: ExitStack, bundle: Bundle, asked: tuple[Questions, Reading], files: Files, progress: Progress
+) -> WrittenResults:
+    formats = {name: CAPTION_FORMATS[name](single_file=True) for name in files.formats}
+    if files.file is not None:
+        document = CAPTION_FORMATS[files.formats[0]](single_file=files.single_file)
+        partial = PartialOutput(
+            files.file, overwrite=files.overwrite, what="a file", why_not=not_a_file, option="--out"
+        )  # fmt: skip
+        partial.open(folder=False)
+        stack.callback(partial.discard)
+        path, formats = files.file.with_name(f".{files.file.name}.ledger.jsonl"), {}
+    elif files.folder is not None:
+        path = files.folder / LEDGER
+    else:
+        path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / LEDGER
+    ledger = stack.enter_context(Ledger(path, _job_line(bundle, asked), anew=not files.resume))
+    if ledger.damaged:
+        progress.note(f"{ledger.damaged} lines of {path} cannot be read; what they said is done again")
+    places = Places(files.folder, ledger.claims.items())
+    if files.file is not None:
+        return OneFileResults(ledger, places, document, partial, progress)
+    return WrittenResults(ledger, places, formats, progress, overwrite=files.overwrite)
+
+
+def _job_line(bundle: Bundle, asked: tuple[Questions, Reading]) -> JobLine:
+    questions, reading = asked
+    facts = bundle.prompt_facts
+    settings: dict[str, Any] = {
+        "prompt": questions.prompt, "system": questions.system,
+        "max_new_tokens": questions.max_new_tokens or facts.max_new_tokens,
+        "sampling": questions.sampling.model_dump(),
+        "windows": reading.windows, "strict": reading.strict, "track": reading.track,
+    }  # fmt: skip
+    return JobLine(
+        bundle=bundle.manifest.name,
+        bundle_sha256=sha256_of(bundle.path / MANIFEST),
+        settings=json.loads(json.dumps(settings)),  # as a ledger gives them back
+    )
+
+
+class OneFileResults(WrittenResults):
+    """One file for all inputs, in their order, written when all are done; until then, the ledger holds all."""
+
+    def __init__(
+        self, ledger: Ledger, places: Places, document: CaptionFormat, partial: PartialOutput, progress: Progress
+    ) -> None:
+        super().__init__(ledger, places, {}, progress)
+        self._document, self._partial = document, partial
+        self._order: list[tuple[str, str]] = []  # sources of inputs, and what their rows call them
+        self._came: dict[str, str | int] = {}  # keys, or places of errors, by sources

@@ -1,0 +1,321 @@
+"""The ledger of a job: what was answered and written, one JSON object a line, in the folder of outputs.
+
+Lines are only ever added, and are on the disk before anything is said to be done, so that a process may be killed at
+any moment. What it left half is cut off by the next. Lines that cannot be read are passed over: at worst, what they
+said is done again. The first says which bundle was asked what; all of the ledger holds for that alone.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import sys
+import time
+from array import array
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, InstanceOf, TypeAdapter, ValidationError
+
+from dasheng_edge.runtime.errors import OutputExistsError, OutputWriteError
+from dasheng_edge.runtime.output.rows import CaptionRow
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
+Stat: TypeAlias = tuple[int, int, int, int]  # size, times of content and of its entry in ns, inode
+
+
+class _Line(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class JobLine(_Line):
+    """What the ledger is of: the first line, and again whenever a process goes on with it."""
+
+    kind: Literal["job"] = "job"
+    version: Literal[1] = 1
+    bundle: str  # its name, for people
+    bundle_sha256: str  # of its manifest, which holds those of its files
+    settings: Mapping[str, Any]  # all that answers depend on
+    pid: int = 0
+    host: str = ""
+    started: str = ""
+
+
+class FileLine(_Line):
+    """An input: what is in it, and where its outputs are."""
+
+    kind: Literal["file"] = "file"
+    source: InstanceOf[str]
+    key: InstanceOf[str]  # SHA-256 of its content, with which part of it is asked what
+    output: InstanceOf[str]  # the path of its outputs, without their endings
+    formats: tuple[str, ...] = ()  # that are written there
+    stat: Stat | None = None  # of the file when its content was hashed, if it can be known by that
+
+
+class RowLine(_Line):
+    """The caption of a file, or of its nth window."""
+
+    kind: Literal["row"] = "row"
+    key: InstanceOf[str]
+    window: int = Field(ge=0)
+    last: bool  # whether the file ends with it
+    row: CaptionRow
+
+
+class ErrorLine(_Line):
+    """Why a file has no caption; the next run tries again."""
+
+    kind: Literal["error"] = "error"
+    row: CaptionRow
+
+
+class WrittenLine(_Line):
+    """The outputs of an input are written."""
+
+    kind: Literal["written"] = "written"
+    output: InstanceOf[str]
+    key: InstanceOf[str]
+    looks: tuple[str, ...]  # formats with what else they depend on
+
+
+class DropLine(_Line):
+    """The file was changed while it was read: what was answered is not about what its key says."""
+
+    kind: Literal["drop"] = "drop"
+    key: InstanceOf[str]
+
+
+class Claim(NamedTuple):
+    """What a ledger knows of an input: there may be 100,000."""
+
+    key: str
+    output: str
+    formats: tuple[str, ...] = ()
+    stat: Stat | None = None
+
+
+_AnyLine: TypeAlias = Annotated[
+    JobLine | FileLine | RowLine | ErrorLine | WrittenLine | DropLine, Field(discriminator="kind")
+]
+_LINES: TypeAdapter[_AnyLine] = TypeAdapter(_AnyLine)
+
+
+class _Rows:
+    """Where the rows of a file are in the ledger; those from the first on, without a hole."""
+
+    __slots__ = ("ended", "places")
+
+    def __init__(self) -> None:
+        self.places = array("q")
+        self.ended = False
+
+    def add(self, line: RowLine, place: int) -> None:
+        if line.window == len(self.places) and not self.ended:
+            self.places.append(place)
+            self.ended = line.last
+
+
+class Ledger:
+    """A ledger that this process alone writes, from `open` to `close`.
+
+    Raises:
+        OutputExistsError: it is of another bundle or of other settings, or is no ledger.
+        OutputWriteError: another process is at work, or the place is not writable.
+    """
+
+    _NO_ROWS: ClassVar = _Rows()
+
+    def __init__(self, path: Path, job: JobLine, *, anew: bool = False) -> None:
+        """`anew` forgets what is there."""
+        self.path, self._job = path, job
+        self.damaged = 0  # lines that could not be read
+        self.claims: dict[str, Claim] = {}  # by the sources of inputs
+        self.written: dict[str, tuple[str, tuple[str, ...]]] = {}  # by outputs: key and looks
+        self._rows: dict[str, _Rows] = {}
+        self._same: dict[tuple[str, ...], tuple[str, ...]] = {}  # lists that many lines have, kept once
+        self._end = 0
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = self._locked()
+        except OSError as error:
+            raise self._write_error(error) from error
+        try:
+            flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | (os.O_TRUNC if anew else 0)
+            self._file = os.fdopen(os.open(path, flags, 0o666), "r+b", buffering=0)
+            self._load()
+            self.add(job.model_copy(update=_this_process()), sure=True)
+        except BaseException as error:
+            self.close()
+            if isinstance(error, OSError) and not isinstance(error, OutputWriteError | OutputExistsError):
+                raise self._write_error(error) from error
+            raise
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let others write it. Harmless when repeated."""
+        if (file := getattr(self, "_file", None)) is not None:
+            file.close()
+        self._lock.release()
+
+    def remove(self) -> None:
+        """End, and leave nothing behind."""
+        self._file.close()
+        for path in (self.path, Path(self._lock.lock_file)):
+            with suppress(OSError):
+                path.unlink()
+        self._lock.release()
+
+    def count(self, key: str) -> int:
+        """Rows that there are of a file, from its first window on."""
+        return len(self._rows.get(key, self._NO_ROWS).places)
+
+    def done(self, key: str) -> bool:
+        """Whether all rows of a file are there."""
+        return self._rows.get(key, self._NO_ROWS).ended
+
+    def rows(self, key: str, audio: str) -> Iterator[CaptionRow]:
+        """The rows of a file, which is called `audio` now."""
+        with self.path.open("rb") as file:
+            for place in self._rows.get(key, self._NO_ROWS).places:
+                file.seek(place)
+                line = RowLine.model_validate(json.loads(file.readline()))
+                yield line.row if line.row.audio == audio else line.row.model_copy(update={"audio": audio})
+
+    def error_at(self, place: int) -> CaptionRow:
+        """The row of an error's line."""
+        with self.path.open("rb") as file:
+            file.seek(place)
+            return ErrorLine.model_validate(json.loads(file.readline())).row
+
+    def add(self, line: _AnyLine, *, sure: bool = False) -> int:
+        """Add a line, and return its place; `sure`: it is on the disk, with those before it, when this returns.
+
+        Raises:
+            OutputWriteError: the disk is full, or fails.
+        """
+        data = json.dumps(line.model_dump(exclude_unset=False, exclude={"row"}) | _row_of(line)).encode() + b"\n"
+        try:
+            written = 0
+            while written < len(data):
+                written += self._file.write(data[written:])
+            if sure:
+                os.fsync(self._file.fileno())
+        except OSError as error:
+            with suppress(OSError):  # or the next process cuts it off
+                self._file.truncate(self._end)
+                self._file.seek(self._end)
+            raise self._write_error(error) from error
+        place, self._end = self._end, self._end + len(data)
+        self._take(line, place)
+        return place
+
+    def _take(self, line: _AnyLine, place: int) -> None:
+        if isinstance(line, RowLine):
+            self._rows.setdefault(sys.intern(line.key), _Rows()).add(line, place)
+        elif isinstance(line, FileLine):
+            formats = self._same.setdefault(line.formats, line.formats)
+            self.claims[line.source] = Claim(sys.intern(line.key), sys.intern(line.output), formats, line.stat)
+        elif isinstance(line, WrittenLine):
+            looks = self._same.setdefault(line.looks, line.looks)
+            self.written[sys.intern(line.output)] = sys.intern(line.key), looks
+        elif isinstance(line, DropLine):
+            self._rows.pop(line.key, None)
+
+    def _load(self) -> None:
+        first = True
+        for data in self._file_lines():
+            if not data.endswith(b"\n"):  # its writer was killed
+                self._file.truncate(self._end)
+                break
+            try:
+                line = _LINES.validate_python(json.loads(data))
+            except (ValueError, RecursionError):  # JSON's errors and pydantic's are ValueErrors
+                line = None
+            if first and not isinstance(line, JobLine):
+                raise OutputExistsError(
+                    f"{self.path} is no ledger of dasheng-edge, or its first line is damaged; move it away, or choose "
+                    "another --out"
+                )
+            if isinstance(line, JobLine):
+                self._check(line)
+            first = False
+            if line is None:
+                self.damaged += 1
+            else:
+                self._take(line, self._end)
+            self._end += len(data)
+        self._file.seek(self._end)
+
+    def _file_lines(self) -> Iterator[bytes]:
+        with self.path.open("rb") as file:
+            yield from file
+
+    def _check(self, line: JobLine) -> None:
+        """Refuse a ledger of something else."""
+        if line.bundle_sha256 != self._job.bundle_sha256:
+            other = f"with another bundle ({line.bundle}; now {self._job.bundle})"
+        else:
+            names = sorted({*line.settings, *self._job.settings})
+            changed = [name for name in names if line.settings.get(name) != self._job.settings.get(name)]
+            if not changed:
+                return
+            other = "with other settings (" + ", ".join(
+                f"{name} {json.dumps(line.settings.get(name))}, now {json.dumps(self._job.settings.get(name))}"
+                for name in changed
+            ) + ")"  # fmt: skip
+        raise OutputExistsError(
+            f"what is in {self.path.parent} was made {other}; choose another --out, take what it was made with, or "
+            "pass --no-resume --overwrite to make all of it anew"
+        )
+
+    def _locked(self) -> BaseFileLock:
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(self.path.with_name(self.path.name + ".lock"), timeout=0.2, mode=0o666)
+        try:
+            lock.acquire(poll_interval=0.05)
+        except Timeout as error:
+            raise OutputWriteError(
+                f"another process captions into {self.path.parent} now{self._who()}; wait for its end, stop it, or "
+                "choose another --out"
+            ) from error
+        return lock
+
+    def _who(self) -> str:
+        """Who went on with the ledger last."""
+        who = ""
+        with suppress(OSError):
+            for data in self._file_lines():
+                if data.startswith(b'{"kind": "job"'):
+                    with suppress(ValidationError, ValueError):
+                        line = JobLine.model_validate(json.loads(data))
+                        who = f" (process {line.pid} on {line.host}, since {line.started})"
+        return who
+
+    def _write_error(self, error: OSError) -> OutputWriteError:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        fix = "free some space" if full else "make it writable or choose another --out"
+        return OutputWriteError(
+            f"cannot write {self.path}: {error.strerror or error}; what is done is stored: {fix}, and give the same "
+            "command again"
+        )
+
+
+def _row_of(line: _AnyLine) -> dict[str, Any]:
+    return {"row": line.row.fields()} if isinstance(line, RowLine | ErrorLine) else {}
+
+
+def _this_process() -> dict[str, Any]:
+    started = time.strftime("%Y-%m-%d %H:%M:%S")
+    return {"pid": os.getpid(), "host": socket.gethostname(), "started": started}

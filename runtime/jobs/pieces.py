@@ -1,0 +1,207 @@
+"""Inputs -> pieces to caption, whole clips or windows of them, and what the model said about each, in their order."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeAlias
+
+from dasheng_edge.runtime.audio import windows
+from dasheng_edge.runtime.audio.read import AudioSource
+from dasheng_edge.runtime.audio.windows import Span
+from dasheng_edge.runtime.bundle.manifest import Sampling
+from dasheng_edge.runtime.caption import Caption
+from dasheng_edge.runtime.captioner import Captioner
+from dasheng_edge.runtime.errors import NOT_OF_A_CLIP, DashengEdgeError, clip_error
+from dasheng_edge.runtime.output.rows import CaptionRow
+
+from .inputs import Input
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How inputs are read, and cut into pieces."""
+
+    windows: tuple[float, float] | None = None  # window and hop in seconds; None: windows of clips that are too long
+    live: bool = False  # the audio is captioned while it comes
+    strict: bool = False
+    track: int | str | None = None
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What every piece is asked; None is the bundle's default."""
+
+    prompt: str | None
+    system: str | None
+    max_new_tokens: int | None
+    sampling: Sampling
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A clip or a window of it; `error` says why it cannot be read."""
+
+    item: Input
+    file: int  # its place among the inputs
+    audio: AudioSource = b""
+    number: int = 0  # of its windows
+    span: Span | None = None
+    error: DashengEdgeError | None = None
+
+    @property
+    def last(self) -> bool:
+        """Whether the input ends with it."""
+        return self.span is None or self.span.last
+
+    @property
+    def window(self) -> Span | None:
+        """The part of a file that it is; None if it is the whole."""
+        return None if self.span is None or (self.span.whole and not self.item.is_part) else self.span
+
+    def row(self, result: Caption | DashengEdgeError) -> CaptionRow:
+        """What came of it."""
+        if isinstance(result, DashengEdgeError):
+            return CaptionRow.of_error(self.item.audio, result)
+        return CaptionRow.of(self.item.audio, self.window, result)
+
+
+Show: TypeAlias = Callable[[Piece, Iterator[str]], None]
+
+
+class Results(Protocol):
+    """Where rows go."""
+
+    def begin(self, item: Input) -> int | None:
+        """Which window of an input comes next; None: it is done. What it raises is the input's error."""
+
+    def take(self, piece: Piece, result: Caption | DashengEdgeError) -> None:
+        """What came of a piece, in the order of pieces; with an error, its input ends."""
+
+    def note(self, text: str) -> None:
+        """What people should know."""
+
+
+def run(
+    captioner: Captioner,
+    inputs: Iterable[Input],
+    asked: tuple[Questions, Reading],
+    results: Results,
+    *,
+    batch: int,
+    show: Show | None = None,
+) -> None:
+    """Ask about inputs, up to `batch` pieces together; one by one, `show` gets each answer's text as it comes.
+
+    A window that fails ends its file.
+    """
+    questions, reading = asked
+    failed = -1  # the last input that did: they come in their order
+    going = (piece for piece in _pieces(captioner, inputs, reading, results) if piece.file != failed)
+    if batch > 1:
+        came = _together(captioner, going, questions, batch)
+    else:
+        came = _one_by_one(captioner, going, questions, live=reading.live, show=show or _read_through)
+    for piece, result in came:
+        if piece.file != failed:
+            if isinstance(result, DashengEdgeError):
+                failed = piece.file
+            results.take(piece, result)
+
+
+def _pieces(captioner: Captioner, inputs: Iterable[Input], reading: Reading, results: Results) -> Iterator[Piece]:
+    for file, item in enumerate(inputs):
+        yield from _pieces_of(captioner, Piece(item, file), reading, results)
+
+
+def _pieces_of(captioner: Captioner, first: Piece, reading: Reading, results: Results) -> Iterator[Piece]:
+    try:
+        number = results.begin(first.item)
+        if number is not None:
+            yield from _cut(captioner, replace(first, number=number), reading, results.note)
+    except Exception as error:  # noqa: BLE001  # whatever a file does, the others go on
+        yield replace(first, error=clip_error(first.item.audio, error))
+
+
+def _cut(captioner: Captioner, first: Piece, reading: Reading, note: Callable[[str], None]) -> Iterator[Piece]:
+    """The whole clip if the model answers well about all of it, else windows; only windows if they were asked for."""
+    item, rate_hz = first.item, captioner.bundle.manifest.front_end.sample_rate_hz
+    source = item.read(rate_hz, strict=reading.strict, track=reading.track)
+    if reading.live:
+        yield replace(first, audio=source)
+        return
+    whole_s = 0.0 if reading.windows else captioner.bundle.prompt_facts.comfortable_s
+    window_s, hop_s = reading.windows or (windows.WINDOW_S, windows.HOP_S)
+    spans = windows.spans(source, rate_hz, whole_s=whole_s, window_s=window_s, hop_s=hop_s, skip=first.number)
+    for number, span in enumerate(spans, first.number):
+        if not reading.windows and number == first.number and not span.whole:
+            why = f"{item.audio} is longer than {whole_s:g} s, beyond which this model's answers get worse"
+            note(f"{why}; it is captioned in windows of {window_s:g} s every {hop_s:g} s (see --window)")
+        yield replace(first, number=number, audio=span.audio, span=span)
+
+
+def _together(
+    captioner: Captioner, going: Iterator[Piece], questions: Questions, batch: int
+) -> Iterator[tuple[Piece, Caption | DashengEdgeError]]:
+    """Pieces in their order with what came of them, `batch` of them decoded together."""
+    waiting: deque[Piece] = deque()
+
+    def audio() -> Iterator[AudioSource]:
+        for piece in going:
+            waiting.append(piece)
+            if piece.error is None:
+                yield piece.audio
+
+    results = captioner.caption_each(
+        audio(), questions.prompt, system=questions.system, max_new_tokens=questions.max_new_tokens,
+        sampling=questions.sampling, batch=batch,
+    )  # fmt: skip
+    with closing(results):
+        for result in results:
+            while (error := waiting[0].error) is not None:
+                yield waiting.popleft(), error
+            yield waiting.popleft(), result
+    yield from ((piece, piece.error) for piece in waiting if piece.error is not None)
+
+
+def _one_by_one(
+    captioner: Captioner, going: Iterator[Piece], questions: Questions, *, live: bool, show: Show
+) -> Iterator[tuple[Piece, Caption | DashengEdgeError]]:
+    """As `_together`, one by one; `show` is given each answer's text as it comes, and reads it to its end."""
+    for piece in going:
+        ended: list[Caption] = []
+        try:
+            show(piece, _text(captioner, piece, questions, live, ended.append))
+            result: Caption | DashengEdgeError = ended[0]
+        except NOT_OF_A_CLIP:
+            raise
+        except DashengEdgeError as error:
+            result = error
+        yield piece, result
+
+
+def _text(
+    captioner: Captioner, piece: Piece, questions: Questions, live: bool, end: Callable[[Caption], None]
+) -> Iterator[str]:
+    """The answer as it comes; what fails is an error of ours, so that it differs from what printing raises."""
+    if piece.error is not None:
+        raise piece.error
+    try:
+        answer = captioner.stream(
+            piece.audio, questions.prompt, system=questions.system, max_new_tokens=questions.max_new_tokens,
+            sampling=questions.sampling, live=live,
+        )  # fmt: skip
+        yield from answer
+        end(answer.finish())
+    except Exception as error:  # noqa: BLE001  # whatever a clip does, the others go on
+        failed = clip_error(piece.item.audio, error)
+    else:
+        return
+    raise failed
+
+
+def _read_through(_: Piece, text: Iterator[str]) -> None:
+    for _piece in text:
+        pass

@@ -1,0 +1,271 @@
+"""How far a job is: for people on a terminal or in a log, and as events for machines."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Protocol
+
+from dasheng_edge.runtime.names import printable, printable_json
+from dasheng_edge.runtime.output.rows import CaptionRow
+
+from .inputs import Input
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+LINE_EVERY_S = 5.0  # in a log
+MIN_ELAPSED_S = 2.0  # before, nothing can be said of the time that is left
+
+
+@dataclass
+class Tally:
+    """What a job has done, and what is left."""
+
+    files: int | None = None  # in all, if that is known
+    size_bytes: int = 0  # of their files
+    done: int = 0  # that were captioned now
+    reused: int = 0  # that were captioned before
+    errors: Counter[str] = field(default_factory=Counter)  # by their kind
+    audio_s: float = 0.0  # that was captioned now
+    last: str = ""  # caption
+    start: float = field(default_factory=monotonic)
+    _ended_bytes: int = 0
+    _reused_bytes: int = 0
+
+    @property
+    def ended(self) -> int:
+        """Files that nothing is to be done about any more."""
+        return self.done + self.reused + self.errors.total()
+
+    @property
+    def elapsed_s(self) -> float:
+        """Since the beginning."""
+        return monotonic() - self.start
+
+    @property
+    def speed(self) -> float:
+        """Seconds of audio a second."""
+        return self.audio_s / max(1e-3, self.elapsed_s)
+
+    @property
+    def left_s(self) -> float | None:
+        """Time that is left, by the bytes of the files; None if nothing is known of it."""
+        worked = self._ended_bytes - self._reused_bytes
+        if self.files is None or worked <= 0 or self.elapsed_s < MIN_ELAPSED_S:
+            return None
+        return self.elapsed_s * max(0, self.size_bytes - self._ended_bytes) / worked
+
+    def end(self, item: Input, *, anew: bool) -> None:
+        """A file is complete."""
+        self._ended_bytes += item.size_bytes
+        if anew:
+            self.done += 1
+        else:
+            self.reused += 1
+            self._reused_bytes += item.size_bytes
+
+    def fail(self, item: Input, row: CaptionRow) -> None:
+        """A file has no caption."""
+        self._ended_bytes += item.size_bytes
+        self.errors[row.error_type or ""] += 1
+
+    def facts(self) -> dict[str, Any]:
+        """For a machine."""
+        return {
+            "files": self.files, "done": self.done, "reused": self.reused, "errors": dict(self.errors),
+            "audio_s": round(self.audio_s, 2), "elapsed_s": round(self.elapsed_s, 2),
+            "left_s": None if (left := self.left_s) is None else round(left, 1),
+        }  # fmt: skip
+
+    def line(self) -> str:
+        """For people."""
+        of = "" if self.files is None else f"/{self.files}"
+        parts = [f"{self.ended}{of} files"]
+        if self.errors:
+            parts.append(f"{self.errors.total()} failed")
+        if self.audio_s:
+            parts.append(f"{self.speed:.1f} min of audio a minute")
+        if (left := self.left_s) is not None:
+            parts.append(f"{_time(left)} left")
+        return ", ".join(parts)
+
+    def summary(self) -> str:
+        """What became of all, a few words for each kind of error."""
+        parts = [f"{self.done} captioned ({_time(self.audio_s)} of audio in {_time(self.elapsed_s)})"]
+        if self.reused:
+            parts.append(f"{self.reused} were done before")
+        if self.errors:
+            kinds = ", ".join(f"{count} {name}" for name, count in self.errors.most_common())
+            parts.append(f"{self.errors.total()} failed ({kinds})")
+        return "; ".join(parts)
+
+
+class View(Protocol):
+    """Where progress is shown."""
+
+    def update(self, tally: Tally) -> None:
+        """It went on."""
+
+    def say(self, line: str) -> None:
+        """A line that stays."""
+
+    def event(self, name: str, facts: dict[str, Any]) -> None:
+        """Something that a machine may want to know."""
+
+    def close(self) -> None:
+        """Nothing more comes."""
+
+
+class Progress:
+    """What results tell of; it counts, and hands on to a view."""
+
+    def __init__(self, view: View) -> None:
+        self.tally, self._view = Tally(), view
+        self._source, self._window_end_s = "", 0.0  # of the last window
+
+    def expect(self, files: int, size_bytes: int) -> None:
+        """How many there will be, and the bytes of their files."""
+        self.tally.files, self.tally.size_bytes = files, size_bytes
+        self._view.event("begin", {"files": files, "bytes": size_bytes})
+
+    def begin(self, item: Input) -> None:
+        """An input is looked at."""
+
+    def row(self, item: Input, row: CaptionRow) -> None:
+        """There is a caption."""
+        if row.start_s is None or row.end_s is None:
+            self.tally.audio_s += row.audio_s
+        else:  # of windows that overlap, what is new
+            before_s = self._window_end_s if self._source == item.source else row.start_s
+            self.tally.audio_s += row.end_s - max(row.start_s, before_s)
+            self._source, self._window_end_s = item.source, row.end_s
+        self.tally.last = " ".join(printable(row.text, keep="\n\t").split())
+        for warning in row.warnings:
+            self._view.say(f"warning: {item.audio}: {warning}")
+        self._view.event("caption", {"row": row.fields()})
+        self._view.update(self.tally)
+
+    def end(self, item: Input, *, anew: bool, outputs: tuple[str, ...] = ()) -> None:
+        """An input is complete, now or by an earlier run."""
+        self.tally.end(item, anew=anew)
+        self._view.event("file", {"audio": item.audio, "reused": not anew, "outputs": outputs})
+        self._view.update(self.tally)
+
+    def fail(self, item: Input, row: CaptionRow) -> None:
+        """An input has no caption."""
+        self.tally.fail(item, row)
+        self._view.say(f"error: {row.error}")
+        self._view.event("error", row.fields())
+        self._view.update(self.tally)
+
+    def note(self, text: str) -> None:
+        """What people should know."""
+        self._view.say(f"note: {text}")
+
+    def close(self, *, say: bool = True) -> None:
+        """It is over; says what became of all."""
+        self._view.close()
+        if say:
+            self._view.say(self.tally.summary())
+        self._view.event("end", self.tally.facts())
+
+
+class QuietView:
+    """Errors alone."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+
+    def update(self, tally: Tally) -> None:
+        """Nothing."""
+
+    def say(self, line: str) -> None:
+        if line.startswith("error: "):
+            self._say(line)
+
+    def event(self, name: str, facts: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+class LinesView(QuietView):
+    """A line every few seconds, for logs."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        super().__init__(say)
+        self._shown = monotonic()
+
+    def update(self, tally: Tally) -> None:
+        if monotonic() - self._shown >= LINE_EVERY_S:
+            self._shown = monotonic()
+            self._say(f"{tally.line()}: {tally.last}" if tally.last else tally.line())
+
+    def say(self, line: str) -> None:
+        self._say(line)
+
+
+class EventsView(LinesView):
+    """JSON objects on stdout, one on a line; stderr as for a log."""
+
+    def update(self, tally: Tally) -> None:
+        if monotonic() - self._shown >= LINE_EVERY_S:
+            self.event("progress", tally.facts())
+        super().update(tally)
+
+    def event(self, name: str, facts: dict[str, Any]) -> None:
+        sys.stdout.write(printable_json(json.dumps({"event": name, **facts}, ensure_ascii=False)) + "\n")
+        sys.stdout.flush()
+
+
+class BarView:
+    """A bar on a terminal, how fast it goes, and the last caption below."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self._console = Console(stderr=True, highlight=False)
+        self._live = Live(console=self._console, transient=True, auto_refresh=False)
+        self._drawn = 0.0
+        self._live.start()
+
+    def update(self, tally: Tally) -> None:
+        if monotonic() - self._drawn >= 0.1:
+            self._drawn = monotonic()
+            self._live.update(self._drawing(tally), refresh=True)
+
+    def _drawing(self, tally: Tally) -> RenderableType:
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.text import Text
+
+        width = self._console.width
+        lines: list[RenderableType] = [Text(tally.line(), no_wrap=True, overflow="ellipsis")]
+        if tally.files:
+            lines.insert(0, ProgressBar(tally.files, tally.ended, width=min(width, 60)))
+        if tally.last:
+            lines.append(Text(tally.last, style="dim", no_wrap=True, overflow="ellipsis"))
+        return Group(*lines)
+
+    def say(self, line: str) -> None:
+        self._console.print(printable(line), markup=False, soft_wrap=True)
+
+    def event(self, name: str, facts: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        self._live.stop()
+
+
+def _time(seconds: float) -> str:
+    """A duration as "0:05" or "1:00:05"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

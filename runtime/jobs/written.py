@@ -1,0 +1,202 @@
+"""Rows to files: what was answered is in the ledger at once; outputs are written whole when an input is complete."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import time
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from stat import S_ISREG
+
+from dasheng_edge.runtime.atomic_output import remove_left, replacing
+from dasheng_edge.runtime.bundle.bundle import sha256_of
+from dasheng_edge.runtime.caption import Caption
+from dasheng_edge.runtime.errors import AudioError, DashengEdgeError, OutputExistsError, OutputWriteError
+from dasheng_edge.runtime.output.caption_formats import CaptionFormat
+from dasheng_edge.runtime.output.rows import CaptionRow
+
+from .inputs import STDIN, Input
+from .ledger import DropLine, ErrorLine, FileLine, Ledger, RowLine, Stat, WrittenLine
+from .pieces import Piece
+from .places import Places
+from .progress import Progress
+
+FRESH_NS = 2_000_000_000  # a file changed so lately may change again without its times telling: FAT counts in 2 s
+_DIGITS = 64  # of SHA-256
+# What is wrong with one output alone: its name, or what has it.
+_OF_ONE = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EINVAL, errno.EILSEQ, errno.ELOOP)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """An input under way."""
+
+    key: str
+    output: str
+    stat: Stat | None
+
+
+class WrittenResults:
+    """Files for each input, and a ledger that tells what is done; `formats` by their names.
+
+    Of what the ledger holds, nothing is asked again: neither of an input of the same content under another name, nor
+    the windows of a file that was interrupted.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        places: Places,
+        formats: Mapping[str, CaptionFormat],
+        progress: Progress,
+        *,
+        overwrite: bool = False,
+    ) -> None:
+        self.ledger, self.places, self.progress, self._overwrite = ledger, places, progress, overwrite
+        self._formats = formats
+        self._looks = tuple(sorted(f"{name} {kind.look}".strip() for name, kind in formats.items()))
+        self._open: dict[str, _Known] = {}  # inputs under way, by their sources
+        self._waiting: dict[str, list[tuple[Input, _Known]]] = {}  # by the key that another one is asked about already
+        self._swept: set[Path] = set()
+        self.note = progress.note
+
+    def begin(self, item: Input) -> int | None:
+        self.progress.begin(item)
+        if item.error is not None:
+            raise item.error
+        known = self._known(item)
+        if known.key in self._waiting:
+            self._waiting[known.key].append((item, known))
+            return None
+        if self.ledger.done(known.key):
+            self._finish(item, known, anew=False)
+            return None
+        self._open[item.source], self._waiting[known.key] = known, []
+        return self.ledger.count(known.key)
+
+    def take(self, piece: Piece, result: Caption | DashengEdgeError) -> None:
+        item, row = piece.item, piece.row(result)
+        known = self._open.get(item.source)
+        if known is None:  # it could not even be told what it is
+            self._fail(item, row)
+            return
+        if row.error is None and known.stat is not None and piece.last and _stat(item) != known.stat:
+            self.ledger.add(DropLine(key=known.key))
+            changed = f"{item.audio} was changed while it was read; caption it again when it is complete"
+            row = CaptionRow.of_error(item.audio, AudioError(changed))
+        if row.error is None:
+            line = RowLine(key=known.key, window=piece.number, last=piece.last, row=row)
+            self.ledger.add(line, sure=True)
+            self.progress.row(item, row)
+        if row.error is None and not piece.last:
+            return
+        del self._open[item.source]
+        others = self._waiting.pop(known.key)
+        if row.error is None:
+            self._finish(item, known, anew=True)
+        else:
+            self._fail(item, row, known)
+        for other, its in others:
+            if row.error is None:
+                self._finish(other, its, anew=False)
+            else:
+                self._fail(other, row.model_copy(update={"audio": other.audio}), its)
+
+    def _known(self, item: Input) -> _Known:
+        """What an input is, and where its outputs go, which is in the ledger before anything else is said of it."""
+        stat, claim = _stat(item), self.ledger.claims.get(item.source)
+        fresh = stat is None or time.time_ns() - max(stat[1:3]) < FRESH_NS
+        content = (
+            claim.key[:_DIGITS] if claim is not None and claim.stat and claim.stat == stat else _content(item, stat)
+        )
+        output, formats = self.places.take(item, key := content + item.part)
+        self._check_free(item, output, formats)
+        line = FileLine(
+            source=item.source, key=key, output=output, formats=tuple(sorted({*formats, *self._formats})),
+            stat=None if fresh else stat,
+        )  # fmt: skip
+        if claim != (line.key, line.output, line.formats, line.stat):
+            self.ledger.add(line)
+        return _Known(key, output, stat)
+
+    def _check_free(self, item: Input, output: str, formats: Collection[str]) -> None:
+        """Refuse outputs that are there and that no earlier run wrote, and the input itself."""
+        for name, kind in self._formats.items():
+            path = self.places.path(output, kind.suffix)
+            if os.path.lexists(path):
+                if item.path != STDIN and path.exists() and path.samefile(item.path):
+                    raise OutputExistsError(f"{path} is the input; choose another --out or --format")
+                if not self._overwrite and name not in formats:
+                    raise OutputExistsError(f"{path} already exists; pass --overwrite or choose another --out")
+
+    def _finish(self, item: Input, known: _Known, *, anew: bool) -> None:
+        """All rows are there: write what is not written."""
+        try:
+            if self.ledger.written.get(known.output) != (known.key, self._looks) or not self._all_there(known.output):
+                for kind in self._formats.values():
+                    self._write(
+                        self.places.path(known.output, kind.suffix), kind, self.ledger.rows(known.key, item.audio)
+                    )
+                self.ledger.add(WrittenLine(output=known.output, key=known.key, looks=self._looks))
+        except OSError as error:
+            failed = self._write_error(known.output, error)
+            if error.errno not in _OF_ONE or isinstance(error, OutputWriteError):
+                raise failed from error
+            self._fail(item, CaptionRow.of_error(item.audio, failed))
+        else:
+            outputs = [str(self.places.path(known.output, kind.suffix)) for kind in self._formats.values()]
+            self.progress.end(item, anew=anew, outputs=tuple(outputs))
+
+    def _all_there(self, output: str) -> bool:
+        return all(self.places.path(output, kind.suffix).exists() for kind in self._formats.values())
+
+    def _fail(self, item: Input, row: CaptionRow, known: _Known | None = None) -> None:
+        self.ledger.add(ErrorLine(row=row), sure=True)
+        if known is not None:
+            rows = [*self.ledger.rows(known.key, item.audio), row]
+            for kind in self._formats.values():
+                if kind.errors:
+                    self._write(self.places.path(known.output, kind.suffix), kind, rows)
+        self.progress.fail(item, row)
+
+    def _write(self, path: Path, kind: CaptionFormat, rows: Iterable[CaptionRow]) -> None:
+        if path.parent not in self._swept:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            remove_left(path.parent, "*")
+            self._swept.add(path.parent)
+        with replacing(path, sweep=False) as part, part.open("w", encoding="utf-8", newline="") as file:
+            file.writelines(kind.document(rows))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _write_error(self, output: str, error: OSError) -> OutputWriteError:
+        if isinstance(error, OutputWriteError):
+            return error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        fix = "free some space, and give the same command again" if full else "choose another --out"
+        return OutputWriteError(
+            f"cannot write {self.places.path(output, '')}: {error.strerror or error}; what is done is stored: {fix}"
+        )
+
+
+def _stat(item: Input) -> Stat | None:
+    """What tells that a file is the same without reading it; None for what is no regular file."""
+    try:
+        found = Path(item.path).stat()
+    except (OSError, ValueError):
+        return None
+    if item.path == STDIN or not S_ISREG(found.st_mode):
+        return None
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+
+
+def _content(item: Input, stat: Stat | None) -> str:
+    """SHA-256 of a file; of what can be read only once, or not at all, a number that nothing else has."""
+    if stat is not None:
+        with suppress(OSError):  # reading it says why
+            return sha256_of(Path(item.path))
+    return secrets.token_hex(_DIGITS // 2)
