@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
-import sys
-from collections import deque
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import closing
-from typing import TYPE_CHECKING, Annotated, cast
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dasheng_edge.runtime.errors import NOT_OF_A_CLIP, AudioError, DashengEdgeError, clip_error
+from dasheng_edge.runtime.errors import AudioError
 from dasheng_edge.runtime.machine.devices import ON_CPU
-from dasheng_edge.runtime.output.caption_formats import JsonFormat, LineFormat, TextFormat
-from dasheng_edge.runtime.output.rows import CaptionRow
+from dasheng_edge.runtime.output.caption_formats import CAPTION_FORMATS, LineFormat
+from dasheng_edge.runtime.subtitles.styles import STYLES
 
 from .options import (
-    AudioArgument,
     BundleArgument,
     DeviceOption,
-    JsonLinesOption,
+    OverwriteOption,
     Sha256Option,
     StrictOption,
     Tf32Option,
@@ -33,25 +30,75 @@ from .options import (
     say,
     wrong_value,
 )
+from .targets import Target, parse_formats
 
 if TYPE_CHECKING:
-    from dasheng_edge.runtime.audio.read import AudioSource, AudioStream
-    from dasheng_edge.runtime.audio.windows import Span
+    from collections.abc import Iterable, Mapping
+
     from dasheng_edge.runtime.bundle.manifest import Sampling
-    from dasheng_edge.runtime.caption import Caption
     from dasheng_edge.runtime.captioner import Captioner
+    from dasheng_edge.runtime.engine_options import EngineOptions
+    from dasheng_edge.runtime.jobs.inputs import Input, Inputs
+    from dasheng_edge.runtime.jobs.job import Files
+    from dasheng_edge.runtime.jobs.pieces import Questions, Reading
+    from dasheng_edge.runtime.jobs.progress import View
 
 # For fewer clips one by one, it does not pay to have the weights repacked; for several together, it never does: the
 # wider a step, the less llama.cpp gains by its other layouts, and prompts are decoded faster without them.
 MIN_REPACKING_CLIPS = 10
-_LINES: dict[str, type[LineFormat]] = {"text": TextFormat, "json": JsonFormat}
+SUBTITLE_WINDOWS_S = 10.0, 5.0  # of which subtitles are made unless others are asked for: a caption has no times in it
+InputsArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="INPUT...",
+        show_default=False,
+        help="Audio or video files, folders of them, patterns such as 'rec/**/*.wav', manifests (.jsonl, .json); "
+        "- is stdin.",
+    ),
+]
 FormatOption = Annotated[
     str | None,
-    name_option(
-        ["text", "json"], "FORMAT", "How captions are printed", "text, json; default: text",
-        flag="--format",
+    typer.Option(
+        "--format",
+        parser=parse_formats,
+        metavar="FORMAT[,FORMAT]",
+        autocompletion=lambda: [*CAPTION_FORMATS],
+        help=f"How captions are written: {', '.join(CAPTION_FORMATS)}; default: txt. Several at once, and subtitles, "
+        "go to files beside each input unless --out names another place.",
     ),
-]  # fmt: skip
+]
+OutOption = Annotated[
+    str | None,
+    typer.Option(metavar="DIR|FILE", help="Folder for a file for each input, or one file for all; - is stdout."),
+]
+StyleOption = Annotated[
+    str,
+    name_option([*STYLES], "STYLE", "How subtitles are written", f"{', '.join(STYLES)}; default: sdh", flag="--style"),
+]
+FromFileOption = Annotated[
+    str | None, typer.Option(metavar="FILE", help="Take inputs from a list, one on a line; - is stdin.")
+]
+IncludeOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="GLOB", help="In folders, take files that match, in place of all audio; may be repeated."),
+]
+ExcludeOption = Annotated[
+    list[str] | None, typer.Option(metavar="GLOB", help="In folders, leave out what matches; may be repeated.")
+]
+WatchOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER", exists=True, file_okay=False, help="Caption what arrives in a folder, until it is stopped."
+    ),
+]
+ResumeOption = Annotated[
+    bool, typer.Option("--resume/--no-resume", help="With --out, do not ask again what an earlier run was told.")
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress on stderr, errors alone.")]
+JsonOption = Annotated[
+    bool,
+    typer.Option("--json", help="Print one JSON object per file or window; where files are written, per event."),
+]
 TemperatureOption = Annotated[
     float | None, typer.Option(min=0.0, metavar="T", help="0: always the likeliest token. Default: the bundle's.")
 ]
@@ -95,13 +142,22 @@ LiveOption = Annotated[
 
 def caption(
     bundle: BundleArgument,
-    audio: AudioArgument,
+    audio: InputsArgument = None,
     *,
+    out: OutOption = None,
+    lines: FormatOption = None,
+    style: StyleOption = "sdh",
+    overwrite: OverwriteOption = False,
+    resume: ResumeOption = True,
+    from_file: FromFileOption = None,
+    include: IncludeOption = None,
+    exclude: ExcludeOption = None,
+    watch: WatchOption = None,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
     prompt: PromptOption = None,
     system: SystemOption = None,
     stream: Annotated[bool, typer.Option("--stream", help="Print the text while it is generated.")] = False,
-    lines: FormatOption = None,
-    as_json: JsonLinesOption = False,
     max_new_tokens: TokensOption = None,
     temperature: TemperatureOption = None,
     top_k: TopKOption = None,
@@ -123,45 +179,140 @@ def caption(
 ) -> None:
     """Caption audio files, or ask about them with --prompt.
 
-    A file that cannot be read costs one line on stderr and exit code 1; the others are still captioned. A file that is
-    longer than the model answers well about (3.5 minutes) is captioned in windows of 30 s every 15 s.
+    A file that cannot be read costs a line on stderr and exit code 1; the others are captioned. What is longer than the
+    model answers well about (3.5 minutes) is captioned in windows of 30 s every 15 s. With --out, what is done is not
+    done again by the same command.
     """
-    name = lines or ("json" if as_json else "text")
-    if as_json and name != "json":
-        raise typer.BadParameter(f"--json is --format json, but --format {name} is given too; choose one of them")
-    if stream and name != "text":
-        typed = "--json" if as_json else f"--format {name}"
-        raise typer.BadParameter(f"--stream prints text as it comes, {typed} whole captions; choose one of them")
-    if (batch or 1) > 1 and (stream or live):
-        raise typer.BadParameter("--batch works on several clips at a time, --stream and --live on one; choose one")
-    windows = _windows(window, hop, live=live)
-    check_stdin(audio)
-    from dasheng_edge.runtime.captioner import Captioner
-
-    options = {
+    inputs = _inputs([*(audio or []), *([str(watch)] if watch else [])], from_file, include, exclude)
+    target = Target.of(out, lines, style, as_json=as_json, stream=stream, watch=watch is not None)
+    reading = _reading(_windows(window, hop, live, target), live, strict, track)
+    sampling = {
         "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed,
         "repetition_penalty": repetition_penalty, "no_repeat_ngram_size": no_repeat_ngram_size,
     }  # fmt: skip
-    one_by_one = batch == 1 or stream or live
-    few = len(audio) < MIN_REPACKING_CLIPS and windows is None
-    engine = engine_options(bundle, device, threads, allow_tf32, mapped=not one_by_one or few, few=few)
-    with Captioner.open(bundle, options=engine, check_sha256=check_sha256) as captioner:
-        run = _Run(
-            captioner, prompt, system, max_new_tokens, _sampling(captioner, options),
-            live=live, lines=_LINES[name](len(audio) == 1), stream=stream)  # fmt: skip
-        clips = _clips(captioner, _streams(captioner, audio, track, strict=strict), windows, live=live)
-        if not run.show_all(clips, 1 if one_by_one else batch or captioner.parts.decoder.settings.batch):
-            raise typer.Exit(1)
+    run = _Run(
+        inputs, not watch, reading, _batch(batch, alone=stream or live), prompt, system, max_new_tokens, sampling
+    )
+    engine = engine_options(bundle, device, threads, allow_tf32, mapped=run.mapped, few=run.few)
+    if target.to_files:
+        files = target.files(single_file=run.single_file, overwrite=overwrite, resume=resume)
+        ok = run.written(bundle, engine, check_sha256, files, _view(quiet=quiet, events=as_json))
+    else:
+        ok = run.printed(bundle, engine, check_sha256, target.lines(single_file=run.single_file), stream=stream)
+    raise typer.Exit(0 if ok else 1)
 
 
-def _windows(window: float | None, hop: float | None, *, live: bool) -> tuple[float, float] | None:
-    """Window and hop in seconds, if they were given."""
+def _inputs(names: list[str], from_file: str | None, include: list[str] | None, exclude: list[str] | None) -> Inputs:
+    from dasheng_edge.runtime.jobs.inputs import Inputs, read_list
+
+    check_stdin([*names, *([from_file] if from_file else [])])
+    if not names and from_file is None:
+        raise typer.BadParameter("there is nothing to caption; name files or folders, or a list with --from-file")
+    return Inputs(names, include or (), exclude or (), read_list(from_file) if from_file else ())
+
+
+def _view(*, quiet: bool, events: bool) -> View:
+    import sys
+
+    from dasheng_edge.runtime.jobs.progress import BarView, EventsView, LinesView, QuietView
+
+    if events:
+        return EventsView(say)
+    if quiet:
+        return QuietView(say)
+    return BarView() if sys.stderr.isatty() else LinesView(say)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What is asked about which inputs."""
+
+    inputs: Inputs
+    all_there: bool  # or more may come
+    reading: Reading
+    batch: int | None
+    prompt: str | None
+    system: str | None
+    max_new_tokens: int | None
+    sampling: Mapping[str, float | None]
+
+    @cached_property
+    def expected(self) -> tuple[int, int] | None:
+        """How many files there are, and their bytes; None if more may come."""
+        return self.inputs.measured() if self.all_there else None
+
+    @property
+    def single_file(self) -> bool:
+        """Whether there is one input only."""
+        return self.expected is not None and self.expected[0] == 1
+
+    @property
+    def mapped(self) -> bool:
+        """Whether weights should stay in the pages of their file."""
+        return self.batch != 1 or self.few
+
+    @property
+    def few(self) -> bool:
+        """Whether there is little to do."""
+        return self.expected is not None and self.expected[0] < MIN_REPACKING_CLIPS and self.reading.windows is None
+
+    def printed(
+        self, bundle: Path, engine: EngineOptions, check_sha256: bool, lines: LineFormat, *, stream: bool
+    ) -> bool:
+        """Print captions; returns whether all went well."""
+        from dasheng_edge.runtime.captioner import Captioner
+        from dasheng_edge.runtime.jobs.pieces import run
+        from dasheng_edge.runtime.jobs.printed import PrintedResults
+
+        with Captioner.open(bundle, options=engine, check_sha256=check_sha256) as captioner:
+            asked = self._questions(captioner), self.reading
+            results = PrintedResults(lines, say, stream=stream)
+            run(captioner, self.inputs, asked, results, batch=self._batch(captioner), show=results.show)
+        return not results.failed
+
+    def written(self, bundle: Path, engine: EngineOptions, check_sha256: bool, files: Files, view: View) -> bool:
+        """Write files; returns whether all went well."""
+        from dasheng_edge.runtime.captioner import Captioner
+        from dasheng_edge.runtime.jobs.job import run_job
+        from dasheng_edge.runtime.jobs.progress import Progress
+        from dasheng_edge.runtime.jobs.watch import arrivals
+
+        passes: Iterable[Iterable[Input]] = arrivals(self.inputs) if self.expected is None else [self.inputs]
+        with Captioner.open(bundle, options=engine, check_sha256=check_sha256) as captioner:
+            asked = self._questions(captioner), self.reading
+            with Progress(view, resumable=files.resumable, expected=self.expected) as progress:
+                run_job(captioner, passes, asked, files, progress, batch=self._batch(captioner))
+        return not progress.tally.errors
+
+    def _questions(self, captioner: Captioner) -> Questions:
+        from dasheng_edge.runtime.jobs.pieces import Questions
+
+        return Questions(self.prompt, self.system, self.max_new_tokens, _sampling(captioner, self.sampling))
+
+    def _batch(self, captioner: Captioner) -> int:
+        return self.batch or captioner.parts.decoder.settings.batch
+
+
+def _batch(batch: int | None, *, alone: bool) -> int | None:
+    if alone and (batch or 1) > 1:
+        raise typer.BadParameter("--batch works on several clips at a time, --stream and --live on one; choose one")
+    return 1 if alone else batch
+
+
+def _reading(windows: tuple[float, float] | None, live: bool, strict: bool, track: str | None) -> Reading:
+    from dasheng_edge.runtime.jobs.pieces import Reading
+
+    return Reading(windows, live, strict, int(track) if track is not None and track.isdecimal() else track)
+
+
+def _windows(window: float | None, hop: float | None, live: bool, target: Target) -> tuple[float, float] | None:
+    """Window and hop in seconds, if they were given or subtitles need some."""
     from dasheng_edge.runtime.audio.windows import check_windows
 
     if window is None:
         if hop is not None:
             raise typer.BadParameter("--hop says how windows follow each other; give --window too")
-        return None
+        return SUBTITLE_WINDOWS_S if target.subtitles else None
     if live:
         raise typer.BadParameter("--live works on one clip while it comes, --window cuts clips; choose one")
     step = window / 2 if hop is None else hop
@@ -172,64 +323,7 @@ def _windows(window: float | None, hop: float | None, *, live: bool) -> tuple[fl
     return window, step
 
 
-@dataclasses.dataclass(frozen=True)
-class _Clip:
-    """A file or a window of it; `error` says why it cannot be read."""
-
-    file: int  # its place among those that were named
-    name: str
-    audio: AudioSource
-    span: Span | None = None
-    error: DashengEdgeError | None = None
-
-
-def _streams(
-    captioner: Captioner, names: Iterable[str], track: str | None, *, strict: bool
-) -> Iterator[tuple[str, AudioStream]]:
-    """The files by their names, as they will be read."""
-    from dasheng_edge.runtime.audio.read import read_audio
-
-    rate_hz = captioner.bundle.manifest.front_end.sample_rate_hz
-    wanted = int(track) if track is not None and track.isdecimal() else track
-    for name in names:
-        source = sys.stdin.buffer if name == "-" else name
-        yield name, read_audio(source, sample_rate_hz=rate_hz, strict=strict, track=wanted)
-
-
-def _clips(
-    captioner: Captioner,
-    files: Iterable[tuple[str, AudioStream]],
-    windows: tuple[float, float] | None,
-    *,
-    live: bool,
-) -> Iterator[_Clip]:
-    """The files as clips: whole, in windows, or as they come."""
-    for file, (name, source) in enumerate(files):
-        if live:
-            yield _Clip(file, name, source)
-            continue
-        try:
-            for span in _spans(captioner, source, name, windows):
-                yield _Clip(file, name, span.audio, span)
-        except Exception as error:  # noqa: BLE001  # whatever a file does, the others go on
-            yield _Clip(file, name, source, error=clip_error(name, error))
-
-
-def _spans(captioner: Captioner, source: AudioSource, name: str, windows: tuple[float, float] | None) -> Iterator[Span]:
-    """The whole clip if the model answers well about all of it, else windows; only windows if they were asked for."""
-    from dasheng_edge.runtime.audio.windows import HOP_S, WINDOW_S, spans
-
-    rate_hz = captioner.bundle.manifest.front_end.sample_rate_hz
-    whole_s = 0.0 if windows else captioner.bundle.prompt_facts.comfortable_s
-    window_s, hop_s = windows or (WINDOW_S, HOP_S)
-    for place, span in enumerate(spans(source, rate_hz, whole_s=whole_s, window_s=window_s, hop_s=hop_s)):
-        if not windows and not place and not span.whole:
-            why = f"{name} is longer than {whole_s:g} s, beyond which this model's answers get worse"
-            say(f"note: {why}; it is captioned in windows of {window_s:g} s every {hop_s:g} s (see --window)")
-        yield span
-
-
-def _sampling(captioner: Captioner, options: dict[str, float | None]) -> Sampling:
+def _sampling(captioner: Captioner, options: Mapping[str, float | None]) -> Sampling:
     """The bundle's sampling with the options that were given."""
     from pydantic import ValidationError
 
@@ -242,115 +336,3 @@ def _sampling(captioner: Captioner, options: dict[str, float | None]) -> Samplin
     except ValidationError as error:
         option = str(error.errors()[0]["loc"][0]).replace("_", "-")
         raise typer.BadParameter(wrong_value(error), param_hint=f"'--{option}'") from error
-
-
-@dataclasses.dataclass(frozen=True)
-class _Run:
-    """What every clip is asked, and how the answers are printed."""
-
-    captioner: Captioner
-    prompt: str | None
-    system: str | None
-    max_new_tokens: int | None
-    sampling: Sampling
-    live: bool
-    lines: LineFormat
-    stream: bool
-
-    def show_all(self, clips: Iterator[_Clip], batch: int) -> bool:
-        """Print captions of clips, `batch` of them decoded together; returns whether all went well.
-
-        A window that fails ends its file.
-        """
-        failed: set[int] = set()
-        going = (clip for clip in clips if clip.file not in failed)
-        for clip, result in self._together(going, batch) if batch > 1 else self._one_by_one(going):
-            if clip.file not in failed and not self._show(clip, result):
-                failed.add(clip.file)
-        return not failed
-
-    def _together(self, clips: Iterator[_Clip], batch: int) -> Iterator[tuple[_Clip, Caption | DashengEdgeError]]:
-        """Clips in their order with what came of them."""
-        waiting: deque[_Clip] = deque()
-
-        def audio() -> Iterator[AudioSource]:
-            for clip in clips:
-                waiting.append(clip)
-                if clip.error is None:
-                    yield clip.audio
-
-        results = self.captioner.caption_each(
-            audio(), self.prompt, system=self.system, max_new_tokens=self.max_new_tokens, sampling=self.sampling,
-            batch=batch,
-        )  # fmt: skip
-        with closing(results):
-            for result in results:
-                while (error := waiting[0].error) is not None:
-                    yield waiting.popleft(), error
-                yield waiting.popleft(), result
-        yield from ((clip, clip.error) for clip in waiting if clip.error is not None)
-
-    def _one_by_one(self, clips: Iterator[_Clip]) -> Iterator[tuple[_Clip, Caption | DashengEdgeError]]:
-        yield from ((clip, self._alone(clip)) for clip in clips)
-
-    def _alone(self, clip: _Clip) -> Caption | DashengEdgeError:
-        try:
-            return self._finish(self._pieces(clip), clip)
-        except NOT_OF_A_CLIP:
-            raise
-        except DashengEdgeError as error:
-            return error
-
-    def _show(self, clip: _Clip, result: Caption | DashengEdgeError) -> bool:
-        """Print the caption of a clip, or why there is none; returns whether there is one."""
-        if isinstance(result, DashengEdgeError):
-            if line := self.lines.line(CaptionRow.of_error(clip.name, result)):
-                typer.echo(line)
-            say(f"error: {result}")
-            return False
-        self.print(result, clip)
-        return True
-
-    def _pieces(self, clip: _Clip) -> Generator[str, None, Caption]:
-        """The answer as it comes; what fails is an error of ours, so that it differs from what printing raises."""
-        if clip.error is not None:
-            raise clip.error
-        try:
-            answer = self.captioner.stream(
-                clip.audio, self.prompt, system=self.system, max_new_tokens=self.max_new_tokens,
-                sampling=self.sampling, live=self.live,
-            )  # fmt: skip
-            yield from answer
-            return answer.finish()
-        except Exception as error:  # noqa: BLE001  # whatever a clip does, the others go on
-            failed = clip_error(clip.name, error)
-        raise failed
-
-    def _finish(self, pieces: Generator[str, None, Caption], clip: _Clip) -> Caption:
-        """Read an answer to its end, with --stream printing what comes."""
-        text, started = TextFormat(self.lines.single_file), False
-        times = None if (window := _window(clip)) is None else (window.start_s, window.end_s)
-        try:
-            while True:
-                piece = text.piece(next(pieces))
-                if self.stream:
-                    typer.echo(piece if started else text.label(clip.name, times) + piece, nl=False)
-                    sys.stdout.flush()
-                    started = True
-        except StopIteration as end:
-            return cast("Caption", end.value)
-        finally:
-            if started:
-                typer.echo()
-
-    def print(self, result: Caption, clip: _Clip) -> None:
-        """Print a caption, unless its pieces were printed, and its warnings."""
-        if not self.stream:
-            typer.echo(self.lines.line(CaptionRow.of(clip.name, _window(clip), result)))
-        for warning in result.warnings:
-            say(f"warning: {clip.name}: {warning}")
-
-
-def _window(clip: _Clip) -> Span | None:
-    """The part of a file that a clip is; None if it is the whole."""
-    return None if clip.span is None or clip.span.whole else clip.span

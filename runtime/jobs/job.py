@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dasheng_edge.runtime.atomic_output import PartialOutput, not_a_file
 from dasheng_edge.runtime.bundle.bundle import Bundle, sha256_of
 from dasheng_edge.runtime.bundle.manifest import MANIFEST
-from dasheng_edge.runtime.caption import Caption
 from dasheng_edge.runtime.captioner import Captioner
-from dasheng_edge.runtime.errors import DashengEdgeError
-from dasheng_edge.runtime.output.caption_formats import CAPTION_FORMATS, CaptionFormat
-from dasheng_edge.runtime.output.rows import CaptionRow
+from dasheng_edge.runtime.output.caption_formats import CaptionFormat
 
 from .inputs import Input
 from .ledger import JobLine, Ledger
-from .pieces import Piece, Questions, Reading, run
+from .pieces import Questions, Reading, run
 from .places import Places
 from .progress import Progress, Tally
-from .written import WrittenResults
+from .written import OneFileResults, WrittenResults
 
 LEDGER = ".dasheng-edge.jsonl"  # in the folder of outputs
 
@@ -33,12 +30,16 @@ LEDGER = ".dasheng-edge.jsonl"  # in the folder of outputs
 class Files:
     """Which files are written, and where."""
 
-    formats: tuple[str, ...]
+    formats: Mapping[str, CaptionFormat]  # by their names
     folder: Path | None = None  # where the folders of inputs are mirrored; None: beside each input
-    file: Path | None = None  # one for all inputs, instead
+    file: Path | None = None  # one for all inputs, of the only format, instead
     overwrite: bool = False
     resume: bool = True
-    single_file: bool = True  # whether `file` is of one input, whose name need not be said
+
+    @property
+    def resumable(self) -> bool:
+        """Whether what is done is known to a later run."""
+        return self.folder is not None or self.file is not None
 
 
 def run_job(
@@ -68,15 +69,12 @@ def run_job(
 def _open(
     stack: ExitStack, bundle: Bundle, asked: tuple[Questions, Reading], files: Files, progress: Progress
 ) -> WrittenResults:
-    formats = {name: CAPTION_FORMATS[name](single_file=True) for name in files.formats}
+    partial = None
     if files.file is not None:
-        document = CAPTION_FORMATS[files.formats[0]](single_file=files.single_file)
-        partial = PartialOutput(
-            files.file, overwrite=files.overwrite, what="a file", why_not=not_a_file, option="--out"
-        )  # fmt: skip
+        partial = PartialOutput(files.file, overwrite=files.overwrite, what="a file of captions", why_not=not_a_file)
         partial.open(folder=False)
         stack.callback(partial.discard)
-        path, formats = files.file.with_name(f".{files.file.name}.ledger.jsonl"), {}
+        path = files.file.with_name(f".{files.file.name}.ledger.jsonl")
     elif files.folder is not None:
         path = files.folder / LEDGER
     else:
@@ -85,9 +83,10 @@ def _open(
     if ledger.damaged:
         progress.note(f"{ledger.damaged} lines of {path} cannot be read; what they said is done again")
     places = Places(files.folder, ledger.claims.items())
-    if files.file is not None:
+    if partial is not None:
+        (document,) = files.formats.values()
         return OneFileResults(ledger, places, document, partial, progress)
-    return WrittenResults(ledger, places, formats, progress, overwrite=files.overwrite)
+    return WrittenResults(ledger, places, files.formats, progress, overwrite=files.overwrite)
 
 
 def _job_line(bundle: Bundle, asked: tuple[Questions, Reading]) -> JobLine:
@@ -101,18 +100,6 @@ def _job_line(bundle: Bundle, asked: tuple[Questions, Reading]) -> JobLine:
     }  # fmt: skip
     return JobLine(
         bundle=bundle.manifest.name,
-        bundle_sha256=sha256_of(bundle.path / MANIFEST),
+        bundle_sha256=sha256_of(bundle.path(MANIFEST)),
         settings=json.loads(json.dumps(settings)),  # as a ledger gives them back
     )
-
-
-class OneFileResults(WrittenResults):
-    """One file for all inputs, in their order, written when all are done; until then, the ledger holds all."""
-
-    def __init__(
-        self, ledger: Ledger, places: Places, document: CaptionFormat, partial: PartialOutput, progress: Progress
-    ) -> None:
-        super().__init__(ledger, places, {}, progress)
-        self._document, self._partial = document, partial
-        self._order: list[tuple[str, str]] = []  # sources of inputs, and what their rows call them
-        self._came: dict[str, str | int] = {}  # keys, or places of errors, by sources

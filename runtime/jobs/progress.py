@@ -98,7 +98,7 @@ class Tally:
         """What became of all, a few words for each kind of error."""
         parts = [f"{self.done} captioned ({_time(self.audio_s)} of audio in {_time(self.elapsed_s)})"]
         if self.reused:
-            parts.append(f"{self.reused} were done before")
+            parts.append(f"{self.reused} done before")
         if self.errors:
             kinds = ", ".join(f"{count} {name}" for name, count in self.errors.most_common())
             parts.append(f"{self.errors.total()} failed ({kinds})")
@@ -124,14 +124,27 @@ class View(Protocol):
 class Progress:
     """What results tell of; it counts, and hands on to a view."""
 
-    def __init__(self, view: View) -> None:
-        self.tally, self._view = Tally(), view
+    def __init__(self, view: View, *, resumable: bool = False, expected: tuple[int, int] | None = None) -> None:
+        """`expected` files, and the bytes in them; `resumable`: a later run knows what is done."""
+        self.tally, self._view, self._resumable = Tally(), view, resumable
         self._source, self._window_end_s = "", 0.0  # of the last window
+        self._warned: set[str] = set()
+        self._warned_of = ""
+        if expected is not None:
+            self.tally.files, self.tally.size_bytes = expected
+        view.event("begin", {"files": self.tally.files, "bytes": self.tally.size_bytes})
 
-    def expect(self, files: int, size_bytes: int) -> None:
-        """How many there will be, and the bytes of their files."""
-        self.tally.files, self.tally.size_bytes = files, size_bytes
-        self._view.event("begin", {"files": files, "bytes": size_bytes})
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """It is over, or was stopped; says what became of all, and how to go on."""
+        self._view.close()
+        if self.tally.ended or kind is None:
+            self._view.say(self.tally.summary())
+        if kind is not None and self._resumable:
+            self._view.say("note: what is done is stored; give the same command again to go on")
+        self._view.event("end", self.tally.facts())
 
     def begin(self, item: Input) -> None:
         """An input is looked at."""
@@ -145,8 +158,12 @@ class Progress:
             self.tally.audio_s += row.end_s - max(row.start_s, before_s)
             self._source, self._window_end_s = item.source, row.end_s
         self.tally.last = " ".join(printable(row.text, keep="\n\t").split())
+        if self._warned_of != item.source:
+            self._warned, self._warned_of = set(), item.source
         for warning in row.warnings:
-            self._view.say(f"warning: {item.audio}: {warning}")
+            if warning not in self._warned:  # a window's is mostly that of all
+                self._view.say(f"warning: {item.audio}: {warning}")
+                self._warned.add(warning)
         self._view.event("caption", {"row": row.fields()})
         self._view.update(self.tally)
 
@@ -166,13 +183,6 @@ class Progress:
     def note(self, text: str) -> None:
         """What people should know."""
         self._view.say(f"note: {text}")
-
-    def close(self, *, say: bool = True) -> None:
-        """It is over; says what became of all."""
-        self._view.close()
-        if say:
-            self._view.say(self.tally.summary())
-        self._view.event("end", self.tally.facts())
 
 
 class QuietView:

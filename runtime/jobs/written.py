@@ -6,13 +6,13 @@ import errno
 import os
 import secrets
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISREG
 
-from dasheng_edge.runtime.atomic_output import remove_left, replacing
+from dasheng_edge.runtime.atomic_output import PartialOutput, remove_left, replacing
 from dasheng_edge.runtime.bundle.bundle import sha256_of
 from dasheng_edge.runtime.caption import Caption
 from dasheng_edge.runtime.errors import AudioError, DashengEdgeError, OutputExistsError, OutputWriteError
@@ -106,6 +106,9 @@ class WrittenResults:
             else:
                 self._fail(other, row.model_copy(update={"audio": other.audio}), its)
 
+    def complete(self) -> None:
+        """All inputs were taken."""
+
     def _known(self, item: Input) -> _Known:
         """What an input is, and where its outputs go, which is in the ledger before anything else is said of it."""
         stat, claim = _stat(item), self.ledger.claims.get(item.source)
@@ -181,6 +184,46 @@ class WrittenResults:
         return OutputWriteError(
             f"cannot write {self.places.path(output, '')}: {error.strerror or error}; what is done is stored: {fix}"
         )
+
+
+class OneFileResults(WrittenResults):
+    """One file for all inputs, in their order, written when all are done; until then, the ledger holds all."""
+
+    def __init__(
+        self, ledger: Ledger, places: Places, document: CaptionFormat, partial: PartialOutput, progress: Progress
+    ) -> None:
+        super().__init__(ledger, places, {}, progress)
+        self._document, self._partial = document, partial
+        self._order: list[tuple[str, str]] = []  # sources of inputs, and what rows call them
+        self._came: dict[str, str | int] = {}  # by sources: the key of rows, or the place of an error
+
+    def begin(self, item: Input) -> int | None:
+        self._order.append((item.source, item.audio))
+        return super().begin(item)
+
+    def _finish(self, item: Input, known: _Known, *, anew: bool) -> None:
+        self._came[item.source] = known.key
+        self.progress.end(item, anew=anew)
+
+    def _fail(self, item: Input, row: CaptionRow, known: _Known | None = None) -> None:  # noqa: ARG002  # as above
+        self._came[item.source] = self.ledger.add(ErrorLine(row=row), sure=True)
+        self.progress.fail(item, row)
+
+    def complete(self) -> None:
+        with self._partial.write_errors():
+            with self._partial.path.open("w", encoding="utf-8", newline="") as file:
+                file.writelines(self._document.document(self._rows()))
+            self._partial.move()
+        if not self.progress.tally.errors:  # or the next run has only those to ask again
+            self.ledger.remove()
+
+    def _rows(self) -> Iterator[CaptionRow]:
+        for source, audio in self._order:
+            came = self._came[source]
+            if isinstance(came, int):
+                yield self.ledger.error_at(came)
+            else:
+                yield from self.ledger.rows(came, audio)
 
 
 def _stat(item: Input) -> Stat | None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import csv
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import ClassVar
 
 from dasheng_edge.runtime.names import did_you_mean, known_name, printable
+from dasheng_edge.runtime.subtitles.cue import Change, Cue, Window
+from dasheng_edge.runtime.subtitles.cues import cues
 
 from .rows import CaptionRow
+from .subtitle_formats import srt, ttml, vtt
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,7 @@ class CaptionFormat(ABC):
     suffix: ClassVar[str]
     errors: ClassVar[bool] = False  # whether it says why a file has no caption
     single_file: bool = True  # whether there is one file only, so that its name need not be said
+    style: str = "sdh"  # of subtitles, a row of `STYLES`
 
     @property
     def look(self) -> str:
@@ -117,8 +121,58 @@ class CsvFormat(LineFormat):
         return out.getvalue().removesuffix("\n")
 
 
+class SubtitleFormat(CaptionFormat):
+    """Subtitles of one file: what its windows say, as cues."""
+
+    @property
+    def look(self) -> str:
+        return self.style
+
+    def document(self, rows: Iterable[CaptionRow]) -> Iterator[str]:
+        windows = [_subtitle_window(row) for row in rows if row.error is None]
+        yield self.written(cues(windows, style=self.style))
+
+    @abstractmethod
+    def written(self, shown: Sequence[Cue]) -> str:
+        """Cues as a file."""
+
+
+class SrtFormat(SubtitleFormat):
+    """SubRip, which every player reads."""
+
+    suffix = ".srt"
+
+    def written(self, shown: Sequence[Cue]) -> str:
+        return srt(shown)
+
+
+class VttFormat(SubtitleFormat):
+    """WebVTT, for browsers."""
+
+    suffix = ".vtt"
+
+    def written(self, shown: Sequence[Cue]) -> str:
+        return vtt(shown)
+
+
+class TtmlFormat(SubtitleFormat):
+    """TTML, for broadcast."""
+
+    suffix = ".ttml"
+
+    def written(self, shown: Sequence[Cue]) -> str:
+        return ttml(shown)
+
+
+def _subtitle_window(row: CaptionRow) -> Window:
+    start_s = row.start_s or 0.0
+    end_s = start_s + row.audio_s if row.end_s is None else row.end_s
+    return Window(start_s, end_s, row.text, tuple(Change(**change) for change in row.changes))
+
+
 CAPTION_FORMATS: Mapping[str, type[CaptionFormat]] = {
     "txt": TextFormat, "json": JsonFormat, "jsonl": JsonLinesFormat, "csv": CsvFormat,
+    "srt": SrtFormat, "vtt": VttFormat, "ttml": TtmlFormat,
 }  # fmt: skip
 _OTHER_NAMES = {"text": "txt"}
 

@@ -75,7 +75,8 @@ def test_good_files_are_captioned_beside_bad_ones(
 ) -> None:
     (tmp_path / "empty.wav").touch()
     (tmp_path / "text.wav").write_text("hello world\n" * 99)
-    files = [tmp_path / "none.wav", clip, tmp_path / "empty.wav", tmp_path, tmp_path / "text.wav", clip]
+    (tmp_path / "folder").mkdir()
+    files = [tmp_path / "none.wav", clip, tmp_path / "empty.wav", tmp_path / "folder", tmp_path / "text.wav", clip]
     result = caption(tiny_bundle, *files, *(["--stream"] if stream else []))
     assert result.exit_code == 1
     line = f"{clip}: {shown if stream else printable(' '.join(text.split()))}\n"

@@ -29,6 +29,7 @@ WHOLE = CaptionRow.of("a.wav", None, CAPTION)
 WINDOW = CaptionRow.of(
     "a.wav", Span(30.0, 42.5, ReadAudio(np.zeros(1, np.float32), 0.0, "a.wav"), whole=False), CAPTION
 )
+OTHER = WINDOW.model_copy(update={"text": "a siren wails"})
 ERROR = CaptionRow.of_error("a.wav", ValueError("line one\nline two"))
 
 
@@ -55,11 +56,12 @@ def test_json_has_every_field_on_one_line() -> None:
 
 
 @pytest.mark.parametrize("name", CAPTION_FORMATS)
-@pytest.mark.parametrize("rows", [[], [WHOLE], [WINDOW, WINDOW], [ERROR], [WHOLE, ERROR, WINDOW]])
+@pytest.mark.parametrize("rows", [[], [WHOLE], [WHOLE, OTHER], [ERROR], [WHOLE, ERROR, OTHER]])
 def test_each_format_writes_captions_and_errors(name: str, rows: list[CaptionRow]) -> None:
     kind = CAPTION_FORMATS[name]
     text = "".join(kind(single_file=False).document(iter(rows)))
-    assert text.count("bell") == sum(row.error is None for row in rows)
+    assert text.count("bell") == rows.count(WHOLE)
+    assert text.count("siren") == rows.count(OTHER)
     assert text.count("line two") == (rows.count(ERROR) if kind.errors else 0)
     assert not text or text.endswith("\n")
 

@@ -1,0 +1,227 @@
+"""Folder jobs: what is written, what is not asked again, what one bad file costs, and who may write."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from dasheng_edge.runtime.audio.read import describe_audio
+from dasheng_edge.runtime.cli import app as cli
+from dasheng_edge.runtime.engine.clip_audio import ClipAudio
+from dasheng_edge.runtime.jobs.job import LEDGER
+from tests.fixtures.audio_files import Format, sine, write_audio
+
+WAV = Format("wav", "wav", "pcm_s16le", 16_000)
+
+
+def caption(*args: str | Path | float) -> Result:
+    words = ["caption", *(str(arg) for arg in args), "--max-new-tokens", "2", "--threads", "1"]
+    return CliRunner().invoke(cli.build_app(), words, prog_name="dasheng-edge")
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> Path:
+    """Two clips, one below, a film of 7 s, and a file that is no audio."""
+    folder = tmp_path / "clips"
+    (folder / "below").mkdir(parents=True)
+    for name, hertz, seconds in (("a", 300, 1), ("b", 400, 1), ("below/a", 500, 1), ("film", 600, 7)):
+        write_audio(folder / f"{name}.wav", sine(hertz, seconds, 16_000), WAV)
+    (folder / "broken.wav").write_text("no audio")
+    return folder
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the model was asked about, by name."""
+    names: list[str] = []
+    rows = ClipAudio.rows
+
+    def noted(self: ClipAudio) -> Any:
+        names.append(Path(describe_audio(self.source)).name)
+        return rows(self)
+
+    monkeypatch.setattr(ClipAudio, "rows", noted)
+    return names
+
+
+def outputs(folder: Path) -> dict[str, str]:
+    """The files of a job, without what differs between runs."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and not path.name.startswith("."):
+            text = path.read_text("utf-8")
+            if path.suffix == ".json":
+                rows = json.loads(text)
+                for row in rows:
+                    row.pop("timings", None), row.pop("tokens_per_s", None)
+                text = json.dumps(rows)
+            found[path.relative_to(folder).as_posix()] = text
+    return found
+
+
+def test_folders_are_mirrored_and_nothing_is_asked_again(
+    tiny_bundle: Path, clips: Path, tmp_path: Path, asked: list[str]
+) -> None:
+    out = tmp_path / "out"
+    words = (tiny_bundle, clips, "--out", out, "--format", "txt,json", "--window", 4)
+    done = caption(*words)
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr.count("error: ") == 1
+    names = {"a.txt", "b.txt", "below/a.txt", "film.txt"}
+    assert outputs(out).keys() == names | {name.replace("txt", "json") for name in names} | {"broken.json"}
+    assert len(json.loads((out / "film.json").read_text())) == len((out / "film.txt").read_text().splitlines()) == 3
+    assert json.loads((out / "broken.json").read_text())[0]["error_type"] == "AudioDecodeError"
+    assert len(asked) == 3 + 3
+    before = outputs(out)
+    (out / "a.txt").unlink()
+    again = caption(*words)
+    assert again.exit_code == 1
+    assert "4 done before; 1 failed (1 AudioDecodeError)" in again.stderr
+    assert len(asked) == 3 + 3
+    assert outputs(out) == before
+
+
+def test_what_is_renamed_copied_or_wanted_in_another_format_is_not_asked_again(
+    tiny_bundle: Path, clips: Path, tmp_path: Path, asked: list[str]
+) -> None:
+    out = tmp_path / "out"
+    (clips / "broken.wav").unlink()
+    shutil.copy(clips / "a.wav", clips / "copy.wav")
+    assert caption(tiny_bundle, clips, "--out", out).exit_code == 0
+    assert sorted(asked) == ["a.wav", "a.wav", "b.wav", "film.wav"]
+    (clips / "b.wav").rename(clips / "below" / "c.wav")
+    moved = clips.rename(tmp_path / "moved")
+    assert caption(tiny_bundle, moved, "--out", out, "--format", "txt,csv").exit_code == 0
+    assert len(asked) == 4
+    assert (out / "below/c.txt").read_text() == (out / "b.txt").read_text()
+    assert (out / "a.txt").read_text() == (out / "copy.txt").read_text()
+    assert "moved" in (out / "a.csv").read_text()
+    assert not (out / "b.csv").exists()
+
+
+def test_a_file_that_was_changed_is_asked_again_in_its_place(
+    tiny_bundle: Path, clips: Path, tmp_path: Path, asked: list[str]
+) -> None:
+    out = tmp_path / "out"
+    caption(tiny_bundle, clips / "a.wav", "--out", out)
+    write_audio(clips / "a.wav", sine(333, 2, 16_000), WAV)
+    assert caption(tiny_bundle, clips / "a.wav", "--out", out).exit_code == 0
+    assert asked == ["a.wav", "a.wav"]
+    assert outputs(out).keys() == {"a.txt"}
+
+
+@pytest.mark.parametrize("windows", [1, 2])
+def test_a_film_goes_on_at_its_window(
+    tiny_bundle: Path, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[str], windows: int
+) -> None:
+    film, words = clips / "film.wav", ("--format", "json", "--window", 2, "--hop", 1, "--batch", 1)
+    caption(tiny_bundle, film, "--out", tmp_path / "whole", *words)
+    assert len(asked) == 6
+    rows = ClipAudio.groups
+
+    def interrupted(self: ClipAudio) -> Any:
+        if len(asked) == 6 + windows + 1:
+            raise KeyboardInterrupt
+        return rows(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ClipAudio, "groups", interrupted)
+        done = caption(tiny_bundle, film, "--out", tmp_path / "out", *words)
+    assert done.exit_code == 130
+    assert "give the same command again to go on" in done.stderr
+    assert not outputs(tmp_path / "out")
+    assert caption(tiny_bundle, film, "--out", tmp_path / "out", *words).exit_code == 0
+    assert len(asked) == 6 + 1 + 6
+    assert outputs(tmp_path / "out") == outputs(tmp_path / "whole")
+
+
+def test_nothing_is_overwritten_and_no_input(tiny_bundle: Path, clips: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "a.txt").write_text("mine")
+    (out / "b.txt").symlink_to("nowhere")
+    done = caption(tiny_bundle, clips / "a.wav", clips / "b.wav", clips / "film.wav", "--out", out)
+    assert done.exit_code == 1
+    assert "already exists; pass --overwrite" in done.stderr
+    assert "2 OutputExistsError" in done.stderr
+    assert outputs(out)["a.txt"] == "mine"
+    assert (out / "film.txt").exists()
+    assert caption(tiny_bundle, clips / "a.wav", "--out", out, "--overwrite").exit_code == 0
+    assert outputs(out)["a.txt"] != "mine"
+    audio = (clips / "a.wav").rename(clips / "a.txt").read_bytes()
+    done = caption(tiny_bundle, clips / "a.txt", "--out", clips, "--format", "txt,json", "--overwrite")
+    (clips / "a.txt.txt").unlink()
+    assert (done.exit_code, (clips / "a.txt").read_bytes()) == (0, audio)
+
+
+def test_another_bundle_or_other_settings_are_told(tiny_bundle: Path, clips: Path, tmp_path: Path) -> None:
+    out, film = tmp_path / "out", clips / "film.wav"
+    assert caption(tiny_bundle, film, "--out", out).exit_code == 0
+    done = caption(tiny_bundle, film, "--out", out, "--prompt", "Why?", "--window", 3)
+    assert done.exit_code == 1
+    assert 'prompt null, now "Why?"' in done.stderr
+    assert "windows null, now [3.0, 1.5]" in done.stderr
+    other = Path(shutil.copytree(tiny_bundle, tmp_path / "other"))
+    (other / "manifest.json").write_text((other / "manifest.json").read_text().rstrip() + "\n\n")
+    assert "made with another bundle" in caption(other, film, "--out", out).stderr
+    anew = caption(tiny_bundle, film, "--out", out, "--prompt", "Why?", "--no-resume", "--overwrite")
+    assert anew.exit_code == 0
+
+
+def test_two_processes_never_mix(tiny_bundle: Path, clips: Path, tmp_path: Path) -> None:
+    from filelock import FileLock
+
+    out = tmp_path / "out"
+    caption(tiny_bundle, clips / "a.wav", "--out", out)
+    with FileLock(out / f"{LEDGER}.lock"):
+        done = caption(tiny_bundle, clips, "--out", out)
+    assert done.exit_code == 1
+    assert "another process captions into" in done.stderr
+    assert "(process " in done.stderr
+    assert outputs(out).keys() == {"a.txt"}
+
+
+def test_one_file_for_all_inputs_in_their_order(tiny_bundle: Path, clips: Path, tmp_path: Path) -> None:
+    out = tmp_path / "all.csv"
+    done = caption(tiny_bundle, clips, "--out", out)
+    assert done.exit_code == 1
+    lines = out.read_text().splitlines()
+    names = [line.split(",")[0].removeprefix(f"{clips}/") for line in lines]
+    assert names == ["audio", "a.wav", "b.wav", "broken.wav", "film.wav", "below/a.wav"]
+    assert "already exists" in caption(tiny_bundle, clips, "--out", out).stderr
+    (clips / "broken.wav").unlink()
+    again = caption(tiny_bundle, clips, "--out", out, "--overwrite")
+    assert (again.exit_code, "4 done before" in again.stderr) == (0, True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["all.csv", "clips"]
+
+
+def test_subtitles_lie_beside_their_films(tiny_bundle: Path, clips: Path) -> None:
+    done = caption(tiny_bundle, clips / "film.wav", clips / "broken.wav", "--format", "srt,vtt")
+    assert done.exit_code == 1
+    assert (clips / "film.srt").read_text().startswith("1\n00:00:00,000 --> ")
+    assert (clips / "film.vtt").read_text().startswith("WEBVTT\n")
+    assert not [path for path in clips.iterdir() if path.name.startswith(".")]
+    again = caption(tiny_bundle, clips / "film.wav", "--format", "srt")
+    assert (again.exit_code, "film.srt already exists" in again.stderr) == (1, True)
+
+
+def test_events_for_machines(tiny_bundle: Path, clips: Path, tmp_path: Path) -> None:
+    done = caption(tiny_bundle, clips, "--out", tmp_path / "out", "--json", "--window", 4)
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [event["event"] for event in events].count("caption") == 3 + 2 + 1
+    assert events[0] == {"event": "begin", "files": 5, "bytes": sum(p.stat().st_size for p in clips.rglob("*.wav"))}
+    last = events[-1]
+    assert (last["event"], last["done"], last["errors"]) == ("end", 4, {"AudioDecodeError": 1})
+    assert last["audio_s"] == pytest.approx(3 + 7)
+    files = [event for event in events if event["event"] == "file"]
+    assert all(Path(output).exists() for event in files for output in event["outputs"])
+
+
+def test_silence_of_progress(tiny_bundle: Path, clips: Path, tmp_path: Path) -> None:
+    done = caption(tiny_bundle, clips, "--out", tmp_path / "out", "--quiet")
+    assert [line.split(":")[0] for line in done.stderr.splitlines()] == ["error"]
