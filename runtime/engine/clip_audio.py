@@ -21,6 +21,16 @@ from dasheng_edge.runtime.text.decoder import Embeddings
 READ_AHEAD_S = 60.0  # of audio that is kept as samples before it is heard: 4 MB
 
 
+@dataclass(frozen=True)
+class HeardAudio:
+    """Audio that was encoded before it is asked about, float32 [tokens, llm_dim], and what to call it."""
+
+    embeddings: Embeddings
+    seconds: float
+    name: str
+    encoding_ms: float = 0.0
+
+
 class ClipAudio:
     """The audio of a clip on its way through the parts of a bundle, and how long each stage took.
 
@@ -30,18 +40,22 @@ class ClipAudio:
         AudioError: this is no audio.
     """
 
-    def __init__(self, parts: AudioInputParts, source: AudioSource, *, live: bool = False) -> None:
+    def __init__(self, parts: AudioInputParts, source: AudioSource | HeardAudio, *, live: bool = False) -> None:
         self.source, self.name = source, describe_audio(source)
         self.rate_hz = parts.front_end.spec.sample_rate_hz
         self._parts, self._live = parts, live
+        self._heard, samples = None, 0
+        if isinstance(source, HeardAudio):  # there is nothing left to read
+            self._heard, samples = source, round(source.seconds * self.rate_hz)
+            source = ReadAudio(np.zeros(0, np.float32), 0.0, source.name)
         read_ms = source.reading_ms if isinstance(source, ReadAudio) else 0.0
-        self._blocks = _Blocks(read_audio(source, sample_rate_hz=self.rate_hz), self.rate_hz, read_ms)
+        self._blocks = _Blocks(read_audio(source, sample_rate_hz=self.rate_hz), self.rate_hz, read_ms, samples=samples)
         self.ms = {"front_end": read_ms, "encoder": 0.0, "projector": 0.0}  # reading the audio is a part of the first
         self.tokens = 0  # rows of audio embeddings
         self.deviation_db = 0.0  # of the spectrogram, from that of the whole clip; see `RunningFeatures`
         self._last = perf_counter()
         self._spectrograms: list[tuple[Features, int]] = []  # of all of the clip, if they were computed ahead
-        self._silent: bool | None = None
+        self._silent = None if self._heard is None else False
 
     @property
     def samples(self) -> int:
@@ -95,7 +109,7 @@ class ClipAudio:
         Raises:
             DeviceError: ONNX Runtime failed.
         """
-        if self._blocks.ended_s:
+        if self._blocks.ended_s and self._heard is None:
             self._last = perf_counter()
             self._spectrograms = list(self._features())
 
@@ -120,6 +134,10 @@ class ClipAudio:
 
     def groups(self) -> Iterator[Embeddings]:
         """As `rows`, a group of chunks at a time; with `live`, before the clip has ended."""
+        if self._heard is not None:
+            self.heard(self._heard.embeddings, encoder_ms=self._heard.encoding_ms, projector_ms=0.0)
+            yield self._heard.embeddings
+            return
         encoder, projector = self._parts.encoder, self._parts.projector
         self._last = perf_counter()
         spec, most = self._parts.front_end.spec, 1 if self._live else None

@@ -20,6 +20,7 @@ from dasheng_edge.runtime.machine.memory import started_thread
 from dasheng_edge.runtime.parts import Parts
 from dasheng_edge.runtime.text.sequences import MAX_SEQUENCES
 
+from .clip_audio import HeardAudio
 from .job import CaptionJob, CaptionScheduler
 from .opening import open_parts
 from .request import asked, check_count
@@ -108,7 +109,7 @@ class Engine:
 
     def submit(
         self,
-        audio: AudioSource,
+        audio: AudioSource | HeardAudio,
         prompt: str | None = None,
         *,
         system: str | None = None,

@@ -21,7 +21,7 @@ from dasheng_edge.runtime.text.model import Tokens
 from dasheng_edge.runtime.text.sampler import phrase_of_loop
 from dasheng_edge.runtime.text.sequences import Answer
 
-from .clip_audio import ClipAudio
+from .clip_audio import ClipAudio, HeardAudio
 
 MIN_DEVIATION_DB = 0.1  # below, a warning would say 0.0 dB
 MIN_LOOP_TOKENS = 16  # of a cut answer that is said to go round in a loop
@@ -35,7 +35,7 @@ class Request:
         PromptError: something is of another type, or out of range.
     """
 
-    audio: AudioSource
+    audio: AudioSource | HeardAudio
     prompt: str | None
     system: str | None
     max_new_tokens: int

@@ -5,17 +5,25 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, InstanceOf
 
 from dasheng_edge.runtime.names import printable_json
 
 if TYPE_CHECKING:
-    from dasheng_edge.runtime.audio.windows import Span
     from dasheng_edge.runtime.caption import Caption
 
 _MS_DIGITS, _SPEED_DIGITS, _CONFIDENCE_DIGITS = 3, 2, 4
+
+
+class Timed(Protocol):
+    """A part of a file or of what is heard, as `audio.windows.Span`."""
+
+    @property
+    def start_s(self) -> float: ...
+    @property
+    def end_s(self) -> float: ...
 
 
 class CaptionRow(BaseModel):
@@ -29,6 +37,7 @@ class CaptionRow(BaseModel):
     audio: InstanceOf[str]
     start_s: float | None = None  # of a window; a row without times is about the whole file
     end_s: float | None = None
+    clock: str | None = None  # when what is heard live began, ISO 8601
     text: InstanceOf[str] = ""
     tokens: tuple[int, ...] = ()
     finish_reason: Literal["stop", "length"] | None = None
@@ -46,7 +55,7 @@ class CaptionRow(BaseModel):
     error_type: str | None = None
 
     @classmethod
-    def of(cls, audio: str, window: Span | None, caption: Caption) -> CaptionRow:
+    def of(cls, audio: str, window: Timed | None, caption: Caption) -> CaptionRow:
         """The caption of a file, or of a window of it."""
         fields = dataclasses.asdict(caption)
         fields["timings"] = {key: round(value, _MS_DIGITS) for key, value in fields["timings"].items()}

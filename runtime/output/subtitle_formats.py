@@ -16,11 +16,14 @@ _LOOKALIKES = str.maketrans({"<": "‹", ">": "›", "{": "(", "}": ")", "\\": "
 _LANGUAGE = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*")  # BCP 47
 
 
-def srt(cues: Sequence[Cue]) -> str:
-    """SubRip. It knows no escapes: what players would take for orders is written with characters that look alike."""
+def srt(cues: Sequence[Cue], first: int = 1) -> str:
+    """SubRip, numbered from `first` on.
+
+    It knows no escapes: what players would take for orders is written with characters that look alike.
+    """
     blocks = [
         f"{number}\n{_clock(start, ',')} --> {_clock(end, ',')}\n" + "\n".join(lines).translate(_LOOKALIKES) + "\n"
-        for number, (start, end, lines) in enumerate(_written(cues), 1)
+        for number, (start, end, lines) in enumerate(_written(cues), first)
     ]
     return "\n".join(blocks)
 

@@ -1,0 +1,304 @@
+"""`dasheng-edge listen`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Generator
+from contextlib import closing, contextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dasheng_edge.runtime.errors import AudioError
+from dasheng_edge.runtime.machine.devices import ON_CPU
+from dasheng_edge.runtime.names import printable
+
+from .caption import PromptOption, SystemOption
+from .options import (
+    BundleArgument,
+    DeviceOption,
+    OverwriteOption,
+    Sha256Option,
+    Tf32Option,
+    ThreadsOption,
+    TokensOption,
+    engine_options,
+    print_table,
+    say,
+    show,
+)
+
+if TYPE_CHECKING:
+    from dasheng_edge.runtime.engine.engine import Engine
+    from dasheng_edge.runtime.live.ear import WindowPlan
+    from dasheng_edge.runtime.live.listening import Heard, Listening
+    from dasheng_edge.runtime.live.log import LiveLog
+    from dasheng_edge.runtime.live.source import Source
+
+METER_DB = 80.0  # below full scale that the bar shows
+METER_COLUMNS = 24  # of the bar, on a terminal that has room
+
+
+def _list_devices(wanted: bool) -> None:
+    if not wanted:
+        return
+    from rich.table import Table
+
+    from dasheng_edge.runtime.live.devices import devices
+
+    known, missing = devices()
+    table = Table("n", "name", "channels", "Hz", "")
+    for number, one in enumerate(known):
+        note = "what this machine plays" if one.is_monitor else "default" if one.default else ""
+        table.add_row(str(number), one.name, str(one.channels), str(one.rate_hz), note)
+    if known:
+        print_table(table)
+    if missing is not None:
+        raise missing
+    if not known:
+        say("there is no input: plug a microphone in")
+    raise typer.Exit
+
+
+InputOption = Annotated[
+    str | None,
+    typer.Option(
+        "--input",
+        metavar="NAME|N",
+        help="What to listen to: an input's name, a part of it, or its number in --list-devices; monitor: what this "
+        "machine plays. Default: the system's microphone.",
+    ),
+]
+ListOption = Annotated[
+    bool,
+    typer.Option(
+        "--list-devices", is_eager=True, callback=_list_devices, help="List what can be listened to, and exit."
+    ),
+]
+FromOption = Annotated[str | None, typer.Option("--from", metavar="FILE", help="Listen to an audio file; - is stdin.")]
+RealtimeOption = Annotated[bool, typer.Option("--realtime", help="With --from: at the speed of time.")]
+WindowOption = Annotated[
+    float | None, typer.Option(metavar="S", help="Longest window; a lasting sound is cut there. Default: 10.")
+]
+HopOption = Annotated[
+    float | None,
+    typer.Option(
+        metavar="S", help="Caption a lasting sound every S seconds, in windows that overlap; default: no overlap."
+    ),
+]
+SrtOption = Annotated[Path | None, typer.Option(metavar="FILE", help="Write subtitles as they come.")]
+JsonlOption = Annotated[Path | None, typer.Option(metavar="FILE", help="Write JSON Lines as they come.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object per caption, each on one line.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="No level and no summary.")]
+
+
+def listen(
+    bundle: BundleArgument,
+    *,
+    source: InputOption = None,
+    _: ListOption = False,
+    file: FromOption = None,
+    realtime: RealtimeOption = False,
+    prompt: PromptOption = None,
+    system: SystemOption = None,
+    max_new_tokens: TokensOption = None,
+    window: WindowOption = None,
+    hop: HopOption = None,
+    srt: SrtOption = None,
+    jsonl: JsonlOption = None,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    device: DeviceOption = ON_CPU,
+    allow_tf32: Tf32Option = False,
+    threads: ThreadsOption = None,
+    check_sha256: Sha256Option = True,
+) -> None:
+    """Caption what a microphone hears, or what this machine plays, as it comes.
+
+    What is louder than the background, or differs from it, is captioned when it ends, and a lasting sound every 10 s.
+    What says the same as the caption before is left out. Where the machine is too slow, whole windows are dropped, and
+    counted. Ctrl-C ends it.
+    """
+    _check(file, source, realtime=realtime)
+    plan = _plan(window, hop)
+    from dasheng_edge.runtime.engine.engine import Engine
+    from dasheng_edge.runtime.live.listening import Listening, captions_of
+    from dasheng_edge.runtime.live.log import LiveLog
+
+    options = engine_options(bundle, device, threads, allow_tf32)
+    with (
+        LiveLog(srt, jsonl, overwrite=overwrite) as log,
+        Engine.open(bundle, options=options, batch=1, check_sha256=check_sha256) as engine,
+    ):
+        heard = _source(engine, file, source, realtime=realtime)
+        ask = captions_of(engine, heard.name, prompt, system=system, max_new_tokens=max_new_tokens)
+        listening = Listening(heard, engine.parts.audio, plan, ask, waits=file is not None and not realtime)
+        with _ended_by_signal(listening):
+            _Screen(listening, log, as_json=as_json, clock=file is None, quiet=quiet).run()
+
+
+def _check(file: str | None, source: str | None, *, realtime: bool) -> None:
+    if file is not None and source is not None:
+        raise typer.BadParameter("--from listens to a file, --input to a device; choose one of them")
+    if realtime and file is None:
+        raise typer.BadParameter("--realtime says how --from FILE is heard; name a file, too")
+    if file == "-" and sys.stdin is None:
+        raise typer.BadParameter("stdin (-) is closed; pipe audio into the command or name a file")
+
+
+def _plan(window: float | None, hop: float | None) -> WindowPlan:
+    from dasheng_edge.runtime.live.ear import WindowPlan
+
+    longest = WindowPlan.window_s if window is None else window
+    try:
+        return WindowPlan(longest, longest if hop is None else hop)
+    except AudioError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _source(engine: Engine, file: str | None, wanted: str | None, *, realtime: bool) -> Source:
+    from dasheng_edge.runtime.live.microphone import Microphone
+    from dasheng_edge.runtime.live.source import FileSource, SystemClock
+
+    rate_hz = engine.bundle.manifest.front_end.sample_rate_hz
+    if file is None:
+        return Microphone(wanted, rate_hz, SystemClock(), say)
+    audio = sys.stdin.buffer if file == "-" else file
+    return FileSource(audio, rate_hz, SystemClock() if realtime else None)
+
+
+@contextmanager
+def _ended_by_signal(listening: Listening) -> Generator[None]:
+    """The first Ctrl-C or SIGTERM ends it when what was heard is captioned, the second at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def stop(*_: object) -> None:
+        listening.stop()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Screen:
+    """What is printed: captions on stdout, and on stderr a level, what is dropped, and a summary."""
+
+    def __init__(self, listening: Listening, log: LiveLog, *, as_json: bool, clock: bool, quiet: bool) -> None:
+        self._listening, self._log, self._as_json, self._clock, self._quiet = listening, log, as_json, clock, quiet
+        self._began = datetime.now().astimezone()
+        self._shows = not quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self._line = ""  # of the meter, as it stands on the terminal
+
+    def run(self) -> None:
+        """Listen until it ends."""
+        self._note(f"listening to {printable(self._listening.source.name)}; Ctrl-C ends it")
+        self._began = datetime.now().astimezone()
+        try:
+            with closing(self._listening.run(self._meter)) as all_heard:
+                for heard in all_heard:
+                    self._show(heard)
+        finally:
+            self._clear()
+            if not self._quiet:
+                self._sum_up()
+
+    def _show(self, heard: Heard) -> None:
+        from dasheng_edge.runtime.output.rows import CaptionRow
+
+        window, name = heard.window, self._listening.source.name
+        began = self._began + timedelta(seconds=window.start_s)
+        if heard.repeats or (heard.caption is not None and not heard.caption.text.strip()):
+            return
+        if heard.caption is not None:
+            row = CaptionRow.of(name, window, heard.caption)
+        else:
+            row = CaptionRow(
+                audio=name, start_s=window.start_s, end_s=window.end_s,
+                error="dropped, since the machine is too slow" if heard.dropped else str(heard.error),
+                error_type="WindowDropped" if heard.dropped else type(heard.error).__name__,
+            )  # fmt: skip
+        if self._clock:
+            row = CaptionRow.model_validate(row.fields() | {"clock": began.isoformat(timespec="milliseconds")})
+        self._log.write(row)
+        self._clear()
+        at = f"{began:%H:%M:%S}" if self._clock else _elapsed(window.start_s)
+        if self._as_json:
+            typer.echo(row.json_line())
+        elif row.error is None:
+            show(f"{at}  {' '.join(row.text.split())}")
+        sys.stdout.flush()
+        if row.error is not None:
+            say(f"{at}  {row.error} ({window.end_s - window.start_s:.1f} s)")
+
+    def _meter(self) -> None:
+        """Level, background and state, on one line of the terminal."""
+        if not self._shows:
+            return
+        ear, tally = self._listening.ear, self._listening.tally
+        bar = min(METER_COLUMNS, max(8, shutil.get_terminal_size().columns - 44))
+        filled, floor = (
+            round(bar * min(1.0, max(0.0, 1 + level / METER_DB))) for level in (ear.level_db, ear.floor_db)
+        )
+        cells = ["#" if place < filled else "-" for place in range(bar)]
+        cells[min(floor, bar - 1)] = "|"
+        dropped = f", {tally.dropped} dropped" if tally.dropped else ""
+        state = "hears " if ear.hears else "quiet "
+        line = f"{_elapsed(self._listening.seconds)} [{''.join(cells)}] {max(-99.0, ear.level_db):4.0f} dB {state}"
+        self._draw(f"{line} {tally.captions - tally.repeats} captions{dropped}")
+
+    def _draw(self, line: str) -> None:
+        line = line[: shutil.get_terminal_size().columns - 1]
+        if line != self._line:
+            sys.stderr.write("\r" + line.ljust(len(self._line)))
+            sys.stderr.flush()
+            self._line = line
+
+    def _clear(self) -> None:
+        if self._line:
+            sys.stderr.write("\r" + " " * len(self._line) + "\r")
+            sys.stderr.flush()
+            self._line = ""
+
+    def _note(self, line: str) -> None:
+        if not self._quiet:
+            say(line)
+
+    def _sum_up(self) -> None:
+        ear, tally, seconds = self._listening.ear, self._listening.tally, self._listening.seconds
+        share = ear.sounding_ticks / max(1, ear.ticks)
+        parts = [
+            f"listened for {_elapsed(seconds)}, of which {share:.0%} was no background",
+            _count(tally.captions, "caption"),
+        ]
+        parts += [f"{tally.repeats} of them said what the one before did"] if tally.repeats else []
+        parts += [f"{_count(tally.dropped, 'window')} dropped, since the machine is too slow"] if tally.dropped else []
+        parts += [f"{_count(tally.failed, 'window')} failed"] if tally.failed else []
+        if tally.late_s:
+            parts.append(f"captions came {median(tally.late_s):.1f} s after their sound (median)")
+        say("; ".join(parts))
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _elapsed(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60:02d}:{minutes % 60:02d}:{rest:02d}"

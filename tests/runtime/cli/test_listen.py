@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from dasheng_edge.runtime.cli import app as cli
+from dasheng_edge.runtime.live import devices
+from tests.runtime.live.test_ear import RATE, Samples, sounds
+from tests.runtime.live.test_microphone import FakeSound, RecordingClock
+
+
+def run(*args: str | Path) -> Result:
+    return CliRunner().invoke(cli.build_app(), ["listen", *map(str, args)], prog_name="dasheng-edge")
+
+
+def write_wav(path: Path, samples: Samples) -> Path:
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, RATE, 0, "NONE", ""))
+        file.writeframes((samples * 32767).astype("<i2").tobytes())
+    return path
+
+
+@pytest.fixture(scope="module")
+def two_sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_wav(tmp_path_factory.mktemp("sounds") / "two.wav", sounds(14, (2, 3), (6, 8)))
+
+
+def test_a_file_is_heard_as_fast_as_it_can_be(tiny_bundle: Path, two_sounds: Path, tmp_path: Path) -> None:
+    srt, jsonl = tmp_path / "a.srt", tmp_path / "a.jsonl"
+    options = ("--max-new-tokens", "4", "--threads", "1")
+    plain = run(tiny_bundle, "--from", two_sounds, *options, "--srt", srt, "--jsonl", jsonl)
+    assert plain.exit_code == 0, plain.stderr
+    assert [line[:8] for line in plain.stdout.splitlines()] == ["00:00:01", "00:00:05"]
+    assert "2 captions" in plain.stderr.splitlines()[-1]
+    assert "\x1b" not in plain.output
+    rows = [json.loads(line) for line in jsonl.read_text().splitlines()]
+    assert [row["start_s"] for row in rows] == pytest.approx([1.6, 5.6], abs=0.21)
+    assert all(row["end_s"] > row["start_s"] and len(row["tokens"]) <= 4 and "clock" not in row for row in rows)
+    assert srt.read_text().startswith("1\n00:00:0")
+    again = run(tiny_bundle, "--from", two_sounds, *options, "--json", "--quiet")
+    assert [json.loads(line)["tokens"] for line in again.stdout.splitlines()] == [row["tokens"] for row in rows]
+    assert not again.stderr
+    refused = run(tiny_bundle, "--from", two_sounds, "--srt", srt)
+    assert refused.exit_code == 1
+    assert "pass --overwrite or choose another --srt" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--realtime"], "name a file"),
+        (["--from", "a.wav", "--input", "mic"], "choose one"),
+        (["--from", "a.wav", "--hop", "20"], "moves on by 20 s"),
+        (["--from", "a.wav", "--window", "nan"], "moves on by"),
+    ],
+)
+def test_options_that_do_not_fit_together_are_refused(tiny_bundle: Path, options: list[str], message: str) -> None:
+    result = run(tiny_bundle, *options)
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.split())
+
+
+def test_a_file_that_is_none_is_one_line(tiny_bundle: Path, tmp_path: Path) -> None:
+    result = run(tiny_bundle, "--from", tmp_path / "missing.wav", "--quiet")
+    assert result.exit_code == 1
+    assert re.search("^error: .*missing.wav", result.stderr, re.MULTILINE)
+
+
+def test_devices_are_listed_without_a_bundle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DASHENG_EDGE_CONFIG", "off")
+    monkeypatch.setitem(sys.modules, "sounddevice", FakeSound(RecordingClock()).module())
+    monkeypatch.setattr(devices, "_monitors", list)
+    result = run("--list-devices")
+    assert result.exit_code == 0, result.stderr
+    assert re.search(r"0 .*USB Mic .*2 .*48000 .*default", result.stdout)
+    monkeypatch.setitem(sys.modules, "sounddevice", None)
+    result = run("--list-devices")
+    assert result.exit_code == 1
+    assert "needs sounddevice" in result.stderr
+
+
+def test_a_microphone_that_is_not_there_is_one_line(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sound = FakeSound(RecordingClock(), names=[])
+    monkeypatch.setitem(sys.modules, "sounddevice", sound.module())
+    monkeypatch.setattr(devices, "_monitors", list)
+    result = run(tiny_bundle)
+    assert result.exit_code == 1
+    assert "there is no microphone; plug one in" in result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_with_what_was_heard(tiny_bundle: Path, tmp_path: Path, number: int) -> None:
+    clip = write_wav(tmp_path / "long.wav", np.tile(sounds(2, (0.5, 1)), 60))
+    command: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "dasheng_edge",
+        "listen",
+        tiny_bundle,
+        "--from",
+        clip,
+        "--realtime",
+    ]
+    command += ["--jsonl", tmp_path / "a.jsonl", "--max-new-tokens", "4", "--threads", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert "caption" in errors.splitlines()[-1]
+    assert (tmp_path / "a.jsonl").read_text().endswith("}\n")
