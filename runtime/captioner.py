@@ -16,6 +16,7 @@ from dasheng_edge.runtime.audio.read import AudioSource
 from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.bundle.manifest import Sampling
 from dasheng_edge.runtime.caption import Caption, CaptionStream
+from dasheng_edge.runtime.engine.clip_audio import HeardAudio
 from dasheng_edge.runtime.engine.job import CaptionJob, CaptionScheduler
 from dasheng_edge.runtime.engine.opening import open_parts
 from dasheng_edge.runtime.engine.request import Request, RunningRequest, asked, check_count
@@ -107,7 +108,7 @@ class Captioner:
 
     def caption(
         self,
-        audio: AudioSource,
+        audio: AudioSource | HeardAudio,
         prompt: str | None = None,
         *,
         system: str | None = None,
@@ -120,7 +121,7 @@ class Captioner:
 
     def stream(
         self,
-        audio: AudioSource,
+        audio: AudioSource | HeardAudio,
         prompt: str | None = None,
         *,
         system: str | None = None,
