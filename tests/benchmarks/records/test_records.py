@@ -18,7 +18,7 @@ from benchmarks.records.plots import Bar, Panel, as_svg, bars, number, stacks
 from benchmarks.records.record import SPEED_RESULTS, BenchmarkError, make_record, publish
 from benchmarks.records.turns import field, summed_up, take_turns, times
 from benchmarks.render import Outcome, benchmarks, outcomes, page, read_records
-from benchmarks.speed import busy, encoder, latency, memory, peers, throughput
+from benchmarks.speed import busy, encoder, latency, memory, peers, questions, throughput
 from benchmarks.speed.decoder import headline as decoder_headline
 from dasheng_edge.runtime.machine.gpu import Gpus
 from tests.fixtures.fake_gpu import H200
@@ -32,6 +32,7 @@ from tests.fixtures.speed_records import (
     latency_record,
     memory_record,
     peers_record,
+    questions_record,
     throughput_record,
     write_records,
 )
@@ -142,6 +143,8 @@ def test_a_name_can_be_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ti
         ("peak resident memory of captioning", 300.0, False),
         ("import", -0.1, True),
         ("captions beside other programs, 0.6b", 1.1, True),
+        ("four questions in one hearing, 10 s", 0.6, False),
+        ("four questions in one hearing, 30 s", 0.4, True),
         ("what following costs on a quiet machine, micro", 0.0, True),
         ("process start", 1.1, True),
         ("encoder time", 10.0, True),
@@ -155,7 +158,7 @@ def test_targets_are_computed_from_records(what: str, value: float, met: bool) -
 
 
 def test_every_target_of_these_records_is_in_that_list() -> None:
-    assert sum(one.value is not None for one in outcomes(by_name(all_records()))) == 27
+    assert sum(one.value is not None for one in outcomes(by_name(all_records()))) == 29
     assert {one["benchmark"] for one in all_records()} <= set(benchmarks())
 
 
@@ -197,10 +200,10 @@ def test_the_page_shows_each_record_and_what_is_missed(tmp_path: Path, capsys: p
     assert render.main(["--results", str(results), "--out", str(out)]) == 0
 
     said = capsys.readouterr().out.splitlines()
-    assert json.loads(said[-1]) == {"page": "RESULTS.md", "met": 21, "missed": 6, "missing": len(TARGETS) - 27}
+    assert json.loads(said[-1]) == {"page": "RESULTS.md", "met": 22, "missed": 7, "missing": len(TARGETS) - 29}
     assert "missed: decode, 0.6B Q4_K_M, against llama-bench" in "\n".join(said)
     text = out.read_text("utf-8")
-    assert text.count("| missing | missing |") == len(TARGETS) - 27
+    assert text.count("| missing | missing |") == len(TARGETS) - 29
     assert "| encoder 630M int8 | its GEMMs alone in int8 | at least 80 % | 75.0 % | **no** |" in text
     assert "| encoder 630M int8 | PyTorch bf16 | at least 1.9× | 2.00× | yes |" in text
     assert "| ONNX Runtime int8 | 1000.0 | 1060.0 | 16.00 | 35.2 | 640 |" in text  # speed and error in one row
@@ -208,10 +211,11 @@ def test_the_page_shows_each_record_and_what_is_missed(tmp_path: Path, capsys: p
     assert "int8 would be 5.16 times as fast" in text
     assert "| 10 s: llama.cpp mtmd F16 | 637 | 9.000 | 9.540 | 30.0 | 750 |" in text
     assert "| continuous, 16 together | 16.0 | 17.0 | 120 | 2.25 | 1.2 |" in text
+    assert "| 30 s, audio, text | 1.00 | 0.40 | 0.40 |" in text
     assert "| threads follow, times the best | 1.00 | 1.10 | 1.00 |" in text
     assert text.count("```text\nTestium 5") == 1  # one machine, one card
     plots = re.findall(r"!\[[^]]+\]\(([^)]+)\)", text)
-    assert len(plots) == 12
+    assert len(plots) == 13
     for plot in plots:
         assert (tmp_path / plot).read_text("utf-8").startswith("<?xml")
 
@@ -322,6 +326,7 @@ def test_headlines_are_the_same_numbers() -> None:
     assert encoder.headline(encoder_record())["fp32_share_of_gemm_peak"] == pytest.approx(0.75)
     assert busy.headline(busy_record("micro"))["times the best, 1 loop"] == pytest.approx(1.1)
     assert list(throughput.headline(throughput_record()).values()) == pytest.approx([2, 1.2])
+    assert list(questions.headline(questions_record()).values()) == pytest.approx([0.6, 0.4, 0.6, 0.4, 16])
     assert decoder_headline(decoder_record("7b"))["decode_ratio"] == pytest.approx(0.9)
     assert latency.headline(latency_record())["start_times_bare"] == pytest.approx(1.1)
     assert memory.headline(memory_record())["over_bundle_mb"] == pytest.approx(350)
