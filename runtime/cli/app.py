@@ -19,6 +19,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from dasheng_edge.runtime.errors import DashengEdgeError
+from dasheng_edge.runtime.machine.installation import install_line
 from dasheng_edge.runtime.machine.memory import short_of_memory
 from dasheng_edge.runtime.names import address_hint, printable
 
@@ -59,8 +60,13 @@ class _Group(TyperGroup):
             raise typer.Exit(1) from error
         except _UsageError as error:
             error.message = printable(error.message)  # type: ignore[attr-defined]  # it has one
+            if isinstance(error, typer.BadParameter) and not (error.param or error.param_hint):
+                raise _UsageError(error.message, error.ctx or ctx) from error  # no "Invalid value:" before it
             raise
         except (MemoryError, ImportError) as error:  # a library that does not fit is an ImportError
+            if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("dasheng_edge"):
+                say(f"error: {error.name} is not installed, which all of dasheng-edge needs; run {install_line()}")
+                raise typer.Exit(1) from error
             if (why := short_of_memory(error)) is None:
                 raise
             say(f"error: there is not enough memory ({why}): free some, or take a smaller model")

@@ -170,7 +170,7 @@ def change_config(key: str, value: Value | None) -> Path:
         replace_text(path, after)
     except (OSError, UnicodeError) as error:
         why = getattr(error, "strerror", None) or error
-        raise OutputWriteError(f"cannot write {path}: {why}; {CONFIG_VARIABLE} names another file") from error
+        raise OutputWriteError(f"cannot write {path}: {why}; name another file with {CONFIG_VARIABLE}") from error
     return path
 
 
@@ -199,9 +199,13 @@ def _read(path: Path) -> str:
         return ""
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
-        raise ConfigError(f"cannot read the settings in {path}: {why}; {CONFIG_VARIABLE} names another file") from error
+        raise ConfigError(
+            f"cannot read the settings in {path}: {why}; mend it, or name another: {CONFIG_VARIABLE}"
+        ) from error
     if len(content) > MAX_BYTES:
-        raise ConfigError(f"{path} has more than {MAX_BYTES} bytes, expected a few lines of settings; remove it")
+        raise ConfigError(
+            f"{path} has more than {MAX_BYTES} bytes, expected a few lines; name another: {CONFIG_VARIABLE}"
+        )
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:

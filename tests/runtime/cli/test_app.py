@@ -164,6 +164,24 @@ def test_a_closed_stdin_is_named(tiny_bundle: Path) -> None:
     assert "stdin (-) is closed" in done.stderr
 
 
+def test_a_missing_base_library_costs_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def extra() -> None:
+        raise ModuleNotFoundError(name="av")
+
+    with_command(monkeypatch, extra)
+    result = run("extra")
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert result.stderr.startswith("error: av is not installed")
+    assert "pip install" in result.stderr
+
+
+def test_wrong_usage_is_told_without_a_prefix_that_says_nothing(tiny_bundle: Path) -> None:
+    result = run("bench", tiny_bundle, "--against", "transformers")
+    assert result.exit_code == 2
+    assert "\nError: --against transformers and --checkpoint" in result.stderr
+    assert result.stderr.startswith("Usage: dasheng-edge bench")
+
+
 def test_our_own_bugs_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     def extra() -> None:
         raise ZeroDivisionError

@@ -95,6 +95,23 @@ def test_shells_are_told_how_to_go_on(words: str, offered: set[str]) -> None:
     assert set(done.stdout.split()) == offered
 
 
+@pytest.mark.parametrize(
+    ("shell", "offered"),
+    [
+        ("zsh", '"caption":"Caption audio'),
+        ("fish", "caption\tCaption audio"),
+        ("powershell", "caption:::Caption audio"),
+    ],
+)
+def test_other_shells_are_told_in_their_own_way(shell: str, offered: str) -> None:
+    environment = {
+        "_DASHENG_EDGE_COMPLETE": f"complete_{shell}", "_TYPER_COMPLETE_ARGS": "dasheng-edge ca",
+        "_TYPER_COMPLETE_WORD_TO_COMPLETE": "ca", "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+    }  # fmt: skip
+    done = CliRunner().invoke(cli.build_app(), [], env=environment, prog_name="dasheng-edge")
+    assert offered in done.stdout
+
+
 PRESS_TAB = """
 dasheng-edge() { "$PYTHON" -c 'from dasheng_edge.runtime.cli.app import main; main()' "$@"; }
 env() { local -x "${@:1:3}"; shift 3; "$@"; }  # the program above is a function, which env does not find
