@@ -66,7 +66,7 @@ def test_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
     import dataclasses
 
     ill = dataclasses.replace(examine(), problems=("run this",), memory_gib=None)
-    monkeypatch.setattr("dasheng_edge.runtime.cli.doctor.examine", lambda: ill)
+    monkeypatch.setattr("dasheng_edge.runtime.cli.doctor.examine", lambda _: ill)
     result = run("doctor")
     assert result.exit_code == 1
     assert "run this" in result.stdout
