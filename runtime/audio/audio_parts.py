@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from dasheng_edge.runtime.bundle.bundle import ENCODER, FRONT_END, PROJECTOR, Bu
 from dasheng_edge.runtime.engine_options import EngineOptions, resolve_here
 from dasheng_edge.runtime.errors import BundleFileError
 
-from .encoder import Encoder, Projector, chunk_feeds
+from .encoder import Encoder, Feed, Patches, Projector, chunk_feeds
 from .front_end import Features, FrontEnd
 from .read import Waveform
 
@@ -85,7 +86,21 @@ class AudioInputParts(AudioParts):
         """As `embeddings`, but a few chunks at a time, so that memory does not grow with the clip."""
         chunks = self.front_end.chunks(blocks)
         feeds = (feed for features, first in chunks for feed in chunk_feeds(self.encoder.spec, features, first))
-        return map(self.projector.embeddings, self.projector.groups(self.encoder.stream(feeds)))
+        return map(self.projector.embeddings, self.groups(feeds))
+
+    def groups(self, feeds: Iterable[Feed], *, live: bool = False) -> Iterator[Patches]:
+        """What `chunk_feeds` makes of the chunks of a clip -> its patches, cut where an audio token ends.
+
+        `live`: each chunk is encoded as soon as it comes.
+        """
+        feeds, most = iter(feeds), self.encoder.max_chunks
+        if self.encoder.stays and not live:
+            some = list(islice(feeds, most + 1))
+            if len(some) <= most:
+                yield from self.encoder.clips([some])
+                return
+            feeds = chain(some, feeds)
+        yield from self.projector.groups(self.encoder.stream(feeds, 1 if live else most))
 
 
 def _check_listed(bundle: Bundle) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate, islice, repeat
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,16 +17,17 @@ from dasheng_edge.runtime.bundle.graph_shapes import Shape
 from dasheng_edge.runtime.machine.devices import Device
 
 from .front_end import Features
-from .onnx_session import onnx_session, run_graph
+from .onnx_session import OnDevice, onnx_session, run_graph, run_on_device
 
 Feed: TypeAlias = dict[str, NDArray[Any]]  # what the encoder's graph is given for one chunk, by name
+Patches: TypeAlias = NDArray[np.float32] | OnDevice  # [patches, audio_dim]
 
 # Chunks that share a run, where the graph keeps them apart. On two cores, the fp32 encoder of the 0.6B takes 244, 236,
 # 241 and 256 ms for each chunk of 10 s in runs of 1, 2, 4 and 8, and 52, 49, 46 and 45 ms for those of 2 s.
 CHUNKS: Mapping[Device, int] = {"cpu": 1, "cuda": 8}
 # Shapes of runs on a GPU, where a new one costs 50 ms (memory is taken, kernels are chosen and loaded) and one that is
 # filled up next to nothing, since it waits for the launch of its kernels: one chunk of a quarter, a half, three
-# quarters or all of its length; 2, 3, 4 or 8 of half of it or all.
+# quarters or all of its length; 2, 3, 4, 6 or 8 of half of it or all.
 _LENGTHS, _LENGTHS_TOGETHER, _COUNTED = 4, 2, 4
 
 
@@ -64,6 +66,7 @@ class Encoder:
         chunks = CHUNKS[device] if chunks is None else chunks
         several = _case(spec, full, full // patch, chunks) if chunks > 1 else None
         self.max_chunks, _, self.width = check_graph(path, cases, several).shapes["patches"]
+        self.stays = device != "cpu" and self._few_shapes  # whether `clips` leaves patches on the device
         self._session = onnx_session(path, device, threads, allow_tf32=allow_tf32)
 
     @property
@@ -86,7 +89,7 @@ class Encoder:
         lengths = _LENGTHS if chunks == 1 else _LENGTHS_TOGETHER
         step = -(-self.spec.chunk_patches // lengths) * self.spec.patch_frames
         filled = min(-(-frames // step) * step, self.spec.chunk_frames)
-        return chunks if chunks <= _COUNTED else self.max_chunks, filled
+        return chunks if chunks <= _COUNTED else min(chunks + chunks % 2, self.max_chunks), filled
 
     def patches(self, features: Features) -> NDArray[np.float32]:
         """The spectrograms of a clip -> float32 [patches, audio_dim]."""
@@ -97,7 +100,7 @@ class Encoder:
         return self.stream(chunk_feeds(self.spec, features, first))
 
     def stream(self, feeds: Iterable[Feed], most: int | None = None) -> Iterator[NDArray[np.float32]]:
-        """As `together`, for as many chunks at a time as share a run, or `most`."""
+        """As `together`, for `most` chunks at a time, by default as many as share a run."""
         feeds = iter(feeds)
         while some := list(islice(feeds, most or self.max_chunks)):
             yield from self.together(some)
@@ -118,6 +121,41 @@ class Encoder:
             patches |= zip(places, self._run([feeds[place] for place in places]), strict=True)
         return [patches[place] for place in range(len(feeds))]
 
+    def clips(self, clips: Sequence[Sequence[Feed]]) -> list[Patches]:
+        """The patches of each clip, for `Projector.embeddings`: what `chunk_feeds` makes of all its chunks.
+
+        On a GPU they stay there: in a run, a clip's chunks lie behind each other, and all but its last are full. So
+        its patches are rows without a gap, unless it has more chunks than share a run.
+
+        Raises what `together` raises.
+        """
+        found: dict[int, Patches] = {}
+        together: list[int] = []  # places of clips
+        for place, feeds in enumerate(clips):
+            if not self.stays or len(feeds) > self.max_chunks:
+                continue
+            if sum(len(clips[other]) for other in together) + len(feeds) > self.max_chunks:
+                found |= self._left_there(clips, together)
+                together = []
+            together.append(place)
+        if together:
+            found |= self._left_there(clips, together)
+        others = [place for place in range(len(clips)) if place not in found]
+        patches = iter(self.together([feed for place in others for feed in clips[place]]))
+        found |= {place: np.concatenate(list(islice(patches, len(clips[place])))) for place in others}
+        return [found[place] for place in range(len(clips))]
+
+    def _left_there(self, clips: Sequence[Sequence[Feed]], places: Sequence[int]) -> dict[int, Patches]:
+        """The patches of clips that share a run, by their places."""
+        feeds = [feed for place in places for feed in clips[place]]
+        joined, shape = self._joined(feeds, max(map(_frames, feeds)))
+        whole, chunk, found = run_on_device(self._session, self._path, joined, shape), 0, dict[int, Patches]()
+        for place in places:
+            rows = sum(_frames(feed) // self.spec.patch_frames for feed in clips[place])
+            found[place] = replace(whole, first=chunk * shape[1], rows=rows)
+            chunk += len(clips[place])
+        return found
+
     def _runs(self, feeds: Sequence[Feed]) -> Iterator[list[int]]:
         """Places of the chunks of each run, the longest first."""
         run: list[int] = []
@@ -136,14 +174,18 @@ class Encoder:
         return _frames(other) == _frames(longest) and bool(other["padded_patches"] == longest["padded_patches"])
 
     def _run(self, feeds: Sequence[Feed]) -> list[NDArray[np.float32]]:
-        chunks, frames = self._rounded(len(feeds), _frames(feeds[0]))
+        joined, shape = self._joined(feeds, _frames(feeds[0]))
+        (patches,) = run_graph(self._session, self._path, joined, {"patches": shape})
+        return [one[: _frames(feed) // self.spec.patch_frames] for one, feed in zip(patches, feeds, strict=False)]
+
+    def _joined(self, feeds: Sequence[Feed], longest: int) -> tuple[Feed, Shape]:
+        """What the graph is given for chunks of so many frames at most, and the shape of what it gives."""
+        chunks, frames = self._rounded(len(feeds), longest)
         filled = [*feeds, *repeat(feeds[-1], chunks - len(feeds))]
         joined = {name: _joined([feed[name] for feed in filled], frames) for name in feeds[0]}
         if self.spec.takes_padding:
             joined["padded_patches"] = feeds[0]["padded_patches"]
-        shape = (chunks, frames // self.spec.patch_frames, self.width)
-        (patches,) = run_graph(self._session, self._path, joined, {"patches": shape})
-        return [one[: _frames(feed) // self.spec.patch_frames] for one, feed in zip(patches, feeds, strict=False)]
+        return joined, (chunks, frames // self.spec.patch_frames, self.width)
 
 
 def _frames(feed: Feed) -> int:
@@ -225,43 +267,58 @@ class Projector:
         whole = self.spec.chunk_patches // self.spec.tokens_patches * self.spec.tokens_patches
         return [count * whole for count in range(max(1, self._max_patches // whole), 0, -1)]
 
-    def embeddings(self, patches: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Patches float32 [patches, audio_dim] -> one row per audio token, float32 [tokens, llm_dim].
+    def embeddings(self, patches: Patches) -> NDArray[np.float32]:
+        """Patches [patches, audio_dim] -> one row per audio token, float32 [tokens, llm_dim].
 
         Up to 4 trailing patches are dropped, so these must be all of a clip, or one of its `groups`.
         """
         join = self.spec.tokens_patches
-        size = len(patches) // join * join
+        size = (patches.rows if isinstance(patches, OnDevice) else len(patches)) // join * join
         filled = -(-size // self._multiple) * self._multiple
-        given = patches[None, :size]
-        if filled > size:
-            given = np.pad(given, ((0, 0), (0, filled - size), (0, 0)), mode="edge")
-        feed = {"patches": np.ascontiguousarray(given, np.float32)}
-        shape = (1, filled // join, self.width)
-        (embeddings,) = run_graph(self._session, self._path, feed, {"embeddings": shape})
+        given: NDArray[np.float32] | OnDevice
+        if isinstance(patches, OnDevice):
+            filled = filled if filled <= patches.held else size  # with whatever lies behind: rows do not see each other
+            given = replace(patches, rows=filled)
+        else:
+            given = np.ascontiguousarray(patches[None, :size], np.float32)
+            if filled > size:
+                given = np.pad(given, ((0, 0), (0, filled - size), (0, 0)), mode="edge")
+        (embeddings,) = run_graph(
+            self._session, self._path, {"patches": given}, {"embeddings": (1, filled // join, self.width)}
+        )
         return np.ascontiguousarray(embeddings[0, : size // join], np.float32)
 
-    def together(self, clips: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+    def together(self, clips: Sequence[Patches]) -> list[NDArray[np.float32]]:
         """As `embeddings`, for the patches of several clips, which share runs where that does not change the numbers.
+
+        Those that were left on the device have runs of their own, since they do not lie behind each other.
 
         Raises what `embeddings` raises.
         """
         join = self.spec.tokens_patches
-        runs: list[list[NDArray[np.float32]]] = []
+        runs: list[list[Patches]] = []
+        room = 0  # for patches in the last run
         for patches in clips:
+            if isinstance(patches, OnDevice):
+                runs.append([patches])
+                room = 0
+                continue
             whole = patches[: len(patches) // join * join]
-            if runs and sum(map(len, runs[-1])) + len(whole) <= self._max_patches:
+            if len(whole) <= room:
                 runs[-1].append(whole)
             else:
                 runs.append([whole])
+                room = self._max_patches
+            room -= len(whole)
         return [part for run in runs for part in self._parts(run)]
 
-    def _parts(self, run: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+    def _parts(self, run: Sequence[Patches]) -> list[NDArray[np.float32]]:
         """The embeddings of the clips of one run."""
-        if len(run) == 1:
+        arrays = [patches for patches in run if isinstance(patches, np.ndarray)]
+        if len(arrays) < 2:
             return [self.embeddings(run[0])]
-        ends = accumulate(len(patches) // self.spec.tokens_patches for patches in run)
-        return np.split(self.embeddings(np.concatenate(run)), list(ends)[:-1])
+        ends = accumulate(len(patches) // self.spec.tokens_patches for patches in arrays)
+        return np.split(self.embeddings(np.concatenate(arrays)), list(ends)[:-1])
 
     def groups(self, chunks: Iterable[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
         """The chunks of a clip, float32 [patches, audio_dim], cut anew where an audio token ends.

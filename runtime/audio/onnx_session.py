@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
 import re
 import sys
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -220,8 +222,42 @@ def _check_provider(onnxruntime: ModuleType, device: Device) -> None:
     )
 
 
+@dataclass(frozen=True)
+class OnDevice:
+    """Rows that a graph has left where it computes: some of those of `value`, which lives as long as this does."""
+
+    value: onnxruntime.OrtValue  # float32 [..., width]
+    first: int
+    rows: int
+
+    @property
+    def held(self) -> int:
+        """Rows from the first on, those of others included."""
+        return int(math.prod(self.value.shape()) // self.width) - self.first
+
+    @property
+    def width(self) -> int:
+        """Numbers in a row."""
+        width: int = self.value.shape()[-1]
+        return width
+
+    @property
+    def shape(self) -> Shape:
+        """As an input of a graph."""
+        return 1, self.rows, self.width
+
+    @property
+    def pointer(self) -> int:
+        """Where the first row is."""
+        begin: int = self.value.data_ptr()
+        return begin + 4 * self.first * self.width
+
+
 def run_graph(
-    session: onnxruntime.InferenceSession, path: Path, feed: dict[str, NDArray[Any]], wanted: Mapping[str, Shape]
+    session: onnxruntime.InferenceSession,
+    path: Path,
+    feed: Mapping[str, NDArray[Any] | OnDevice],
+    wanted: Mapping[str, Shape],
 ) -> list[NDArray[np.float32]]:
     """The outputs of a graph, which are float32, of these shapes, and finite.
 
@@ -230,16 +266,8 @@ def run_graph(
         DeviceError: ONNX Runtime failed, or what came out is not finite.
         BundleFileError: the shapes are others, so the graph does not keep to the counting law.
     """
-    require("a chunk of audio", _LESS)
-    shapes = ", ".join(f"{name} {value.shape}" for name, value in feed.items())
-    try:
-        with governor().beside(session.get_session_options().intra_op_num_threads):  # a decoder in another thread
-            outputs: list[Any] = session.run(None, feed)
-    except Exception as error:  # ONNX Runtime's exceptions share no other base
-        where = f"on {session.get_providers()[0]} with {shapes}"
-        if short_of_memory(error):
-            raise MemoryShortError(f"ONNX Runtime gets no memory {where}: {error}; {_LESS}") from error
-        raise DeviceError(f"ONNX Runtime failed {where}: {error}; free memory, or choose another device") from error
+    outputs: list[Any] = _outputs(session, feed)
+    shapes = _shapes(feed)
     for (name, shape), got in zip(wanted.items(), outputs, strict=True):
         if getattr(got, "dtype", None) != np.float32 or got.shape != shape:
             what = f"{got.dtype} {got.shape}" if isinstance(got, np.ndarray) else type(got).__name__
@@ -251,4 +279,59 @@ def run_graph(
                 f"{path} gives {name} with NaN or infinity for {shapes}; if other audio works, this clip is far too "
                 "loud; else choose another device, or export or quantize with another encoder precision"
             )
+    return outputs
+
+
+def run_on_device(
+    session: onnxruntime.InferenceSession, path: Path, feed: Mapping[str, NDArray[Any]], shape: Shape
+) -> OnDevice:
+    """The only output of a graph, of this shape, left where it was computed; whether it is finite is not seen.
+
+    Raises what `run_graph` raises.
+    """
+    (value,) = _outputs(session, feed, stay=True)
+    if tuple(value.shape()) != shape or value.data_type() != "tensor(float)":
+        raise BundleFileError(
+            f"{path} gives {value.data_type()} {tuple(value.shape())} for {_shapes(feed)}, expected float32 {shape}; "
+            "export the bundle again"
+        )
+    return OnDevice(value, 0, math.prod(shape[:-1]))
+
+
+def _shapes(feed: Mapping[str, NDArray[Any] | OnDevice]) -> str:
+    return ", ".join(f"{name} {value.shape}" for name, value in feed.items())
+
+
+def _outputs(
+    session: onnxruntime.InferenceSession, feed: Mapping[str, NDArray[Any] | OnDevice], *, stay: bool = False
+) -> list[Any]:
+    """What a graph gives: arrays, or with `stay` values of ONNX Runtime where they were computed."""
+    require("a chunk of audio", _LESS)
+    try:
+        with governor().beside(session.get_session_options().intra_op_num_threads):  # a decoder in another thread
+            bound = stay or any(isinstance(value, OnDevice) for value in feed.values())
+            outputs: list[Any] = _bound(session, feed, stay=stay) if bound else session.run(None, feed)
+    except Exception as error:  # ONNX Runtime's exceptions share no other base
+        where = f"on {session.get_providers()[0]} with {_shapes(feed)}"
+        if short_of_memory(error):
+            raise MemoryShortError(f"ONNX Runtime gets no memory {where}: {error}; {_LESS}") from error
+        raise DeviceError(f"ONNX Runtime failed {where}: {error}; free memory, or choose another device") from error
+    return outputs
+
+
+def _bound(
+    session: onnxruntime.InferenceSession, feed: Mapping[str, NDArray[Any] | OnDevice], *, stay: bool
+) -> list[Any]:
+    """As `_outputs`, by bindings, which say where each input is and where the outputs are to be."""
+    binding, device = session.io_binding(), "cuda" if session.get_providers()[0] == PROVIDERS["cuda"] else "cpu"
+    for name, value in feed.items():
+        if isinstance(value, OnDevice):
+            binding.bind_input(name, device, 0, np.float32, value.shape, value.pointer)
+        else:
+            binding.bind_cpu_input(name, value)
+    for output in session.get_outputs():
+        binding.bind_output(output.name, device if stay else "cpu")
+    session.run_with_iobinding(binding)
+    binding.synchronize_outputs()  # another graph has another stream
+    outputs: list[Any] = binding.get_outputs() if stay else binding.copy_outputs_to_cpu()
     return outputs

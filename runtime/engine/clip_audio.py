@@ -138,13 +138,12 @@ class ClipAudio:
             self.heard(self._heard.embeddings, encoder_ms=self._heard.encoding_ms, projector_ms=0.0)
             yield self._heard.embeddings
             return
-        encoder, projector = self._parts.encoder, self._parts.projector
+        spec = self._parts.front_end.spec
         self._last = perf_counter()
-        spec, most = self._parts.front_end.spec, 1 if self._live else None
         feeds = (feed for features, first in self._features() for feed in chunk_feeds(spec, features, first))
-        for group in projector.groups(encoder.stream(feeds, most=most)):
+        for group in self._parts.groups(feeds, live=self._live):
             self._lap("encoder")
-            embeddings = projector.embeddings(group)
+            embeddings = self._parts.projector.embeddings(group)
             self._lap("projector")
             self.tokens += len(embeddings)
             yield embeddings

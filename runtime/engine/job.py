@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from itertools import islice
 from time import perf_counter
-
-import numpy as np
 
 from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.caption import Caption
@@ -200,8 +197,7 @@ class CaptionScheduler(Scheduler[CaptionJob]):
         """Those whose spectrograms are there share runs of the encoder; time is shared equally."""
         start, audio = perf_counter(), self._parts.audio
         ready = [(job, feeds) for job in jobs if not job.ended and (feeds := job.audio.feeds())]
-        patches = iter(audio.encoder.together([feed for _, feeds in ready for feed in feeds]))
-        clips = [np.concatenate(list(islice(patches, len(feeds)))) for _, feeds in ready]
+        clips = audio.encoder.clips([feeds for _, feeds in ready])
         encoded = perf_counter()
         embeddings = audio.projector.together(clips)
         share = 1000.0 / max(1, len(ready))

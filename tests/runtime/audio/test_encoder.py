@@ -205,7 +205,7 @@ def test_runs_have_few_shapes_where_new_ones_cost(session: FakeSession, lengths:
     encoder = Encoder(Path("x"), SPEC)
     encoder.max_chunks = 8
     shapes = encoder.shapes
-    assert len(shapes) == 12
+    assert len(shapes) == 14
     assert shapes == sorted(shapes, reverse=True)  # so that memory is taken once
     session.runs.clear()
     mels = [np.random.default_rng(frames).normal(size=(64, frames)).astype(np.float32) for frames in lengths]
