@@ -120,7 +120,10 @@ def _params(command: Any) -> dict[str, Any]:
     if not _may_be_left_out(command):
         return {}
     names = {option: param for param in command.params for option in param.opts}
-    return {key: param for key in KEYS if (param := names.get("--" + key.replace("_", "-"))) is not None}
+    found = {
+        key: names.get("--" + key.replace("_", "-")) for key, known in KEYS.items() if command.name not in known.but
+    }
+    return {key: param for key, param in found.items() if param is not None}
 
 
 @dataclass(frozen=True)

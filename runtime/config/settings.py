@@ -38,6 +38,7 @@ class Key:
     kind: type[Value]
     text: str
     unless: tuple[str, ...] = ()  # options that it makes no sense with: typed, they win over the setting
+    but: tuple[str, ...] = ()  # commands that mean something else by it
 
     @property
     def expected(self) -> str:
@@ -55,8 +56,8 @@ KEYS: Mapping[str, Key] = {
     "max_new_tokens": Key(int, "longest answer, in tokens"),
     "temperature": Key(float, "0: always the likeliest token"),
     "format": Key(str, "how captions are printed", ("json", "stream")),
-    "window": Key(float, "seconds of a window", ("live",)),
-    "hop": Key(float, "seconds from one window to the next", ("live", "window")),
+    "window": Key(float, "seconds of a window of a file", ("live",), ("listen",)),
+    "hop": Key(float, "seconds from one window to the next", ("live", "window"), ("listen",)),
     "batch": Key(int, "how many answers are made together", ("live", "stream")),
     "strict": Key(bool, "whether files of which something is missing are refused"),
 }

@@ -92,6 +92,7 @@ def test_every_setting_is_an_option_of_a_command_with_a_bundle() -> None:
     for command in ("export", "pull", "doctor", "config"):
         if command in commands.commands:
             assert module._params(commands.commands[command]) == {}
+    assert not {"window", "hop"} & module._params(commands.commands["listen"]).keys()  # are others there
 
 
 def opened_with(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, int | None]]:
