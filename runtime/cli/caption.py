@@ -11,7 +11,7 @@ import typer
 
 from dasheng_edge.runtime.errors import AudioError
 from dasheng_edge.runtime.machine.devices import ON_CPU
-from dasheng_edge.runtime.output.caption_formats import CAPTION_FORMATS, LineFormat
+from dasheng_edge.runtime.output.caption_formats import CAPTION_FORMATS, CaptionFormat
 from dasheng_edge.runtime.subtitles.styles import STYLES
 
 from .options import (
@@ -28,19 +28,30 @@ from .options import (
     engine_options,
     name_option,
     say,
-    wrong_value,
+)
+from .questions import (
+    Asked,
+    AskOption,
+    MinPOption,
+    NgramOption,
+    PromptOption,
+    RepetitionOption,
+    SpeechOption,
+    SystemOption,
+    TemperatureOption,
+    TopKOption,
+    TopPOption,
 )
 from .targets import Target, parse_formats
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
-    from dasheng_edge.runtime.bundle.manifest import Sampling
     from dasheng_edge.runtime.captioner import Captioner
     from dasheng_edge.runtime.engine_options import EngineOptions
     from dasheng_edge.runtime.jobs.inputs import Input, Inputs
     from dasheng_edge.runtime.jobs.job import Files
-    from dasheng_edge.runtime.jobs.pieces import Questions, Reading
+    from dasheng_edge.runtime.jobs.pieces import Reading
     from dasheng_edge.runtime.jobs.progress import View
 
 # For fewer clips one by one, it does not pay to have the weights repacked; for several together, it never does: the
@@ -99,30 +110,6 @@ JsonOption = Annotated[
     bool,
     typer.Option("--json", help="Print one JSON object per file or window; where files are written, per event."),
 ]
-TemperatureOption = Annotated[
-    float | None, typer.Option(min=0.0, metavar="T", help="0: always the likeliest token. Default: the bundle's.")
-]
-TopKOption = Annotated[
-    int | None, typer.Option(min=0, metavar="K", help="Sample from the K likeliest tokens; 0: from all.")
-]
-TopPOption = Annotated[
-    float | None,
-    typer.Option(max=1.0, metavar="P", help="Sample from the likeliest tokens that together have probability P."),
-]
-MinPOption = Annotated[
-    float | None,
-    typer.Option(min=0.0, max=1.0, metavar="P", help="Leave out tokens below P times the likeliest one's."),
-]
-RepetitionOption = Annotated[
-    float | None, typer.Option(metavar="R", help="Makes tokens that were used less likely; above 0, 1: no penalty.")
-]
-NgramOption = Annotated[
-    int | None, typer.Option(min=0, metavar="N", help="No N tokens in a row are written twice; 0: they may be.")
-]
-PromptOption = Annotated[str | None, typer.Option(metavar="TEXT", help="What to ask; default: the bundle's prompt.")]
-SystemOption = Annotated[
-    str | None, typer.Option(metavar="TEXT", help="System text, '' for none; default: the bundle's.")
-]
 WindowOption = Annotated[
     float | None, typer.Option(metavar="S", help="Caption windows of S seconds, each with its times.")
 ]
@@ -156,6 +143,8 @@ def caption(
     quiet: QuietOption = False,
     as_json: JsonOption = False,
     prompt: PromptOption = None,
+    ask: AskOption = None,
+    speech: SpeechOption = None,
     system: SystemOption = None,
     stream: Annotated[bool, typer.Option("--stream", help="Print the text while it is generated.")] = False,
     max_new_tokens: TokensOption = None,
@@ -186,19 +175,17 @@ def caption(
     inputs = _inputs([*(audio or []), *([str(watch)] if watch else [])], from_file, include, exclude)
     target = Target.of(out, lines, style, as_json=as_json, stream=stream, watch=watch is not None)
     reading = _reading(_windows(window, hop, live, target), live, strict, track)
-    sampling = {
-        "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed,
-        "repetition_penalty": repetition_penalty, "no_repeat_ngram_size": no_repeat_ngram_size,
-    }  # fmt: skip
-    run = _Run(
-        inputs, not watch, reading, _batch(batch, alone=stream or live), prompt, system, max_new_tokens, sampling
-    )
+    asked = Asked(
+        prompt, ask, speech, system, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+        seed=seed, repetition_penalty=repetition_penalty, no_repeat_ngram_size=no_repeat_ngram_size,
+    )  # fmt: skip
+    run = _Run(inputs, not watch, reading, _batch(batch, asked, alone=stream or live), asked)
     engine = engine_options(bundle, device, threads, allow_tf32, mapped=run.mapped, few=run.few)
     if target.to_files:
         files = target.files(single_file=run.single_file, overwrite=overwrite, resume=resume)
         ok = run.written(bundle, engine, check_sha256, files, _view(quiet=quiet, events=as_json))
     else:
-        ok = run.printed(bundle, engine, check_sha256, target.lines(single_file=run.single_file), stream=stream)
+        ok = run.printed(bundle, engine, check_sha256, target.printed(single_file=run.single_file), stream=stream)
     raise typer.Exit(0 if ok else 1)
 
 
@@ -231,10 +218,7 @@ class _Run:
     all_there: bool  # or more may come
     reading: Reading
     batch: int | None
-    prompt: str | None
-    system: str | None
-    max_new_tokens: int | None
-    sampling: Mapping[str, float | None]
+    asked: Asked
 
     @cached_property
     def expected(self) -> tuple[int, int] | None:
@@ -257,7 +241,7 @@ class _Run:
         return self.expected is not None and self.expected[0] < MIN_REPACKING_CLIPS and self.reading.windows is None
 
     def printed(
-        self, bundle: Path, engine: EngineOptions, check_sha256: bool, lines: LineFormat, *, stream: bool
+        self, bundle: Path, engine: EngineOptions, check_sha256: bool, kind: CaptionFormat, *, stream: bool
     ) -> bool:
         """Print captions; returns whether all went well."""
         from dasheng_edge.runtime.captioner import Captioner
@@ -265,9 +249,10 @@ class _Run:
         from dasheng_edge.runtime.jobs.printed import PrintedResults
 
         with Captioner.open(bundle, options=engine, check_sha256=check_sha256) as captioner:
-            asked = self._questions(captioner), self.reading
-            results = PrintedResults(lines, say, stream=stream)
+            asked = self.asked.questions(captioner), self.reading
+            results = PrintedResults(kind, say, stream=stream)
             run(captioner, self.inputs, asked, results, batch=self._batch(captioner), show=results.show)
+            results.complete()
         return not results.failed
 
     def written(self, bundle: Path, engine: EngineOptions, check_sha256: bool, files: Files, view: View) -> bool:
@@ -279,21 +264,18 @@ class _Run:
 
         passes: Iterable[Iterable[Input]] = arrivals(self.inputs) if self.expected is None else [self.inputs]
         with Captioner.open(bundle, options=engine, check_sha256=check_sha256) as captioner:
-            asked = self._questions(captioner), self.reading
+            asked = self.asked.questions(captioner), self.reading
             with Progress(view, resumable=files.resumable, expected=self.expected) as progress:
                 run_job(captioner, passes, asked, files, progress, batch=self._batch(captioner))
         return not progress.tally.errors
-
-    def _questions(self, captioner: Captioner) -> Questions:
-        from dasheng_edge.runtime.jobs.pieces import Questions
-
-        return Questions(self.prompt, self.system, self.max_new_tokens, _sampling(captioner, self.sampling))
 
     def _batch(self, captioner: Captioner) -> int:
         return self.batch or captioner.parts.decoder.settings.batch
 
 
-def _batch(batch: int | None, *, alone: bool) -> int | None:
+def _batch(batch: int | None, asked: Asked, *, alone: bool) -> int | None:
+    if alone and asked.named is not None:
+        raise typer.BadParameter("--stream and --live are for one question, --ask and --speech for several; choose one")
     if alone and (batch or 1) > 1:
         raise typer.BadParameter("--batch works on several clips at a time, --stream and --live on one; choose one")
     return 1 if alone else batch
@@ -321,18 +303,3 @@ def _windows(window: float | None, hop: float | None, live: bool, target: Target
     except AudioError as error:
         raise typer.BadParameter(str(error)) from error
     return window, step
-
-
-def _sampling(captioner: Captioner, options: Mapping[str, float | None]) -> Sampling:
-    """The bundle's sampling with the options that were given."""
-    from pydantic import ValidationError
-
-    from dasheng_edge.runtime.bundle.manifest import Sampling
-
-    given = {name: value for name, value in options.items() if value is not None}
-    try:
-        facts = captioner.bundle.prompt_facts
-        return Sampling.model_validate(facts.sampling.model_dump() | given)
-    except ValidationError as error:
-        option = str(error.errors()[0]["loc"][0]).replace("_", "-")
-        raise typer.BadParameter(wrong_value(error), param_hint=f"'--{option}'") from error

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from dasheng_edge.runtime.output.caption_formats import CAPTION_FORMATS, LineFormat, format_names
+from dasheng_edge.runtime.output.caption_formats import CAPTION_FORMATS, CaptionFormat, LineFormat, format_names
 
 if TYPE_CHECKING:
     from dasheng_edge.runtime.jobs.job import Files
@@ -34,8 +34,8 @@ class Target:
         to_files = path is not None or (not stdout and (watch or not lines))
         if not to_files and as_json and formats not in ([], ["json"]):
             raise typer.BadParameter(f"--json is --format json, but --format {typed} is given too; choose one of them")
-        if not to_files and not lines:
-            raise typer.BadParameter(f"--format {typed} is written to files; name a folder with --out")
+        if not to_files and len(formats) > 1:
+            raise typer.BadParameter(f"--format {typed} are several files; name a folder with --out")
         formats = formats or (["json"] if as_json and not to_files else ["txt"])
         if stream and (to_files or formats != ["txt"]):
             other = "--json" if as_json else f"--format {formats[0]}" if not to_files else "--out and --watch"
@@ -47,11 +47,11 @@ class Target:
         """Whether some are written."""
         return not all(issubclass(CAPTION_FORMATS[name], LineFormat) for name in self.formats)
 
-    def lines(self, *, single_file: bool) -> LineFormat:
+    def printed(self, *, single_file: bool) -> CaptionFormat:
         """The format on stdout."""
-        kind = CAPTION_FORMATS[self.formats[0]](single_file=single_file)
-        assert isinstance(kind, LineFormat)
-        return kind
+        if self.subtitles and not single_file:
+            raise typer.BadParameter("--out - is one file, and each input has its own subtitles; name a folder")
+        return CAPTION_FORMATS[self.formats[0]](single_file=single_file, style=self.style)
 
     def files(self, *, single_file: bool, overwrite: bool, resume: bool) -> Files:
         """The files to write: one where --out is named like one, else one for each input."""

@@ -93,7 +93,7 @@ def _job_line(bundle: Bundle, asked: tuple[Questions, Reading]) -> JobLine:
     questions, reading = asked
     facts = bundle.prompt_facts
     settings: dict[str, Any] = {
-        "prompt": questions.prompt, "system": questions.system,
+        "prompt": dict(questions.named) if questions.named else questions.prompt, "system": questions.system,
         "max_new_tokens": questions.max_new_tokens or facts.max_new_tokens,
         "sampling": questions.sampling.model_dump(),
         "windows": reading.windows, "strict": reading.strict, "track": reading.track,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeAlias
@@ -32,12 +32,13 @@ class Reading:
 
 @dataclass(frozen=True)
 class Questions:
-    """What every piece is asked; None is the bundle's default."""
+    """What every piece is asked: one prompt, or several by their names; None is the bundle's."""
 
     prompt: str | None
     system: str | None
     max_new_tokens: int | None
     sampling: Sampling
+    named: Mapping[str, str | None] | None = None  # several, in place of the prompt
 
 
 @dataclass(frozen=True)
@@ -61,13 +62,16 @@ class Piece:
         """The part of a file that it is; None if it is the whole."""
         return None if self.span is None or (self.span.whole and not self.item.is_part) else self.span
 
-    def row(self, result: Caption | DashengEdgeError) -> CaptionRow:
+    def row(self, result: Result) -> CaptionRow:
         """What came of it."""
         if isinstance(result, DashengEdgeError):
             return CaptionRow.of_error(self.item.audio, result)
-        return CaptionRow.of(self.item.audio, self.window, result)
+        if isinstance(result, Caption):
+            return CaptionRow.of(self.item.audio, self.window, result)
+        return CaptionRow.of_answers(self.item.audio, self.window, result)
 
 
+Result: TypeAlias = Caption | DashengEdgeError | dict[str, Caption | DashengEdgeError]
 Show: TypeAlias = Callable[[Piece, Iterator[str]], None]
 
 
@@ -77,7 +81,7 @@ class Results(Protocol):
     def begin(self, item: Input) -> int | None:
         """Which window of an input comes next; None: it is done. What it raises is the input's error."""
 
-    def take(self, piece: Piece, result: Caption | DashengEdgeError) -> None:
+    def take(self, piece: Piece, row: CaptionRow) -> None:
         """What came of a piece, in the order of pieces; with an error, its input ends."""
 
     def note(self, text: str) -> None:
@@ -100,15 +104,17 @@ def run(
     questions, reading = asked
     failed = -1  # the last input that did: they come in their order
     going = (piece for piece in _pieces(captioner, inputs, reading, results) if piece.file != failed)
-    if batch > 1:
+    came: Iterator[tuple[Piece, Result]]
+    if batch > 1 or questions.named:
         came = _together(captioner, going, questions, batch)
     else:
         came = _one_by_one(captioner, going, questions, live=reading.live, show=show or _read_through)
     for piece, result in came:
         if piece.file != failed:
-            if isinstance(result, DashengEdgeError):
+            row = piece.row(result)
+            if row.error is not None:
                 failed = piece.file
-            results.take(piece, result)
+            results.take(piece, row)
 
 
 def _pieces(captioner: Captioner, inputs: Iterable[Input], reading: Reading, results: Results) -> Iterator[Piece]:
@@ -144,7 +150,7 @@ def _cut(captioner: Captioner, first: Piece, reading: Reading, note: Callable[[s
 
 def _together(
     captioner: Captioner, going: Iterator[Piece], questions: Questions, batch: int
-) -> Iterator[tuple[Piece, Caption | DashengEdgeError]]:
+) -> Iterator[tuple[Piece, Result]]:
     """Pieces in their order with what came of them, `batch` of them decoded together."""
     waiting: deque[Piece] = deque()
 
@@ -154,10 +160,17 @@ def _together(
             if piece.error is None:
                 yield piece.audio
 
-    results = captioner.caption_each(
-        audio(), questions.prompt, system=questions.system, max_new_tokens=questions.max_new_tokens,
-        sampling=questions.sampling, batch=batch,
-    )  # fmt: skip
+    results: Generator[Result] | Generator[dict[str, Caption | DashengEdgeError]]
+    if questions.named:
+        results = captioner.ask_each(
+            audio(), questions.named, system=questions.system, max_new_tokens=questions.max_new_tokens,
+            sampling=questions.sampling, batch=batch,
+        )  # fmt: skip
+    else:
+        results = captioner.caption_each(
+            audio(), questions.prompt, system=questions.system, max_new_tokens=questions.max_new_tokens,
+            sampling=questions.sampling, batch=batch,
+        )  # fmt: skip
     with closing(results):
         for result in results:
             while (error := waiting[0].error) is not None:
@@ -168,13 +181,13 @@ def _together(
 
 def _one_by_one(
     captioner: Captioner, going: Iterator[Piece], questions: Questions, *, live: bool, show: Show
-) -> Iterator[tuple[Piece, Caption | DashengEdgeError]]:
+) -> Iterator[tuple[Piece, Result]]:
     """As `_together`, one by one; `show` is given each answer's text as it comes, and reads it to its end."""
     for piece in going:
         ended: list[Caption] = []
         try:
             show(piece, _text(captioner, piece, questions, live, ended.append))
-            result: Caption | DashengEdgeError = ended[0]
+            result: Result = ended[0]
         except NOT_OF_A_CLIP:
             raise
         except DashengEdgeError as error:

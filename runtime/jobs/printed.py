@@ -7,21 +7,24 @@ from collections.abc import Callable, Iterator
 
 import typer
 
-from dasheng_edge.runtime.caption import Caption
-from dasheng_edge.runtime.errors import DashengEdgeError
-from dasheng_edge.runtime.output.caption_formats import LineFormat, TextFormat
+from dasheng_edge.runtime.output.caption_formats import CaptionFormat, LineFormat, TextFormat
+from dasheng_edge.runtime.output.rows import CaptionRow
 
 from .inputs import Input
 from .pieces import Piece
 
 
 class PrintedResults:
-    """A line for each row; errors and warnings are said beside. With `stream`, text is printed as it comes."""
+    """A line for each row; errors and warnings are said beside. With `stream`, text is printed as it comes.
 
-    def __init__(self, lines: LineFormat, say: Callable[[str], None], *, stream: bool = False) -> None:
-        self._lines, self._say, self._stream = lines, say, stream
+    What is no format of lines is printed when all is there.
+    """
+
+    def __init__(self, kind: CaptionFormat, say: Callable[[str], None], *, stream: bool = False) -> None:
+        self._kind, self._say, self._stream = kind, say, stream
+        self._rows: list[CaptionRow] = []
         self.failed = 0
-        if head := lines.head():
+        if isinstance(kind, LineFormat) and (head := kind.head()):
             typer.echo(head)
 
     def begin(self, _: Input) -> int:
@@ -30,21 +33,27 @@ class PrintedResults:
     def note(self, text: str) -> None:
         self._say(f"note: {text}")
 
-    def take(self, piece: Piece, result: Caption | DashengEdgeError) -> None:
-        row = piece.row(result)
-        if not (self._stream and row.error is None):  # its pieces were printed
-            line = self._lines.line(row)
-            if line or row.error is None:
-                typer.echo(line)
+    def take(self, _: Piece, row: CaptionRow) -> None:
+        if not isinstance(self._kind, LineFormat):
+            self._rows.append(row)
+        elif row.error is None and not self._stream:  # or its pieces were printed
+            typer.echo(self._kind.line(row))
+        elif row.error is not None and (line := self._kind.line(row)):
+            typer.echo(line)
         if row.error is not None:
             self.failed += 1
             self._say(f"error: {row.error}")
         for warning in row.warnings:
             self._say(f"warning: {row.audio}: {warning}")
 
+    def complete(self) -> None:
+        """All rows came."""
+        if not isinstance(self._kind, LineFormat) and not self.failed:
+            typer.echo("".join(self._kind.document(self._rows)), nl=False)
+
     def show(self, piece: Piece, pieces: Iterator[str]) -> None:
         """Read an answer to its end, with `stream` printing what comes."""
-        text, started = TextFormat(single_file=self._lines.single_file), False
+        text, started = TextFormat(single_file=self._kind.single_file), False
         times = None if (window := piece.window) is None else (window.start_s, window.end_s)
         try:
             for part in map(text.piece, pieces):

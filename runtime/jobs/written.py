@@ -14,8 +14,7 @@ from stat import S_ISREG
 
 from dasheng_edge.runtime.atomic_output import PartialOutput, remove_left, replacing
 from dasheng_edge.runtime.bundle.bundle import sha256_of
-from dasheng_edge.runtime.caption import Caption
-from dasheng_edge.runtime.errors import AudioError, DashengEdgeError, OutputExistsError, OutputWriteError
+from dasheng_edge.runtime.errors import AudioError, OutputExistsError, OutputWriteError
 from dasheng_edge.runtime.output.caption_formats import CaptionFormat
 from dasheng_edge.runtime.output.rows import CaptionRow
 
@@ -78,8 +77,8 @@ class WrittenResults:
         self._open[item.source], self._waiting[known.key] = known, []
         return self.ledger.count(known.key)
 
-    def take(self, piece: Piece, result: Caption | DashengEdgeError) -> None:
-        item, row = piece.item, piece.row(result)
+    def take(self, piece: Piece, row: CaptionRow) -> None:
+        item = piece.item
         known = self._open.get(item.source)
         if known is None:  # it could not even be told what it is
             self._fail(item, row)

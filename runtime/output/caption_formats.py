@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from dasheng_edge.runtime.names import did_you_mean, known_name, printable
 from dasheng_edge.runtime.subtitles.cue import Change, Cue, Window
@@ -16,6 +16,8 @@ from dasheng_edge.runtime.subtitles.cues import cues
 
 from .rows import CaptionRow
 from .subtitle_formats import srt, ttml, vtt
+
+SPEECH = "speech"  # the question whose answer is what is said, which subtitles show without brackets
 
 
 @dataclass(frozen=True)
@@ -73,9 +75,15 @@ class TextFormat(LineFormat):
         if row.error is not None:
             return ""
         times = None if row.start_s is None or row.end_s is None else (row.start_s, row.end_s)
+        label = self.label(row.audio, times)
         # One line per file or window, so that the output of several can be cut by lines.
-        text = row.text if self.single_file and times is None else " ".join(row.text.split())
-        return self.label(row.audio, times) + self.piece(text)
+        joined = not self.single_file or times is not None or row.answers is not None
+        lines = []
+        for name, answer in row.texts():
+            text = answer.get("text", "")
+            asked = f"{printable(name)}: " if name else ""
+            lines.append(label + asked + self.piece(" ".join(text.split()) if joined else text))
+        return "\n".join(lines)
 
     def document(self, rows: Iterable[CaptionRow]) -> Iterator[str]:
         yield from (f"{self.line(row)}\n" for row in rows if row.error is None)  # an empty caption is a line, too
@@ -107,18 +115,22 @@ class CsvFormat(LineFormat):
     """A table with a column for each of a few fields, for spreadsheets."""
 
     suffix, errors = ".csv", True
-    columns: ClassVar = ("audio", "start_s", "end_s", "text", "confidence", "reason", "error", "error_type")
+    columns: ClassVar = ("audio", "start_s", "end_s", "question", "text", "confidence", "reason", "error", "error_type")
 
     def head(self) -> str:
         return ",".join(self.columns)
 
     def line(self, row: CaptionRow) -> str:
-        cells = (getattr(row, column) for column in self.columns)
         out = io.StringIO()
-        csv.writer(out, lineterminator="\n").writerow(
-            [printable(c, keep="\n\t") if isinstance(c, str) else c for c in cells]
-        )
+        table = csv.writer(out, lineterminator="\n")
+        for name, answer in row.texts():
+            cells = {"audio": row.audio, "start_s": row.start_s, "end_s": row.end_s, **answer, "question": name}
+            table.writerow([_cell(cells.get(column)) for column in self.columns])
         return out.getvalue().removesuffix("\n")
+
+
+def _cell(value: object) -> object:
+    return printable(value, keep="\n\t") if isinstance(value, str) else value
 
 
 class SubtitleFormat(CaptionFormat):
@@ -129,8 +141,16 @@ class SubtitleFormat(CaptionFormat):
         return self.style
 
     def document(self, rows: Iterable[CaptionRow]) -> Iterator[str]:
-        windows = [_subtitle_window(row) for row in rows if row.error is None]
-        yield self.written(cues(windows, style=self.style))
+        sounds: list[Window] = []
+        speech: list[Window] = []
+        for row in rows:
+            if row.error is None:
+                name, _ = next(row.texts())
+                if name != SPEECH:
+                    sounds.append(_subtitle_window(row, row.text, row.changes))
+                if row.answers and SPEECH in row.answers:
+                    speech.append(_subtitle_window(row, row.answers[SPEECH].get("text", "")))
+        yield self.written(cues(sounds, style=self.style, speech=speech))
 
     @abstractmethod
     def written(self, shown: Sequence[Cue]) -> str:
@@ -164,10 +184,10 @@ class TtmlFormat(SubtitleFormat):
         return ttml(shown)
 
 
-def _subtitle_window(row: CaptionRow) -> Window:
+def _subtitle_window(row: CaptionRow, text: str, changes: Sequence[Mapping[str, Any]] = ()) -> Window:
     start_s = row.start_s or 0.0
     end_s = start_s + row.audio_s if row.end_s is None else row.end_s
-    return Window(start_s, end_s, row.text, tuple(Change(**change) for change in row.changes))
+    return Window(start_s, end_s, text, tuple(Change(**change) for change in changes))
 
 
 CAPTION_FORMATS: Mapping[str, type[CaptionFormat]] = {

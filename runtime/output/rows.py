@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, InstanceOf
@@ -13,7 +13,9 @@ from dasheng_edge.runtime.names import printable_json
 
 if TYPE_CHECKING:
     from dasheng_edge.runtime.caption import Caption
+    from dasheng_edge.runtime.errors import DashengEdgeError
 
+_OF_ANSWER = ("text", "tokens", "finish_reason", "confidence", "reason", "error", "error_type")
 _MS_DIGITS, _SPEED_DIGITS, _CONFIDENCE_DIGITS = 3, 2, 4
 
 
@@ -44,7 +46,7 @@ class CaptionRow(BaseModel):
     audio_s: float = 0.0
     prompt_tokens: int = 0
     audio_tokens: int = 0
-    timings: Mapping[str, float] = {}
+    timings: Mapping[str, int | float] = {}
     warnings: tuple[InstanceOf[str], ...] = ()
     tokens_per_s: float = 0.0
     confidence: float | None = None  # mean natural log-probability of the answer's tokens
@@ -69,9 +71,31 @@ class CaptionRow(BaseModel):
         return cls.model_validate({"audio": audio, **times, **fields, "tokens_per_s": speed})
 
     @classmethod
+    def of_answers(
+        cls, audio: str, window: Span | None, results: Mapping[str, Caption | DashengEdgeError]
+    ) -> CaptionRow:
+        """The answers to several questions, with the first of them as the caption; an error where all failed."""
+        rows = {
+            name: cls.of_error(audio, result) if isinstance(result, Exception) else cls.of(audio, window, result)
+            for name, result in results.items()
+        }
+        first = next((row for row in rows.values() if row.error is None), next(iter(rows.values())))
+        if first.error is not None:
+            return first
+        answers = {
+            name: {key: value for key, value in row.fields().items() if key in _OF_ANSWER} for name, row in rows.items()
+        }
+        warnings = dict.fromkeys(warning for row in rows.values() for warning in row.warnings)
+        return cls.model_validate({**first.fields(), "warnings": tuple(warnings), "answers": answers})
+
+    @classmethod
     def of_error(cls, audio: str, error: Exception) -> CaptionRow:
         """Why a file has no caption."""
         return cls(audio=audio, error=str(error), error_type=type(error).__name__)
+
+    def texts(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """The answers by the names of questions, or the caption by none."""
+        yield from self.answers.items() if self.answers else [("", self.fields())]
 
     def fields(self) -> dict[str, Any]:
         """The keys that it was made with, for JSON."""

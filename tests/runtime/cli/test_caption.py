@@ -65,6 +65,23 @@ def comfortable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Captioner, "open", classmethod(short))
 
 
+def test_several_questions_are_answered_beside_each_other(tiny_bundle: Path, clip: Path) -> None:
+    done = caption(tiny_bundle, clip, "--ask", "caption=", "--ask", "Why?", "--speech", "en", "--json")
+    shown = json.loads(done.stdout)
+    assert [*shown["answers"]] == ["caption", "Why?", "speech"]
+    alone = [json.loads(caption(tiny_bundle, clip, *words, "--json").stdout) for words in ((), ("--prompt", "Why?"))]
+    assert [answer["tokens"] for answer in shown["answers"].values()][:2] == [one["tokens"] for one in alone]
+    assert shown["text"] == shown["answers"]["caption"]["text"]
+    for words in (("--ask", "a=b", "--ask", "a=c"), ("--ask", "a", "--prompt", "b"), ("--ask", "a", "--stream")):
+        assert caption(tiny_bundle, clip, *words).exit_code == 2
+
+
+def test_subtitles_on_stdout(tiny_bundle: Path, clip: Path) -> None:
+    assert caption(tiny_bundle, clip, "--format", "vtt", "--out", "-").stdout.startswith("WEBVTT\n")
+    for words in ((clip, "--format", "vtt"), ("--format", "vtt,srt")):
+        assert caption(tiny_bundle, clip, *words, "--out", "-").exit_code == 2
+
+
 def test_windows_have_their_times(tiny_bundle: Path, clip: Path) -> None:
     done = caption(tiny_bundle, clip, "--window", 2, "--hop", 1.5)
     assert done.exit_code == 0

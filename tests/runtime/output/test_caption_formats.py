@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -75,6 +76,17 @@ def test_files_of_json_and_of_tables_read_back() -> None:
     assert [row["text"] for row in table] == [CAPTION.text, "", CAPTION.text]
     assert [row["start_s"] for row in table] == ["", "", "30.0"]
     assert table[1]["error"] == "line one\nline two"
+
+
+def test_several_answers_have_a_line_each() -> None:
+    row = CaptionRow.of_answers("a.wav", None, {"caption": CAPTION, "speech": replace(CAPTION, text="come in")})
+    assert TextFormat(single_file=True).line(row) == "caption: a bell rings\nspeech: come in"
+    assert TextFormat(single_file=False).line(row) == "a.wav: caption: a bell rings\na.wav: speech: come in"
+    table = csv.DictReader(io.StringIO("".join(CsvFormat().document([row]))))
+    assert [(line["question"], line["text"]) for line in table] == [("caption", CAPTION.text), ("speech", "come in")]
+    (shown,) = CAPTION_FORMATS["srt"]().document([row])
+    assert "[rings]\n" in shown
+    assert "\ncome in\n" in shown
 
 
 def test_names_of_formats() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -31,6 +32,30 @@ def test_a_row_has_the_keys_that_it_was_made_with() -> None:
     row = CaptionRow.of("a.wav", None, Caption("a bell", (1,), "stop", 1.0, 2, 3, TIMINGS))
     assert "start_s" not in row.fields()
     assert "error" not in row.fields()
+
+
+def test_a_row_prints_what_the_caption_is() -> None:
+    caption = Caption("a bell", (1,), "stop", 1.0, 2, 3, Timings(1, 2, 3, 4, 5, 6, 7, 8, 9, 10), ("loud",))
+    shown = {"audio": "a.wav", **dataclasses.asdict(caption), "tokens_per_s": 1250.0}
+    rare = {"reason"}  # a key only where there is something to say
+    shown = {key: value for key, value in shown.items() if key not in rare}
+    keys = [*shown.keys() - {"confidence"}, "confidence"]
+    line = CaptionRow.of("a.wav", None, caption).json_line()
+    assert json.loads(line) == json.loads(json.dumps(shown))
+    assert sorted(json.loads(line)) == sorted(keys)
+    assert '"decode_tokens": 10}' in line
+
+
+def test_answers_of_several_questions_are_one_row() -> None:
+    bell, dog = (Caption(text, (1,), "stop", 1.0, 2, 3, TIMINGS, ("loud",)) for text in ("a bell", "woof"))
+    failed = AudioEmptyError("no room")
+    row = CaptionRow.of_answers("a.wav", None, {"odd": failed, "caption": bell, "said": dog})
+    assert (row.text, row.warnings) == ("a bell", ("loud",))
+    assert row.answers is not None
+    assert row.answers["odd"] == {"error": "no room", "error_type": "AudioEmptyError"}
+    assert [name for name, _ in row.texts()] == ["odd", "caption", "said"]
+    assert CaptionRow.model_validate(json.loads(row.json_line())).json_line() == row.json_line()
+    assert CaptionRow.of_answers("a.wav", None, {"odd": failed}).error == "no room"
 
 
 def test_unknown_keys_are_refused() -> None:
