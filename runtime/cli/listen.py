@@ -20,7 +20,6 @@ from dasheng_edge.runtime.errors import AudioError
 from dasheng_edge.runtime.machine.devices import ON_CPU
 from dasheng_edge.runtime.names import printable
 
-from .caption import PromptOption, SystemOption
 from .options import (
     BundleArgument,
     DeviceOption,
@@ -34,6 +33,7 @@ from .options import (
     say,
     show,
 )
+from .questions import PromptOption, SystemOption
 
 if TYPE_CHECKING:
     from dasheng_edge.runtime.engine.engine import Engine

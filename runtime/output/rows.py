@@ -72,7 +72,7 @@ class CaptionRow(BaseModel):
 
     @classmethod
     def of_answers(
-        cls, audio: str, window: Span | None, results: Mapping[str, Caption | DashengEdgeError]
+        cls, audio: str, window: Timed | None, results: Mapping[str, Caption | DashengEdgeError]
     ) -> CaptionRow:
         """The answers to several questions, with the first of them as the caption; an error where all failed."""
         rows = {
