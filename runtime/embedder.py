@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
@@ -23,6 +23,7 @@ from dasheng_edge.runtime.machine.forks import Home
 from dasheng_edge.runtime.machine.memory import memory_errors
 
 from .errors import BundleFileError, CaptionerBusyError
+from .parts import on_card
 from .tuned import settings_for
 
 
@@ -69,12 +70,13 @@ class Embedder:
     ) -> Embedder:
         """Open a bundle's front end and encoder; arguments as in `Captioner.open`.
 
-        Raises what `Bundle.open` and `AudioParts.open` raise, all of them `DashengEdgeError`.
+        Raises what `Bundle.open`, `on_card` and `AudioParts.open` raise, all of them `DashengEdgeError`.
         """
         options = (options or EngineOptions()).changed(device=device, threads=threads)
         with memory_errors(f"opening {path}", "free memory, or quantize to a smaller recipe"):
             bundle = Bundle.open(path, check_sha256=check_sha256)
-            return cls(bundle, AudioParts.open(bundle, settings_for(bundle, options)))
+            settings = on_card(bundle, replace(settings_for(bundle, options), decoder_device="cpu"))
+            return cls(bundle, AudioParts.open(bundle, settings))
 
     def __enter__(self) -> Embedder:
         return self

@@ -72,10 +72,9 @@ class Parts(TextParts):
         Raises what `TextParts.open` and `AudioInputParts.open` raise, MemoryShortError among it.
         """
         settings = resolve_here(options, bundle.decoder_facts)
+        settings = on_card(bundle, settings)
         if settings.device == settings.text_device == "cpu":
             _require(bundle, settings)
-        else:
-            settings = on_card(bundle, settings)
         with ThreadPoolExecutor(1) as pool:  # the engines load side by side
             opening = pool.submit(AudioInputParts.open, bundle, settings)
             try:
@@ -182,9 +181,9 @@ def on_card(bundle: Bundle, settings: EngineSettings) -> EngineSettings:
     Raises:
         MemoryShortError: the parts do not fit into what is free there, as far as the driver tells.
     """
-    place, card = Placement(settings.device, settings.text_device), Card.first(find_gpus())
-    if card is None:
-        return settings  # engines say why
+    place = Placement(settings.device, settings.text_device)
+    if place == ON_CPU or (card := Card.first(find_gpus())) is None:  # engines say why there is none
+        return settings
     needs = needs_of(bundle, settings)
     if why := refusal(needs, place, card):
         raise MemoryShortError(f"the bundle {bundle.folder} needs about {why}")

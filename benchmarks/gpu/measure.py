@@ -24,7 +24,8 @@ from benchmarks.synthetic.noise import GREEDY, RATE_HZ, noise
 from dasheng_edge.runtime import Caption, Captioner
 
 LENGTHS_S, BATCH_CLIP_S = (2, 10, 20, 30), 30
-NEW_S = 0.37  # added to a length for one that was not heard before
+NEW_S = 0.37  # less than a length is one that was not heard before, in as many chunks
+FIRST_BATCH, FIRST_TOKENS = 8, 10  # clips that are given together before any others, and tokens of each
 ROUNDS, BATCH_ROUNDS = 7, 2
 SAMPLE_S = 0.02
 TOP = 25  # kernels that are named
@@ -91,7 +92,7 @@ class Measurement:
 
     def first_token(self, seconds: float) -> dict[str, Any]:
         """Stages of a first token: of a length that is new, then at the length, medians; the prompt is warm."""
-        new = stages(self.say(seconds + NEW_S, 1))
+        new = stages(self.say(seconds - NEW_S, 1))
         warm = [stages(self.say(seconds, 1, seed)) for seed in range(ROUNDS + 1)][1:]
         return {"new_length": new, "warm": medians(warm), "values_ms": [row["first_token_ms"] for row in warm]}
 
@@ -101,6 +102,15 @@ class Measurement:
         rows = medians([stages(one) for one in said])
         decoded = said[0].timings.decode_tokens
         return {**rows, "tokens": len(said[0].tokens), "ms_per_token": rows["decode_ms"] / decoded if decoded else None}
+
+    def first_batch(self) -> dict[str, float]:
+        """Seconds that a batch takes when one clip alone was captioned before, and the same again."""
+        clips, seconds = [(noise(LENGTHS_S[1], seed), RATE_HZ) for seed in range(FIRST_BATCH)], list[float]()
+        for _ in range(3):
+            start = time.perf_counter()
+            self.captioner.caption_batch(clips, max_new_tokens=FIRST_TOKENS, sampling=GREEDY, batch=FIRST_BATCH)
+            seconds.append(time.perf_counter() - start)
+        return {"first_s": seconds[0], "again_s": seconds[-1]}
 
     def batch(self, size: int) -> dict[str, Any]:
         """Clips a second of so many clips of 30 s given together."""
@@ -151,6 +161,7 @@ def measure(bundle: Path, findings: Findings, given: argparse.Namespace) -> None
         findings.note("mib", {"before": before, "open": meter.mib()})
         one = Measurement(captioner, meter, given.tokens)
         findings.attempt("first_request", lambda: stages(one.say(LENGTHS_S[0], 1)))
+        findings.attempt("first_batch", one.first_batch)
         for seconds in given.lengths:
             findings.attempt(f"first_token_{seconds}s", partial(one.first_token, seconds))
         findings.attempt("caption", one.caption)

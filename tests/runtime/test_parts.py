@@ -18,6 +18,7 @@ from dasheng_edge.runtime.audio import onnx_session
 from dasheng_edge.runtime.bundle.bundle import DECODER as DECODER_FILE
 from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.captioner import Captioner
+from dasheng_edge.runtime.embedder import Embedder
 from dasheng_edge.runtime.engine_options import EngineOptions, EngineSettings
 from dasheng_edge.runtime.errors import MemoryShortError, MissingExtraError
 from dasheng_edge.runtime.machine.devices import Placement
@@ -251,6 +252,17 @@ def test_what_does_not_fit_into_the_memory_of_a_card_is_refused_before_it_is_loa
         return
     with pytest.raises(MemoryShortError, match=r"MB of the GPU's memory, 300 MB are free.*CUDA 805.*take --device cpu"):
         Parts.open(Bundle.open(tiny_bundle), options)
+    assert fake_cuda.opened == {}
+
+
+def test_an_encoder_that_embeds_is_counted_alone(fake_cuda: FakeCuda, tiny_bundle: Path) -> None:
+    needed = needs_of(Bundle.open(tiny_bundle), EngineSettings()).total(ENCODER)
+    fake_cuda.gpus = Gpus((replace(H200, free_bytes=needed),), "")
+    Embedder.open(tiny_bundle, device="cuda").close()
+    fake_cuda.opened.clear()
+    fake_cuda.gpus = Gpus((replace(H200, free_bytes=needed - 1),), "")
+    with pytest.raises(MemoryShortError, match="MB are free on NVIDIA H200"):
+        Embedder.open(tiny_bundle, device="cuda")
     assert fake_cuda.opened == {}
 
 
