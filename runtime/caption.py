@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dasheng_edge.runtime.machine.forks import Home
+from dasheng_edge.runtime.subtitles.cue import Change
 from dasheng_edge.runtime.text.model import Tokens
 
 from .errors import CaptionerBusyError
@@ -51,6 +52,7 @@ class Caption:
     # chosen on a GPU, which keeps the probabilities.
     confidence: float | None = None
     reason: Literal["silence"] | None = None  # why the text is empty: there is nothing in the clip, so none was asked
+    changes: tuple[Change, ...] = ()  # where something sets in, at times of the clip, if that was asked for
 
 
 class CaptionStream(Iterator[str]):

@@ -169,7 +169,7 @@ class Captioner:
         with closing(results):
             return [_unless_failed(result) for result in results]
 
-    def caption_each(
+    def caption_each(  # noqa: PLR0913  # as `stream`, and what concerns many clips
         self,
         clips: Iterable[AudioSource],
         prompt: str | None = None,
@@ -178,14 +178,15 @@ class Captioner:
         max_new_tokens: int | None = None,
         sampling: Sampling | None = None,
         batch: int | None = None,
+        changes: bool = False,
     ) -> Generator[Caption | DashengEdgeError]:
         """As `caption_batch`, but a clip that fails gives its error, an `AudioError` mostly, and the others go on.
 
         Results come in the order of the clips, of which twice as many as `batch` are asked for ahead. Fewer are decoded
         together where there is no memory for more. What is wrong for all clips, such as the prompt or the captioner, is
-        raised.
+        raised. With `changes`, captions say where something sets in.
         """
-        first = asked(self.bundle, prompt, system, max_new_tokens, sampling)
+        first = replace(asked(self.bundle, prompt, system, max_new_tokens, sampling), changes=changes)
         return (result for (result,) in self._results(clips, [first], batch))
 
     def ask(
@@ -212,7 +213,7 @@ class Captioner:
         with closing(answers):
             return {name: _unless_failed(answer) for name, answer in next(answers).items()}
 
-    def ask_each(
+    def ask_each(  # noqa: PLR0913  # as `stream`, and what concerns many clips
         self,
         clips: Iterable[AudioSource],
         questions: Mapping[str, str | None] | Sequence[str],
@@ -221,6 +222,7 @@ class Captioner:
         max_new_tokens: int | None = None,
         sampling: Sampling | None = None,
         batch: int | None = None,
+        changes: bool = False,
     ) -> Generator[dict[str, Caption | DashengEdgeError]]:
         """As `ask`, of many clips, and as `caption_each`: `batch` answers are made together.
 
@@ -228,7 +230,8 @@ class Captioner:
         read is the error of each of its questions.
         """
         named = _named(questions)
-        first = [asked(self.bundle, prompt, system, max_new_tokens, sampling) for prompt in named.values()]
+        some = [asked(self.bundle, prompt, system, max_new_tokens, sampling) for prompt in named.values()]
+        first = [replace(one, changes=changes) for one in some]
         return (dict(zip(named, results, strict=True)) for results in self._results(clips, first, batch))
 
     def _run(self, request: Request) -> Generator[str, None, Caption]:

@@ -246,6 +246,11 @@ class OnDevice:
         """As an input of a graph."""
         return 1, self.rows, self.width
 
+    def array(self) -> NDArray[np.float32]:
+        """A copy of the rows, float32 [rows, width]."""
+        whole: NDArray[np.float32] = self.value.numpy().reshape(-1, self.width)
+        return whole[self.first : self.first + self.rows].copy()
+
     @property
     def pointer(self) -> int:
         """Where the first row is."""

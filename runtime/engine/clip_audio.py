@@ -9,13 +9,16 @@ from itertools import chain
 from time import perf_counter
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dasheng_edge.runtime.audio.audio_parts import AudioInputParts
-from dasheng_edge.runtime.audio.encoder import Feed, chunk_feeds
+from dasheng_edge.runtime.audio.encoder import Feed, Patches, chunk_feeds
 from dasheng_edge.runtime.audio.front_end import Features, RunningFeatures
 from dasheng_edge.runtime.audio.gate import BLOCK_S, DITHER_DB, is_silent, level_db
 from dasheng_edge.runtime.audio.read import AudioSource, AudioStream, ReadAudio, Waveform, describe_audio, read_audio
 from dasheng_edge.runtime.errors import AudioTooLongError
+from dasheng_edge.runtime.subtitles.changes import changes
+from dasheng_edge.runtime.subtitles.cue import Change
 from dasheng_edge.runtime.text.decoder import Embeddings
 
 READ_AHEAD_S = 60.0  # of audio that is kept as samples before it is heard: 4 MB
@@ -34,16 +37,21 @@ class HeardAudio:
 class ClipAudio:
     """The audio of a clip on its way through the parts of a bundle, and how long each stage took.
 
-    `rows` gives all of it; `groups` gives it bit by bit. Not for two threads at once.
+    `rows` gives all of it; `groups` gives it bit by bit. With `watch`, `changes` are known afterwards. Not for two
+    threads at once.
 
     Raises:
         AudioError: this is no audio.
     """
 
-    def __init__(self, parts: AudioInputParts, source: AudioSource | HeardAudio, *, live: bool = False) -> None:
+    def __init__(
+        self, parts: AudioInputParts, source: AudioSource | HeardAudio, *, live: bool = False, watch: bool = False
+    ) -> None:
         self.source, self.name = source, describe_audio(source)
         self.rate_hz = parts.front_end.spec.sample_rate_hz
-        self._parts, self._live = parts, live
+        self._parts, self._live, self._watch = parts, live, watch
+        self._log_mels: list[NDArray[np.float32]] = []  # of what was heard, with `watch`, and its patches
+        self._patches: list[NDArray[np.float32]] = []
         self._heard, samples = None, 0
         if isinstance(source, HeardAudio):  # there is nothing left to read
             self._heard, samples = source, round(source.seconds * self.rate_hz)
@@ -118,10 +126,25 @@ class ClipAudio:
         spec = self._parts.front_end.spec
         return [feed for chunk, first in self._spectrograms for feed in chunk_feeds(spec, chunk, first)]
 
-    def heard(self, embeddings: Embeddings, *, encoder_ms: float, projector_ms: float) -> None:
+    def heard(
+        self, embeddings: Embeddings, patches: Patches | None = None, *, encoder_ms: float, projector_ms: float
+    ) -> None:
         """The `feeds` were encoded with those of other clips; the times are this one's share."""
         self.ms |= {"encoder": encoder_ms, "projector": projector_ms}
         self.tokens = len(embeddings)
+        if patches is not None and self._watch:
+            self._log_mels = [features.log_mel for features, _ in self._spectrograms]
+            self._patches = [_array(patches)]
+
+    @property
+    def changes(self) -> tuple[Change, ...]:
+        """Where something sets in, if that was watched and the audio was heard here."""
+        if not self._patches or not self._log_mels:
+            return ()
+        spec = self._parts.front_end.spec
+        patch_s = spec.patch_frames * spec.hop_length / self.rate_hz
+        log_mel, patches = np.concatenate(self._log_mels, axis=1), np.concatenate(self._patches)
+        return changes(log_mel, patches, patch_frames=spec.patch_frames, patch_s=patch_s)
 
     def rows(self) -> Embeddings:
         """One row per audio token, float32 [tokens, llm_dim].
@@ -140,8 +163,10 @@ class ClipAudio:
             return
         spec = self._parts.front_end.spec
         self._last = perf_counter()
-        feeds = (feed for features, first in self._features() for feed in chunk_feeds(spec, features, first))
+        feeds = (feed for features, first in self._watched() for feed in chunk_feeds(spec, features, first))
         for group in self._parts.groups(feeds, live=self._live):
+            if self._watch:
+                self._patches.append(_array(group))
             self._lap("encoder")
             embeddings = self._parts.projector.embeddings(group)
             self._lap("projector")
@@ -149,6 +174,13 @@ class ClipAudio:
             yield embeddings
             self._last = perf_counter()
         self._lap("encoder")  # of a last chunk that was too short for another group
+
+    def _watched(self) -> Iterator[tuple[Features, int]]:
+        """As `_features`, which are kept if changes are watched."""
+        for features, first in self._features():
+            if self._watch:
+                self._log_mels.append(features.log_mel)
+            yield features, first
 
     def _features(self) -> Iterator[tuple[Features, int]]:
         """Spectrograms chunk by chunk, each with its first patch."""
@@ -168,6 +200,10 @@ class ClipAudio:
         now = perf_counter()
         self.ms[stage] += 1000.0 * (now - self._last)
         self._last = now
+
+
+def _array(patches: Patches) -> NDArray[np.float32]:
+    return patches if isinstance(patches, np.ndarray) else patches.array()
 
 
 @dataclass

@@ -62,7 +62,7 @@ class CaptionJob:
         self._silent = False
         self._questions: list[_Question] = []
         try:
-            self.audio = ClipAudio(parts.audio, self._request.audio)
+            self.audio = ClipAudio(parts.audio, self._request.audio, watch=self._request.changes)
             self._questions = [_Question(bundle, parts, request, self.audio) for request in requests]
         except Exception as error:  # noqa: BLE001  # whatever a clip does, the others go on
             self._raised = error
@@ -202,6 +202,6 @@ class CaptionScheduler(Scheduler[CaptionJob]):
         embeddings = audio.projector.together(clips)
         share = 1000.0 / max(1, len(ready))
         encoder_ms, projector_ms = share * (encoded - start), share * (perf_counter() - encoded)
-        for (job, _), rows in zip(ready, embeddings, strict=True):
-            job.audio.heard(rows, encoder_ms=encoder_ms, projector_ms=projector_ms)
+        for (job, _), patches, rows in zip(ready, clips, embeddings, strict=True):
+            job.audio.heard(rows, patches, encoder_ms=encoder_ms, projector_ms=projector_ms)
             job.ask(rows)

@@ -42,6 +42,7 @@ class Request:
     sampling: Sampling
     live: bool = False
     ask_silence: bool = False  # about a clip in which there is nothing, too
+    changes: bool = False  # whether the caption says where something sets in
 
     @property
     def name(self) -> str:
@@ -108,7 +109,7 @@ class RunningRequest:
         start = perf_counter()
         self._prompt = parts.prompts.build(request.prompt, system=request.system)
         self._prompt_ms, self._prefill_ms = 1000.0 * (perf_counter() - start), 0.0
-        self._audio = audio or ClipAudio(parts.audio, request.audio, live=request.live)
+        self._audio = audio or ClipAudio(parts.audio, request.audio, live=request.live, watch=request.changes)
         self._max_samples, self._too_long = self._room(bundle)
         self._audio.allow(self._max_samples, self._too_long)
         self._silent = False
@@ -234,6 +235,7 @@ class RunningRequest:
             warnings=tuple(self._warnings()),
             confidence=self._confidence,
             reason="silence" if self._silent else None,
+            changes=self._audio.changes if self._request.changes else (),
         )
 
     def _warnings(self) -> Iterator[str]:

@@ -6,7 +6,7 @@
 
     print(srt(cues([Window(0.0, 10.0, "A dog barks while an engine runs.")], style="sdh")))
 
-Times are those of the file, in seconds; in cues they are whole milliseconds.
+Times are in seconds; those of windows and cues are times of the file, those of changes of their window.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 class Change:
     """A moment at which what is heard changes."""
 
-    time_s: float
+    time_s: float  # from the start of the window
     strength: float  # above 0; 1 is a plain beginning of a sound, see `changes`
 
 

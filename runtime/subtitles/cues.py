@@ -17,6 +17,8 @@ from .styles import Style, style_named
 from .transcript import spoken
 from .wrapping import MAX_LINES, blocks, reading_ms, shown
 
+# Windows for subtitles: short ones tell when, and what two of them name, one beside the other, is there.
+WINDOW_S, HOP_S, AGREE = 4.0, 2.0, 2
 SHOWN_MS = 3000  # that a label stays where nothing follows and its sound lasts
 JOIN_MS = 500  # labels that begin within are shown together: sounds that begin at once
 MAX_LATE_MS = 7000  # what could be shown no earlier is not shown: it would be beside the sound
@@ -32,22 +34,25 @@ class _Line:
     is_speech: bool = False
 
 
-def cues(windows: Sequence[Window], *, style: str | Style = "sdh", speech: Sequence[Window] = ()) -> list[Cue]:
+def cues(
+    windows: Sequence[Window], *, style: str | Style = "sdh", speech: Sequence[Window] = (), agree: int = 1
+) -> list[Cue]:
     """Windows of captions -> cues in their order, which pass `lint`.
 
-    `speech` are windows of transcripts, which become lines without brackets in the same cues. What there is no time to
-    show is left out.
+    `speech` are windows of transcripts, which become lines without brackets in the same cues. A sound that fewer than
+    `agree` windows name one after another is left out, where so many overlap. What there is no time to show is left
+    out, too.
 
     Raises:
         SubtitleError: there is no such style, or a time is none.
     """
     style = style_named(style) if isinstance(style, str) else style
-    lines = [*_sounds(windows, style), *_speech(speech)]
+    lines = [*_sounds(windows, style, agree), *_speech(speech)]
     return list(_placed(sorted(lines, key=lambda line: (line.start_ms, line.is_speech)), style.at_once))
 
 
-def _sounds(windows: Sequence[Window], style: Style) -> Iterator[_Line]:
-    for event in events(ordered(windows), labels if style.labels else sentences):
+def _sounds(windows: Sequence[Window], style: Style, agree: int) -> Iterator[_Line]:
+    for event in events(ordered(windows), labels if style.labels else sentences, agree):
         start_ms = _ms(event.start_s)
         yield from _blocks(f"{style.before}{event.text}{style.after}", start_ms, _ms(event.end_s))
         if style.continues_s and event.label.continues:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from itertools import groupby
+from dataclasses import dataclass, replace
+from itertools import accumulate
 
 from dasheng_edge.runtime.errors import SubtitleError
 
@@ -13,17 +14,31 @@ from .cue import Change, Window
 from .labels import Label
 
 MAX_S = 1e8  # three years; later times are a mistake, and floats hold milliseconds up to there
-_SLACK_S = 0.5  # by which a sound may begin before a window that is the first to name it: the end of one is heard badly
+
+# What places a sound, found on scenes whose times are known: `benchmarks.captions.subtitles` measures it. A place gets
+# the logarithm of the strength of its change, less what windows say against it.
+_BACK_S = 2.0  # that a sound may begin before the window that names it first
+_UNHEARD_S = 2.0  # of it in the window before, which did not name it: costs 1
+_UNNAMED_S = 0.5  # that it begins after the start of the next window, if that does not name it: costs 1
+_SHORT_S = 0.5  # at the end of a window, too little to be named
+_APART_S = 0.2  # between sounds of which one follows the other
+_DEAF_S = 0.25  # at the beginning of a window, before which nothing is known: a change there is none
+_NO_CHANGE = 0.03  # strength of a place without a change
+_AGAINST = 5.0  # to begin together with a sound that it follows
 
 
 @dataclass
 class Event:
-    """A sound, from the window that names it first to the last of those that follow without a break."""
+    """A sound, and the windows that name it one after another."""
 
     label: Label
-    start_s: float
-    end_s: float  # of the last window that names it
-    heard: list[Window] = field(default_factory=list)
+    heard: list[Window]
+    start_s: float = 0.0
+
+    @property
+    def end_s(self) -> float:
+        """Up to when it may be heard."""
+        return self.heard[-1].end_s
 
     @property
     def lasts(self) -> bool:
@@ -47,67 +62,125 @@ def ordered(windows: Sequence[Window]) -> list[Window]:
             raise SubtitleError(
                 f"a window lies from {window.start_s} s to {window.end_s} s; expected times from 0 to {MAX_S:.0f} s"
             )
+    starts = [min(max(0.0, window.start_s), MAX_S) for window in windows]
     kept = [
-        Window(start, max(start, window.end_s), window.text, window.changes)
-        for window in windows
-        for start in (min(max(0.0, window.start_s), MAX_S),)
+        replace(one, start_s=start, end_s=max(start, one.end_s)) for start, one in zip(starts, windows, strict=True)
     ]
     return sorted(kept, key=lambda window: (window.start_s, window.end_s))
 
 
-def events(windows: Sequence[Window], split: Callable[[str], list[Label]]) -> list[Event]:
+def events(windows: Sequence[Window], split: Callable[[str], list[Label]], agree: int = 1) -> list[Event]:
     """The sounds that windows name, by their beginnings; the windows are `ordered`.
 
-    A sound that windows name one after another is one event. It begins where the window before, which did not name it,
-    has ended, or in the window; there, at a change, if changes are known.
+    A sound that windows name one after another is one event. It is left out if fewer than `agree` of them name it,
+    where so many hear it.
     """
+    named = [split(window.text) for window in windows]
+    changes = _changes(windows)
     found: list[Event] = []
     active: dict[str, Event] = {}
-    before: Window | None = None
-    for window in windows:
-        named = split(window.text)
-        goes_on = {} if before is None or window.start_s > before.end_s + _SLACK_S else active
-        active = {}
-        new: list[Label] = []
-        for label in named:
-            if (event := goes_on.get(label.key)) is None:
-                new.append(label)
-            else:
-                event.heard.append(window)
-                event.end_s = window.end_s
-                active[label.key] = event
-        first_s = window.start_s if before is None else min(max(window.start_s, before.end_s), window.end_s)
-        for label, start_s in zip(new, _onsets(new, window, first_s), strict=True):
-            active[label.key] = Event(label, start_s, window.end_s, [window])
-            found.append(active[label.key])
-        before = window
-    return sorted(found, key=lambda event: event.start_s)
+    for at, window in enumerate(windows):
+        before_s = windows[at - 1].end_s if at else -math.inf
+        goes_on = active if window.start_s <= before_s + _SHORT_S else {}
+        active = {label.key: goes_on.get(label.key) or Event(label, []) for label in named[at]}
+        for event in active.values():
+            event.heard.append(window)
+        after = {label.key for label in named[at + 1]} if at + 1 < len(windows) else None
+        next_s = windows[at + 1].start_s if after is not None else math.inf
+        first_s = min(max(window.start_s, before_s), window.end_s)
+        turns = list(zip(_turns(named[at]), active.values(), strict=True))
+        _Placing(window, first_s, next_s, after or set()).place(turns, changes)
+        found += [event for event in active.values() if len(event.heard) == 1]
+    return sorted((event for event in found if _is_sure(event, windows, agree)), key=_start)
 
 
-def _onsets(labels: Sequence[Label], window: Window, first_s: float) -> list[float]:
-    """When each of the labels that a window is the first to name begins, from `first_s` on, in their order.
+@dataclass(frozen=True)
+class _Placing:
+    """Where the sounds begin that a window is the first to name."""
 
-    Those that sound together share a change; of more changes than are needed, the strongest count.
-    """
-    turns = [list(group) for _, group in groupby(_turns(labels))]
-    inside = [change for change in window.changes if first_s - _SLACK_S <= change.time_s < window.end_s]
-    strongest = sorted(inside, key=lambda change: -change.strength)[: len(turns)]
-    times = [max(0.0, change.time_s) for change in sorted(strongest, key=_time)]
-    left = len(turns) - len(times)
-    last_s = times[-1] if times else first_s
-    step = (window.end_s - last_s) / (left + bool(times)) if left else 0.0
-    times += [last_s + step * (count + bool(times)) for count in range(left)]
-    return [time for time, turn in zip(times, turns, strict=True) for _ in turn]
+    window: Window
+    first_s: float  # the end of the window before, if it is in this one
+    next_s: float  # the start of the next window
+    next_keys: set[str]  # what that one names
+
+    def place(self, turns: Sequence[tuple[int, Event]], changes: Sequence[Change]) -> None:
+        """Give those events their start that have none. The others begin before those that follow them.
+
+        Of all places in order, the best together: those that sound together may share a change.
+        """
+        new = [(turn, event) for turn, event in turns if len(event.heard) == 1]
+        old = [(turn, event.start_s) for turn, event in turns if len(event.heard) > 1]
+        if not new:
+            return
+        places = self._places(len(new), changes, [start_s for _, start_s in old])
+        scores = [[self._score(turn, event, old, place) for place in places] for turn, event in new]
+        best, ways = scores[0], list[list[int]]()
+        for (before, _), (turn, _), score in zip(new, new[1:], scores[1:], strict=False):
+            shared = [-_AGAINST if turn > before else -own for own in score]  # two share what one is worth
+            way = [self._best(best, at, shared[at]) for at in range(len(places))]
+            best = [best[came] + score[at] + (shared[at] if came == at else 0.0) for at, came in enumerate(way)]
+            ways.append(way)
+        at = max(range(len(places)), key=best.__getitem__)
+        for way, (_, event) in zip([*reversed(ways), []], reversed(new), strict=True):
+            event.start_s = places[at].time_s
+            at = way[at] if way else at
+
+    @staticmethod
+    def _best(scores: Sequence[float], at: int, shared: float) -> int:
+        """The best place up to `at` for a sound before one that is there."""
+        return max(range(at + 1), key=lambda came: scores[came] + (shared if came == at else 0.0))
+
+    def _places(self, count: int, changes: Sequence[Change], old: Sequence[float]) -> list[Change]:
+        """Where a sound may begin, in order: at changes, with others, or in even steps where nothing is known."""
+        first = bisect_left(changes, self.window.start_s - _BACK_S, key=_time)
+        last = bisect_left(changes, self.window.end_s, key=_time)
+        step_s = (self.window.end_s - self.first_s) / count
+        plain = [*old, *(self.first_s + step_s * number for number in range(count))]
+        return sorted([*changes[first:last], *(Change(time_s, _NO_CHANGE) for time_s in plain)], key=_time)
+
+    def _score(self, turn: int, event: Event, old: Sequence[tuple[int, float]], place: Change) -> float:
+        time_s = place.time_s
+        earliest_s = max((start_s + _APART_S for before, start_s in old if before < turn), default=-math.inf)
+        latest_s = min((start_s for after, start_s in old if after > turn), default=math.inf)
+        if not earliest_s <= time_s <= latest_s:
+            return -10 * _AGAINST - abs(time_s - self.window.start_s)
+        beside = any(other == turn and start_s == time_s for other, start_s in old)
+        score = 0.0 if beside else math.log(max(place.strength, 1e-3))
+        score -= max(0.0, self.first_s - time_s) / _UNHEARD_S
+        score -= max(0.0, time_s - (self.window.end_s - _SHORT_S)) / _APART_S
+        if event.label.key not in self.next_keys:
+            score -= max(0.0, time_s - self.next_s) / _UNNAMED_S
+        return score
+
+
+def _is_sure(event: Event, windows: Sequence[Window], agree: int) -> bool:
+    """Whether enough windows name it, of those that hear more of it than its beginning."""
+    if len(event.heard) >= agree:
+        return True
+    time_s = event.start_s + _SHORT_S
+    return sum(window.start_s <= time_s <= window.end_s for window in windows) <= len(event.heard)
+
+
+def _changes(windows: Sequence[Window]) -> list[Change]:
+    """The changes of all windows, at times of the file; where two windows overlap, each tells of its half."""
+    found: list[Change] = []
+    for at, window in enumerate(windows):
+        from_s = (windows[at - 1].end_s + window.start_s) / 2 if at else -math.inf
+        to_s = (windows[at + 1].start_s + window.end_s) / 2 if at + 1 < len(windows) else math.inf
+        from_s, to_s = max(from_s, window.start_s + _DEAF_S), to_s if to_s > window.start_s else math.inf
+        times = [replace(change, time_s=window.start_s + change.time_s) for change in window.changes]
+        found += [change for change in times if from_s <= change.time_s < min(to_s, window.end_s)]
+    return sorted(found, key=_time)
 
 
 def _turns(labels: Sequence[Label]) -> list[int]:
     """Which turn each label belongs to: a new one begins with each that comes later than the one before."""
-    turn, found = 0, []
-    for at, label in enumerate(labels):
-        turn += label.later and at > 0
-        found.append(turn)
-    return found
+    return list(accumulate(int(label.later) for label in labels))
 
 
 def _time(change: Change) -> float:
     return change.time_s
+
+
+def _start(event: Event) -> float:
+    return event.start_s

@@ -22,7 +22,12 @@ _HANGUL = re.compile("[\u1100-\u11ff\u3130-\u318f\ua960-\ua97f\uac00-\ud7ff]")
 _MARKS = ("Mn", "Me", "Mc")
 _JOINERS = "\u200c\u200d\u0e33\u0eb3"  # and vowels of Thai and Lao
 _FLAGS = range(0x1F1E6, 0x1F200)  # letters that make a flag in pairs
-_BEHIND = (range(0x1F3FB, 0x1F400), range(0xE0020, 0xE0080), range(0x1160, 0x1200))  # tones, tags, vowels of Hangul
+_BEHIND = (  # colours of skin, tags, vowels and ends of Hangul
+    range(0x1F3FB, 0x1F400), range(0xE0020, 0xE0080), range(0x1160, 0x1200), range(0xD7B0, 0xD800),
+    range(0xFF9E, 0xFFA0),
+)  # fmt: skip
+_LEADING = re.compile("[\u1100-\u115f\ua960-\ua97f]$")  # of Hangul
+_VIRAMA = 9  # the class of marks that join two consonants of scripts of India
 _NO_START = frozenset(",.:;!?%)]}»”’…、。，．：；！？）］｝」』】〉》〕ーゝゞ々・ぁぃぅぇぉっゃゅょァィゥェォッャュョ")
 _NO_END = frozenset("([{«“‘（［｛「『【〈《〔")
 _BEFORE = frozenset({  # conjunctions and prepositions, before which a line rather ends
@@ -81,6 +86,8 @@ def _joins(before: str, character: str) -> bool:
     code = ord(character)
     return (
         before[-1] == "\u200d"
+        or (unicodedata.category(character) == "Lo" and any(unicodedata.combining(one) == _VIRAMA for one in before))
+        or (_LEADING.search(before) is not None and _HANGUL.match(character) is not None)
         or character in _JOINERS
         or unicodedata.category(character) in _MARKS
         or any(code in some for some in _BEHIND)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -11,10 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dasheng_edge.runtime.audio.encoder import Encoder
+from dasheng_edge.runtime.bundle.manifest import Sampling
 from dasheng_edge.runtime.caption import Caption
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.engine.clip_audio import ClipAudio
 from dasheng_edge.runtime.engine.engine import Engine
+from dasheng_edge.runtime.engine.job import CaptionScheduler
+from dasheng_edge.runtime.engine.request import Request
 from dasheng_edge.runtime.errors import AudioTooLongError
 from dasheng_edge.runtime.text.decoder import Decoder
 from dasheng_edge.runtime.text.sequences import Sequences
@@ -110,3 +114,22 @@ def test_silence_without_end_is_refused_as_any_audio_is(captioner: Captioner) ->
     audio.allow(10 * RATE, "too long")
     with pytest.raises(AudioTooLongError, match="too long"):
         audio.silent()
+
+
+def test_changes_are_those_of_the_clip_however_it_is_heard(captioner: Captioner) -> None:
+    clip = np.concatenate([0.02 * CLIP[: 2 * RATE], CLIP, 0.02 * CLIP[: 7 * RATE // 2]])  # more than a chunk
+    asked = replace(Request((clip, RATE), None, None, 2, Sampling()), changes=True)
+    alone, others = captioner.caption_each([(clip, RATE)] * 2, max_new_tokens=2, changes=True)
+    assert isinstance(alone, Caption)
+    assert alone == replace(cast("Caption", others), timings=alone.timings)
+    assert pytest.approx(max(alone.changes, key=lambda change: change.strength).time_s, abs=0.1) == 2.0
+    scheduler = CaptionScheduler(captioner.bundle, captioner.parts, 2, beside=True)
+    jobs = [scheduler.job(asked), scheduler.job(replace(asked, changes=False))]
+    for job in jobs:
+        scheduler.add(job)
+    while len(scheduler):
+        scheduler.advance(lambda _: None)
+    scheduler.close()
+    watched, unwatched = (cast("Caption", job.result()) for job in jobs)
+    assert [change.time_s for change in watched.changes] == [change.time_s for change in alone.changes]
+    assert unwatched.changes == captioner.caption((clip, RATE), max_new_tokens=2).changes == ()
