@@ -17,7 +17,7 @@ from dasheng_edge.runtime.errors import MissingExtraError
 from dasheng_edge.runtime.machine.gpu import Gpu, find_gpus
 from dasheng_edge.runtime.machine.identity import ENGINES, Identity, identify, version_of
 from dasheng_edge.runtime.machine.installation import DISTRIBUTION, LLAMA_CUDA, install_line
-from dasheng_edge.runtime.machine.placing import ALL, described
+from dasheng_edge.runtime.machine.placing import ALL, Card, described
 
 from .options import JsonOption, bundle_argument, print_json, print_table
 
@@ -147,9 +147,9 @@ def _plan(folder: Path) -> tuple[str, str]:
     from dasheng_edge.runtime.parts import choose_placement, needs_of
 
     bundle = Bundle.open(folder, check_sha256=False)
-    needs = needs_of(bundle, resolve_here(EngineOptions(), bundle.manifest.decoder))
+    needs, card = needs_of(bundle, resolve_here(EngineOptions(), bundle.manifest.decoder)), Card.first(find_gpus())
     place, why = choose_placement(folder, EngineOptions())
-    return described(needs, ALL), f"{place}: {why}"
+    return described(needs.on(card) if card else needs, ALL), f"{place}: {why}"
 
 
 def _cuda_state(versions: dict[str, str | None], *, offload: bool) -> str:

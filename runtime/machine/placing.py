@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .devices import ON_CPU, Placement
 from .gpu import Gpus
 
 # What a process takes of a card beside what is counted: CUDA, the kernels of both engines, workspaces of their matrix
-# products, holes between blocks. With a 7B on an H200 about 1 GB; CUDA takes less of smaller cards.
-CUDA_BYTES = 768 << 20
+# products, holes between blocks. CUDA takes more of larger cards. With a 7B on an H200, NVML said 2.1 to 2.2 GB more
+# than is counted, in which is what the driver keeps for itself, probably 0.6 GB; no smaller card was measured.
+CUDA_BYTES, CARDS_SHARE = 512 << 20, 150
 ALL, DECODER, ENCODER = Placement("cuda", "cuda"), Placement("cpu", "cuda"), Placement("cuda", "cpu")
 # The decoder before the encoder: of the 6.2 s that a caption of ten seconds and 40 tokens takes a 7B on two cores, 5
 # are the decoder's, of the 0.7 s of a 0.6B 0.55.
@@ -27,6 +28,11 @@ class Needs:
     decoded: int  # what it computes in its largest run
     answer: int  # keys and values of an answer, and its logits
     positions: int  # of an answer
+    cuda: int = CUDA_BYTES
+
+    def on(self, card: Card) -> Needs:
+        """The same on this card."""
+        return replace(self, cuda=CUDA_BYTES + card.memory_bytes // CARDS_SHARE)
 
     def of(self, place: Placement) -> Mapping[str, int]:
         """What a placement takes, by what it is for; nothing on the CPU."""
@@ -35,7 +41,7 @@ class Needs:
             parts |= {"decoder": self.decoder, "its values": self.decoded}
             parts |= {f"an answer of {self.positions} positions": self.answer}
         parts = {what: size for what, size in parts.items() if size}
-        return parts | {"CUDA": CUDA_BYTES} if parts else {}
+        return parts | {"CUDA": self.cuda} if parts else {}
 
     def total(self, place: Placement) -> int:
         """Of a placement."""
@@ -48,6 +54,7 @@ class Card:
 
     name: str
     free_bytes: int | None  # None: the driver does not tell, so that all is tried
+    memory_bytes: int = 0
 
     @classmethod
     def first(cls, gpus: Gpus) -> Card | None:
@@ -56,7 +63,7 @@ class Card:
             return None
         card, others = gpus.cards[0], len(gpus.cards) - 1
         beside = f" (the first of {others + 1}; CUDA_VISIBLE_DEVICES chooses)" if others else ""
-        return cls(f"{card.name}{beside}", card.free_bytes)
+        return cls(f"{card.name}{beside}", card.free_bytes, card.memory_bytes)
 
     def holds(self, needed: int) -> bool:
         """Whether so much fits."""
@@ -66,7 +73,7 @@ class Card:
         """How many answers at once have room beside the parts; None where nobody knows."""
         if self.free_bytes is None or place.decoder == "cpu":
             return None
-        return 1 + max(0, self.free_bytes - needs.total(place)) // needs.answer
+        return 1 + max(0, self.free_bytes - needs.on(self).total(place)) // needs.answer
 
 
 def described(needs: Needs, place: Placement) -> str:
@@ -84,6 +91,7 @@ def _mb(size: int) -> str:
 
 def refusal(needs: Needs, place: Placement, card: Card) -> str | None:
     """Why a placement that was asked for does not fit, and what does; None if it does."""
+    needs = needs.on(card)
     if card.free_bytes is None or card.holds(needs.total(place)):
         return None
     fits = [one for one in (DECODER, ENCODER) if place == ALL and card.holds(needs.total(one))]
@@ -96,7 +104,7 @@ def refusal(needs: Needs, place: Placement, card: Card) -> str | None:
 
 def placed(needs: Needs, card: Card, can: Placement, why_not: str) -> tuple[Placement, str]:
     """Where the parts are best, and why in a sentence; `can` is where engines compute, and `why_not` why not on it."""
-    wishes = [one for one in (ALL, DECODER, ENCODER) if one.within(can)]
+    needs, wishes = needs.on(card), [one for one in (ALL, DECODER, ENCODER) if one.within(can)]
     for wish in wishes:
         if card.holds(needs.total(wish)):
             free = "" if card.free_bytes is None else f", {_mb(card.free_bytes)} MB are free"

@@ -22,8 +22,8 @@ from dasheng_edge.runtime.embedder import Embedder
 from dasheng_edge.runtime.engine_options import EngineOptions, EngineSettings
 from dasheng_edge.runtime.errors import MemoryShortError, MissingExtraError
 from dasheng_edge.runtime.machine.devices import Placement
-from dasheng_edge.runtime.machine.gpu import Gpus
-from dasheng_edge.runtime.machine.placing import ALL, DECODER, ENCODER
+from dasheng_edge.runtime.machine.gpu import Gpu, Gpus
+from dasheng_edge.runtime.machine.placing import ALL, DECODER, ENCODER, Card
 from dasheng_edge.runtime.parts import Parts, choose_placement, needs_of, on_card
 from dasheng_edge.runtime.text import context as context_module
 from dasheng_edge.runtime.text.context import Context
@@ -53,6 +53,13 @@ def see(monkeypatch: pytest.MonkeyPatch, gpus: Gpus) -> None:
     """What the driver tells."""
     for module in (onnx_session, parts_module):
         monkeypatch.setattr(module, "find_gpus", lambda: gpus)
+
+
+def card_of(gpu: Gpu) -> Card:
+    """As the only one."""
+    card = Card.first(Gpus((gpu,), ""))
+    assert card
+    return card
 
 
 @pytest.fixture
@@ -147,7 +154,7 @@ def test_auto_is_cpu_where_no_engine_has_a_gpu_or_there_is_none(
 
 def test_auto_places_what_fits(gpu: pytest.MonkeyPatch, auto: Callable[[], tuple[str, str]], tiny_bundle: Path) -> None:
     bundle = Bundle.open(tiny_bundle)
-    needs = needs_of(bundle, EngineSettings())
+    needs = needs_of(bundle, EngineSettings()).on(card_of(H200))
     for place in (ALL, DECODER, ENCODER):
         free = needs.total(place)
         see(gpu, Gpus((replace(H200, free_bytes=free),), ""))
@@ -250,13 +257,15 @@ def test_what_does_not_fit_into_the_memory_of_a_card_is_refused_before_it_is_loa
     if fits:
         Parts.open(Bundle.open(tiny_bundle), options).decoder.close()
         return
-    with pytest.raises(MemoryShortError, match=r"MB of the GPU's memory, 300 MB are free.*CUDA 805.*take --device cpu"):
+    with pytest.raises(
+        MemoryShortError, match=r"MB of the GPU's memory, 300 MB are free.*CUDA 1,542.*take --device cpu"
+    ):
         Parts.open(Bundle.open(tiny_bundle), options)
     assert fake_cuda.opened == {}
 
 
 def test_an_encoder_that_embeds_is_counted_alone(fake_cuda: FakeCuda, tiny_bundle: Path) -> None:
-    needed = needs_of(Bundle.open(tiny_bundle), EngineSettings()).total(ENCODER)
+    needed = needs_of(Bundle.open(tiny_bundle), EngineSettings()).on(card_of(H200)).total(ENCODER)
     fake_cuda.gpus = Gpus((replace(H200, free_bytes=needed),), "")
     Embedder.open(tiny_bundle, device="cuda").close()
     fake_cuda.opened.clear()
@@ -268,7 +277,7 @@ def test_an_encoder_that_embeds_is_counted_alone(fake_cuda: FakeCuda, tiny_bundl
 
 def test_no_more_answers_are_made_at_once_than_the_card_has_room_for(fake_cuda: FakeCuda, tiny_bundle: Path) -> None:
     bundle, settings = Bundle.open(tiny_bundle), EngineSettings(decoder_device="cuda", batch=64)
-    needs = needs_of(bundle, settings)
+    needs = needs_of(bundle, settings).on(card_of(H200))
     for room, batch in ((0, 1), (6, 7), (200, 64)):
         free = needs.total(DECODER) + room * needs.answer
         fake_cuda.gpus = Gpus((replace(H200, free_bytes=free),), "")

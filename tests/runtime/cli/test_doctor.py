@@ -138,13 +138,13 @@ def test_a_card_that_works_is_named(with_card: FakeCuda) -> None:
 
 
 def test_what_a_bundle_takes_of_a_card_is_said(with_card: FakeCuda, tiny_bundle: Path) -> None:
-    with_card.gpus = Gpus((replace(H200, free_bytes=850_000_000),), "")
+    with_card.gpus = Gpus((replace(H200, free_bytes=1_600_000_000),), "")
     report = examine(tiny_bundle)
-    assert re.search(r"MB \(encoder and projector \d+, .*decoder \d+, .*512 positions \d+, CUDA 805\)", report.on_gpu)
-    assert re.search(r"^cuda: all parts need about \d+ MB, 850 MB are free on NVIDIA H200$", report.auto)
+    assert re.search(r"MB \(encoder and projector \d+, .*decoder \d+, .*512 positions \d+, CUDA 1,542\)", report.on_gpu)
+    assert re.search(r"^cuda: all parts need about [\d,]+ MB, 1,600 MB are free on NVIDIA H200$", report.auto)
     shown = CliRunner().invoke(build_app(), ["doctor", str(tiny_bundle)], env={"COLUMNS": "200"}).stdout
     assert "on the GPU" in shown
-    assert "850 MB free" in shown
+    assert "1,600 MB free" in shown
     assert not examine().auto
     missing = CliRunner().invoke(build_app(), ["doctor", str(tiny_bundle / "no")])
     assert missing.exit_code == 1

@@ -10,7 +10,17 @@ from hypothesis import strategies as st
 
 from dasheng_edge.runtime.machine.devices import ON_CPU, Placement
 from dasheng_edge.runtime.machine.gpu import Gpus
-from dasheng_edge.runtime.machine.placing import ALL, CUDA_BYTES, DECODER, ENCODER, Card, Needs, placed, refusal
+from dasheng_edge.runtime.machine.placing import (
+    ALL,
+    CARDS_SHARE,
+    CUDA_BYTES,
+    DECODER,
+    ENCODER,
+    Card,
+    Needs,
+    placed,
+    refusal,
+)
 from tests.fixtures.fake_gpu import H200
 
 SEVEN_B = Needs(1_258_000_000, 189_000_000, 14_140_000_000, 165_000_000, 30_000_000, 512)
@@ -51,6 +61,13 @@ def test_the_numbers_add_up(needs: Needs, place: Placement) -> None:
     assert needs.total(ALL) == needs.total(DECODER) + needs.total(ENCODER) - CUDA_BYTES
 
 
+@given(NEEDS, SIZES)
+def test_cuda_takes_more_of_a_larger_card(needs: Needs, memory: int) -> None:
+    card = Card("X", None, memory)
+    assert needs.on(card).total(ALL) == needs.total(ALL) + memory // CARDS_SHARE
+    assert needs.on(card).total(ON_CPU) == 0
+
+
 def test_what_is_free_decides_and_is_said() -> None:
     said = {free: placed(SEVEN_B, Card("NVIDIA X", free * 10**9), ALL, "") for free in (24, 16, 8, 1)}
     assert [str(place) for place, _ in said.values()] == [
@@ -59,22 +76,22 @@ def test_what_is_free_decides_and_is_said() -> None:
         "encoder=cuda,decoder=cpu",
         "cpu",
     ]
-    assert said[24][1] == "all parts need about 16,587 MB, 24,000 MB are free on NVIDIA X"
+    assert said[24][1] == "all parts need about 16,319 MB, 24,000 MB are free on NVIDIA X"
     assert said[16][1] == (
-        "the decoder alone needs about 15,140 MB, 16,000 MB are free on NVIDIA X; all parts would need 16,587 MB"
+        "the decoder alone needs about 14,872 MB, 16,000 MB are free on NVIDIA X; all parts would need 16,319 MB"
     )
     assert said[1][1].startswith(
-        "the encoder alone would need 2,252 MB (encoder and projector 1,258, their values 189,"
+        "the encoder alone would need 1,984 MB (encoder and projector 1,258, their values 189,"
     )
     why = refusal(SEVEN_B, ALL, Card("NVIDIA X", 16 * 10**9))
     assert why
-    assert "decoder 14,140, its values 165, an answer of 512 positions 30, CUDA 805" in why
+    assert "decoder 14,140, its values 165, an answer of 512 positions 30, CUDA 537" in why
     assert "--device encoder=cpu,decoder=cuda" in why
 
 
 def test_a_card_that_does_not_tell_what_is_free_is_tried() -> None:
     card = Card("Orin", None)
-    assert placed(SEVEN_B, card, ALL, "") == (ALL, "all parts need about 16,587 MB on Orin")
+    assert placed(SEVEN_B, card, ALL, "") == (ALL, "all parts need about 16,319 MB on Orin")
     assert refusal(SEVEN_B, ALL, card) is None
     assert card.answers(SEVEN_B, ALL) is None
 
