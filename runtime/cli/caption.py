@@ -265,7 +265,7 @@ class _Run:
         passes: Iterable[Iterable[Input]] = arrivals(self.inputs) if self.expected is None else [self.inputs]
         with Captioner.open(bundle, options=engine, check_sha256=check_sha256) as captioner:
             asked = self.asked.questions(captioner), self.reading
-            with Progress(view, resumable=files.resumable, expected=self.expected) as progress:
+            with Progress(view, out=files.out, expected=self.expected) as progress:
                 run_job(captioner, passes, asked, files, progress, batch=self._batch(captioner))
         return not progress.tally.errors
 

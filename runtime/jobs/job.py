@@ -37,9 +37,9 @@ class Files:
     resume: bool = True
 
     @property
-    def resumable(self) -> bool:
-        """Whether what is done is known to a later run."""
-        return self.folder is not None or self.file is not None
+    def out(self) -> Path | None:
+        """Where the outputs are, if they are in one place, in which a later run can go on."""
+        return self.file or self.folder
 
 
 def run_job(

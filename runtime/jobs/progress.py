@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 LINE_EVERY_S = 5.0  # in a log
+MAX_BAR = 60  # columns
 MIN_ELAPSED_S = 2.0  # before, nothing can be said of the time that is left
 
 
@@ -88,10 +90,10 @@ class Tally:
         parts = [f"{self.ended}{of} files"]
         if self.errors:
             parts.append(f"{self.errors.total()} failed")
-        if self.audio_s:
-            parts.append(f"{self.speed:.1f} min of audio a minute")
         if (left := self.left_s) is not None:
             parts.append(f"{_time(left)} left")
+        if self.audio_s:
+            parts.append(f"{self.speed:.1f} min of audio a minute")
         return ", ".join(parts)
 
     def summary(self) -> str:
@@ -124,9 +126,9 @@ class View(Protocol):
 class Progress:
     """What results tell of; it counts, and hands on to a view."""
 
-    def __init__(self, view: View, *, resumable: bool = False, expected: tuple[int, int] | None = None) -> None:
-        """`expected` files, and the bytes in them; `resumable`: a later run knows what is done."""
-        self.tally, self._view, self._resumable = Tally(), view, resumable
+    def __init__(self, view: View, *, out: Path | None = None, expected: tuple[int, int] | None = None) -> None:
+        """`expected` files, and the bytes in them; `out` is where outputs are, if a later run can go on there."""
+        self.tally, self._view, self._out = Tally(), view, out
         self._source, self._window_end_s = "", 0.0  # of the last window
         self._warned: set[str] = set()
         self._warned_of = ""
@@ -141,8 +143,8 @@ class Progress:
         """It is over, or was stopped; says what became of all, and how to go on."""
         self._view.close()
         if self.tally.ended or kind is None:
-            self._view.say(self.tally.summary())
-        if kind is not None and self._resumable:
+            self._view.say(self.tally.summary() + ("" if self._out is None else f"; see {self._out}"))
+        if kind is not None and self._out is not None:
             self._view.say("note: what is done is stored; give the same command again to go on")
         self._view.event("end", self.tally.facts())
 
@@ -252,20 +254,22 @@ class BarView:
             self._live.update(self._drawing(tally), refresh=True)
 
     def _drawing(self, tally: Tally) -> RenderableType:
-        from rich.console import Group
         from rich.progress_bar import ProgressBar
+        from rich.table import Table
         from rich.text import Text
 
-        width = self._console.width
-        lines: list[RenderableType] = [Text(tally.line(), no_wrap=True, overflow="ellipsis")]
+        lines = Table.grid()
         if tally.files:
-            lines.insert(0, ProgressBar(tally.files, tally.ended, width=min(width, 60)))
+            lines.add_row(ProgressBar(tally.files, tally.ended, width=min(self._console.width, MAX_BAR)))
+        lines.add_row(Text(tally.line(), no_wrap=True, overflow="ellipsis"))
         if tally.last:
-            lines.append(Text(tally.last, style="dim", no_wrap=True, overflow="ellipsis"))
-        return Group(*lines)
+            lines.add_row(Text(tally.last, style="dim", no_wrap=True, overflow="ellipsis"))
+        return lines
 
     def say(self, line: str) -> None:
-        self._console.print(printable(line), markup=False, soft_wrap=True)
+        from rich.text import Text
+
+        self._console.print(Text(printable(line), overflow="fold"))
 
     def event(self, name: str, facts: dict[str, Any]) -> None:
         """Nothing."""

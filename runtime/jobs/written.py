@@ -103,7 +103,8 @@ class WrittenResults:
             if row.error is None:
                 self._finish(other, its, anew=False)
             else:
-                self._fail(other, row.model_copy(update={"audio": other.audio}), its)
+                why = row.error.replace(item.audio, other.audio)
+                self._fail(other, row.model_copy(update={"audio": other.audio, "error": why}), its)
 
     def complete(self) -> None:
         """All inputs were taken."""

@@ -1,0 +1,132 @@
+"""The ledger gives back what it was told, whatever became of its file."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dasheng_edge.runtime.errors import OutputExistsError, OutputWriteError
+from dasheng_edge.runtime.jobs.ledger import Claim, DropLine, ErrorLine, FileLine, JobLine, Ledger, RowLine, WrittenLine
+from dasheng_edge.runtime.output.rows import CaptionRow
+from tests.fixtures.full_disk import largest_file
+
+JOB = JobLine(bundle="tiny", bundle_sha256="0" * 64, settings={"prompt": None})
+
+
+def row(key: str, window: int, *, last: bool = False) -> RowLine:
+    return RowLine(key=key, window=window, last=last, row=CaptionRow(audio=f"{key}.wav", text=f"{key} {window}"))
+
+
+def texts(ledger: Ledger, key: str) -> list[str]:
+    return [row.text for row in ledger.rows(key, f"{key}.wav")]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("ledgers") / "ledger.jsonl"
+
+
+def test_what_was_told_is_known(place: Path) -> None:
+    odd = "\udcff\n\u2028.wav"
+    with Ledger(place, JOB, anew=True) as ledger:
+        ledger.add(FileLine(source=odd, key="a", output="o", formats=("txt",), stat=(1, 2, 3, 4)))
+        ledger.add(row("a", 0))
+        ledger.add(row("a", 1, last=True), sure=True)
+        ledger.add(WrittenLine(output="o", key="a", looks=("txt",)))
+        failed = ledger.add(ErrorLine(row=CaptionRow.of_error(odd, ValueError("no"))))
+    with Ledger(place, JOB) as ledger:
+        assert ledger.claims == {odd: Claim("a", "o", ("txt",), (1, 2, 3, 4))}
+        assert (ledger.count("a"), ledger.done("a"), ledger.written) == (2, True, {"o": ("a", ("txt",))})
+        assert [one.audio for one in ledger.rows("a", "renamed")] == ["renamed"] * 2
+        assert ledger.error_at(failed).error == "no"
+        ledger.add(DropLine(key="a"))
+        assert (ledger.count("a"), ledger.done("a"), ledger.damaged) == (0, False, 0)
+
+
+LINES = st.one_of(
+    st.tuples(st.sampled_from("ab"), st.integers(0, 4)),
+    st.sampled_from([
+        b"", b"{}", b"null", b"[" * 9, b"\xff\x00", b'{"kind": "row"}', b'{"kind": "surprise"}', b'{"kind": "job"',
+        b'{"kind": "row", "key": "a", "window": -1, "last": false, "row": {"audio": "a"}}',
+    ]),
+)  # fmt: skip
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(LINES, max_size=12), st.integers(0, 60), st.booleans())
+def test_torn_doubled_and_foreign_lines_cost_what_they_said_alone(
+    place: Path, lines: list[tuple[str, int] | bytes], torn: int, again: bool
+) -> None:
+    with Ledger(place, JOB, anew=True):
+        pass
+    known: dict[str, int] = {"a": 0, "b": 0}
+    with place.open("ab") as file:
+        for line in lines * (2 if again else 1):
+            if isinstance(line, bytes):
+                file.write(line + b"\n")
+                continue
+            key, window = line
+            file.write(row(key, window).model_dump_json(exclude_unset=False, exclude={"row"}).encode()[:-1])
+            file.write(b', "row": ' + row(key, window).row.json_line().encode() + b"}\n")
+            known[key] += window == known[key]
+        file.write(row("a", known["a"]).model_dump_json().encode()[:torn])
+    for _ in range(2):  # what was cut off stays away
+        with Ledger(place, JOB) as ledger:
+            for key, count in known.items():
+                assert texts(ledger, key) == [f"{key} {window}" for window in range(count)]
+            ledger.add(row("a", known["a"], last=True))
+            assert ledger.done("a")
+            known["a"] += 1
+            ledger.add(DropLine(key="a"))
+            known["a"] = 0
+
+
+def test_what_is_no_ledger_is_left_alone(place: Path) -> None:
+    for content in (b"mine\n", b'{"kind": "row"}\n'):
+        place.write_bytes(content)
+        with pytest.raises(OutputExistsError, match="is no ledger"):
+            Ledger(place, JOB)
+        assert place.read_bytes() == content
+    place.write_bytes(b'{"kind": "jo')  # its writer was killed at once
+    Ledger(place, JOB).close()
+    assert json.loads(place.read_bytes())["kind"] == "job"
+
+
+def test_other_questions_are_told(place: Path) -> None:
+    Ledger(place, JOB, anew=True).close()
+    for other, told in (
+        ({"bundle_sha256": "1" * 64, "bundle": "other"}, r"another bundle \(tiny; now other\)"),
+        ({"settings": {"prompt": "Why?"}}, 'prompt null, now "Why[?]"'),
+    ):
+        with pytest.raises(OutputExistsError, match=told):
+            Ledger(place, JOB.model_copy(update=other))
+    Ledger(place, JOB).close()
+
+
+def test_one_process_writes_and_says_who_it_is(place: Path) -> None:
+    with Ledger(place, JOB, anew=True), pytest.raises(OutputWriteError, match=rf"process {os.getpid()} on "):
+        Ledger(place, JOB)
+    Ledger(place, JOB).close()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX limits")
+def test_a_full_disk_loses_nothing(place: Path) -> None:
+    with Ledger(place, JOB, anew=True) as ledger:
+        ledger.add(row("a", 0))
+        size = place.stat().st_size
+        with (
+            largest_file(size + 40),
+            pytest.raises(OutputWriteError, match="free some space, and give the same command"),
+        ):
+            ledger.add(row("a", 1))
+        assert place.stat().st_size == size
+        ledger.add(row("a", 1))
+    with Ledger(place, JOB) as ledger:
+        assert texts(ledger, "a") == ["a 0", "a 1"]
+    with pytest.raises(OutputWriteError, match="cannot write"):
+        Ledger(place / "below" / "x.jsonl", JOB)
