@@ -179,7 +179,7 @@ def caption(
         prompt, ask, speech, system, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
         seed=seed, repetition_penalty=repetition_penalty, no_repeat_ngram_size=no_repeat_ngram_size,
     )  # fmt: skip
-    run = _Run(inputs, not watch, reading, _batch(batch, asked, alone=stream or live), asked)
+    run = _Run(inputs, not watch, reading, _batch(batch, asked, alone=stream or live), asked, target.subtitles)
     engine = engine_options(bundle, device, threads, allow_tf32, mapped=run.mapped, few=run.few)
     if target.to_files:
         files = target.files(single_file=run.single_file, overwrite=overwrite, resume=resume)
@@ -219,6 +219,7 @@ class _Run:
     reading: Reading
     batch: int | None
     asked: Asked
+    subtitles: bool  # for which it is found out where sounds set in
 
     @cached_property
     def expected(self) -> tuple[int, int] | None:
@@ -249,7 +250,7 @@ class _Run:
         from dasheng_edge.runtime.jobs.printed import PrintedResults
 
         with Captioner.open(bundle, options=engine, check_sha256=check_sha256) as captioner:
-            asked = self.asked.questions(captioner), self.reading
+            asked = self.asked.questions(captioner, changes=self.subtitles), self.reading
             results = PrintedResults(kind, say, stream=stream)
             run(captioner, self.inputs, asked, results, batch=self._batch(captioner), show=results.show)
             results.complete()
@@ -264,7 +265,7 @@ class _Run:
 
         passes: Iterable[Iterable[Input]] = arrivals(self.inputs) if self.expected is None else [self.inputs]
         with Captioner.open(bundle, options=engine, check_sha256=check_sha256) as captioner:
-            asked = self.asked.questions(captioner), self.reading
+            asked = self.asked.questions(captioner, changes=self.subtitles), self.reading
             with Progress(view, out=files.out, expected=self.expected) as progress:
                 run_job(captioner, passes, asked, files, progress, batch=self._batch(captioner))
         return not progress.tally.errors

@@ -73,7 +73,7 @@ class Asked:
         self._prompt, self._system, self._max_new_tokens, self._sampling = prompt, system, max_new_tokens, sampling
         self.named = _named(prompt, ask or [], speech) if ask or speech is not None else None
 
-    def questions(self, captioner: Captioner) -> Questions:
+    def questions(self, captioner: Captioner, *, changes: bool = False) -> Questions:
         """The same for a bundle, with its sampling where none is given."""
         from pydantic import ValidationError
 
@@ -86,7 +86,7 @@ class Asked:
         except ValidationError as error:
             option = str(error.errors()[0]["loc"][0]).replace("_", "-")
             raise typer.BadParameter(wrong_value(error), param_hint=f"'--{option}'") from error
-        return Questions(self._prompt, self._system, self._max_new_tokens, sampling, self.named)
+        return Questions(self._prompt, self._system, self._max_new_tokens, sampling, self.named, changes)
 
 
 def _named(prompt: str | None, ask: list[str], speech: str | None) -> dict[str, str | None]:

@@ -97,6 +97,7 @@ def _job_line(bundle: Bundle, asked: tuple[Questions, Reading]) -> JobLine:
         "max_new_tokens": questions.max_new_tokens or facts.max_new_tokens,
         "sampling": questions.sampling.model_dump(),
         "windows": reading.windows, "strict": reading.strict, "track": reading.track,
+        **({"changes": True} if questions.changes else {}),
     }  # fmt: skip
     return JobLine(
         bundle=bundle.manifest.name,

@@ -39,6 +39,7 @@ class Questions:
     max_new_tokens: int | None
     sampling: Sampling
     named: Mapping[str, str | None] | None = None  # several, in place of the prompt
+    changes: bool = False  # whether it is found out, too, where sounds set in
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def run(
     failed = -1  # the last input that did: they come in their order
     going = (piece for piece in _pieces(captioner, inputs, reading, results) if piece.file != failed)
     came: Iterator[tuple[Piece, Result]]
-    if batch > 1 or questions.named:
+    if batch > 1 or questions.named or questions.changes:
         came = _together(captioner, going, questions, batch)
     else:
         came = _one_by_one(captioner, going, questions, live=reading.live, show=show or _read_through)
@@ -164,12 +165,12 @@ def _together(
     if questions.named:
         results = captioner.ask_each(
             audio(), questions.named, system=questions.system, max_new_tokens=questions.max_new_tokens,
-            sampling=questions.sampling, batch=batch,
+            sampling=questions.sampling, batch=batch, changes=questions.changes,
         )  # fmt: skip
     else:
         results = captioner.caption_each(
             audio(), questions.prompt, system=questions.system, max_new_tokens=questions.max_new_tokens,
-            sampling=questions.sampling, batch=batch,
+            sampling=questions.sampling, batch=batch, changes=questions.changes,
         )  # fmt: skip
     with closing(results):
         for result in results:
