@@ -61,7 +61,7 @@ SUBTITLE_WINDOWS_S = 10.0, 5.0  # of which subtitles are made unless others are 
 InputsArgument = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="INPUT...",
+        metavar="INPUT",
         show_default=False,
         help="Audio or video files, folders of them, patterns such as 'rec/**/*.wav', manifests (.jsonl, .json); "
         "- is stdin.",
@@ -185,7 +185,8 @@ def caption(
         files = target.files(single_file=run.single_file, overwrite=overwrite, resume=resume)
         ok = run.written(bundle, engine, check_sha256, files, _view(quiet=quiet, events=as_json))
     else:
-        ok = run.printed(bundle, engine, check_sha256, target.printed(single_file=run.single_file), stream=stream)
+        kind = target.printed(single_file=run.single_file)
+        ok = run.printed(bundle, engine, check_sha256, kind, stream=stream, quiet=quiet)
     raise typer.Exit(0 if ok else 1)
 
 
@@ -242,15 +243,18 @@ class _Run:
         return self.expected is not None and self.expected[0] < MIN_REPACKING_CLIPS and self.reading.windows is None
 
     def printed(
-        self, bundle: Path, engine: EngineOptions, check_sha256: bool, kind: CaptionFormat, *, stream: bool
+        self, bundle: Path, engine: EngineOptions, check_sha256: bool, kind: CaptionFormat, *, stream: bool, quiet: bool
     ) -> bool:
         """Print captions; returns whether all went well."""
         from dasheng_edge.runtime.captioner import Captioner
+        from dasheng_edge.runtime.jobs.estimate import foretell
         from dasheng_edge.runtime.jobs.pieces import run
         from dasheng_edge.runtime.jobs.printed import PrintedResults
 
         with Captioner.open(bundle, options=engine, check_sha256=check_sha256) as captioner:
             asked = self.asked.questions(captioner, changes=self.subtitles), self.reading
+            tell = None if quiet else lambda told: say(f"note: {told}")
+            foretell(captioner, self.inputs, asked, batch=self._batch(captioner), tell=tell)
             results = PrintedResults(kind, say, stream=stream)
             run(captioner, self.inputs, asked, results, batch=self._batch(captioner), show=results.show)
             results.complete()

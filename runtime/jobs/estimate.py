@@ -6,13 +6,15 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
-from pathlib import Path
 from statistics import median
 from time import perf_counter
+from typing import TypeAlias
 
 import av
 
+from dasheng_edge.runtime.audio.windows import HOP_S, WINDOW_S, spans
 from dasheng_edge.runtime.bundle.bundle import DECODER
 from dasheng_edge.runtime.caption import Caption
 from dasheng_edge.runtime.captioner import Captioner
@@ -24,6 +26,9 @@ from dasheng_edge.runtime.machine.meters import peak_rss_bytes
 from dasheng_edge.runtime.text.context import KV_TYPES
 from dasheng_edge.runtime.text.context_memory import KV_BITS, kept_bytes
 
+from .inputs import STDIN, Input
+from .pieces import Questions, Reading
+
 MIN_CLIPS = 20  # of fewer, the first clips would be a good part of the job
 LONG_S = 30.0  # a shorter job is not worth a sentence
 READING_S = 2.0  # that reading headers may take; of the files behind, the mean is taken
@@ -33,6 +38,7 @@ _ROUNDING = 1e-9  # of hops
 PROBES, PROBING_S = 5, 1.0  # first clips, and seconds that they may take after the first of them
 # A token's time in a batch by its time alone: 0.72 of a 7B, 8 at once, and 0.32 of a 0.6B, 16 at once (docs/speed.md).
 SHARE = 0.5
+Answers: TypeAlias = Sequence[Caption]  # of one clip: as many as there are questions
 
 
 @dataclass(frozen=True)
@@ -91,15 +97,15 @@ class Pace:
     audio_s: float
 
     @classmethod
-    def of(cls, captions: Sequence[Caption], *, together: bool) -> Pace:
-        """The pace of captions that were made one by one; `together`: in batches, their tokens take less."""
+    def of(cls, clips: Sequence[Answers], *, together: bool) -> Pace:
+        """The pace of clips that were asked about one by one; `together`: in batches, their tokens take less."""
         share = SHARE if together else 1.0
-        hearing = sum(
-            one.timings.audio_decode_ms + one.timings.front_end_ms + one.timings.encoder_ms + one.timings.projector_ms
-            for one in captions
-        )
-        answering = [one.timings.prefill_ms + share * one.timings.decode_ms for one in captions]
-        seconds = sum(one.audio_s for one in captions)
+        heard = [answers[0].timings for answers in clips]  # once for all answers
+        hearing = sum(one.audio_decode_ms + one.front_end_ms + one.encoder_ms + one.projector_ms for one in heard)
+        answering = [
+            sum(one.timings.prefill_ms + share * one.timings.decode_ms for one in answers) for answers in clips
+        ]
+        seconds = sum(answers[0].audio_s for answers in clips)
         return cls(median(answering) / 1000.0, hearing / 1000.0 / seconds if seconds else 0.0)
 
 
@@ -110,11 +116,6 @@ class Estimate:
     work: Work
     seconds: float
     memory_bytes: int | None  # None where the system does not tell
-
-    @property
-    def is_long(self) -> bool:
-        """Whether people want to be told."""
-        return self.seconds >= LONG_S
 
     def __str__(self) -> str:
         work = self.work
@@ -133,32 +134,70 @@ def spoken(seconds: float) -> str:
     return f"{seconds:.0f} seconds"
 
 
-def estimate(
+def foretell(
     captioner: Captioner,
-    work: Work,
-    probes: Iterable[Callable[[], Caption]],
+    inputs: Iterable[Input],
+    asked: tuple[Questions, Reading],
     *,
     batch: int,
-) -> Estimate | None:
-    """What a job takes, by captions of its first clips, which are made for this alone.
+    tell: Callable[[Estimate], None] | None,
+) -> None:
+    """Tell what a long job takes, and refuse what does not fit; None tells nobody.
 
-    None where it has few clips, or none of the first can be captioned. Raises nothing.
+    Raises:
+        AudioTooLongError: windows of this length are longer than the decoder hears.
+        MemoryShortError: there is no memory for a single answer about the longest clip.
     """
+    questions, reading = asked
+    if reading.live:
+        return
+    facts = captioner.bundle.prompt_facts
+    cut = Cut(0.0, *reading.windows) if reading.windows else Cut(facts.comfortable_s, WINDOW_S, HOP_S)
+    items = [item for item in inputs if item.error is None]
+    work = Work.of(read_durations(items), cut)
+    longest_s = max(work.longest_s, cut.window_s if work.unknown else 0.0)
+    check_fits(captioner, longest_s, questions.max_new_tokens or facts.max_new_tokens, windows=bool(reading.windows))
+    if tell is None:
+        return
+    files = [item for item in items if item.path != STDIN]
+    probes = (partial(_first, captioner, item, asked, cut) for item in files[:: max(1, len(files) // PROBES)])
+    if (told := estimate(captioner, work, probes, batch=batch)) is not None and told.seconds >= LONG_S:
+        tell(told)
+
+
+def _first(captioner: Captioner, item: Input, asked: tuple[Questions, Reading], cut: Cut) -> Answers:
+    """What is said about an input's first clip."""
+    questions, reading = asked
+    rate_hz = captioner.bundle.manifest.front_end.sample_rate_hz
+    source = item.read(rate_hz, strict=reading.strict, track=reading.track)
+    clip = next(spans(source, rate_hz, whole_s=cut.whole_s, window_s=cut.window_s, hop_s=cut.hop_s)).audio
+    answers = captioner.ask(
+        clip, questions.named or {"": questions.prompt}, system=questions.system,
+        max_new_tokens=questions.max_new_tokens, sampling=questions.sampling,
+    )  # fmt: skip
+    return [*answers.values()]
+
+
+def estimate(
+    captioner: Captioner, work: Work, probes: Iterable[Callable[[], Answers]], *, batch: int
+) -> Estimate | None:
+    """What work takes, by answers about some of its clips, which are made for this alone. Raises nothing."""
     if work.clips < MIN_CLIPS:
         return None
-    captions: list[Caption] = []
+    clips: list[Answers] = []
     started = 0.0
     for probe in islice(probes, PROBES):
-        if captions and perf_counter() - started > PROBING_S:
+        if clips and perf_counter() - started > PROBING_S:
             break
         with suppress(DashengEdgeError):
-            captions.append(probe())
+            clips.append(probe())
             started = started or perf_counter()
-    if not captions:
+    heard = [answers for answers in clips if answers[0].tokens]  # nothing is asked about silence
+    if not heard:
         return None
     # The first has all that is done once behind it.
-    pace = Pace.of(captions[1:] or captions, together=batch > 1)
-    rows = max(one.prompt_tokens + one.audio_tokens for one in captions)
+    pace = Pace.of(heard[1:] or heard, together=batch > 1)
+    rows = max(one.prompt_tokens + one.audio_tokens for answers in heard for one in answers)
     return Estimate(work, work.clips * pace.clip_s + work.clip_s * pace.audio_s, memory_bytes(captioner, rows, batch))
 
 
@@ -176,8 +215,8 @@ def memory_bytes(captioner: Captioner, rows: int, batch: int) -> int | None:
     return taken + batch * (rows + captioner.bundle.prompt_facts.max_new_tokens) * _position_bytes(captioner)
 
 
-def check_fits(captioner: Captioner, longest_s: float, max_new_tokens: int) -> None:
-    """Refuse clips of `longest_s` seconds of which not even one would be answered.
+def check_fits(captioner: Captioner, longest_s: float, max_new_tokens: int, *, windows: bool) -> None:
+    """Refuse clips of `longest_s` seconds of which not even one would be answered; `windows`: all are of that length.
 
     Raises:
         AudioTooLongError: their rows are more than the decoder has positions.
@@ -186,29 +225,34 @@ def check_fits(captioner: Captioner, longest_s: float, max_new_tokens: int) -> N
     spec, decoder = captioner.bundle.manifest.front_end, captioner.parts.decoder
     samples = round(longest_s * spec.sample_rate_hz)
     rows = spec.tokens_of(samples) + max_new_tokens
-    if rows > decoder.context_length:
+    if windows and rows > decoder.context_length:
         fitting = spec.samples_for_tokens(max(1, decoder.context_length - max_new_tokens)) / spec.sample_rate_hz
         raise AudioTooLongError(
-            f"clips of {longest_s:g} s need more than {rows:,} positions, the decoder has {decoder.context_length:,}; "
+            f"windows of {longest_s:g} s need over {rows:,} positions, the decoder has {decoder.context_length:,}; "
             f"take windows of less than {math.floor(fitting)} s (--window), or fewer tokens (--max-new-tokens)"
         )
-    own = rows * _position_bytes(captioner) + _SAMPLE_BYTES * samples
-    require(f"a clip of {longest_s:g} s", "take shorter windows (--window), or a smaller bundle", own=own)
+    if decoder.settings.text_device == "cpu":
+        own = min(rows, decoder.context_length) * _position_bytes(captioner) + _SAMPLE_BYTES * samples
+        require(f"a clip of {longest_s:g} s", "take shorter windows (--window), or a smaller bundle", own=own)
 
 
-def read_durations(paths: Iterable[str | Path]) -> list[float | None]:
-    """Seconds of each file, by its header; None where that does not say it or cannot be read. Takes READING_S at most.
+def read_durations(inputs: Iterable[Input]) -> list[float | None]:
+    """Seconds of each input, by the header of its file; None where that does not say it or cannot be read.
 
-    Raises nothing.
+    Takes READING_S at most. Raises nothing.
     """
     end, durations = perf_counter() + READING_S, list[float | None]()
-    for path in paths:
-        durations.append(_duration(path) if perf_counter() < end else None)
+    for item in inputs:
+        stated = item.duration_s
+        if stated is None and perf_counter() < end and item.path != STDIN:
+            whole = _duration(item.path)
+            stated = None if whole is None else max(0.0, whole - item.offset_s)
+        durations.append(stated)
     return durations
 
 
-def _duration(path: str | Path) -> float | None:
-    with suppress(OSError, ValueError), av.open(str(path)) as container:  # PyAV's errors are one or the other
+def _duration(path: str) -> float | None:
+    with suppress(OSError, ValueError), av.open(path) as container:  # PyAV's errors are one or the other
         if not container.streams.audio:
             return None
         track = container.streams.audio[0]

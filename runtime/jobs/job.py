@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from dasheng_edge.runtime.bundle.manifest import MANIFEST
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.output.caption_formats import CaptionFormat
 
+from .estimate import foretell
 from .inputs import Input
 from .ledger import JobLine, Ledger
 from .pieces import Questions, Reading, run
@@ -53,6 +55,8 @@ def run_job(
 ) -> Tally:
     """Caption inputs into files, and go on where an earlier run of the same was ended; each of `passes` is completed.
 
+    Of a sequence of passes, which is all there will be, it is told what they take if that is long and nothing is done.
+
     Raises:
         OutputExistsError: there is something else, or what was made with other settings.
         OutputWriteError: another process writes there, the disk is full, or the place is not writable.
@@ -60,6 +64,9 @@ def run_job(
     """
     with ExitStack() as stack:
         results = _open(stack, captioner.bundle, asked, files, progress)
+        if not results.ledger.claims:
+            ahead = chain.from_iterable(passes if isinstance(passes, Sequence) else ())
+            foretell(captioner, ahead, asked, batch=batch, tell=None if progress.quiet else progress.foretell)
         for inputs in passes:
             run(captioner, inputs, asked, results, batch=batch)
         results.complete()

@@ -19,6 +19,8 @@ from .inputs import Input
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from .estimate import Estimate
+
 LINE_EVERY_S = 5.0  # in a log
 MAX_BAR = 60  # columns
 MIN_ELAPSED_S = 2.0  # before, nothing can be said of the time that is left
@@ -129,6 +131,7 @@ class Progress:
     def __init__(self, view: View, *, out: Path | None = None, expected: tuple[int, int] | None = None) -> None:
         """`expected` files, and the bytes in them; `out` is where outputs are, if a later run can go on there."""
         self.tally, self._view, self._out = Tally(), view, out
+        self.quiet = isinstance(view, QuietView)
         self._source, self._window_end_s = "", 0.0  # of the last window
         self._warned: set[str] = set()
         self._warned_of = ""
@@ -147,6 +150,11 @@ class Progress:
         if kind is not None and self._out is not None:
             self._view.say("note: what is done is stored; give the same command again to go on")
         self._view.event("end", self.tally.facts())
+
+    def foretell(self, told: Estimate) -> None:
+        """What all of it will take."""
+        self.note(str(told))
+        self._view.event("estimate", {"seconds": round(told.seconds, 1), "memory_bytes": told.memory_bytes})
 
     def begin(self, item: Input) -> None:
         """An input is looked at."""

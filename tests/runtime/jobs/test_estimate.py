@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
-from itertools import islice
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -21,7 +20,20 @@ from dasheng_edge.runtime.caption import Caption, Timings
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.errors import AudioTooLongError, DecoderError, MemoryShortError
 from dasheng_edge.runtime.jobs import estimate as module
-from dasheng_edge.runtime.jobs.estimate import Cut, Estimate, Pace, Work, check_fits, estimate, read_durations, spoken
+from dasheng_edge.runtime.jobs.estimate import (
+    Answers,
+    Cut,
+    Estimate,
+    Pace,
+    Work,
+    check_fits,
+    estimate,
+    foretell,
+    read_durations,
+    spoken,
+)
+from dasheng_edge.runtime.jobs.inputs import Input
+from dasheng_edge.runtime.jobs.pieces import Questions, Reading
 from tests.fixtures.audio_files import Format, sine, write_audio
 
 RATE = 1000  # the lowest, since only lengths count
@@ -60,19 +72,25 @@ def test_files_that_do_not_say_count_as_the_others() -> None:
     assert Work.of([], cut).files == 0
 
 
+def item(path: Path, offset_s: float = 0.0, duration_s: float | None = None) -> Input:
+    return Input(str(path), str(path), path.name, offset_s=offset_s, duration_s=duration_s)
+
+
 def caption_of(hearing_ms: float, prefill_ms: float, decode_ms: float, audio_s: float = 10.0) -> Caption:
     timings = Timings(0.0, 0.0, hearing_ms, 0.0, prefill_ms, 0.0, 0.0, decode_ms, 0.0, 1)
     fields: dict[str, Any] = {field.name: None for field in dataclasses.fields(Caption)}
-    fields |= {"audio_s": audio_s, "timings": timings, "prompt_tokens": 5, "audio_tokens": 50}
+    fields |= {"audio_s": audio_s, "timings": timings, "prompt_tokens": 5, "audio_tokens": 50, "tokens": (1,)}
     return Caption(**fields)
 
 
 def test_the_pace_of_captions() -> None:
-    captions = [caption_of(100, 20, 40), caption_of(300, 20, 80, audio_s=30), caption_of(100, 20, 1000)]
+    captions = [[caption_of(100, 20, 40)], [caption_of(300, 20, 80, audio_s=30)], [caption_of(100, 20, 1000)]]
     alone, together = Pace.of(captions, together=False), Pace.of(captions, together=True)
     assert (alone.clip_s, alone.audio_s) == pytest.approx((0.1, 0.01))
     assert together.clip_s == pytest.approx(0.02 + 0.04)
     assert together.audio_s == alone.audio_s
+    twice = Pace.of([answers * 2 for answers in captions], together=False)  # is heard once
+    assert (twice.clip_s, twice.audio_s) == pytest.approx((2 * alone.clip_s, alone.audio_s))
 
 
 def test_an_estimate_is_by_the_first_clips_but_the_very_first(captioner: Captioner) -> None:
@@ -80,20 +98,19 @@ def test_an_estimate_is_by_the_first_clips_but_the_very_first(captioner: Caption
     pace = [caption_of(9e9, 9e9, 0), caption_of(100, 50, 0), caption_of(100, 50, 0)]
     failing = iter([*pace, None])
 
-    def probe() -> Caption:
+    def probe() -> Answers:
         if (found := next(failing)) is None:
             raise DecoderError("no")
-        return found
+        return [found]
 
     told = estimate(captioner, work, [probe] * 4, batch=1)
     assert told is not None
     assert told.seconds == pytest.approx(100 * 0.15)
-    assert not told.is_long
     assert told.memory_bytes is None or told.memory_bytes > 50e6
     few = dataclasses.replace(work, clips=3)
     assert estimate(captioner, few, iter(int, 1), batch=1) is None  # type: ignore[arg-type]  # asks for no probe
 
-    def fails() -> Caption:
+    def fails() -> Answers:
         raise DecoderError("no")
 
     assert estimate(captioner, work, [fails], batch=1) is None
@@ -104,9 +121,9 @@ def test_probing_ends_in_time(captioner: Captioner, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(module, "PROBING_S", 0.0)
     asked = []
 
-    def probe() -> Caption:
+    def probe() -> Answers:
         asked.append(1)
-        return caption_of(100, 50, 0)
+        return [caption_of(100, 50, 0)]
 
     work = Work.of([10.0] * 100, Cut(210.0, 30.0, 15.0))
     assert estimate(captioner, work, [probe] * 9, batch=4) is not None
@@ -146,43 +163,68 @@ def test_durations_are_read_from_headers(tmp_path: Path, kind: Format) -> None:
     file = write_audio(tmp_path / "clip", sine(440, 2, 16_000), kind)
     broken = tmp_path / "broken.wav"
     broken.write_bytes(b"RIFF")
-    durations = read_durations([file, broken, tmp_path / "none.wav", tmp_path])
+    durations = read_durations(map(item, [file, broken, tmp_path / "none.wav", tmp_path]))
     assert durations == [pytest.approx(2.0, abs=0.1), None, None, None]
+    parts = [item(file, offset_s=0.5), item(file, offset_s=0.5, duration_s=1.0), item(Path("-"))]
+    assert read_durations(parts) == [pytest.approx(1.5, abs=0.1), 1.0, None]
 
 
 def test_reading_headers_ends_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "READING_S", 0.0)
     file = write_audio(tmp_path / "clip", sine(440, 2, 16_000), Format("wav", "wav", "pcm_s16le", 16_000))
-    assert read_durations([file] * 3) == [None] * 3
+    assert read_durations([item(file)] * 3) == [None] * 3
 
 
 def test_what_does_not_fit_is_refused(captioner: Captioner, monkeypatch: pytest.MonkeyPatch) -> None:
-    check_fits(captioner, 10.0, 32)
+    check_fits(captioner, 10.0, 32, windows=True)
+    check_fits(captioner, 40_000.0, 32, windows=False)  # others may fit
     positions, rate = captioner.parts.decoder.context_length, captioner.bundle.manifest.front_end.sample_rate_hz
     with pytest.raises(AudioTooLongError, match="--window") as error:
-        check_fits(captioner, 40_000.0, 32)
+        check_fits(captioner, 40_000.0, 32, windows=True)
     fitting = float(str(error.value).partition("less than ")[2].split()[0])
-    check_fits(captioner, fitting, 32)
+    check_fits(captioner, fitting, 32, windows=True)
     assert captioner.bundle.manifest.front_end.tokens_of(round(fitting * rate)) + 32 <= positions
     monkeypatch.setattr("dasheng_edge.runtime.machine.memory._fillable", lambda: 1 << 20)
     with pytest.raises(MemoryShortError, match="shorter windows"):
-        check_fits(captioner, 300.0, 32)
+        check_fits(captioner, 300.0, 32, windows=True)
+
+
+@pytest.mark.parametrize("windows", [None, (2.0, 1.0)])
+def test_a_long_job_is_foretold_and_a_quiet_one_checked(
+    captioner: Captioner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, windows: tuple[float, float] | None
+) -> None:
+    monkeypatch.setattr(module, "LONG_S", 0.0)
+    noise = np.random.default_rng(0).uniform(-0.3, 0.3, 16_000 * 3).astype(np.float32)
+    file = write_audio(tmp_path / "clip.wav", noise, Format("wav", "wav", "pcm_s16le", 16_000))
+    asked = Questions(None, None, 4, captioner.bundle.prompt_facts.sampling), Reading(windows)
+    told: list[Estimate] = []
+    foretell(captioner, [item(file)] * 20 + [item(Path("-"))], asked, batch=4, tell=told.append)
+    (one,) = told
+    assert (one.work.files, one.work.unknown) == (21, 1)
+    assert one.work.clips == (42 if windows else 21)
+    assert 0 < one.seconds < 60
+    foretell(captioner, [item(file)] * 5, asked, batch=4, tell=told.append)  # few
+    foretell(captioner, [item(file)] * 20, (asked[0], Reading(live=True)), batch=1, tell=told.append)
+    foretell(captioner, [item(file)] * 20, asked, batch=4, tell=None)
+    assert len(told) == 1
+    with pytest.raises(AudioTooLongError):
+        foretell(captioner, [item(Path("-"))], (asked[0], Reading((80_000.0, 1.0))), batch=4, tell=None)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not MICRO.is_dir(), reason="make build/micro")
-def test_real_runs_on_micro_take_what_was_said() -> None:
+def test_real_runs_on_micro_take_what_was_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LONG_S", 0.0)
     files = sorted(CLIPS.glob("*.flac"))
     ratios = []
     with Captioner.open(MICRO, few=True) as captioner:
         batch = captioner.parts.decoder.settings.batch
         for run in range(5):
             paths = (files[run:] + files)[:40] * 2
-            work = Work.of(read_durations(paths), Cut(210.0, 30.0, 15.0))
-            probes = islice(((lambda path=path: captioner.caption(path)) for path in paths), 0, None, 16)
-            told = estimate(captioner, work, probes, batch=batch)
+            asked = Questions(None, None, None, captioner.bundle.prompt_facts.sampling), Reading()
+            told: list[Estimate] = []
+            foretell(captioner, map(item, paths), asked, batch=batch, tell=told.append)
             started = perf_counter()
-            assert len(list(captioner.caption_each(paths))) == work.clips
-            assert told is not None
-            ratios.append(told.seconds / (perf_counter() - started))
+            assert len(list(captioner.caption_each(paths))) == told[0].work.clips
+            ratios.append(told[0].seconds / (perf_counter() - started))
     assert abs(math.log(statistics.median(ratios))) <= math.log(1.5), ratios
