@@ -218,6 +218,11 @@ bench-full: llama-tools $(BENCH)/small/7b/manifest.json  ## the same for the dec
 bench-gpu: $(STAMP_READY) build/micro  ## measure a card with a 7B of random weights (eight minutes, 21 GB of memory), to benchmarks/results/gpu
 	@$(BIN)/python -m benchmarks.gpu
 
+MINUTES ?= 60
+.PHONY: bench-listening
+bench-listening: $(STAMP_READY) $(BENCH)/small/0.6b/manifest.json  ## listen to a room for an hour, or MINUTES=10, at the speed of time, to benchmarks/results
+	@$(BIN)/python -m benchmarks.speed.listening $(BENCH)/small/0.6b --minutes $(MINUTES)
+
 .PHONY: bench-export bench-export-full
 bench-export: $(STAMP_READY)  ## export every variant but the 7B at full size, and record time, memory and errors
 	@$(BIN)/python -m benchmarks.export.measure

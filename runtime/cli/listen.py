@@ -36,7 +36,6 @@ from .options import (
 from .questions import PromptOption, SystemOption
 
 if TYPE_CHECKING:
-    from dasheng_edge.runtime.engine.engine import Engine
     from dasheng_edge.runtime.live.ear import WindowPlan
     from dasheng_edge.runtime.live.listening import Heard, Listening
     from dasheng_edge.runtime.live.log import LiveLog
@@ -134,15 +133,16 @@ def listen(
     from dasheng_edge.runtime.live.log import LiveLog
 
     options = engine_options(bundle, device, threads, allow_tf32)
+    meter = _Meter(shown=not quiet)
+    heard = _source(file, source, meter, realtime=realtime)
     with (
         LiveLog(srt, jsonl, overwrite=overwrite) as log,
         Engine.open(bundle, options=options, batch=1, check_sha256=check_sha256) as engine,
     ):
-        heard = _source(engine, file, source, realtime=realtime)
         ask = captions_of(engine, heard.name, prompt, system=system, max_new_tokens=max_new_tokens)
         listening = Listening(heard, engine.parts.audio, plan, ask, waits=file is not None and not realtime)
         with _ended_by_signal(listening):
-            _Screen(listening, log, as_json=as_json, clock=file is None, quiet=quiet).run()
+            _Screen(listening, log, meter, as_json=as_json, clock=file is None, quiet=quiet).run()
 
 
 def _check(file: str | None, source: str | None, *, realtime: bool) -> None:
@@ -164,15 +164,14 @@ def _plan(window: float | None, hop: float | None) -> WindowPlan:
         raise typer.BadParameter(str(error)) from error
 
 
-def _source(engine: Engine, file: str | None, wanted: str | None, *, realtime: bool) -> Source:
+def _source(file: str | None, wanted: str | None, meter: _Meter, *, realtime: bool) -> Source:
     from dasheng_edge.runtime.live.microphone import Microphone
-    from dasheng_edge.runtime.live.source import FileSource, SystemClock
+    from dasheng_edge.runtime.live.source import RATE_HZ, FileSource, SystemClock
 
-    rate_hz = engine.bundle.manifest.front_end.sample_rate_hz
     if file is None:
-        return Microphone(wanted, rate_hz, SystemClock(), say)
+        return Microphone(wanted, RATE_HZ, SystemClock(), meter.say)
     audio = sys.stdin.buffer if file == "-" else file
-    return FileSource(audio, rate_hz, SystemClock() if realtime else None)
+    return FileSource(audio, RATE_HZ, SystemClock() if realtime else None)
 
 
 @contextmanager
@@ -197,48 +196,90 @@ def _ended_by_signal(listening: Listening) -> Generator[None]:
             signal.signal(number, handler)
 
 
+class _Meter:
+    """A line on stderr that is written again and again; nothing where that is no terminal."""
+
+    def __init__(self, *, shown: bool) -> None:
+        self._shown = shown and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self._line = ""  # as it stands on the terminal
+
+    def draw(self, listening: Listening) -> None:
+        """Level, background, and state."""
+        if not self._shown:
+            return
+        ear, tally, columns = listening.ear, listening.tally, shutil.get_terminal_size().columns
+        bar = min(METER_COLUMNS, max(8, columns - 44))
+        filled, floor = (
+            round(bar * min(1.0, max(0.0, 1 + level / METER_DB))) for level in (ear.level_db, ear.floor_db)
+        )
+        cells = ["#" if place < filled else "-" for place in range(bar)]
+        cells[min(floor, bar - 1)] = "|"
+        dropped = f", {tally.dropped} dropped" if tally.dropped else ""
+        state = f"{_elapsed(listening.seconds)} [{''.join(cells)}] {max(-99.0, ear.level_db):4.0f} dB"
+        count = _count(tally.captions - tally.repeats, "caption")
+        line = f"{state} {'hears' if ear.hears else 'quiet'}  {count}{dropped}"[: columns - 1]
+        if line != self._line:
+            sys.stderr.write("\r" + line.ljust(len(self._line)))
+            sys.stderr.flush()
+            self._line = line
+
+    def clear(self) -> None:
+        """Make room for another line."""
+        if self._line:
+            sys.stderr.write("\r" + " " * len(self._line) + "\r")
+            sys.stderr.flush()
+            self._line = ""
+
+    def say(self, line: str) -> None:
+        """A line that stays."""
+        self.clear()
+        say(line)
+
+
 class _Screen:
     """What is printed: captions on stdout, and on stderr a level, what is dropped, and a summary."""
 
-    def __init__(self, listening: Listening, log: LiveLog, *, as_json: bool, clock: bool, quiet: bool) -> None:
-        self._listening, self._log, self._as_json, self._clock, self._quiet = listening, log, as_json, clock, quiet
-        self._began = datetime.now().astimezone()
-        self._shows = not quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-        self._line = ""  # of the meter, as it stands on the terminal
+    def __init__(
+        self, listening: Listening, log: LiveLog, meter: _Meter, *, as_json: bool, clock: bool, quiet: bool
+    ) -> None:
+        self._listening, self._log, self._meter = listening, log, meter
+        self._as_json, self._clock, self._quiet = as_json, clock, quiet
 
     def run(self) -> None:
         """Listen until it ends."""
-        self._note(f"listening to {printable(self._listening.source.name)}; Ctrl-C ends it")
-        self._began = datetime.now().astimezone()
+        if not self._quiet:
+            self._meter.say(f"listening to {printable(self._listening.source.name)}; Ctrl-C ends it")
         try:
-            with closing(self._listening.run(self._meter)) as all_heard:
+            with closing(self._listening.run(lambda: self._meter.draw(self._listening))) as all_heard:
                 for heard in all_heard:
                     self._show(heard)
         finally:
-            self._clear()
+            self._meter.clear()
             if not self._quiet:
                 self._sum_up()
 
     def _show(self, heard: Heard) -> None:
         from dasheng_edge.runtime.output.rows import CaptionRow
 
-        window, name = heard.window, self._listening.source.name
-        began = self._began + timedelta(seconds=window.start_s)
+        window, source = heard.window, self._listening.source
         if heard.repeats or (heard.caption is not None and not heard.caption.text.strip()):
             return
         if heard.caption is not None:
-            row = CaptionRow.of(name, window, heard.caption)
+            row = CaptionRow.of(source.name, window, heard.caption)
         else:
             row = CaptionRow(
-                audio=name, start_s=window.start_s, end_s=window.end_s,
+                audio=source.name, start_s=window.start_s, end_s=window.end_s,
                 error="dropped, since the machine is too slow" if heard.dropped else str(heard.error),
                 error_type="WindowDropped" if heard.dropped else type(heard.error).__name__,
             )  # fmt: skip
-        if self._clock:
+        at = _elapsed(window.start_s)
+        if self._clock:  # counted back from now: the machine may have slept, and no two clocks go alike
+            ago = timedelta(seconds=self._listening.seconds + source.behind_s() - window.start_s)
+            began = datetime.now().astimezone() - ago
             row = CaptionRow.model_validate(row.fields() | {"clock": began.isoformat(timespec="milliseconds")})
+            at = f"{began:%H:%M:%S}"
         self._log.write(row)
-        self._clear()
-        at = f"{began:%H:%M:%S}" if self._clock else _elapsed(window.start_s)
+        self._meter.clear()
         if self._as_json:
             typer.echo(row.json_line())
         elif row.error is None:
@@ -247,44 +288,11 @@ class _Screen:
         if row.error is not None:
             say(f"{at}  {row.error} ({window.end_s - window.start_s:.1f} s)")
 
-    def _meter(self) -> None:
-        """Level, background and state, on one line of the terminal."""
-        if not self._shows:
-            return
-        ear, tally = self._listening.ear, self._listening.tally
-        bar = min(METER_COLUMNS, max(8, shutil.get_terminal_size().columns - 44))
-        filled, floor = (
-            round(bar * min(1.0, max(0.0, 1 + level / METER_DB))) for level in (ear.level_db, ear.floor_db)
-        )
-        cells = ["#" if place < filled else "-" for place in range(bar)]
-        cells[min(floor, bar - 1)] = "|"
-        dropped = f", {tally.dropped} dropped" if tally.dropped else ""
-        state = "hears " if ear.hears else "quiet "
-        line = f"{_elapsed(self._listening.seconds)} [{''.join(cells)}] {max(-99.0, ear.level_db):4.0f} dB {state}"
-        self._draw(f"{line} {tally.captions - tally.repeats} captions{dropped}")
-
-    def _draw(self, line: str) -> None:
-        line = line[: shutil.get_terminal_size().columns - 1]
-        if line != self._line:
-            sys.stderr.write("\r" + line.ljust(len(self._line)))
-            sys.stderr.flush()
-            self._line = line
-
-    def _clear(self) -> None:
-        if self._line:
-            sys.stderr.write("\r" + " " * len(self._line) + "\r")
-            sys.stderr.flush()
-            self._line = ""
-
-    def _note(self, line: str) -> None:
-        if not self._quiet:
-            say(line)
-
     def _sum_up(self) -> None:
         ear, tally, seconds = self._listening.ear, self._listening.tally, self._listening.seconds
         share = ear.sounding_ticks / max(1, ear.ticks)
         parts = [
-            f"listened for {_elapsed(seconds)}, of which {share:.0%} was no background",
+            f"listened for {_elapsed(seconds)}, with sound {share:.0%} of the time",
             _count(tally.captions, "caption"),
         ]
         parts += [f"{tally.repeats} of them said what the one before did"] if tally.repeats else []

@@ -204,8 +204,10 @@ class Ear:
         return self._made(end, len(rows), rows, 1000 * perf_counter() - start_ms)
 
     def _made(self, end: int, ticks: int, rows: NDArray[np.float32] | None, encoding_ms: float) -> Window:
-        sounded = min(end, self._sounded)
-        return Window((end - ticks) * self._tick_s, end * self._tick_s, sounded * self._tick_s, rows, encoding_ms)
+        start_s, end_s, sounded_s = (
+            round(tick * self._tick_s, 3) for tick in (end - ticks, end, min(end, self._sounded))
+        )
+        return Window(start_s, end_s, sounded_s, rows, encoding_ms)
 
     def _encoded(self, block: Sequence[Tick]) -> NDArray[np.float32]:
         """One row for each tick, float32 [ticks, llm_dim]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
@@ -16,7 +17,6 @@ from dasheng_edge.runtime.errors import NOT_OF_A_CLIP, DashengEdgeError
 from .ear import Ear, Window, WindowPlan
 from .source import Piece, Source
 
-MAX_ASKED = 2  # captions that are asked for: one is made, one waits
 REPEAT_S = 7.0  # between windows that say the same, if the second is no news: as long as a subtitle stays
 
 
@@ -36,7 +36,8 @@ def captions_of(
     system: str | None = None,
     max_new_tokens: int | None = None,
 ) -> Callable[[Window], Asked]:
-    """Has windows of a source captioned by an engine; arguments as in `Engine.submit`."""
+    """Has windows of a source captioned by an engine; arguments and errors as in `Engine.submit`."""
+    engine.parts.prompts.build(prompt, system=system)  # what is wrong with it is said before there is a sound
 
     def ask(window: Window) -> Asked:
         assert window.embeddings is not None
@@ -96,7 +97,7 @@ class Listening:
         self.ear = Ear(audio, plan, lambda: not waits and source.behind_s() > plan.window_s)
         self.seconds = 0.0  # of audio so far, what is missing included
         self._rate_hz = audio.front_end.spec.sample_rate_hz
-        self._ask, self._waits = ask, waits
+        self._ask, self._waits, self._longest_s = ask, waits, plan.window_s
         self._asked: deque[tuple[Window, Asked | None]] = deque()  # None: it was dropped
         self._said, self._said_until_s = "", -REPEAT_S
         self._stopped = False
@@ -115,6 +116,7 @@ class Listening:
         for piece in self.source.pieces():
             for window in self._heard(piece):
                 yield from self._begin(window)
+            self._drop_waiting(self._longest_s)
             yield from self._answers(wait=self._waits)
             watch()
             if self._stopped:
@@ -136,14 +138,18 @@ class Listening:
         if window.embeddings is None:
             self._asked.append((window, None))
             return
-        waiting = [place for place, (_, ticket) in enumerate(self._asked) if ticket is not None]
-        if not self._waits and len(waiting) >= MAX_ASKED:
-            late, ticket = self._asked[waiting[1]]  # the first is in the making
-            self._asked[waiting[1]] = (late, None)
-            assert ticket is not None
-            ticket.cancel()
+        self._drop_waiting(-math.inf)
         self._asked.append((window, self._ask(window)))
         yield from self._answers(wait=self._waits)
+
+    def _drop_waiting(self, longest_s: float) -> None:
+        """Let go of windows that ended longer ago and wait for another's caption, which is in the making."""
+        making, now_s = False, self.seconds + self.source.behind_s()
+        for place, (window, ticket) in enumerate(self._asked):
+            if ticket is not None and making and not self._waits and now_s - window.end_s > longest_s:
+                ticket.cancel()
+                self._asked[place] = (window, None)
+            making = making or ticket is not None
 
     def _answers(self, *, wait: bool) -> Iterator[Heard]:
         while self._asked and (wait or (ticket := self._asked[0][1]) is None or ticket.done()):

@@ -11,6 +11,7 @@ import numpy as np
 
 from dasheng_edge.runtime.audio.read import AudioSource, Waveform, read_audio
 
+RATE_HZ = 16_000  # that every front end takes
 PIECE_S = 0.1  # that are handed on at a time: captions and a level are late by no more
 
 

@@ -80,7 +80,7 @@ def stored(folder: Path, samples: Samples, kind: Format) -> Samples:
 
 
 @given(st.floats(-60, 0), st.floats(0.5, 4), st.floats(-0.3, 0.3))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_a_quiet_recording_is_not_silent(gain_db: float, seconds: float, offset: float) -> None:
     quiet = (knocks(seconds) * 10 ** (gain_db / 20) + offset).astype(np.float32)
     assert not is_silent(quiet, RATE)

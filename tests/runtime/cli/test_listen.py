@@ -97,6 +97,13 @@ def test_a_microphone_that_is_not_there_is_one_line(tiny_bundle: Path, monkeypat
     assert "there is no microphone; plug one in" in result.stderr
 
 
+def test_a_prompt_that_is_wrong_is_told_before_there_is_a_sound(tiny_bundle: Path, tmp_path: Path) -> None:
+    silence = write_wav(tmp_path / "silence.wav", np.zeros(RATE, np.float32))
+    result = run(tiny_bundle, "--from", silence, "--prompt", "\udcff")
+    assert result.exit_code == 1
+    assert "is not valid Unicode" in result.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_with_what_was_heard(tiny_bundle: Path, tmp_path: Path, number: int) -> None:

@@ -91,7 +91,7 @@ def plans(draw: st.DrawFn) -> WindowPlan:
     st.lists(st.integers(700, 30_000), min_size=1, max_size=4),
     st.integers(0, 5),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_every_tick_is_encoded_once_and_nothing_that_sounds_is_lost(
     plan: WindowPlan, spans: list[tuple[float, float]], sizes: list[int], seed: int
 ) -> None:

@@ -17,7 +17,7 @@ from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.engine.clip_audio import HeardAudio
 from dasheng_edge.runtime.engine.engine import Engine
 from dasheng_edge.runtime.errors import DecoderError, PromptError
-from dasheng_edge.runtime.live.ear import Window, WindowPlan
+from dasheng_edge.runtime.live.ear import CUT_SHARE, Window, WindowPlan
 from dasheng_edge.runtime.live.listening import Heard, Listening
 from dasheng_edge.runtime.live.source import FileSource, Piece
 from tests.runtime.live.test_ear import RATE, Counting, Samples, sounds
@@ -101,7 +101,7 @@ def test_each_sound_has_its_caption_soon() -> None:
 
 
 @given(st.floats(0.1, 8), st.integers(0, 3), st.booleans())
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=6, deadline=None)
 def test_a_slow_machine_drops_whole_windows_and_is_never_far_behind(needs_s: float, seed: int, overlap: bool) -> None:
     decoder = SlowDecoder(FakeClock(), needs_s)
     plan = WindowPlan(2, 1) if overlap else PLAN
@@ -112,8 +112,10 @@ def test_a_slow_machine_drops_whole_windows_and_is_never_far_behind(needs_s: flo
     assert len(captions) + sum(one.dropped for one in heard) == len(heard) >= 12
     asked = [window.end_s for window in decoder.asked]
     assert {one.window.end_s for one in captions} <= set(asked)
-    # A window waits for the one before it, and for itself.
-    assert max(one.late_s or 0 for one in captions) <= 2 * needs_s + 1.5
+    # A window waits for the one before it, but no longer than a window, and for itself.
+    cut_s = CUT_SHARE * plan.window_s + 1.0  # until it is known where it ends
+    late_s = [one.late_s or 0 for one in captions if one.window.end_s < asked[-1]]  # the last ones are waited for
+    assert max(late_s) <= min(needs_s, plan.window_s) + needs_s + cut_s
     if needs_s < 0.8:
         assert not any(one.dropped for one in heard)
     if needs_s > 3:
