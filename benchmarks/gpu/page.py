@@ -103,6 +103,13 @@ def _batches(record: Record) -> str:
     return table(head, rows)
 
 
+def _first_batches(record: Record) -> str:
+    """What is left to wait for after the warm-up."""
+    rows = [[kind, *(_shown(value(record, kind, "first_batch", which), 2) for which in ("first_s", "again_s")),
+             _shown(value(record, kind, "open_s"))] for kind in TYPES]  # fmt: skip
+    return table(("8 clips of 10 s, 10 tokens; seconds", "first", "again", "to open"), rows)
+
+
 def _correctness(record: Record) -> str:
     rows = []
     for name in ("fp32", "fp16", "int8"):
@@ -137,7 +144,7 @@ def page(record: Record) -> str:
         f"{record['date']}. {machine.hardware(record['machine'])}. Random weights of true shape, fp16 encoder.",
         "First token in milliseconds, with a warm prompt; a new length is one that no clip had before:",
         _first_tokens(record), "Stages of it:", _stages(record),
-        "Clips a second, clips of 30 s with 100 tokens:", _batches(record),
+        "Clips a second, clips of 30 s with 100 tokens:", _batches(record), _first_batches(record),
         "Per cent of what the card can do, by a bfloat16 product and a copy in its memory:",
         table(("", "target", "measured"), share_rows), _correctness(record),
     ]  # fmt: skip

@@ -31,6 +31,7 @@ def a_record(**stages: Any) -> dict[str, Any]:
         "status": 0, "decoder_bytes": 2_001_000_000, "first_token_30s": {"warm": warm, "new_length": warm},
         "caption": {"ms_per_token": 1000.0}, "batch_8": {"clips_per_s": 8.25, "busy_share": 0.5},
         "batch_128": {"error": "DecoderError: too many"},
+        "first_batch": {"first_s": 0.75, "again_s": 0.5}, "open_s": 4.0,
     }  # fmt: skip
     found = {"floors": {"status": 0, "card": "Testium X", "shape": SHAPE, "floors": floors}, "F16": ours, **stages}
     return record("gpu", "7b", device="cuda", stages=found)
@@ -52,6 +53,7 @@ def test_a_page_shows_figures_targets_and_failures() -> None:
         "| 30 s | <= 33 | 31.2 |",
         "| 8 | >= 8 | 8.25 | 50 |",
         "| encoder | >= 30 | 30.0 |",
+        "| F16 | 0.75 | 0.50 | 4.0 |",
     ):
         assert part in text
     assert "- F16, batch_128: DecoderError: too many" in text
