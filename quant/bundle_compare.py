@@ -45,8 +45,8 @@ from dasheng_edge.quant.compare.record import (
 from dasheng_edge.quant.compare.text_scores import Patterns, check_events, read_events, score_texts
 from dasheng_edge.quant.compare.usable_clips import ClipsFailedError, Usable, usable_clips
 from dasheng_edge.quant.report.report import check_folder, limits, recommendation, write_report
-from dasheng_edge.runtime.audio.clips import Clip, find_clips
 from dasheng_edge.runtime.bundle.bundle import Bundle
+from dasheng_edge.runtime.clips.clips import Clip, find_clips
 from dasheng_edge.runtime.errors import DashengEdgeError, OutputWriteError
 from dasheng_edge.runtime.machine.devices import checked_threads
 from dasheng_edge.runtime.machine.identity import identify, installed

@@ -27,7 +27,6 @@ from dasheng_edge.quant.encoder.halves import halves_errors
 from dasheng_edge.quant.encoder.precisions import EncoderPrecision
 from dasheng_edge.quant.encoder.quantize import EncoderOptions, EncoderReport, check_encoder, quantize_encoder, trials
 from dasheng_edge.runtime.audio.audio_parts import AudioParts
-from dasheng_edge.runtime.audio.clips import ClipSet, find_clips
 from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER, FRONT_END, GOLDEN, MODEL_CARD, Bundle, sha256_of
 from dasheng_edge.runtime.bundle.golden import read_golden
 from dasheng_edge.runtime.bundle.manifest import (
@@ -40,6 +39,7 @@ from dasheng_edge.runtime.bundle.manifest import (
     Tolerances,
 )
 from dasheng_edge.runtime.bundle.writer import BundleWriter
+from dasheng_edge.runtime.clips.clips import ClipSet, find_clips
 from dasheng_edge.runtime.deviation import relative_rms_of
 from dasheng_edge.runtime.engine_options import EngineOptions, resolve_here
 from dasheng_edge.runtime.errors import OutputExistsError, QuantizeError

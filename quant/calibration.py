@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dasheng_edge.runtime.audio.audio_parts import AudioParts
-from dasheng_edge.runtime.audio.clips import Clip, ClipSet
 from dasheng_edge.runtime.audio.front_end import Features
 from dasheng_edge.runtime.bundle.golden import GoldenClip
 from dasheng_edge.runtime.bundle.manifest import CalibrationFacts
+from dasheng_edge.runtime.clips.clips import Clip, ClipSet
 from dasheng_edge.runtime.errors import AudioTooLongError, DashengEdgeError, PromptError, clip_error
 from dasheng_edge.runtime.parts import Parts
 from dasheng_edge.runtime.progress import Advance

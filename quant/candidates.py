@@ -16,9 +16,9 @@ from dasheng_edge.quant.decoder.types import COPIED_TYPES, NEED_IMATRIX, Decoder
 from dasheng_edge.quant.encoder.precisions import EncoderPrecision
 from dasheng_edge.quant.encoder.quantize import check_encoder
 from dasheng_edge.runtime.atomic_output import recover, replace_text
-from dasheng_edge.runtime.audio.clips import ClipSet, find_clips
 from dasheng_edge.runtime.bundle.bundle import Bundle, sha256_of
 from dasheng_edge.runtime.bundle.manifest import MANIFEST, KvType
+from dasheng_edge.runtime.clips.clips import ClipSet, find_clips
 from dasheng_edge.runtime.errors import ClipsError, QuantizeError
 from dasheng_edge.runtime.names import did_you_mean, known_name, printable
 from dasheng_edge.runtime.progress import Progress

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from dasheng_edge.runtime import errors
-from dasheng_edge.runtime.audio.clips import Clip
 from dasheng_edge.runtime.bundle.bundle import CUDA_GRAPHS, DECODER, ENCODER, FRONT_END, PROJECTOR, Bundle
 from dasheng_edge.runtime.caption import Caption
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.child import Child, serve
+from dasheng_edge.runtime.clips.clips import Clip
 from dasheng_edge.runtime.errors import DashengEdgeError, QuantizeError
 from dasheng_edge.runtime.machine.load import WAIT_S, Load, wait_for_calm
 from dasheng_edge.runtime.machine.meters import EnergyMeter, peak_rss_bytes

@@ -21,8 +21,8 @@ from pydantic import BaseModel, ConfigDict
 
 from dasheng_edge.runtime.atomic_output import replace_text, replacing
 from dasheng_edge.runtime.audio.audio_parts import AudioInputParts
-from dasheng_edge.runtime.audio.clips import Clip
 from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER, FRONT_END, PROJECTOR, Bundle
+from dasheng_edge.runtime.clips.clips import Clip
 from dasheng_edge.runtime.engine_options import EngineOptions
 from dasheng_edge.runtime.errors import DashengEdgeError
 from dasheng_edge.runtime.machine.identity import installed

@@ -21,8 +21,8 @@ import jiwer
 import numpy as np
 from numpy.typing import NDArray
 
-from dasheng_edge.runtime.audio.clips import Clip
 from dasheng_edge.runtime.bundle.manifest import UNREADABLE
+from dasheng_edge.runtime.clips.clips import Clip
 from dasheng_edge.runtime.errors import ClipsError
 
 from .bootstrap import task_score

@@ -9,8 +9,8 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from dasheng_edge.runtime.audio.clips import Clip, ClipSet
 from dasheng_edge.runtime.bundle.bundle import Bundle
+from dasheng_edge.runtime.clips.clips import Clip, ClipSet
 from dasheng_edge.runtime.engine_options import EngineOptions
 from dasheng_edge.runtime.errors import AudioTooLongError, DashengEdgeError, DecoderError, PromptError, clip_error
 from dasheng_edge.runtime.parts import TextParts

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dasheng_edge.quant.compare.record import ClipTexts
-from dasheng_edge.runtime.audio.clips import Clip
+from dasheng_edge.runtime.clips.clips import Clip
 from dasheng_edge.runtime.errors import DashengEdgeError
 
 MAX_CLIP_S = 30.0

@@ -10,8 +10,8 @@ from typing import Any
 from dasheng_edge.quant.compare.recommend import Verdict
 from dasheng_edge.quant.compare.record import Cost, Recommendation, Rejected, Report
 from dasheng_edge.runtime.atomic_output import PartialOutput, not_a_file
-from dasheng_edge.runtime.audio.clips import Clip
 from dasheng_edge.runtime.bundle.manifest import DecoderFacts
+from dasheng_edge.runtime.clips.clips import Clip
 
 from .answers import side_by_side
 from .audio import embedded

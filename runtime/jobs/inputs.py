@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from dasheng_edge.runtime.audio.clips import (
+from dasheng_edge.runtime.audio.read import AudioStream, read_audio
+from dasheng_edge.runtime.clips.clips import (
     AUDIO_SUFFIXES,
     MANIFEST_SUFFIXES,
     files_below,
@@ -19,7 +20,6 @@ from dasheng_edge.runtime.audio.clips import (
     is_file,
     read_clips,
 )
-from dasheng_edge.runtime.audio.read import AudioStream, read_audio
 from dasheng_edge.runtime.errors import ClipsError, DashengEdgeError
 from dasheng_edge.runtime.names import address_hint, printable
 

@@ -25,9 +25,9 @@ from dasheng_edge.quant.compare.recommend import MIN_TURNS
 from dasheng_edge.quant.compare.record import Interval, Report, TaskScore
 from dasheng_edge.quant.report.report import limits, write_report
 from dasheng_edge.runtime.audio.audio_parts import AudioInputParts
-from dasheng_edge.runtime.audio.clips import read_clips
 from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.cli.app import build_app
+from dasheng_edge.runtime.clips.clips import read_clips
 from dasheng_edge.runtime.errors import (
     AudioDecodeError,
     AudioTooLongError,

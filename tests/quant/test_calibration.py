@@ -11,14 +11,14 @@ import pytest
 
 from dasheng_edge.quant.calibration import Calibration, calibrate_on, fitting, golden_features
 from dasheng_edge.runtime.audio.audio_parts import AudioParts
-from dasheng_edge.runtime.audio.clips import Clip, ClipSet
 from dasheng_edge.runtime.audio.front_end import Features
 from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.bundle.golden import read_golden
+from dasheng_edge.runtime.clips.clips import Clip, ClipSet
 from dasheng_edge.runtime.engine_options import EngineSettings
 from dasheng_edge.runtime.errors import AudioError, AudioTooLongError, MemoryShortError
 from dasheng_edge.runtime.parts import Parts
-from tests.runtime.audio.test_clips import write_wave
+from tests.runtime.clips.test_clips import write_wave
 
 
 @pytest.fixture(scope="module")

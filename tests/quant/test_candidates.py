@@ -29,7 +29,7 @@ from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.bundle.manifest import MANIFEST
 from dasheng_edge.runtime.errors import ClipsError, QuantizeError
 from dasheng_edge.runtime.progress import NoProgress
-from tests.runtime.audio.test_clips import write_wave
+from tests.runtime.clips.test_clips import write_wave
 
 MICRO = Path(__file__).resolve().parents[2] / "build" / "micro"
 needs_micro = pytest.mark.skipif(not MICRO.is_dir(), reason="make build/micro makes it")

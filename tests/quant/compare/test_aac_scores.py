@@ -15,7 +15,7 @@ from dasheng_edge.quant.compare import aac_scores
 from dasheng_edge.quant.compare.aac_scores import AAC_METRICS, check_references, extra_scores
 from dasheng_edge.quant.compare.bootstrap import draws_of
 from dasheng_edge.quant.compare.text_scores import score_texts
-from dasheng_edge.runtime.audio.clips import Clip
+from dasheng_edge.runtime.clips.clips import Clip
 from dasheng_edge.runtime.errors import ClipsError, MissingExtraError
 
 REFERENCES = [["a dog barks", "a dog"], ["rain falls"], ["a siren wails"], ["wind blows"]]

@@ -10,8 +10,8 @@ import pytest
 
 from dasheng_edge.quant.compare import cost
 from dasheng_edge.quant.compare.cost import MEASURED_CLIPS, Measurement, measure_costs, measured_clips
-from dasheng_edge.runtime.audio.clips import Clip
 from dasheng_edge.runtime.bundle.bundle import Bundle
+from dasheng_edge.runtime.clips.clips import Clip
 from dasheng_edge.runtime.machine.load import WAIT_S
 
 MICRO = Path(__file__).resolve().parents[3] / "build" / "micro"

@@ -23,12 +23,12 @@ from dasheng_edge.quant.compare.measurements import (
     stored_name,
 )
 from dasheng_edge.quant.compare.usable_clips import ClipsFailedError, usable_clips
-from dasheng_edge.runtime.audio.clips import Clip, ClipSet
 from dasheng_edge.runtime.bundle.bundle import Bundle
+from dasheng_edge.runtime.clips.clips import Clip, ClipSet
 from dasheng_edge.runtime.engine_options import EngineOptions
 from dasheng_edge.runtime.errors import AudioTooLongError, DashengEdgeError, DecoderError, PromptError
 from dasheng_edge.runtime.parts import TextParts
-from tests.runtime.audio.test_clips import write_wave
+from tests.runtime.clips.test_clips import write_wave
 
 MICRO = Path(__file__).resolve().parents[3] / "build" / "micro"
 pytestmark = pytest.mark.skipif(not MICRO.is_dir(), reason="make build/micro makes it")

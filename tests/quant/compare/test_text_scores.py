@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from benchmarks.micro.scenes.captions import STEMS, named_kinds
 from dasheng_edge.quant.compare.text_scores import check_events, plain_events, read_events, score_texts, tokens, words
-from dasheng_edge.runtime.audio.clips import Clip
+from dasheng_edge.runtime.clips.clips import Clip
 from dasheng_edge.runtime.errors import ClipsError
 
 HERE = Path("x.wav")

@@ -14,7 +14,7 @@ from dasheng_edge.quant.compare.record import ClipTexts
 from dasheng_edge.quant.report import audio
 from dasheng_edge.quant.report.audio import MAX_CLIP_S, RATE_HZ, embedded
 from dasheng_edge.quant.report.report import page
-from dasheng_edge.runtime.audio.clips import Clip
+from dasheng_edge.runtime.clips.clips import Clip
 from tests.fixtures import fake_report
 
 CLIPS = Path(__file__).resolve().parents[3] / "benchmarks" / "micro" / "clips"

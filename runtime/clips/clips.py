@@ -22,12 +22,12 @@ from pathlib import Path
 
 import numpy as np
 
+from dasheng_edge.runtime.audio.read import Waveform, read_audio
 from dasheng_edge.runtime.bundle.bundle import sha256_of
 from dasheng_edge.runtime.errors import ClipsError
 from dasheng_edge.runtime.names import printable
 
 from .clip_rows import ClipRow, read_row
-from .read import Waveform, read_audio
 
 AUDIO_SUFFIXES = frozenset({
     ".wav", ".flac", ".mp3", ".m4a", ".aac", ".ogg", ".opus", ".wma", ".aiff", ".aif", ".au", ".mp4", ".mkv", ".webm",

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dasheng_edge.runtime.audio.clips import MAX_MANIFEST_BYTES, Clip, find_clips
+from dasheng_edge.runtime.clips.clips import MAX_MANIFEST_BYTES, Clip, find_clips
 from dasheng_edge.runtime.errors import ClipsError
 
 
@@ -141,7 +141,7 @@ def test_packed_manifests_that_are_damaged(folder: Path, content: bytes) -> None
 
 
 def test_a_manifest_that_unpacks_to_more_than_fits(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dasheng_edge.runtime.audio.clips.MAX_MANIFEST_BYTES", 1 << 20)
+    monkeypatch.setattr("dasheng_edge.runtime.clips.clips.MAX_MANIFEST_BYTES", 1 << 20)
     (folder / "x.jsonl.gz").write_bytes(gzip.compress(bytes((1 << 20) + 1)))
     with pytest.raises(ClipsError, match="holds more than 1 MiB; split it"):
         find_clips(folder / "x.jsonl.gz")

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from dasheng_edge.runtime.audio.clips import Clip, ClipSet, find_clips, read_clips
+from dasheng_edge.runtime.clips.clips import Clip, ClipSet, find_clips, read_clips
 from dasheng_edge.runtime.errors import AudioEmptyError, ClipsError
 
 RATE_HZ = 16_000
