@@ -88,7 +88,8 @@ class _Command(TyperCommand):
             rows = [record for param, record in records.items() if record and param.param_type_name == kind]
             if rows:
                 with formatter.section(title):
-                    formatter.write_dl([(name.partition(" <")[0], text) for name, text in rows])
+                    rows = [(name.partition(" <")[0], text) for name, text in rows]
+                    formatter.write_dl(rows, col_max=min(30, formatter.width // 3))  # 30 is what it is without
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]  # as above
         switches = {name for param in self.params if getattr(param, "is_flag", False) for name in param.opts}

@@ -84,7 +84,7 @@ OutOption = Annotated[
 ]
 StyleOption = Annotated[
     str,
-    name_option([*STYLES], "STYLE", "How subtitles are written", f"{', '.join(STYLES)}; default: sdh", flag="--style"),
+    name_option([*STYLES], "STYLE", "How subtitles are written", flag="--style"),
 ]
 FromFileOption = Annotated[
     str | None, typer.Option(metavar="FILE", help="Take inputs from a list, one on a line; - is stdin.")

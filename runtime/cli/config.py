@@ -21,7 +21,7 @@ Action = Literal["list", "path", "set", "unset"]
 def config(
     ctx: typer.Context,
     action: Annotated[
-        Action, typer.Argument(metavar="ACTION", help=f"{', '.join(get_args(Action))}; default: list.")
+        Action, typer.Argument(metavar="ACTION", help=f"What to do: {', '.join(get_args(Action))}.")
     ] = "list",
     key: Annotated[
         str | None, typer.Argument(metavar="KEY", help="Setting to change.", autocompletion=lambda: [*KEYS])

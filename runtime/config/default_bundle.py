@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dasheng_edge.runtime.atomic_output import unfinished
-from dasheng_edge.runtime.bundle.manifest import MANIFEST
 from dasheng_edge.runtime.errors import BundleNotFoundError
 from dasheng_edge.runtime.machine.user_folders import bundles_folder, config_file
 from dasheng_edge.runtime.names import MAX_LISTED, address_hint, did_you_mean
@@ -109,12 +108,16 @@ def check_bundle(text: str) -> str:
     if not _is_bundle(path):
         known = f"; {did_you_mean(text, [*stored])}" if stored else ""
         raise BundleNotFoundError(
-            f"{text} is no bundle: expected a folder with a {MANIFEST}, made by `dasheng-edge export`{known}"
+            f"{text} is no bundle: expected a folder with a manifest.json, made by `dasheng-edge export`{known}"
         )
     return text if text in stored and path == stored[text] else os.path.abspath(path)  # noqa: PTH100  # keeps links
 
 
 def _is_bundle(path: Path) -> bool:
+    """Whether a folder has a manifest and a part of a bundle: folders of recordings have files of that name, too."""
+    from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER, FRONT_END
+    from dasheng_edge.runtime.bundle.manifest import MANIFEST
+
     with suppress(OSError, ValueError):
-        return (path / MANIFEST).is_file()
+        return (path / MANIFEST).is_file() and any((path / part).is_file() for part in (FRONT_END, ENCODER, DECODER))
     return False

@@ -133,6 +133,7 @@ def test_bash_completes_commands_options_names_and_leaves_files_to_itself(tmp_pa
     bundles = tmp_path / "data" / "dasheng-edge" / "bundles"
     (bundles / "stored").mkdir(parents=True)
     (bundles / "stored" / "manifest.json").touch()
+    (bundles / "stored" / "encoder.onnx").touch()
     (tmp_path / "stream").mkdir()
     environment = {**os.environ, "XDG_DATA_HOME": str(tmp_path / "data"), "PYTHON": sys.executable}
     bash = ["bash", "--norc", "-c", PRESS_TAB]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from dasheng_edge.runtime.bundle.bundle import ENCODER
 from dasheng_edge.runtime.bundle.manifest import MANIFEST
 from dasheng_edge.runtime.config import default_bundle as module
 from dasheng_edge.runtime.config.default_bundle import (
@@ -23,6 +24,7 @@ from dasheng_edge.runtime.errors import BundleNotFoundError
 def bundle(path: Path) -> Path:
     path.mkdir(parents=True)
     (path / MANIFEST).touch()
+    (path / ENCODER).touch()
     return path
 
 
@@ -65,6 +67,7 @@ def test_a_name_is_a_stored_bundle_where_nothing_else_has_it(stored: Path) -> No
         (["a.wav"], False),
         (["a.wav", "b.wav"], False),
         (["clips"], False),  # a folder of audio
+        (["dataset", "a.wav"], False),  # with a manifest of its own
         (["clips", "a.wav"], False),
         (["clash", "a.wav"], False),  # a file with a stored bundle's name
         (["-"], False),
@@ -89,6 +92,8 @@ def test_whether_the_first_word_is_a_bundle(stored: Path, words: list[str], is_b
     bundle(stored / "clash")
     bundle(Path("here-bundle"))
     Path("clips").mkdir()
+    Path("dataset").mkdir()
+    Path("dataset", MANIFEST).touch()
     for name in ("a.wav", "clash"):
         Path(name).touch()
     assert names_bundle(words) is is_bundle
