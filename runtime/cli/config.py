@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -152,7 +154,8 @@ def with_defaults(command: Any, ctx: typer.Context, args: list[str]) -> Defaults
         options[key].name: (key, setting)
         for key, setting in found.items()
         if key in options
-        and not typed.keys() & {options[key].name, *(named.get(f"--{option}") for option in KEYS[key].unless)}
+        and options[key].name not in typed
+        and not any(_is_typed(typed, named, option) for option in KEYS[key].unless)
     }
     words = [*_texts(typed.get("bundle")), *_texts(typed.get("audio"))]
     takes_audio = any(param.name == "audio" for param in command.params)
@@ -164,6 +167,13 @@ def with_defaults(command: Any, ctx: typer.Context, args: list[str]) -> Defaults
         if len(words) > 1 and Path(words[0]).is_dir():  # meant as a bundle, which is told to be none
             return Defaults(args, used)
         raise
+
+
+def _is_typed(typed: Mapping[str, Any], named: Mapping[str, str], option: str) -> bool:
+    """Whether an option was typed or, of `option=pattern`, one with such a value."""
+    name, _, pattern = option.partition("=")
+    parameter = named.get(f"--{name}")
+    return parameter is not None and parameter in typed and fnmatchcase(str(typed[parameter]), pattern or "*")
 
 
 def _may_be_left_out(command: Any) -> bool:

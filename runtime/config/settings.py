@@ -37,7 +37,7 @@ class Key:
 
     kind: type[Value]
     text: str
-    unless: tuple[str, ...] = ()  # options that it makes no sense with: typed, they win over the setting
+    unless: tuple[str, ...] = ()  # options, or option=pattern, that it makes no sense with: typed, they win
     but: tuple[str, ...] = ()  # commands that mean something else by it
 
     @property
@@ -51,11 +51,11 @@ KEYS: Mapping[str, Key] = {
     "device": Key(str, "cpu, cuda or auto, or one for each part"),
     "allow_tf32": Key(bool, "whether a GPU may round what an fp32 encoder multiplies"),
     "threads": Key(int, "threads of each part"),
-    "prompt": Key(str, "what to ask"),
+    "prompt": Key(str, "what to ask", ("ask",)),
     "system": Key(str, "system text"),
     "max_new_tokens": Key(int, "longest answer, in tokens"),
     "temperature": Key(float, "0: always the likeliest token"),
-    "format": Key(str, "how captions are written, one format or several", ("json", "stream", "live")),
+    "format": Key(str, "how captions are written, one format or several", ("json", "stream", "live", "out=*.*")),
     "style": Key(str, "how subtitles are written"),
     "window": Key(float, "seconds of a window of a file", ("live",), ("listen",)),
     "hop": Key(float, "seconds from one window to the next", ("live", "window"), ("listen",)),

@@ -215,3 +215,55 @@ def test_the_first_steps(stored: Path, tiny_bundle: Path, file: Path) -> None:
     assert "dasheng-edge config set bundle 'two words'" in steps()
     assert run("config", "set", "bundle", "two words").exit_code == 0
     assert f"Your bundle is {stored / 'two words'} ({file}, line 1)" in steps()
+
+
+SET = """
+device = 'cpu'
+allow_tf32 = true
+threads = 1
+prompt = 'what?'
+system = ''
+max_new_tokens = 9
+temperature = 0.5
+format = '{formats}'
+style = 'plain'
+window = 8
+hop = 4
+batch = 2
+strict = true
+"""
+# Of options that take no number from 1 on and no path.
+TYPED = {
+    "--format": "jsonl", "--style": "sdh", "--watch": ".", "--device": "cpu", "--ask": "x=y", "--speech": "en",
+    "--top-p": "0.5", "--min-p": "0.5", "--track": "en", "--window": "6", "--from-file": "list",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("formats", ["txt", "srt,vtt"])
+def test_no_option_that_was_typed_fails_for_a_setting(
+    file: Path, tiny_bundle: Path, clip: Path, monkeypatch: pytest.MonkeyPatch, formats: str
+) -> None:
+    assert {line.split()[0] for line in SET.splitlines() if line} == {*KEYS} - {"bundle"}
+    monkeypatch.chdir(file.parent)
+    Path("list").write_text(str(clip), "utf-8")
+    opened_with(monkeypatch)
+    commands: Any = typer.main.get_command(cli.build_app())
+    tried = []
+
+    def code(words: list[str], text: str) -> int:
+        file.write_text(text, "utf-8")
+        with commands.make_context("dasheng-edge", ["caption", str(tiny_bundle), str(clip), *words]) as ctx:
+            try:
+                commands.invoke(ctx)
+            except (typer.Exit, cli._UsageError) as error:
+                return int(getattr(error, "exit_code", 1))
+        return 0
+
+    for param in commands.commands["caption"].params:
+        for option in (*param.opts, *param.secondary_opts) if param.param_type_name == "option" else ():
+            for value in ("new", "new.jsonl") if option == "--out" else (TYPED.get(option, "1"),):
+                words = [option] if param.is_flag else [option, value]
+                if code(words, "") == 3:
+                    assert (words, code(words, SET.format(formats=formats))) == (words, 3)
+                    tried.append(words)
+    assert len(tried) > 20
