@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -323,6 +324,18 @@ def test_a_prefill_ends_when_it_is_computed(decoder: Decoder, monkeypatch: pytes
     decoder.prefill([(1, 2, 3)])
     decoder.append((4,))
     assert waited == ["waited"] * 2
+
+
+def test_one_card_is_used(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library, asked = llama.llama_cpp_library(), list[Any]()
+    monkeypatch.setattr(library, "llama_supports_gpu_offload", lambda: True)
+    monkeypatch.setattr(library, "llama_model_load_from_file", lambda _, params: asked.append(params))
+    for settings in (EngineSettings("cuda"), EngineSettings("cpu")):
+        with pytest.raises(DecoderError, match="cannot load"):
+            Decoder.open(path, settings)
+    there, here = asked
+    assert (there.n_gpu_layers, there.split_mode, there.main_gpu) == (-1, library.LLAMA_SPLIT_MODE_NONE, 0)
+    assert here.n_gpu_layers == 0
 
 
 @pytest.mark.skipif(build_info()[1], reason="this llama.cpp can offload to a GPU")
