@@ -11,7 +11,7 @@ import typer
 
 from dasheng_edge.runtime.errors import AudioError
 from dasheng_edge.runtime.machine.devices import ON_CPU
-from dasheng_edge.runtime.output.caption_formats import CAPTION_FORMATS, CaptionFormat
+from dasheng_edge.runtime.output.caption_formats import CAPTION_FORMATS
 from dasheng_edge.runtime.subtitles.styles import STYLES
 
 from .options import (
@@ -50,7 +50,6 @@ if TYPE_CHECKING:
     from dasheng_edge.runtime.captioner import Captioner
     from dasheng_edge.runtime.engine_options import EngineOptions
     from dasheng_edge.runtime.jobs.inputs import Input, Inputs
-    from dasheng_edge.runtime.jobs.job import Files
     from dasheng_edge.runtime.jobs.pieces import Reading
     from dasheng_edge.runtime.jobs.progress import View
 
@@ -85,6 +84,13 @@ OutOption = Annotated[
 StyleOption = Annotated[
     str,
     name_option([*STYLES], "STYLE", "How subtitles are written", flag="--style"),
+]
+MuxOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LANGUAGE",
+        help="Copy each video (MKV, MP4, MOV) with subtitles as one track more, in a language such as en.",
+    ),
 ]
 FromFileOption = Annotated[
     str | None, typer.Option(metavar="FILE", help="Take inputs from a list, one on a line; - is stdin.")
@@ -122,6 +128,9 @@ BatchOption = Annotated[
         min=1, max=256, metavar="N", help="Decode up to N files or windows together; default: as many as pay here."
     ),
 ]
+SilenceOption = Annotated[
+    bool, typer.Option("--ask-silence", help="Ask about clips in which there is nothing, too, instead of saying so.")
+]
 LiveOption = Annotated[
     bool, typer.Option("--live", help="Work while the audio comes, as from a microphone through a pipe.")
 ]
@@ -134,6 +143,7 @@ def caption(
     out: OutOption = None,
     lines: FormatOption = None,
     style: StyleOption = "sdh",
+    mux: MuxOption = None,
     overwrite: OverwriteOption = False,
     resume: ResumeOption = True,
     from_file: FromFileOption = None,
@@ -159,6 +169,7 @@ def caption(
     hop: HopOption = None,
     batch: BatchOption = None,
     live: LiveOption = False,
+    ask_silence: SilenceOption = False,
     track: TrackOption = None,
     strict: StrictOption = False,
     device: DeviceOption = ON_CPU,
@@ -173,20 +184,17 @@ def caption(
     done again by the same command.
     """
     inputs = _inputs([*(audio or []), *([str(watch)] if watch else [])], from_file, include, exclude)
-    target = Target.of(out, lines, style, as_json=as_json, stream=stream, watch=watch is not None)
+    target = Target.of(out, lines, style, mux, as_json=as_json, stream=stream, watch=watch is not None)
     reading = _reading(_windows(window, hop, live, target), live, strict, track)
     asked = Asked(
         prompt, ask, speech, system, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
         seed=seed, repetition_penalty=repetition_penalty, no_repeat_ngram_size=no_repeat_ngram_size,
     )  # fmt: skip
-    run = _Run(inputs, not watch, reading, _batch(batch, asked, alone=stream or live), asked, target.subtitles)
+    run = _Run(inputs, not watch, reading, _batch(batch, asked, alone=stream or live), asked, target, ask_silence)
     engine = engine_options(bundle, device, threads, allow_tf32, mapped=run.mapped, few=run.few)
-    if target.to_files:
-        files = target.files(single_file=run.single_file, overwrite=overwrite, resume=resume)
-        ok = run.written(bundle, engine, check_sha256, files, _view(quiet=quiet, events=as_json))
-    else:
-        kind = target.printed(single_file=run.single_file)
-        ok = run.printed(bundle, engine, check_sha256, kind, stream=stream, quiet=quiet)
+    view = _view(quiet=quiet, events=as_json)
+    with run.opened(bundle, engine, check_sha256) as captioner:
+        ok = run.written(captioner, view, overwrite, resume) if target.to_files else run.printed(captioner, view, stream)
     raise typer.Exit(0 if ok else 1)
 
 
@@ -220,7 +228,8 @@ class _Run:
     reading: Reading
     batch: int | None
     asked: Asked
-    subtitles: bool  # for which it is found out where sounds set in
+    target: Target
+    ask_silence: bool
 
     @cached_property
     def expected(self) -> tuple[int, int] | None:
@@ -242,36 +251,40 @@ class _Run:
         """Whether there is little to do."""
         return self.expected is not None and self.expected[0] < MIN_REPACKING_CLIPS and self.reading.windows is None
 
-    def printed(
-        self, bundle: Path, engine: EngineOptions, check_sha256: bool, kind: CaptionFormat, *, stream: bool, quiet: bool
-    ) -> bool:
-        """Print captions; returns whether all went well."""
+    def opened(self, bundle: Path, engine: EngineOptions, check_sha256: bool) -> Captioner:
+        """The bundle, opened."""
         from dasheng_edge.runtime.captioner import Captioner
+
+        self.target.check(single_file=self.single_file)
+        captioner = Captioner.open(bundle, options=engine, check_sha256=check_sha256)
+        captioner.ask_silence = self.ask_silence
+        return captioner
+
+    def printed(self, captioner: Captioner, view: View, stream: bool) -> bool:
+        """Print captions; returns whether all went well."""
         from dasheng_edge.runtime.jobs.estimate import foretell
         from dasheng_edge.runtime.jobs.pieces import run
         from dasheng_edge.runtime.jobs.printed import PrintedResults
 
-        with Captioner.open(bundle, options=engine, check_sha256=check_sha256) as captioner:
-            asked = self.asked.questions(captioner, changes=self.subtitles), self.reading
-            tell = None if quiet else lambda told: say(f"note: {told}")
-            foretell(captioner, self.inputs, asked, batch=self._batch(captioner), tell=tell)
-            results = PrintedResults(kind, say, stream=stream)
-            run(captioner, self.inputs, asked, results, batch=self._batch(captioner), show=results.show)
-            results.complete()
+        asked = self.asked.questions(captioner, changes=self.target.subtitles), self.reading
+        tell = None if view.quiet else lambda told: say(f"note: {told}")
+        foretell(captioner, self.inputs, asked, batch=self._batch(captioner), tell=tell)
+        results = PrintedResults(self.target.printed(single_file=self.single_file), say, stream=stream)
+        run(captioner, self.inputs, asked, results, batch=self._batch(captioner), show=results.show)
+        results.complete()
         return not results.failed
 
-    def written(self, bundle: Path, engine: EngineOptions, check_sha256: bool, files: Files, view: View) -> bool:
+    def written(self, captioner: Captioner, view: View, overwrite: bool, resume: bool) -> bool:
         """Write files; returns whether all went well."""
-        from dasheng_edge.runtime.captioner import Captioner
         from dasheng_edge.runtime.jobs.job import run_job
         from dasheng_edge.runtime.jobs.progress import Progress
         from dasheng_edge.runtime.jobs.watch import arrivals
 
+        asked = self.asked.questions(captioner, changes=self.target.subtitles), self.reading
+        files = self.target.files(single_file=self.single_file, overwrite=overwrite, resume=resume)
         passes: Iterable[Iterable[Input]] = arrivals(self.inputs) if self.expected is None else [self.inputs]
-        with Captioner.open(bundle, options=engine, check_sha256=check_sha256) as captioner:
-            asked = self.asked.questions(captioner, changes=self.subtitles), self.reading
-            with Progress(view, out=files.out, expected=self.expected) as progress:
-                run_job(captioner, passes, asked, files, progress, batch=self._batch(captioner))
+        with Progress(view, out=files.out, expected=self.expected) as progress:
+            run_job(captioner, passes, asked, files, progress, batch=self._batch(captioner))
         return not progress.tally.errors
 
     def _batch(self, captioner: Captioner) -> int:

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from dasheng_edge.runtime.output.caption_formats import CAPTION_FORMATS, CaptionFormat, LineFormat, format_names
+from dasheng_edge.runtime.output.caption_formats import (
+    CAPTION_FORMATS,
+    CaptionFormat,
+    LineFormat,
+    SrtFormat,
+    format_names,
+)
 
 if TYPE_CHECKING:
     from dasheng_edge.runtime.jobs.job import Files
@@ -22,54 +28,80 @@ class Target:
     style: str
     out: Path | None
     to_files: bool
+    mux: str | None = None  # the language of subtitles in copies of videos
 
     @classmethod
-    def of(cls, out: str | None, typed: str | None, style: str, *, as_json: bool, stream: bool, watch: bool) -> Target:
+    def of(
+        cls,
+        out: str | None,
+        typed: str | None,
+        style: str,
+        mux: str | None,
+        *,
+        as_json: bool,
+        stream: bool,
+        watch: bool,
+    ) -> Target:
+        """What options say.
+
+        Raises:
+            BadParameter: they contradict each other.
+        """
         formats = format_names(typed) if typed else []
         stdout = out == "-"
         path = None if out is None or stdout else Path(out)
         if path is not None and not formats and (name := _format_of_file(path)):
             formats = [name]
         lines = len(formats) < 2 and all(issubclass(CAPTION_FORMATS[name], LineFormat) for name in formats)
-        to_files = path is not None or (not stdout and (watch or not lines))
+        to_files = path is not None or (not stdout and (watch or not lines)) or mux is not None
         if not to_files and as_json and formats not in ([], ["json"]):
             raise typer.BadParameter(f"--json is --format json, but --format {typed} is given too; choose one of them")
         if not to_files and len(formats) > 1:
             raise typer.BadParameter(f"--format {typed} are several files; name a folder with --out")
-        formats = formats or (["json"] if as_json and not to_files else ["txt"])
+        if mux is not None and (stdout or (path is not None and _format_of_file(path))):
+            raise typer.BadParameter(f"--mux writes copies of videos, and --out {out} is one file; name a folder")
+        if mux is None:
+            formats = formats or (["json"] if as_json and not to_files else ["txt"])
         if stream and (to_files or formats != ["txt"]):
             other = "--json" if as_json else f"--format {formats[0]}" if not to_files else "--out and --watch"
             raise typer.BadParameter(f"--stream prints text as it comes, {other} whole captions; choose one of them")
-        return cls(formats, style, path, to_files)
+        return cls(formats, style, path, to_files, mux)
 
     @property
     def subtitles(self) -> bool:
         """Whether some are written."""
-        return not all(issubclass(CAPTION_FORMATS[name], LineFormat) for name in self.formats)
+        return self.mux is not None or not all(issubclass(CAPTION_FORMATS[name], LineFormat) for name in self.formats)
+
+    def check(self, *, single_file: bool) -> None:
+        """Refuse subtitles of several files in one, and a name that says otherwise than --format."""
+        one = self.out is None if not self.to_files else self._file is not None
+        if one and self.subtitles and not single_file:
+            raise typer.BadParameter("each input has its own subtitles, and --out is one file; name a folder")
+        if self._file is not None and self.formats != [self._file]:
+            raise typer.BadParameter(
+                f"--out {self.out} is one file of {self._file}, --format names {', '.join(self.formats)}; name a folder"
+            )
+
+    @property
+    def _file(self) -> str | None:
+        """The format of the one file for all inputs, if there is one."""
+        return None if self.out is None else _format_of_file(self.out)
 
     def printed(self, *, single_file: bool) -> CaptionFormat:
         """The format on stdout."""
-        if self.subtitles and not single_file:
-            raise typer.BadParameter("--out - is one file, and each input has its own subtitles; name a folder")
         return CAPTION_FORMATS[self.formats[0]](single_file=single_file, style=self.style)
 
     def files(self, *, single_file: bool, overwrite: bool, resume: bool) -> Files:
         """The files to write: one where --out is named like one, else one for each input."""
         from dasheng_edge.runtime.jobs.job import Files
+        from dasheng_edge.runtime.jobs.written import Mux
 
-        kinds = {name: CAPTION_FORMATS[name](style=self.style) for name in self.formats}
-        if self.out is None or (name := _format_of_file(self.out)) is None:
-            return Files(kinds, self.out, overwrite=overwrite, resume=resume)
-        if self.formats != [name]:
-            raise typer.BadParameter(
-                f"--out {self.out} is one file of {name}, --format names {', '.join(self.formats)}; name a folder"
-            )
-        if self.subtitles and not single_file:
-            raise typer.BadParameter(
-                f"--out {self.out} is one file, and each input has its own subtitles; name a folder"
-            )
-        one = CAPTION_FORMATS[name](single_file=single_file, style=self.style)
-        return Files({name: one}, file=self.out, overwrite=overwrite, resume=resume)
+        is_file = self._file is not None
+        single = single_file or not is_file
+        kinds = {name: CAPTION_FORMATS[name](single_file=single, style=self.style) for name in self.formats}
+        mux = None if self.mux is None else Mux(SrtFormat(style=self.style), self.mux)
+        folder, file = (None, self.out) if is_file else (self.out, None)
+        return Files(kinds, folder, file, overwrite=overwrite, resume=resume, mux=mux)
 
 
 def parse_formats(typed: str) -> str:

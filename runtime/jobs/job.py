@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dasheng_edge.runtime.atomic_output import PartialOutput, not_a_file
-from dasheng_edge.runtime.bundle.bundle import Bundle, sha256_of
+from dasheng_edge.runtime.bundle.bundle import sha256_of
 from dasheng_edge.runtime.bundle.manifest import MANIFEST
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.output.caption_formats import CaptionFormat
@@ -23,7 +23,7 @@ from .ledger import JobLine, Ledger
 from .pieces import Questions, Reading, run
 from .places import Places
 from .progress import Progress, Tally
-from .written import OneFileResults, WrittenResults
+from .written import Mux, OneFileResults, WrittenResults
 
 LEDGER = ".dasheng-edge.jsonl"  # in the folder of outputs
 
@@ -37,6 +37,7 @@ class Files:
     file: Path | None = None  # one for all inputs, of the only format, instead
     overwrite: bool = False
     resume: bool = True
+    mux: Mux | None = None  # copies of videos with subtitles, too
 
     @property
     def out(self) -> Path | None:
@@ -63,10 +64,10 @@ def run_job(
         DashengEdgeError: what is asked, or with what, is wrong for all.
     """
     with ExitStack() as stack:
-        results = _open(stack, captioner.bundle, asked, files, progress)
+        results = _open(stack, captioner, asked, files, progress)
         if not results.ledger.claims:
             ahead = chain.from_iterable(passes if isinstance(passes, Sequence) else ())
-            foretell(captioner, ahead, asked, batch=batch, tell=None if progress.quiet else progress.foretell)
+            foretell(captioner, ahead, asked, batch=batch, tell=None if progress.view.quiet else progress.foretell)
         for inputs in passes:
             run(captioner, inputs, asked, results, batch=batch)
         results.complete()
@@ -74,7 +75,7 @@ def run_job(
 
 
 def _open(
-    stack: ExitStack, bundle: Bundle, asked: tuple[Questions, Reading], files: Files, progress: Progress
+    stack: ExitStack, captioner: Captioner, asked: tuple[Questions, Reading], files: Files, progress: Progress
 ) -> WrittenResults:
     partial = None
     if files.file is not None:
@@ -86,25 +87,25 @@ def _open(
         path = files.folder / LEDGER
     else:
         path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / LEDGER
-    ledger = stack.enter_context(Ledger(path, _job_line(bundle, asked), anew=not files.resume))
+    ledger = stack.enter_context(Ledger(path, _job_line(captioner, asked), anew=not files.resume))
     if ledger.damaged:
         progress.note(f"{ledger.damaged} lines of {path} cannot be read; what they said is done again")
     places = Places(files.folder, ledger.claims.items())
     if partial is not None:
         (document,) = files.formats.values()
         return OneFileResults(ledger, places, document, partial, progress)
-    return WrittenResults(ledger, places, files.formats, progress, overwrite=files.overwrite)
+    return WrittenResults(ledger, places, files.formats, progress, overwrite=files.overwrite, mux=files.mux)
 
 
-def _job_line(bundle: Bundle, asked: tuple[Questions, Reading]) -> JobLine:
+def _job_line(captioner: Captioner, asked: tuple[Questions, Reading]) -> JobLine:
     questions, reading = asked
-    facts = bundle.prompt_facts
+    bundle, facts = captioner.bundle, captioner.bundle.prompt_facts
     settings: dict[str, Any] = {
         "prompt": dict(questions.named) if questions.named else questions.prompt, "system": questions.system,
         "max_new_tokens": questions.max_new_tokens or facts.max_new_tokens,
         "sampling": questions.sampling.model_dump(),
         "windows": reading.windows, "strict": reading.strict, "track": reading.track,
-        **({"changes": True} if questions.changes else {}),
+        **({"changes": True} if questions.changes else {}), **({"ask_silence": True} if captioner.ask_silence else {}),
     }  # fmt: skip
     return JobLine(
         bundle=bundle.manifest.name,

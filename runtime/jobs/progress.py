@@ -112,6 +112,8 @@ class Tally:
 class View(Protocol):
     """Where progress is shown."""
 
+    quiet: bool  # whether errors alone are
+
     def update(self, tally: Tally) -> None:
         """It went on."""
 
@@ -130,8 +132,7 @@ class Progress:
 
     def __init__(self, view: View, *, out: Path | None = None, expected: tuple[int, int] | None = None) -> None:
         """`expected` files, and the bytes in them; `out` is where outputs are, if a later run can go on there."""
-        self.tally, self._view, self._out = Tally(), view, out
-        self.quiet = isinstance(view, QuietView)
+        self.tally, self.view, self._out = Tally(), view, out
         self._source, self._window_end_s = "", 0.0  # of the last window
         self._warned: set[str] = set()
         self._warned_of = ""
@@ -144,20 +145,17 @@ class Progress:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """It is over, or was stopped; says what became of all, and how to go on."""
-        self._view.close()
+        self.view.close()
         if self.tally.ended or kind is None:
-            self._view.say(self.tally.summary() + ("" if self._out is None else f"; see {self._out}"))
+            self.view.say(self.tally.summary() + ("" if self._out is None else f"; see {self._out}"))
         if kind is not None and self._out is not None:
-            self._view.say("note: what is done is stored; give the same command again to go on")
-        self._view.event("end", self.tally.facts())
+            self.view.say("note: what is done is stored; give the same command again to go on")
+        self.view.event("end", self.tally.facts())
 
     def foretell(self, told: Estimate) -> None:
         """What all of it will take."""
         self.note(str(told))
-        self._view.event("estimate", {"seconds": round(told.seconds, 1), "memory_bytes": told.memory_bytes})
-
-    def begin(self, item: Input) -> None:
-        """An input is looked at."""
+        self.view.event("estimate", {"seconds": round(told.seconds, 1), "memory_bytes": told.memory_bytes})
 
     def row(self, item: Input, row: CaptionRow) -> None:
         """There is a caption."""
@@ -172,31 +170,33 @@ class Progress:
             self._warned, self._warned_of = set(), item.source
         for warning in row.warnings:
             if warning not in self._warned:  # a window's is mostly that of all
-                self._view.say(f"warning: {item.audio}: {warning}")
+                self.view.say(f"warning: {item.audio}: {warning}")
                 self._warned.add(warning)
-        self._view.event("caption", {"row": row.fields()})
-        self._view.update(self.tally)
+        self.view.event("caption", {"row": row.fields()})
+        self.view.update(self.tally)
 
     def end(self, item: Input, *, anew: bool, outputs: tuple[str, ...] = ()) -> None:
         """An input is complete, now or by an earlier run."""
         self.tally.end(item, anew=anew)
-        self._view.event("file", {"audio": item.audio, "reused": not anew, "outputs": outputs})
-        self._view.update(self.tally)
+        self.view.event("file", {"audio": item.audio, "reused": not anew, "outputs": outputs})
+        self.view.update(self.tally)
 
     def fail(self, item: Input, row: CaptionRow) -> None:
         """An input has no caption."""
         self.tally.fail(item, row)
-        self._view.say(f"error: {row.error}")
-        self._view.event("error", row.fields())
-        self._view.update(self.tally)
+        self.view.say(f"error: {row.error}")
+        self.view.event("error", row.fields())
+        self.view.update(self.tally)
 
     def note(self, text: str) -> None:
         """What people should know."""
-        self._view.say(f"note: {text}")
+        self.view.say(f"note: {text}")
 
 
 class QuietView:
     """Errors alone."""
+
+    quiet = True
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
@@ -217,6 +217,8 @@ class QuietView:
 
 class LinesView(QuietView):
     """A line every few seconds, for logs."""
+
+    quiet = False
 
     def __init__(self, say: Callable[[str], None]) -> None:
         super().__init__(say)
@@ -247,6 +249,8 @@ class EventsView(LinesView):
 class BarView:
     """A bar on a terminal, how fast it goes, and the last caption below."""
 
+    quiet = False
+
     def __init__(self) -> None:
         from rich.console import Console
         from rich.live import Live
@@ -254,11 +258,11 @@ class BarView:
         self._console = Console(stderr=True, highlight=False)
         self._live = Live(console=self._console, transient=True, auto_refresh=False)
         self._drawn = 0.0
-        self._live.start()
 
     def update(self, tally: Tally) -> None:
         if monotonic() - self._drawn >= 0.1:
             self._drawn = monotonic()
+            self._live.start()  # nothing if it is
             self._live.update(self._drawing(tally), refresh=True)
 
     def _drawing(self, tally: Tally) -> RenderableType:

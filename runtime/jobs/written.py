@@ -14,8 +14,8 @@ from stat import S_ISREG
 
 from dasheng_edge.runtime.atomic_output import PartialOutput, remove_left, replacing
 from dasheng_edge.runtime.bundle.bundle import sha256_of
-from dasheng_edge.runtime.errors import AudioError, OutputExistsError, OutputWriteError
-from dasheng_edge.runtime.output.caption_formats import CaptionFormat
+from dasheng_edge.runtime.errors import AudioError, OutputExistsError, OutputWriteError, SubtitleError
+from dasheng_edge.runtime.output.caption_formats import CaptionFormat, SubtitleFormat
 from dasheng_edge.runtime.output.rows import CaptionRow
 
 from .inputs import STDIN, Input
@@ -25,6 +25,7 @@ from .places import Places
 from .progress import Progress
 
 FRESH_NS = 2_000_000_000  # a file changed so lately may change again without its times telling: FAT counts in 2 s
+MUX = "mux"  # among formats
 _DIGITS = 64  # of SHA-256
 # What is wrong with one output alone: its name, or what has it.
 _OF_ONE = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EINVAL, errno.EILSEQ, errno.ELOOP)
@@ -37,6 +38,34 @@ class _Known:
     key: str
     output: str
     stat: Stat | None
+
+
+@dataclass(frozen=True)
+class Mux:
+    """Copies of videos with a track of subtitles."""
+
+    subtitles: SubtitleFormat
+    language: str = "en"
+
+    @property
+    def look(self) -> str:
+        """What a copy depends on beside rows."""
+        return f"{MUX} {self.subtitles.look} {self.language}"
+
+    def suffix(self, video: str) -> str:
+        """Of the copy's name."""
+        return f".subtitled{Path(video).suffix}"
+
+    def write(self, video: str, rows: Iterable[CaptionRow], out: Path) -> list[str]:
+        """Write a copy; a sentence for each thing that could not be copied.
+
+        Raises:
+            SubtitleError: it is no video that takes subtitles.
+            OutputWriteError: it cannot be written.
+        """
+        from dasheng_edge.runtime.subtitles.mux import mux
+
+        return mux(video, self.subtitles.cues(rows), out, language=self.language, overwrite=True)
 
 
 class WrittenResults:
@@ -54,17 +83,18 @@ class WrittenResults:
         progress: Progress,
         *,
         overwrite: bool = False,
+        mux: Mux | None = None,
     ) -> None:
         self.ledger, self.places, self.progress, self._overwrite = ledger, places, progress, overwrite
-        self._formats = formats
-        self._looks = tuple(sorted(f"{name} {kind.look}".strip() for name, kind in formats.items()))
+        self._formats, self._mux = formats, mux
+        looks = [f"{name} {kind.look}".strip() for name, kind in formats.items()]
+        self._looks = tuple(sorted([*looks, *([mux.look] if mux else [])]))
         self._open: dict[str, _Known] = {}  # inputs under way, by their sources
         self._waiting: dict[str, list[tuple[Input, _Known]]] = {}  # by the key that another one is asked about already
         self._swept: set[Path] = set()
         self.note = progress.note
 
     def begin(self, item: Input) -> int | None:
-        self.progress.begin(item)
         if item.error is not None:
             raise item.error
         known = self._known(item)
@@ -119,17 +149,23 @@ class WrittenResults:
         output, formats = self.places.take(item, key := content + item.part)
         self._check_free(item, output, formats)
         line = FileLine(
-            source=item.source, key=key, output=output, formats=tuple(sorted({*formats, *self._formats})),
+            source=item.source, key=key, output=output, formats=tuple(sorted({*formats, *self._paths(item, output)})),
             stat=None if fresh else stat,
         )  # fmt: skip
         if claim != (line.key, line.output, line.formats, line.stat):
             self.ledger.add(line)
         return _Known(key, output, stat)
 
+    def _paths(self, item: Input, output: str) -> dict[str, Path]:
+        """The outputs of an input, by their formats."""
+        paths = {name: self.places.path(output, kind.suffix) for name, kind in self._formats.items()}
+        if self._mux is not None:
+            paths[MUX] = self.places.path(output, self._mux.suffix(item.path))
+        return paths
+
     def _check_free(self, item: Input, output: str, formats: Collection[str]) -> None:
         """Refuse outputs that are there and that no earlier run wrote, and the input itself."""
-        for name, kind in self._formats.items():
-            path = self.places.path(output, kind.suffix)
+        for name, path in self._paths(item, output).items():
             if os.path.lexists(path):
                 if item.path != STDIN and path.exists() and path.samefile(item.path):
                     raise OutputExistsError(f"{path} is the input; choose another --out or --format")
@@ -138,52 +174,53 @@ class WrittenResults:
 
     def _finish(self, item: Input, known: _Known, *, anew: bool) -> None:
         """All rows are there: write what is not written."""
+        paths = self._paths(item, known.output)
+        written = self.ledger.written.get(known.output) == (known.key, self._looks)
         try:
-            if self.ledger.written.get(known.output) != (known.key, self._looks) or not self._all_there(known.output):
-                for kind in self._formats.values():
-                    self._write(
-                        self.places.path(known.output, kind.suffix), kind, self.ledger.rows(known.key, item.audio)
-                    )
+            if not written or not all(path.exists() for path in paths.values()):
+                for name, kind in self._formats.items():
+                    self._write(paths[name], kind, self.ledger.rows(known.key, item.audio))
+                if self._mux is not None:
+                    rows = self.ledger.rows(known.key, item.audio)
+                    for fault in self._mux.write(item.path, rows, paths[MUX]):
+                        self.note(f"{item.audio}: {fault}")
                 self.ledger.add(WrittenLine(output=known.output, key=known.key, looks=self._looks))
-        except OSError as error:
-            failed = self._write_error(known.output, error)
-            if error.errno not in _OF_ONE or isinstance(error, OutputWriteError):
-                raise failed from error
-            self._fail(item, CaptionRow.of_error(item.audio, failed))
+        except (OutputWriteError, SubtitleError) as error:
+            if not _of_one(error):
+                raise
+            self._fail(item, CaptionRow.of_error(item.audio, error))
         else:
-            outputs = [str(self.places.path(known.output, kind.suffix)) for kind in self._formats.values()]
-            self.progress.end(item, anew=anew, outputs=tuple(outputs))
-
-    def _all_there(self, output: str) -> bool:
-        return all(self.places.path(output, kind.suffix).exists() for kind in self._formats.values())
+            self.progress.end(item, anew=anew, outputs=tuple(map(str, paths.values())))
 
     def _fail(self, item: Input, row: CaptionRow, known: _Known | None = None) -> None:
         self.ledger.add(ErrorLine(row=row), sure=True)
-        if known is not None:
-            rows = [*self.ledger.rows(known.key, item.audio), row]
-            for kind in self._formats.values():
-                if kind.errors:
-                    self._write(self.places.path(known.output, kind.suffix), kind, rows)
+        for kind in self._formats.values() if known is not None else ():
+            if known is not None and kind.errors:
+                rows = [*self.ledger.rows(known.key, item.audio), row]
+                self._write(self.places.path(known.output, kind.suffix), kind, rows)
         self.progress.fail(item, row)
 
     def _write(self, path: Path, kind: CaptionFormat, rows: Iterable[CaptionRow]) -> None:
-        if path.parent not in self._swept:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            remove_left(path.parent, "*")
-            self._swept.add(path.parent)
-        with replacing(path, sweep=False) as part, part.open("w", encoding="utf-8", newline="") as file:
-            file.writelines(kind.document(rows))
-            file.flush()
-            os.fsync(file.fileno())
+        """Write an output.
 
-    def _write_error(self, output: str, error: OSError) -> OutputWriteError:
-        if isinstance(error, OutputWriteError):
-            return error
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        fix = "free some space, and give the same command again" if full else "choose another --out"
-        return OutputWriteError(
-            f"cannot write {self.places.path(output, '')}: {error.strerror or error}; what is done is stored: {fix}"
-        )
+        Raises:
+            OutputWriteError: it cannot be written, whose cause says whether others can.
+        """
+        try:
+            if path.parent not in self._swept:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                remove_left(path.parent, "*")
+                self._swept.add(path.parent)
+            with replacing(path, sweep=False) as part, part.open("w", encoding="utf-8", newline="") as file:
+                file.writelines(kind.document(rows))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            fix = "free some space, and give the same command again" if full else "choose another --out"
+            raise OutputWriteError(
+                f"cannot write {path}: {error.strerror or error}; what is done is stored: {fix}"
+            ) from error
 
 
 class OneFileResults(WrittenResults):
@@ -243,3 +280,8 @@ def _content(item: Input, stat: Stat | None) -> str:
         with suppress(OSError):  # reading it says why
             return sha256_of(Path(item.path))
     return secrets.token_hex(_DIGITS // 2)
+
+
+def _of_one(error: OutputWriteError | SubtitleError) -> bool:
+    """Whether others can be written although this one cannot: its name is the fault, what has it, or its video."""
+    return isinstance(error, SubtitleError) or getattr(error.__cause__, "errno", None) in _OF_ONE

@@ -141,6 +141,10 @@ class SubtitleFormat(CaptionFormat):
         return self.style
 
     def document(self, rows: Iterable[CaptionRow]) -> Iterator[str]:
+        yield self.written(self.cues(rows))
+
+    def cues(self, rows: Iterable[CaptionRow]) -> list[Cue]:
+        """What is shown when."""
         sounds: list[Window] = []
         speech: list[Window] = []
         for row in rows:
@@ -150,7 +154,7 @@ class SubtitleFormat(CaptionFormat):
                     sounds.append(_subtitle_window(row, row.text, row.changes))
                 if row.answers and SPEECH in row.answers:
                     speech.append(_subtitle_window(row, row.answers[SPEECH].get("text", "")))
-        yield self.written(cues(sounds, style=self.style, speech=speech))
+        return cues(sounds, style=self.style, speech=speech)
 
     @abstractmethod
     def written(self, shown: Sequence[Cue]) -> str:

@@ -210,6 +210,23 @@ def test_subtitles_lie_beside_their_films(tiny_bundle: Path, clips: Path) -> Non
     assert (again.exit_code, "film.srt already exists" in again.stderr) == (1, True)
 
 
+def test_copies_of_videos_have_their_subtitles(tiny_bundle: Path, clips: Path, tmp_path: Path) -> None:
+    import av
+
+    write_audio(clips / "film.mkv", sine(500, 7, 16_000), Format("mkv", "matroska", "pcm_s16le", 16_000))
+    before = (clips / "film.mkv").read_bytes()
+    words = (tiny_bundle, clips / "film.mkv", clips / "a.wav", "--mux", "en", "--format", "srt", "--out", tmp_path)
+    done = caption(*words)
+    assert (done.exit_code, "1 SubtitleError" in done.stderr) == (1, True)
+    with av.open(str(tmp_path / "film.subtitled.mkv")) as copy:
+        assert [stream.type for stream in copy.streams] == ["audio", "subtitle"]
+        assert copy.streams[1].metadata["language"] == copy.streams[1].language == "eng"
+    assert (clips / "film.mkv").read_bytes() == before
+    assert "1 done before" in caption(*words).stderr
+    assert caption(tiny_bundle, clips / "film.mkv", "--mux", "en").exit_code == 0
+    assert (clips / "film.subtitled.mkv").exists()
+
+
 def test_events_for_machines(tiny_bundle: Path, clips: Path, tmp_path: Path) -> None:
     done = caption(tiny_bundle, clips, "--out", tmp_path / "out", "--json", "--window", 4)
     events = [json.loads(line) for line in done.stdout.splitlines()]

@@ -37,7 +37,7 @@ def test_a_row_has_the_keys_that_it_was_made_with() -> None:
 def test_a_row_prints_what_the_caption_is() -> None:
     caption = Caption("a bell", (1,), "stop", 1.0, 2, 3, Timings(1, 2, 3, 4, 5, 6, 7, 8, 9, 10), ("loud",))
     shown = {"audio": "a.wav", **dataclasses.asdict(caption), "tokens_per_s": 1250.0}
-    rare = {"reason"}  # a key only where there is something to say
+    rare = {"reason", "changes"}  # a key only where there is something to say
     shown = {key: value for key, value in shown.items() if key not in rare}
     keys = [*shown.keys() - {"confidence"}, "confidence"]
     line = CaptionRow.of("a.wav", None, caption).json_line()
