@@ -194,7 +194,7 @@ def caption(
     engine = engine_options(bundle, device, threads, allow_tf32, mapped=run.mapped, few=run.few)
     view = _view(quiet=quiet, events=as_json)
     with run.opened(bundle, engine, check_sha256) as captioner:
-        ok = run.written(captioner, view, overwrite, resume) if target.to_files else run.printed(captioner, view, stream)
+        ok = run.done(captioner, view, stream=stream, overwrite=overwrite, resume=resume)
     raise typer.Exit(0 if ok else 1)
 
 
@@ -260,8 +260,13 @@ class _Run:
         captioner.ask_silence = self.ask_silence
         return captioner
 
-    def printed(self, captioner: Captioner, view: View, stream: bool) -> bool:
-        """Print captions; returns whether all went well."""
+    def done(self, captioner: Captioner, view: View, *, stream: bool, overwrite: bool, resume: bool) -> bool:
+        """Do it; returns whether all went well."""
+        if self.target.to_files:
+            return self._written(captioner, view, overwrite=overwrite, resume=resume)
+        return self._printed(captioner, view, stream=stream)
+
+    def _printed(self, captioner: Captioner, view: View, *, stream: bool) -> bool:
         from dasheng_edge.runtime.jobs.estimate import foretell
         from dasheng_edge.runtime.jobs.pieces import run
         from dasheng_edge.runtime.jobs.printed import PrintedResults
@@ -274,8 +279,7 @@ class _Run:
         results.complete()
         return not results.failed
 
-    def written(self, captioner: Captioner, view: View, overwrite: bool, resume: bool) -> bool:
-        """Write files; returns whether all went well."""
+    def _written(self, captioner: Captioner, view: View, *, overwrite: bool, resume: bool) -> bool:
         from dasheng_edge.runtime.jobs.job import run_job
         from dasheng_edge.runtime.jobs.progress import Progress
         from dasheng_edge.runtime.jobs.watch import arrivals
