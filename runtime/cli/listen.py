@@ -20,6 +20,7 @@ from dasheng_edge.runtime.errors import AudioError
 from dasheng_edge.runtime.machine.devices import ON_CPU
 from dasheng_edge.runtime.names import printable
 
+from .caption import StyleOption
 from .options import (
     BundleArgument,
     DeviceOption,
@@ -112,6 +113,7 @@ def listen(
     hop: HopOption = None,
     srt: SrtOption = None,
     jsonl: JsonlOption = None,
+    style: StyleOption = "sdh",
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -136,7 +138,7 @@ def listen(
     meter = _Meter(shown=not quiet)
     heard = _source(file, source, meter, realtime=realtime)
     with (
-        LiveLog(srt, jsonl, overwrite=overwrite) as log,
+        LiveLog(srt, jsonl, overwrite=overwrite, style=style) as log,
         Engine.open(bundle, options=options, batch=1, check_sha256=check_sha256) as engine,
     ):
         ask = captions_of(engine, heard.name, prompt, system=system, max_new_tokens=max_new_tokens)
@@ -208,16 +210,16 @@ class _Meter:
         if not self._shown:
             return
         ear, tally, columns = listening.ear, listening.tally, shutil.get_terminal_size().columns
-        bar = min(METER_COLUMNS, max(8, columns - 44))
-        filled, floor = (
-            round(bar * min(1.0, max(0.0, 1 + level / METER_DB))) for level in (ear.level_db, ear.floor_db)
-        )
+        dropped = f", {tally.dropped} dropped" if tally.dropped else ""
+        count = _count(tally.captions - tally.repeats, "caption")
+        before = f"{_elapsed(listening.seconds)} ["
+        after = f"] {max(-99.0, ear.level_db):4.0f} dB {'hears' if ear.hears else 'quiet'}  {count}{dropped}"
+        bar = max(8, min(METER_COLUMNS, columns - 1 - len(before) - len(after)))
+        levels = (ear.level_db, ear.floor_db)
+        filled, floor = (round(bar * min(1.0, max(0.0, 1 + level / METER_DB))) for level in levels)
         cells = ["#" if place < filled else "-" for place in range(bar)]
         cells[min(floor, bar - 1)] = "|"
-        dropped = f", {tally.dropped} dropped" if tally.dropped else ""
-        state = f"{_elapsed(listening.seconds)} [{''.join(cells)}] {max(-99.0, ear.level_db):4.0f} dB"
-        count = _count(tally.captions - tally.repeats, "caption")
-        line = f"{state} {'hears' if ear.hears else 'quiet'}  {count}{dropped}"[: columns - 1]
+        line = f"{before}{''.join(cells)}{after}"[: columns - 1]
         if line != self._line:
             sys.stderr.write("\r" + line.ljust(len(self._line)))
             sys.stderr.flush()

@@ -13,6 +13,7 @@ from dasheng_edge.runtime.caption import Caption
 from dasheng_edge.runtime.engine.clip_audio import HeardAudio
 from dasheng_edge.runtime.engine.engine import Engine
 from dasheng_edge.runtime.errors import NOT_OF_A_CLIP, DashengEdgeError
+from dasheng_edge.runtime.subtitles.labels import labels
 
 from .ear import Ear, Window, WindowPlan
 from .source import Piece, Source
@@ -99,7 +100,8 @@ class Listening:
         self._rate_hz = audio.front_end.spec.sample_rate_hz
         self._ask, self._waits, self._longest_s = ask, waits, plan.window_s
         self._asked: deque[tuple[Window, Asked | None]] = deque()  # None: it was dropped
-        self._said, self._said_until_s = "", -REPEAT_S
+        self._said: frozenset[str] = frozenset()  # sounds of the last caption
+        self._said_until_s = -REPEAT_S
         self._stopped = False
 
     def stop(self) -> None:
@@ -168,8 +170,10 @@ class Listening:
             yield self._counted(Heard(window, caption, repeats=self._repeats(window, caption.text), late_s=late_s))
 
     def _repeats(self, window: Window, text: str) -> bool:
-        repeats = text == self._said and window.start_s < self._said_until_s + REPEAT_S
-        self._said, self._said_until_s = text, window.end_s
+        """Whether the same sounds were said of what came just before, in any order and words."""
+        sounds = frozenset(label.key for label in labels(text))
+        repeats = sounds == self._said and window.start_s < self._said_until_s + REPEAT_S
+        self._said, self._said_until_s = sounds, window.end_s
         return repeats
 
     def _counted(self, heard: Heard) -> Heard:

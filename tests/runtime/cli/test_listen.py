@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import re
 import signal
@@ -7,14 +8,20 @@ import subprocess
 import sys
 import wave
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
 from dasheng_edge.runtime.cli import app as cli
+from dasheng_edge.runtime.cli import listen
 from dasheng_edge.runtime.live import devices
+from dasheng_edge.runtime.live.listening import Listening
+from dasheng_edge.runtime.subtitles.lint import lint
 from tests.runtime.live.test_ear import RATE, Samples, sounds
+from tests.runtime.live.test_log import cues_of
 from tests.runtime.live.test_microphone import FakeSound, RecordingClock
 
 
@@ -105,8 +112,8 @@ def test_a_prompt_that_is_wrong_is_told_before_there_is_a_sound(tiny_bundle: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_it_with_what_was_heard(tiny_bundle: Path, tmp_path: Path, number: int) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_leaves_whole_files(tiny_bundle: Path, tmp_path: Path, number: int) -> None:
     clip = write_wav(tmp_path / "long.wav", np.tile(sounds(2, (0.5, 1)), 60))
     command: list[str | Path] = [
         sys.executable,
@@ -118,12 +125,58 @@ def test_a_signal_ends_it_with_what_was_heard(tiny_bundle: Path, tmp_path: Path,
         clip,
         "--realtime",
     ]
-    command += ["--jsonl", tmp_path / "a.jsonl", "--max-new-tokens", "4", "--threads", "1"]
+    srt, jsonl = tmp_path / "a.srt", tmp_path / "a.jsonl"
+    command += ["--srt", srt, "--jsonl", jsonl, "--max-new-tokens", "4", "--threads", "1"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline()
         process.send_signal(number)
         _, errors = process.communicate(timeout=60)
-    assert process.returncode == 0, errors
-    assert "caption" in errors.splitlines()[-1]
-    assert (tmp_path / "a.jsonl").read_text().endswith("}\n")
+    if number != signal.SIGKILL:
+        assert process.returncode == 0, errors
+        assert "caption" in errors.splitlines()[-1]
+    assert all(json.loads(line) for line in jsonl.read_text().splitlines())
+    assert jsonl.read_text().endswith("}\n")
+    assert not lint(cues_of(srt.read_text()))
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+    def screen(self) -> list[str]:
+        """What stands on its lines, after returns and blanks."""
+        lines = []
+        for line in self.getvalue().split("\n"):
+            cells = ""
+            for part in line.split("\r"):
+                cells = part + cells[len(part) :]
+            lines.append(cells.rstrip())
+        return lines
+
+
+@pytest.mark.parametrize("columns", [20, 60, 120])
+def test_the_level_fits_the_terminal_and_makes_room(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    meter = listen._Meter(shown=True)
+    for level_db, captions in [(-12.3, 12), (-80.0, 13)]:
+        ear = SimpleNamespace(level_db=level_db, floor_db=-60.0, hears=level_db > -50)
+        tally = SimpleNamespace(captions=captions, repeats=2, dropped=1)
+        meter.draw(cast(Listening, SimpleNamespace(ear=ear, tally=tally, seconds=3725)))
+    (line,) = terminal.screen()
+    assert len(line) < columns
+    assert line.startswith("01:02:05 [")
+    if columns >= 60:
+        assert line.endswith("-80 dB quiet  11 captions, 1 dropped")
+        assert "#" not in line
+    meter.say("error: no")
+    assert terminal.screen() == ["error: no", ""]
+    assert "\x1b" not in terminal.getvalue()
+
+
+def test_there_is_no_level_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    meter = listen._Meter(shown=True)
+    meter.draw(cast(Listening, None))
+    meter.say("gone")
+    assert capsys.readouterr().err == "gone\n"

@@ -147,9 +147,12 @@ def test_a_file_is_heard_the_same_however_slow_the_machine_is() -> None:
 
 
 def test_what_was_just_said_is_a_repeat() -> None:
-    decoder = SlowDecoder(FakeClock(), 0.0, ["a dog barks", "a dog barks", "rain", "a dog barks", "a dog barks"])
-    heard = listen(sounds(40, (2, 3), (5, 6), (9, 10), (12, 13), (30, 31)), decoder, waits=True)
-    assert [one.repeats for one in heard] == [False, True, False, False, False]  # the last is long after
+    both = ("a dog barks while rain falls", "rain falls and a dog barks")
+    decoder = SlowDecoder(FakeClock(), 0.0, ["a dog barks", "A dog barks.", "rain falls", *both, "a dog barks"])
+    heard = listen(sounds(40, (2, 3), (5, 6), (9, 10), (12, 13), (15, 16), (30, 31)), decoder, waits=True)
+    assert [one.repeats for one in heard] == [False, True, False, False, True, False]
+    again = listen(sounds(40, (2, 3), (30, 31)), SlowDecoder(FakeClock(), 0.0, ["a dog barks"]), waits=True)
+    assert not any(one.repeats for one in again)  # long after
 
 
 def test_errors_of_a_window_are_told_and_others_end_it() -> None:
