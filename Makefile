@@ -233,6 +233,10 @@ bench-export-full: $(STAMP_READY)  ## the same with the 7B (half an hour, 50 GB 
 bench-quantization: $(STAMP_READY) build/micro  ## compare quantizations of the small model (ten minutes), to benchmarks/results
 	@$(BIN)/python -m benchmarks.quantization.micro --save
 
+.PHONY: bench-subtitles
+bench-subtitles: $(STAMP_READY) build/micro  ## subtitles of 240 scenes whose sounds are known (two minutes, espeak-ng), to benchmarks/results
+	@$(BIN)/python -m benchmarks.captions.subtitles build/micro --model micro
+
 # ---- what is given to others -------------------------------------------------------------------------------------
 
 RELEASE := build/release

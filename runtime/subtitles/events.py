@@ -18,11 +18,12 @@ MAX_S = 1e8  # three years; later times are a mistake, and floats hold milliseco
 # What places a sound, found on scenes whose times are known: `benchmarks.captions.subtitles` measures it. A place gets
 # the logarithm of the strength of its change, less what windows say against it.
 _BACK_S = 2.0  # that a sound may begin before the window that names it first
-_UNHEARD_S = 2.0  # of it in the window before, which did not name it: costs 1
+_UNHEARD_S = 1.0  # more than that of it in the window before, which did not name it: costs 1
 _UNNAMED_S = 0.5  # that it begins after the start of the next window, if that does not name it: costs 1
-_SHORT_S = 0.5  # at the end of a window, too little to be named
+_SHORT_S = 0.5  # of it at the end of a window are too little to be named
 _APART_S = 0.2  # between sounds of which one follows the other
 _DEAF_S = 0.25  # at the beginning of a window, before which nothing is known: a change there is none
+_SEEN_S = 0.1  # by which two windows may differ about the time of a change
 _NO_CHANGE = 0.03  # strength of a place without a change
 _AGAINST = 5.0  # to begin together with a sound that it follows
 
@@ -146,7 +147,7 @@ class _Placing:
             return -10 * _AGAINST - abs(time_s - self.window.start_s)
         beside = any(other == turn and start_s == time_s for other, start_s in old)
         score = 0.0 if beside else math.log(max(place.strength, 1e-3))
-        score -= max(0.0, self.first_s - time_s) / _UNHEARD_S
+        score -= max(0.0, self.first_s - _SHORT_S - time_s) / _UNHEARD_S
         score -= max(0.0, time_s - (self.window.end_s - _SHORT_S)) / _APART_S
         if event.label.key not in self.next_keys:
             score -= max(0.0, time_s - self.next_s) / _UNNAMED_S
@@ -168,8 +169,11 @@ def _changes(windows: Sequence[Window]) -> list[Change]:
         from_s = (windows[at - 1].end_s + window.start_s) / 2 if at else -math.inf
         to_s = (windows[at + 1].start_s + window.end_s) / 2 if at + 1 < len(windows) else math.inf
         from_s, to_s = max(from_s, window.start_s + _DEAF_S), to_s if to_s > window.start_s else math.inf
-        times = [replace(change, time_s=window.start_s + change.time_s) for change in window.changes]
-        found += [change for change in times if from_s <= change.time_s < min(to_s, window.end_s)]
+        for change in window.changes:
+            time_s = window.start_s + change.time_s
+            beside_s = time_s - found[-1].time_s if found else math.inf
+            if from_s - _SEEN_S <= time_s < min(to_s + _SEEN_S, window.end_s) and not 0 <= beside_s <= 2 * _SEEN_S:
+                found.append(replace(change, time_s=time_s))
     return sorted(found, key=_time)
 
 

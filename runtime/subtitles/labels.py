@@ -53,7 +53,7 @@ _MAX_NOUN_WORDS = 3  # of a sound that is named without a verb: "distant traffic
 class Label:
     """A sound in words."""
 
-    key: str  # equal for what is one sound, in whatever form it is written
+    key: str  # source and verb: equal for what is one sound, however it is told
     single: str  # "dog barks"
     lasting: str  # "dog barking", which is also said of one that is heard for long
     continues: str  # "barking continues"; "" in another language
@@ -171,10 +171,8 @@ def _label(words: list[str], at: tuple[int, int, Verb] | None) -> Label:
     if not verb.lasting and (not rest or _AFTER_VERB.match(rest[0].lower())):
         single = verb.base if plural else verb.third
     source = f"{subject} {'continue' if plural else 'continues'}"
-    told = [word for word in rest if not word.endswith("ly")]
-    key = re.sub(r" (?:in|from) the distance$", "", " ".join([subject, verb.base, *told]).casefold())
     return Label(
-        key,
+        f"{subject} {verb.base}".casefold(),
         " ".join([subject, single, *rest]),
         " ".join([subject, verb.participle, *rest]),
         source if verb.base in GENERIC else f"{verb.participle} continues",

@@ -1,0 +1,1 @@
+"""What captions are good for, measured on sounds whose times are known."""
