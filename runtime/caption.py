@@ -27,6 +27,7 @@ class Timings:
     decode_ms: float  # from the first token to the last
     total_ms: float
     decode_tokens: int  # that were generated in `decode_ms`: all but the first
+    prefill_rows: int = 0  # of the prompt that were decoded in `prefill_ms`: not those that were there
 
     @property
     def tokens_per_s(self) -> float:

@@ -18,7 +18,7 @@ from dasheng_edge.runtime.bundle.manifest import Sampling
 from dasheng_edge.runtime.caption import Caption, CaptionStream
 from dasheng_edge.runtime.engine.clip_audio import HeardAudio
 from dasheng_edge.runtime.engine.job import CaptionJob, CaptionScheduler
-from dasheng_edge.runtime.engine.opening import open_parts
+from dasheng_edge.runtime.engine.opening import open_parts, warm_up
 from dasheng_edge.runtime.engine.request import Request, RunningRequest, asked, check_count
 from dasheng_edge.runtime.engine_options import EngineOptions
 from dasheng_edge.runtime.errors import AudioError, CaptionerBusyError, DashengEdgeError, PromptError
@@ -26,7 +26,7 @@ from dasheng_edge.runtime.machine.devices import Device
 from dasheng_edge.runtime.machine.forks import Home, starts_pool
 from dasheng_edge.runtime.machine.memory import memory_errors
 from dasheng_edge.runtime.parts import Parts
-from dasheng_edge.runtime.text.sequences import MAX_SEQUENCES
+from dasheng_edge.runtime.text.sequences import MAX_SEQUENCES, Sequences
 
 
 class Captioner:
@@ -45,6 +45,9 @@ class Captioner:
         self.ask_silence = False
         self._lock = threading.Lock()
         self._streams: weakref.WeakSet[CaptionStream] = weakref.WeakSet()
+        self.sequences = Sequences(
+            parts.decoder, MAX_SEQUENCES, choose=False, keep=True
+        )  # of one request after another
         self._schedulers: set[CaptionScheduler] = set()
         self._closed = False
         self._home = Home("captioner", parts)
@@ -72,7 +75,9 @@ class Captioner:
         options = (options or EngineOptions()).changed(
             device=device, threads=threads, weights="mapped" if few else None
         )
-        return cls(*open_parts(path, options, check_sha256=check_sha256))
+        captioner = cls(*open_parts(path, options, check_sha256=check_sha256))
+        warm_up(captioner.bundle, captioner.parts, captioner.sequences)
+        return captioner
 
     def __enter__(self) -> Captioner:
         return self
@@ -102,6 +107,7 @@ class Captioner:
             self._closed = True
             for scheduler in self._schedulers:
                 scheduler.close()
+            self.sequences.close()
             self.parts.decoder.close()
         finally:
             self._lock.release()
@@ -206,12 +212,11 @@ class Captioner:
         `stream`; the first question that fails ends it: see `ask_each`.
         """
         named = _named(questions)
-        answers = self.ask_each(
-            [audio], named, system=system, max_new_tokens=max_new_tokens, sampling=sampling,
-            batch=min(len(named), MAX_SEQUENCES),
-        )  # fmt: skip
-        with closing(answers):
-            return {name: _unless_failed(answer) for name, answer in next(answers).items()}
+        first = [asked(self.bundle, prompt, system, max_new_tokens, sampling) for prompt in named.values()]
+        requests = [replace(one, audio=audio, ask_silence=self.ask_silence) for one in first]
+        with self._busy():
+            results = CaptionJob(self.bundle, self.parts, requests).finish(self.sequences)
+            return {name: _unless_failed(result) for name, result in zip(named, results, strict=True)}
 
     def ask_each(  # noqa: PLR0913  # as `stream`, and what concerns many clips
         self,
@@ -237,8 +242,7 @@ class Captioner:
     def _run(self, request: Request) -> Generator[str, None, Caption]:
         with self._busy():
             running = RunningRequest(self.bundle, self.parts, request)
-            running.prefill()
-            yield from running.generate()
+            yield from running.generate(self.sequences)
             return running.caption()
 
     @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,12 +23,13 @@ from dasheng_edge.runtime.machine.devices import ON_CPU, Placement
 from dasheng_edge.runtime.machine.gpu import find_gpus
 from dasheng_edge.runtime.machine.memory import release_freed_memory, require
 from dasheng_edge.runtime.machine.placing import Card, Needs, placed, refusal
+from dasheng_edge.runtime.text.answer import Answer
 from dasheng_edge.runtime.text.context import BATCH, KV_TYPES
 from dasheng_edge.runtime.text.context_memory import KV_BITS, computed_bytes, kept_bytes
 from dasheng_edge.runtime.text.decoder import FIRST_CONTEXT, Decoder, Embeddings
 from dasheng_edge.runtime.text.llama import why_no_gpu
 from dasheng_edge.runtime.text.prompt import PromptBuilder
-from dasheng_edge.runtime.text.sequences import Answer, Sequences
+from dasheng_edge.runtime.text.sequences import Sequences
 
 _LIBRARIES_BYTES = 160 << 20  # of addresses: both engines, started side by side, with a heap for the second thread
 # What a decoder on a GPU is run with when it opens, the longest first, so that memory is taken once. Kernels of
@@ -90,8 +92,10 @@ class Parts(TextParts):
         release_freed_memory()
         return cls(text.decoder, text.prompts, audio)
 
-    def warm_up(self) -> None:
+    def warm_up(self, alone: Sequences | None = None) -> None:
         """Run each part that is on a GPU at sizes that requests have, alone and together: `EngineOptions.warm_up`.
+
+        `alone` are the sequences of single requests, whose context is there from then on.
 
         Raises what a request raises.
         """
@@ -99,23 +103,22 @@ class Parts(TextParts):
         if settings.warm_up and settings.device != "cpu":
             self.audio.warm_up()
         if settings.warm_up and settings.text_device != "cpu":
-            for rows in _WARM_ROWS:
-                prompt = self._silence(min(rows, self.decoder.context_length - 2))
-                self.decoder.prefill([prompt], reserve=2)
-                for _ in self.decoder.generate(2):
-                    pass
+            with nullcontext(alone) if alone is not None else closing(Sequences(self.decoder, 1)) as sequences:
+                for rows in _WARM_ROWS:
+                    answer = Answer([self._silence(min(rows, self.decoder.context_length - 2))], 2, Sampling())
+                    sequences.begin([answer])
+                    for _ in sequences.tokens(answer):
+                        pass
             self._answer_together()
 
     def _answer_together(self) -> None:
         """Several answers that end one after another, so that steps of each width are taken."""
-        sequences = Sequences(self.decoder, min(self.decoder.settings.batch, _WARM_ANSWERS))
-        try:
-            counts = range(2, 2 + min(self.decoder.settings.batch, _WARM_ANSWERS))
-            sequences.begin([Answer([self._silence(_WARM_PROMPT)], count, Sampling()) for count in counts])
+        most = min(self.decoder.settings.batch, _WARM_ANSWERS)
+        with closing(Sequences(self.decoder, most)) as sequences:
+            prompt = self._silence(_WARM_PROMPT)
+            sequences.begin([Answer([prompt], count, Sampling()) for count in range(2, 2 + most)])
             while len(sequences):
                 sequences.step()
-        finally:
-            sequences.close()
 
     def _silence(self, rows: int) -> Embeddings:
         return np.zeros((rows, self.decoder.n_embd), np.float32)

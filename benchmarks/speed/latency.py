@@ -33,6 +33,8 @@ from dasheng_edge.runtime.caption import Caption
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.engine_options import EngineOptions
 from dasheng_edge.runtime.machine.user_folders import FOLDER_VARIABLE
+from dasheng_edge.runtime.text.answer import Answer
+from dasheng_edge.runtime.text.sequences import Sequences
 
 CLIPS_S = (2, 5, 10, 30)
 START_CLIP_S = 10  # of a process's start; within one chunk
@@ -83,21 +85,25 @@ def _pair(captioner: Captioner, clip: Path, tokens: int) -> Callable[[], tuple[T
     other = (prefix[0] + 1) % decoder.n_vocab if prefix else 0
 
     def run() -> tuple[Turn, Turn]:
-        decoder.prefill(((other,),))  # nothing that is in the cache is of use
+        captioner.sequences.close()
+        captioner.sequences = Sequences(decoder, 1, keep=True)  # nothing that is in the cache is of use
+        answer = Answer([(other,)], 1, GREEDY)
+        captioner.sequences.begin([answer])
+        captioner.sequences.stop(answer)
         turns = []
         for _ in (FIRST, SECOND):
             said = captioner.caption(clip, max_new_tokens=tokens, sampling=GREEDY)
-            turns.append(_turn(said, decoder.prefilled, len(prefix)))
+            turns.append(_turn(said, len(prefix)))
         return turns[0], turns[1]
 
     return run
 
 
-def _turn(said: Caption, prefilled: int, prefix: int) -> Turn:
+def _turn(said: Caption, prefix: int) -> Turn:
     """Stages in milliseconds, tokens, and how many of the prompt's first, static tokens were decoded."""
     spent = dataclasses.asdict(said.timings)
     spent["choice_ms"] = spent["first_token_ms"] - sum(spent[name] for name in BEFORE)
-    rows = said.prompt_tokens + said.audio_tokens
+    rows, prefilled = said.prompt_tokens + said.audio_tokens, said.timings.prefill_rows
     return {
         **{name: spent[name] for name in (*STAGES, "total_ms")},
         "tokens": len(said.tokens),

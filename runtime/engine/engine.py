@@ -22,7 +22,7 @@ from dasheng_edge.runtime.text.sequences import MAX_SEQUENCES
 
 from .clip_audio import HeardAudio
 from .job import CaptionJob, CaptionScheduler
-from .opening import open_parts
+from .opening import open_parts, warm_up
 from .request import asked, check_count
 
 
@@ -99,7 +99,9 @@ class Engine:
         options = options or EngineOptions(weights="mapped")
         if options.warm_up is None:
             options = replace(options, warm_up=True)
-        return cls(*open_parts(path, options, check_sha256=check_sha256), batch=batch)
+        bundle, parts = open_parts(path, options, check_sha256=check_sha256)
+        warm_up(bundle, parts)
+        return cls(bundle, parts, batch=batch)
 
     def __enter__(self) -> Engine:
         return self

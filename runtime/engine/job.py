@@ -10,8 +10,9 @@ from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.caption import Caption
 from dasheng_edge.runtime.errors import DashengEdgeError, PromptError, clip_error
 from dasheng_edge.runtime.parts import Parts
+from dasheng_edge.runtime.text.answer import Answer, share_beginning
 from dasheng_edge.runtime.text.decoder import Embeddings
-from dasheng_edge.runtime.text.sequences import Answer, Sequences, share_beginning
+from dasheng_edge.runtime.text.sequences import Sequences
 
 from .clip_audio import ClipAudio
 from .hearing import Hearing
@@ -107,6 +108,21 @@ class CaptionJob:
             if not question.ended:
                 question.ask(embeddings)
         share_beginning(self.answers)
+
+    def finish(self, sequences: Sequences) -> list[Caption | DashengEdgeError]:
+        """Hear it and make its answers with nothing beside; the `results`."""
+        places = _Places(sequences)
+        self.read()
+        self.hear()
+        try:
+            if not self.ended:
+                places.begin([self])
+            while not self.ended:
+                places.step()
+        except BaseException:
+            sequences.close()
+            raise
+        return self.results()
 
     def results(self) -> list[Caption | DashengEdgeError]:
         """The caption of each question, or its error.

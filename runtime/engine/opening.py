@@ -11,7 +11,10 @@ from dasheng_edge.runtime.machine.memory import memory_errors
 from dasheng_edge.runtime.machine.user_folders import cache_folder
 from dasheng_edge.runtime.parts import Parts
 from dasheng_edge.runtime.text.prefix_cache import PrefixCache, prefix_model
+from dasheng_edge.runtime.text.sequences import Sequences
 from dasheng_edge.runtime.tuned import settings_for
+
+_LESS = 'free memory, take `weights="mapped"`, or quantize to a smaller recipe'
 
 
 def open_parts(path: str | Path, options: EngineOptions, *, check_sha256: bool = True) -> tuple[Bundle, Parts]:
@@ -22,13 +25,18 @@ def open_parts(path: str | Path, options: EngineOptions, *, check_sha256: bool =
 
     Raises what `Bundle.open` and `Parts.open` raise, all of them `DashengEdgeError`.
     """
-    with memory_errors(f"opening {path}", 'free memory, take `weights="mapped"`, or quantize to a smaller recipe'):
+    with memory_errors(f"opening {path}", _LESS):
         bundle = Bundle.open(path, check_sha256=check_sha256)
         settings = settings_for(bundle, options)
         check_pool(settings.text_threads)
         parts = Parts.open(bundle, settings)
-        parts.warm_up()
     folder = cache_folder() if settings.cache is None else settings.cache
     folder = folder if check_sha256 and folder != "off" else None
     parts.decoder.prefixes = PrefixCache(folder, prefix_model(bundle, settings))
     return bundle, parts
+
+
+def warm_up(bundle: Bundle, parts: Parts, alone: Sequences | None = None) -> None:
+    """As `Parts.warm_up`, as a part of opening."""
+    with memory_errors(f"opening {bundle.folder}", _LESS):
+        parts.warm_up(alone)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain
 from time import perf_counter
 from typing import cast
 
@@ -16,10 +18,11 @@ from dasheng_edge.runtime.bundle.manifest import Sampling
 from dasheng_edge.runtime.caption import Caption, Timings
 from dasheng_edge.runtime.errors import AudioTooLongError, PromptError
 from dasheng_edge.runtime.parts import Parts
+from dasheng_edge.runtime.text.answer import Answer
 from dasheng_edge.runtime.text.decoder import Embeddings
 from dasheng_edge.runtime.text.model import Tokens
 from dasheng_edge.runtime.text.sampler import phrase_of_loop
-from dasheng_edge.runtime.text.sequences import Answer
+from dasheng_edge.runtime.text.sequences import Sequences
 
 from .clip_audio import ClipAudio, HeardAudio
 
@@ -96,8 +99,8 @@ def check_count(name: str, value: object, most: int | None = None) -> None:
 class RunningRequest:
     """A request on its way through the parts of a bundle, and how long each stage took.
 
-    One at a time: `prefill`, `generate` and `caption`, in this order. Several together: `rows` of each, which are
-    decoded elsewhere, and `answered`. Several may have the same `audio`. Not for two threads at once.
+    One at a time: `generate`, then `caption`. Several together: `rows` of each, which are decoded elsewhere, and
+    `answered`. Several may have the same `audio`. Not for two threads at once.
 
     Raises:
         PromptError: the prompt cannot be rendered, or leaves no room for audio.
@@ -108,15 +111,13 @@ class RunningRequest:
         self._parts, self._request, self._prompt_facts = parts, request, bundle.prompt_facts
         start = perf_counter()
         self._prompt = parts.prompts.build(request.prompt, system=request.system)
-        self._prompt_ms, self._prefill_ms = 1000.0 * (perf_counter() - start), 0.0
+        self._prompt_ms = 1000.0 * (perf_counter() - start)
         self._audio = audio or ClipAudio(parts.audio, request.audio, live=request.live, watch=request.changes)
         self._max_samples, self._too_long = self._room(bundle)
         self._audio.allow(self._max_samples, self._too_long)
+        self._answer = Answer((), request.max_new_tokens, request.sampling)
         self._silent = False
-        self._before_ms = self._waited_ms = 0.0  # before the first token: since the call, and since the last sample
-        self._tokens: list[int] = []  # the last may be one that ends the answer
-        self._token_ms: list[float] = []
-        self._confidence: float | None = None
+        self._waited_ms: float | None = None  # for the first token since the last sample; None: since all was read
 
     def _room(self, bundle: Bundle) -> tuple[int, str]:
         """For how many samples the decoder has room, and what is wrong with more."""
@@ -143,97 +144,69 @@ class RunningRequest:
             raise AudioTooLongError(self._too_long)
         return self._prompt.rows(embeddings)
 
-    def prefill(self) -> None:
-        """Bring prompt and audio into the decoder; with `live`, chunk by chunk while the audio comes.
+    def generate(self, sequences: Sequences) -> Iterator[str]:
+        """Pieces of the answer as they come, made alone; with `live`, the audio is prefilled while it comes.
 
-        Raises what `ClipAudio.rows` and `Decoder.prefill` raise.
+        Raises what `ClipAudio.rows` and `Sequences` raise.
         """
         if not self._request.ask_silence and self._audio.silent():
             self.be_silent()
             return
-        decoder, reserve = self._parts.decoder, self._request.max_new_tokens
+        answer = self._begun(sequences)
+        waited_ms = self._audio.waited_ms
+        with closing(sequences.tokens(answer)) as tokens:
+            yield from filter(None, self._parts.decoder.text_pieces(tokens))
+        self.answered(answer, waited_ms)
+
+    def _begun(self, sequences: Sequences) -> Answer:
+        """The answer with its first token."""
+        limit, sampling = self._request.max_new_tokens, self._request.sampling
         if self._request.live:
             before, after = self._prompt.around_audio()
-            start = perf_counter()
-            decoder.begin(before, reserve=reserve + len(after))
-            self._prefill_ms += 1000.0 * (perf_counter() - start)
-            for embeddings in self._audio.groups():
-                self._append(embeddings, reserve=reserve + len(after))
-            self._append(after, reserve=reserve)
+            answer = Answer([before], limit, sampling)
+            sequences.listen(answer, chain(self._audio.groups(), [after]))
         else:
-            rows = self.rows(self._audio.rows())
-            start = perf_counter()
-            decoder.prefill(rows, reserve=reserve)
-            self._prefill_ms += 1000.0 * (perf_counter() - start)
-        self._before_ms = self._prompt_ms + sum(self._audio.ms.values()) + self._prefill_ms
-        self._waited_ms = self._audio.waited_ms
-
-    def _append(self, segment: Tokens | Embeddings, *, reserve: int) -> None:
-        start = perf_counter()
-        self._parts.decoder.append(segment, reserve=reserve)
-        self._prefill_ms += 1000.0 * (perf_counter() - start)
-
-    def generate(self) -> Iterator[str]:
-        """Pieces of the answer as they come.
-
-        Raises what `Decoder.generate` raises.
-        """
-        if not self._silent:
-            decoder, request = self._parts.decoder, self._request
-            tokens = self._timed(decoder.generate(request.max_new_tokens, request.sampling))
-            yield from filter(None, decoder.text_pieces(tokens))
-
-    def _timed(self, tokens: Iterator[int]) -> Iterator[int]:
-        while True:
-            start = perf_counter()
-            token = next(tokens, None)
-            if token is None:
-                return
-            self._token_ms.append(1000.0 * (perf_counter() - start))
-            self._tokens.append(token)
-            self._confidence = self._parts.decoder.confidence
-            yield token
+            answer = Answer(self.rows(self._audio.rows()), limit, sampling)
+            sequences.begin([answer])
+        return answer
 
     def be_silent(self) -> None:
         """There is nothing in the clip, and nothing to be asked: `caption` is empty and says so."""
         self._silent = True
-        self._before_ms = self._prompt_ms + sum(self._audio.ms.values())
-        self._waited_ms = self._before_ms - self._audio.read_ms
 
-    def answered(self, answer: Answer) -> None:
-        """What `rows` gave was decoded with what other requests ask."""
-        self._prefill_ms = answer.prefill_ms
-        self._before_ms = self._prompt_ms + sum(self._audio.ms.values()) + self._prefill_ms
-        self._waited_ms = self._before_ms - self._audio.read_ms
-        self._tokens, self._token_ms = list(answer.tokens), list(answer.spent_ms)
-        self._confidence = answer.confidence
+    def answered(self, answer: Answer, waited_ms: float | None = None) -> None:
+        """What `rows` gave was decoded, with what other requests ask or so long after the last sample."""
+        self._answer, self._waited_ms = answer, waited_ms
 
     def caption(self) -> Caption:
         """The whole caption, once all is generated."""
-        ended = self._silent or self._parts.decoder.is_end(self._tokens[-1])
-        ms, read_ms, token_ms = self._audio.ms, self._audio.read_ms, self._token_ms
+        answer, ms, read_ms = self._answer, self._audio.ms, self._audio.read_ms
+        ended = self._silent or self._parts.decoder.is_end(answer.tokens[-1])
+        before_ms = self._prompt_ms + sum(ms.values()) + answer.prefill_ms
+        first_ms = before_ms + sum(answer.spent_ms[:1])
         timings = Timings(
             audio_decode_ms=read_ms,
             front_end_ms=ms["front_end"] - read_ms,
             encoder_ms=ms["encoder"],
             projector_ms=ms["projector"],
-            prefill_ms=self._prefill_ms,
-            first_token_ms=self._before_ms + sum(token_ms[:1]),
-            after_audio_ms=self._waited_ms + sum(token_ms[:1]),
-            decode_ms=sum(token_ms[1:]),
-            total_ms=self._before_ms + sum(token_ms),
-            decode_tokens=len(token_ms[1:]),
+            prefill_ms=answer.prefill_ms,
+            first_token_ms=first_ms,
+            after_audio_ms=first_ms - read_ms if self._waited_ms is None else self._waited_ms,
+            decode_ms=sum(answer.spent_ms[1:]),
+            total_ms=before_ms + sum(answer.spent_ms),
+            decode_tokens=len(answer.spent_ms[1:]),
+            prefill_rows=answer.prefilled,
         )
         return Caption(
-            text=self._parts.decoder.detokenize(self._tokens),
-            tokens=tuple(self._tokens[:-1] if ended else self._tokens),
+            text=self._parts.decoder.detokenize(answer.tokens),
+            tokens=tuple(answer.tokens[:-1] if ended else answer.tokens),
             finish_reason="stop" if ended else "length",
             audio_s=self._audio.samples / self._audio.rate_hz,
             prompt_tokens=self._prompt.text_tokens,
             audio_tokens=self._audio.tokens,
             timings=timings,
             warnings=tuple(self._warnings()),
-            confidence=self._confidence,
+            confidence=answer.confidence,
             reason="silence" if self._silent else None,
             changes=self._audio.changes if self._request.changes else (),
         )
@@ -255,7 +228,7 @@ class RunningRequest:
 
     def _cut_warnings(self) -> Iterator[str]:
         """Why the answer ends although the model had more to say."""
-        tokens, limit = self._tokens, self._request.max_new_tokens
+        tokens, limit = self._answer.tokens, self._request.max_new_tokens
         if self._parts.decoder.is_end(tokens[-1]):
             return
         if size := phrase_of_loop(tokens) or phrase_of_loop(tokens, MIN_LOOP_TOKENS):

@@ -155,7 +155,7 @@ def _caption_rounds(
         say(f"round {index + 1} of {options.rounds}")
         for clip in clips:
             caption = captioner.caption(clip, max_new_tokens=options.max_new_tokens)
-            captions.append((caption, 1000 * captioner.parts.decoder.prefilled / caption.timings.prefill_ms))
+            captions.append((caption, 1000 * caption.timings.prefill_rows / caption.timings.prefill_ms))
     return captions
 
 

@@ -22,7 +22,7 @@ from dasheng_edge.runtime.errors import DecoderError
 from .context import Context
 from .llama import Watch
 from .model import TextModel, Tokens, load_model
-from .prefix_cache import MIN_TOKENS, PrefixCache
+from .prefix_cache import PrefixCache
 from .sampler import Sampler, phrase_of_loop
 from .token_rows import TokenRows
 
@@ -50,7 +50,6 @@ class Decoder(TextModel):
         self._kept: Tokens = ()  # leading tokens whose keys and values are in the cache
         self._past = 0  # rows in the cache
         self.prefilled = 0  # rows that the last prefill had to decode
-        self.confidence: float | None = None  # of the answer generated last: see `Sampler.confidence`
         self.prefixes: PrefixCache | None = None  # of prompts; None if a `watch` must see every row
         self._has_logits = False
         self._outputs = 1  # rows of a batch that may have logits
@@ -127,29 +126,6 @@ class Decoder(TextModel):
         known = [row for row in rows if row is not None]
         return [np.concatenate(known)] if len(known) == len(rows) else list(blocks)
 
-    def begin(self, lead: Tokens, *, reserve: int = 0) -> None:
-        """Decode the leading tokens of a prompt whose rest comes by `append`; there are no logits yet.
-
-        Raises what `prefill` raises.
-        """
-        self._fit(len(lead) + reserve)
-        self.prefilled = len(lead) - self._lead(lead)
-        self._kept = lead
-
-    def append(self, segment: Tokens | Embeddings, *, reserve: int = 0) -> None:
-        """Decode more of a prompt that `begin` or `prefill` began; its last row has logits.
-
-        Raises what `prefill` raises.
-        """
-        block = self.checked(segment)
-        if len(block):
-            lead = self._kept
-            self._fit(self._past + len(block) + reserve, keep=True)
-            self._decode(block, outputs=1)
-            self._synchronize()
-            self._kept = lead
-            self.prefilled += len(block)
-
     def _synchronize(self) -> None:
         """The time of a prefill is taken when it is done, not when a GPU has been told of it."""
         assert self._context is not None
@@ -157,20 +133,16 @@ class Decoder(TextModel):
 
     def _lead(self, lead: Tokens) -> int:
         """Have exactly these rows in the cache; returns how many of them were not decoded now."""
-        context, prefixes, same = self._context, self.prefixes, self._same(lead)
-        assert context is not None
-        state = prefixes.load(lead) if prefixes is not None and same < len(lead) else None
-        self._rewind(same if state is None else 0)
-        if prefixes is not None and state is not None:
-            same = len(lead) if context.restore(0, state, len(lead)) else 0
-            self._past = same
-            if not same:
-                prefixes.drop(lead)
-        if same < len(lead):
+        same, prefixes = self._same(lead), self.prefixes
+        if prefixes is None or same == len(lead):
+            self._rewind(same)
             self._decode(np.array(lead[same:], np.int32), outputs=0)
-            if prefixes is not None and len(lead) >= MIN_TOKENS:
-                prefixes.store(lead, context.state(0))
-        return same
+            return same
+        self._rewind(0)
+        assert self._context is not None
+        computed = prefixes.put(self._context, 0, lead)
+        self._past = len(lead)
+        return len(lead) - computed
 
     def _same(self, lead: Tokens) -> int:
         """How many leading tokens are those of the previous request."""
@@ -197,8 +169,8 @@ class Decoder(TextModel):
         self._context.forget(0, rows)
         self._past = rows
 
-    def _fit(self, rows: int, *, keep: bool = False) -> None:
-        """Make sure that the context holds so many rows; `keep` carries the present rows over to a larger context."""
+    def _fit(self, rows: int) -> None:
+        """Make sure that the context holds so many rows; a larger one is empty."""
         if rows > self.context_length:
             raise DecoderError(
                 f"the request needs {rows} positions, the decoder has {self.context_length}; "
@@ -208,13 +180,8 @@ class Decoder(TextModel):
             return
         doubled = max(rows, 2 * self.n_ctx, self._first_ctx)
         wanted = min(-(-doubled // CONTEXT_STEP) * CONTEXT_STEP, max(rows, self.context_length))
-        past, state = (self._past, self._context.state(0)) if keep and self._context and self._past else (0, b"")
         self._drop_context()  # first, since two contexts may not fit into memory together
         self._context = self.new_context(wanted, outputs=self._outputs)
-        if past:
-            if not self._context.restore(0, state, past):
-                raise DecoderError(f"llama.cpp cannot carry {past} rows over to a larger context; use shorter audio")
-            self._past = past
 
     def new_context(self, n_ctx: int, *, sequences: int = 1, outputs: int = 1, watch: Watch | None = None) -> Context:
         """A context on these weights; `watch` sees what is computed, instead of the decoder's own.
@@ -297,7 +264,6 @@ class Decoder(TextModel):
                 logits = self._logits()  # refuses NaN, from which a sampler would take any token
                 assert self._context is not None
                 token = sampler.next(self._context, logits)
-                self.confidence = sampler.confidence
                 answer.append(token)
                 yield token
                 if self.is_end(token) or not left or phrase_of_loop(answer):

@@ -55,14 +55,14 @@ class PrefixCache:
         self._memory: OrderedDict[Tokens, bytes] = OrderedDict()
 
     def put(self, context: Context, sequence: int, tokens: Tokens) -> int:
-        """Have the rows of these tokens in an empty sequence, computed only if they are not stored; how many they are.
+        """Have the rows of these tokens in an empty sequence, and how many were computed: none if they are stored.
 
         Raises:
             DecoderError: llama.cpp failed.
         """
         state = self.load(tokens)
         if state is not None and context.restore(sequence, state, len(tokens)):
-            return len(tokens)
+            return 0
         if state is not None:
             self.drop(tokens)
         context.extend(np.array(tokens, np.int32), sequence=sequence, past=0, outputs=0)

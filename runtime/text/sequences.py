@@ -5,81 +5,21 @@ An answer that ends leaves its place to the next at once, so that steps stay as 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from itertools import takewhile
+from collections.abc import Generator, Iterable, Sequence
 from time import perf_counter
-from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dasheng_edge.runtime.bundle.manifest import Sampling
 from dasheng_edge.runtime.errors import DashengEdgeError, DecoderError, MemoryShortError
 
-from .context import BATCH, Context
-from .decoder import CONTEXT_STEP, Decoder, Embeddings
+from .answer import Answer, Beginning, Block, Place, groups
+from .context import Context
+from .decoder import CONTEXT_STEP, FIRST_CONTEXT, Decoder, Embeddings
 from .model import Tokens
 from .prefix_cache import PrefixCache
 from .sampler import Sampler, phrase_of_loop
 
-Block: TypeAlias = NDArray[Any]  # tokens int32 [n] or embeddings float32 [n, n_embd]
-
 MAX_SEQUENCES = 256  # llama.cpp's own limit; each takes keys and values of its own
-
-
-@dataclass
-class Beginning:
-    """What several prompts begin with: computed for the first of them, and copied for the others."""
-
-    segments: Sequence[Tokens | Embeddings]
-    state: bytes | None = None  # its keys and values, once they are computed
-
-
-@dataclass
-class Answer:
-    """One answer in the making. The time of a step is shared equally by the answers in it."""
-
-    prompt: Sequence[Tokens | Embeddings]
-    max_new_tokens: int
-    sampling: Sampling
-    tokens: list[int] = field(default_factory=list)  # the last may be an end token
-    prefill_ms: float = 0.0
-    spent_ms: list[float] = field(default_factory=list)  # for each token
-    confidence: float | None = None  # see `Sampler.confidence`; None where llama.cpp chooses: it keeps the logits
-    error: DashengEdgeError | None = None
-    ended: bool = False
-    beginning: Beginning | None = None  # of the prompt, if others begin with it, too; until the answer has begun
-
-    @property
-    def positions(self) -> int:
-        """How many keys and values it may need: those of its prompt and of all its tokens."""
-        return sum(map(len, self.prompt)) + self.max_new_tokens
-
-
-def share_beginning(answers: Sequence[Answer]) -> None:
-    """Have what all these prompts begin with computed once, if the embeddings of a clip are a part of it."""
-    common = list(takewhile(_is_one, zip(*(answer.prompt for answer in answers), strict=False)))
-    segments = [segment for segment, *_ in common]
-    if len(answers) > 1 and not all(isinstance(segment, tuple) for segment in segments):
-        beginning = Beginning(segments)
-        for answer in answers:
-            answer.beginning = beginning
-
-
-def _is_one(segments: Sequence[Tokens | Embeddings]) -> bool:
-    first, *others = segments
-    return all(other is first or (isinstance(first, tuple) and other == first) for other in others)
-
-
-@dataclass
-class _Place:
-    """A sequence of the context that an answer has taken."""
-
-    sequence: int
-    answer: Answer
-    sampler: Sampler
-    past: int = 0  # rows in the cache
 
 
 class Sequences:
@@ -89,22 +29,29 @@ class Sequences:
     greedy answers are those of a single sequence unless two tokens are almost equally likely.
 
     The context is made when the first answer begins, and anew when more or longer ones need a larger one; what is in it
-    is carried over. Not for two threads at once.
+    is carried over. With `keep` it stays as large as it ever was, for later requests. Not for two threads at once.
     """
 
-    def __init__(self, decoder: Decoder, most: int, *, choose: bool | None = None) -> None:
+    def __init__(self, decoder: Decoder, most: int, *, choose: bool | None = None, keep: bool = False) -> None:
         # Whether llama.cpp chooses the tokens of greedy answers, by default on a GPU.
         self._choose_there = decoder.settings.text_device != "cpu" if choose is None else choose
+        self._keep = keep
         self._decoder, self._most, self._limit = decoder, most, most  # the limit is lower where memory is short
         self._prefixes = decoder.prefixes or PrefixCache(None, "")  # in memory alone
         self._context: Context | None = None
         self._each = 0  # positions of a sequence
-        self._places: dict[int, _Place] = {}  # by sequence
+        self._places: dict[int, Place] = {}  # by sequence
+        self._leads: dict[int, Tokens] = {}  # with which sequences begin, those of answers that have ended, too
         self._sequences = 0  # of the context
 
     def __len__(self) -> int:
         """How many answers are in the making."""
         return len(self._places)
+
+    @property
+    def positions(self) -> int:
+        """Of each sequence of the present context; 0 without one."""
+        return self._each if self._context is not None else 0
 
     def close(self) -> None:
         """Stop all answers and free the context; harmless when repeated."""
@@ -119,7 +66,14 @@ class Sequences:
         Their prompts are decoded, and the first token of each is chosen. One that cannot be begun has `ended` with an
         `error`. 0 means that there is room only when one that is in the making has ended.
         """
-        placed: list[tuple[_Place, Block]] = []
+        try:
+            return self._begin(answers)
+        except BaseException:
+            self.close()  # nobody knows what is in the context
+            raise
+
+    def _begin(self, answers: Sequence[Answer]) -> int:
+        placed: list[tuple[Place, Block]] = []
         taken = 0
         for answer in answers:
             try:
@@ -130,9 +84,47 @@ class Sequences:
             except DashengEdgeError as error:
                 self._end(answer, error)
             taken += 1
-        for group in _groups([pair for pair in placed if not pair[0].answer.ended]):
+        for group in groups([pair for pair in placed if not pair[0].answer.ended]):
             self._prefill(group)
         return taken
+
+    def listen(self, answer: Answer, segments: Iterable[Tokens | Embeddings]) -> None:
+        """Begin an answer whose prompt goes on with what comes bit by bit; there must be some, and no other answer.
+
+        Raises:
+            DecoderError: as an `Answer.error`, but raised; so is what the segments raise.
+        """
+        try:
+            place = self._placed(answer, 1)
+            assert place is not None, "another answer is in the making"
+            start = perf_counter()
+            self._put_lead(place, tuple(token for tokens in answer.prompt for token in tokens))
+            answer.prefill_ms += 1000 * (perf_counter() - start)
+            for segment in filter(len, segments):
+                self._append(place, self._decoder.checked(segment))
+        except BaseException:
+            self._leads.clear()
+            self.stop(answer)
+            raise
+        self._choose(place, -1, 0.0)
+
+    def tokens(self, answer: Answer) -> Generator[int]:
+        """Those of an answer that has begun, as they come, with a step of all for each; it is stopped with them.
+
+        Raises:
+            DashengEdgeError: the answer's `error`.
+        """
+        try:
+            for index in range(answer.max_new_tokens):
+                while index == len(answer.tokens) and not answer.ended:
+                    self.step()
+                if index == len(answer.tokens):
+                    break
+                yield answer.tokens[index]
+        finally:
+            self.stop(answer)
+        if answer.error is not None:
+            raise answer.error
 
     def step(self) -> None:
         """Choose the next token of each answer. One that has `ended` has left its place."""
@@ -145,33 +137,44 @@ class Sequences:
         for place in [place for place in self._places.values() if place.answer is answer]:
             place.sampler.close()
             del self._places[place.sequence]
-            if self._context is not None:
-                self._context.forget(place.sequence, 0)
 
     def _end(self, answer: Answer, error: DashengEdgeError | None = None) -> None:
         answer.ended, answer.error = True, error
+        if error is not None:
+            self._leads.clear()
         self.stop(answer)
 
-    def _placed(self, answer: Answer, wanted: int) -> _Place | None:
+    def _placed(self, answer: Answer, wanted: int) -> Place | None:
         """An empty sequence for an answer, the first of so many that want one; None if there is none at present."""
         if not sum(map(len, answer.prompt)):
             raise DecoderError("the prompt is empty; expected at least one token")
-        if answer.positions > self._decoder.context_length:
-            raise DecoderError(
-                f"the request needs {answer.positions} positions, the decoder has {self._decoder.context_length}; use "
-                "shorter audio, a shorter prompt or fewer new tokens"
-            )
-        if not self._fit(-(-answer.positions // CONTEXT_STEP) * CONTEXT_STEP, wanted):
+        if not self._fit(self._each_for(answer.positions), wanted):
             return None
         sequence = next(index for index in range(self._sequences) if index not in self._places)
-        place = _Place(sequence, answer, Sampler(self._decoder, answer.sampling))
+        place = Place(sequence, answer, Sampler(self._decoder, answer.sampling))
         self._places[sequence] = place
         self._say_who_chooses(place)
         return place
 
-    def _say_who_chooses(self, place: _Place) -> None:
+    def _say_who_chooses(self, place: Place) -> None:
         assert self._context is not None
         self._context.choose(place.sequence, greedily=self._choose_there and place.sampler.greedy)
+
+    def _each_for(self, positions: int) -> int:
+        """How many positions a sequence should have that needs so many.
+
+        Raises:
+            DecoderError: the model has no more.
+        """
+        most = self._decoder.context_length
+        if positions > most:
+            raise DecoderError(
+                f"the request needs {positions} positions, the decoder has {most}; use shorter audio, a shorter prompt "
+                "or fewer new tokens"
+            )
+        if self._keep and positions > self._each:
+            positions = max(positions, min(max(FIRST_CONTEXT, 2 * self._each), most))
+        return -(-positions // CONTEXT_STEP) * CONTEXT_STEP
 
     def _fit(self, each: int, wanted: int) -> bool:
         """Have an empty sequence of so many positions; whether that is possible now. A larger context has `wanted`.
@@ -179,16 +182,19 @@ class Sequences:
         Raises:
             MemoryShortError: there is not enough memory, although no answer is in the making.
         """
-        if not self._places and not each <= self._each <= 2 * each:  # as if nothing had been asked before
-            self._drop_context()
-            self._each, self._limit = 0, self._most
-        full = len(self._places) == self._sequences
-        if each <= self._each and not full:
+        if not self._places and (self._keep or not each <= self._each <= 2 * each):  # as if nothing was asked before
+            self._limit = self._most
+            if not self._keep:
+                self._drop_context()
+                self._each = 0
+        room = self._sequences - len(self._places)
+        short = not room or (not self._places and room < min(wanted, self._limit))
+        if each <= self._each and not short:
             return True
-        if full and self._sequences == self._limit:
+        if not room and self._sequences == self._limit:
             return False
-        more = max(4 * self._sequences, len(self._places) + wanted)
-        return self._resize(min(more, self._limit) if full else self._sequences, each)
+        more = max(4 * len(self._places), len(self._places) + wanted)
+        return self._resize(min(more, self._limit) if short else self._sequences, each)
 
     def _resize(self, sequences: int, each: int) -> bool:
         """Make the context anew and carry over what is in it; False if there is no memory, and all is as before."""
@@ -227,6 +233,7 @@ class Sequences:
         if self._context is not None:
             self._context.close()
         self._context, self._sequences = None, 0
+        self._leads.clear()
 
     def _close_gaps(self) -> None:
         """Have the answers in the first sequences: llama.cpp computes those on either side of a gap one by one."""
@@ -234,11 +241,13 @@ class Sequences:
             assert self._context is not None
             place = self._places.pop(last)
             place.sequence = next(index for index in range(last) if index not in self._places)
+            self._context.forget(place.sequence, 0)
             self._context.move(last, place.sequence)
+            self._leads[place.sequence] = self._leads.pop(last, ())
             self._say_who_chooses(place)
             self._places[place.sequence] = place
 
-    def _lead(self, place: _Place) -> Block:
+    def _lead(self, place: Place) -> Block:
         """Have the leading tokens of a prompt in the cache; returns its other rows.
 
         They are computed once, and copied from then on: as `Decoder.prefill` does, so that the numbers are the same.
@@ -249,38 +258,64 @@ class Sequences:
         if shared is not None:
             common = sum(1 for segment in shared.segments if len(segment))
             self._begin_as(place, shared, blocks[:common])
-            blocks = blocks[common:]
-        elif len(blocks) > 1:
-            blocks = self._without_lead(place, blocks)
-        *others, last = self._decoder.merged(blocks)
+            del blocks[:common]
+        *others, last = self._decoder.merged(blocks if shared is not None else self._without_lead(place, blocks))
         self._extend(place, others)  # none, unless llama.cpp does not show the embeddings of tokens
         place.answer.prefill_ms += 1000 * (perf_counter() - start)
         return last
 
-    def _without_lead(self, place: _Place, blocks: Sequence[Block]) -> list[Block]:
-        assert self._context is not None
-        if blocks[0].ndim > 1:
-            return list(blocks)
-        place.past = self._prefixes.put(self._context, place.sequence, tuple(blocks[0].tolist()))
-        return list(blocks[1:])
+    def _without_lead(self, place: Place, blocks: Sequence[Block]) -> Sequence[Block]:
+        """The other blocks, if the first has leading tokens, which are put into the cache."""
+        lead = len(blocks) > 1 and blocks[0].ndim == 1
+        self._put_lead(place, tuple(blocks[0].tolist()) if lead else ())
+        return blocks[1:] if lead else blocks
 
-    def _begin_as(self, place: _Place, beginning: Beginning, blocks: Sequence[Block]) -> None:
+    def _put_lead(self, place: Place, lead: Tokens) -> None:
+        """Have these tokens in the cache and no others; they stay there from one answer to the next."""
+        context, kept = self._context, self._leads.pop(place.sequence, ()) == lead
+        assert context is not None
+        context.forget(place.sequence, len(lead) if kept else 0)
+        if not kept:
+            place.answer.prefilled += self._prefixes.put(context, place.sequence, lead)
+        place.past = len(lead)
+        self._leads[place.sequence] = lead
+
+    def _begin_as(self, place: Place, beginning: Beginning, blocks: Sequence[Block]) -> None:
         """Have the rows of a beginning in the cache."""
         context, rows = self._context, sum(map(len, blocks))
         assert context is not None
-        if beginning.state is not None and context.restore(place.sequence, beginning.state, rows):
-            place.past = rows
-            return
+        if beginning.state is not None:
+            self._leads.pop(place.sequence, None)
+            context.forget(place.sequence, 0)
+            if context.restore(place.sequence, beginning.state, rows):
+                place.past = rows
+                return
         self._extend(place, self._without_lead(place, blocks))
         beginning.state = context.state(place.sequence)
 
-    def _extend(self, place: _Place, blocks: Sequence[Block]) -> None:
+    def _extend(self, place: Place, blocks: Sequence[Block]) -> None:
         assert self._context is not None
         for block in blocks:
             self._context.extend(block, sequence=place.sequence, past=place.past, outputs=0)
             place.past += len(block)
+            place.answer.prefilled += len(block)
 
-    def _prefill(self, group: Sequence[tuple[_Place, Block]]) -> None:
+    def _append(self, place: Place, block: Block) -> None:
+        """Decode more of a prompt that is alone, in a larger context if need be; its last row has logits."""
+        answer, start = place.answer, perf_counter()
+        each = self._each_for(place.past + len(block) + answer.max_new_tokens)
+        if each > self._each and not self._resize(self._sequences, each):
+            raise MemoryShortError(
+                f"there is not enough memory for {each} positions; free memory, or use shorter audio"
+            )
+        assert self._context is not None
+        self._context.extend(block, sequence=place.sequence, past=place.past, outputs=1)
+        self._context.synchronize()
+        place.past += len(block)
+        answer.prefilled += len(block)
+        answer.prefill_ms += 1000 * (perf_counter() - start)
+
+    def _prefill(self, group: Sequence[tuple[Place, Block]]) -> None:
         """Decode the prompts of a group, which is one or fits into one batch; the first token of each is chosen."""
         context = self._context
         assert context is not None
@@ -314,10 +349,11 @@ class Sequences:
         spent = 1000 * (perf_counter() - start) / len(group)
         for (place, rows), last in zip(group, lasts.tolist(), strict=True):
             place.past += len(rows)
+            place.answer.prefilled += len(rows)
             place.answer.prefill_ms += spent
             self._choose(place, last, 0.0)
 
-    def _decode(self, going: Sequence[_Place]) -> None:
+    def _decode(self, going: Sequence[Place]) -> None:
         """The last token of each goes into the cache, and the next one is chosen."""
         context = self._context
         assert context is not None
@@ -343,7 +379,7 @@ class Sequences:
             place.past += 1
             self._choose(place, row, spent)
 
-    def _choose(self, place: _Place, row: int, spent_ms: float) -> None:
+    def _choose(self, place: Place, row: int, spent_ms: float) -> None:
         """Choose the token after a row of the last batch."""
         context, answer = self._context, place.answer
         assert context is not None
@@ -362,16 +398,3 @@ class Sequences:
         full = len(answer.tokens) == answer.max_new_tokens
         if full or self._decoder.is_end(token) or phrase_of_loop(answer.tokens):
             self._end(answer)
-
-
-def _groups(placed: Sequence[tuple[_Place, Block]]) -> list[list[tuple[_Place, Block]]]:
-    """Prompts that go into one batch: rows of one kind, so many that they fit, and by their sequences."""
-    groups: list[list[tuple[_Place, Block]]] = []
-    for place, rows in sorted(placed, key=lambda item: item[0].sequence):
-        last = groups[-1] if groups else []
-        size = sum(len(other) for _, other in last) + len(rows)
-        if last and size <= BATCH and last[0][1].ndim == rows.ndim:
-            last.append((place, rows))
-        else:
-            groups.append([(place, rows)])
-    return groups

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +15,14 @@ from hypothesis import strategies as st
 from dasheng_edge.runtime.audio.audio_parts import AudioParts
 from dasheng_edge.runtime.audio.front_end import RunningFeatures
 from dasheng_edge.runtime.bundle.bundle import Bundle
+from dasheng_edge.runtime.bundle.manifest import Sampling
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.engine_options import EngineSettings
-from dasheng_edge.runtime.errors import AudioEmptyError, DecoderError
-from dasheng_edge.runtime.text.context import BATCH
-from dasheng_edge.runtime.text.decoder import CONTEXT_STEP, Decoder
+from dasheng_edge.runtime.errors import AudioEmptyError, DecoderError, MemoryShortError
+from dasheng_edge.runtime.text.answer import Answer
+from dasheng_edge.runtime.text.context import BATCH, Context
+from dasheng_edge.runtime.text.decoder import FIRST_CONTEXT, Decoder
+from dasheng_edge.runtime.text.sequences import Sequences
 from tests.fixtures.bundle_kinds import write_two_branch_bundle
 
 RATE = 16000
@@ -98,14 +102,19 @@ def test_a_live_caption_is_that_of_the_whole_clip(captioner: Captioner, seconds:
     assert got.warnings == want.warnings
 
 
-def test_work_is_done_before_the_end_of_the_audio(captioner: Captioner) -> None:
-    prefilled: list[int] = []
+def test_work_is_done_before_the_end_of_the_audio(captioner: Captioner, monkeypatch: pytest.MonkeyPatch) -> None:
+    prefilled, decoded, decode = list[int](), list[int](), Context.decode
+
+    def counted(self: Context, rows: Any, *rest: Any) -> None:
+        decoded.append(len(rows))
+        decode(self, rows, *rest)
 
     def slow() -> Iterator[np.ndarray]:
         for block in blocks(noise(3 * CHUNK + 8000), 8000):
-            prefilled.append(captioner.parts.decoder.prefilled)
+            prefilled.append(sum(decoded))
             yield block
 
+    monkeypatch.setattr(Context, "decode", counted)
     caption = captioner.stream((slow(), RATE), max_new_tokens=4, live=True).finish()
     assert prefilled[-1] > caption.audio_tokens / 2
     assert caption.timings.after_audio_ms < caption.timings.first_token_ms
@@ -143,34 +152,55 @@ def rows(decoder: Decoder, count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(0, 0.1, (count, decoder.n_embd)).astype(np.float32)
 
 
-def test_appending_is_prefilling(decoder: Decoder) -> None:
+def test_listening_is_prefilling(decoder: Decoder) -> None:
     one, two = rows(decoder, 20), rows(decoder, BATCH + 30, 1)
-    decoder.prefill([(1, 2, 3), one, two, (4, 5)])
-    want, prefilled = decoder.logits(), decoder.prefilled
-    decoder.begin((9, 9))
-    decoder.begin((1, 2, 3))
-    decoder.append(one)
-    decoder.append(two)  # grows the context on the way
-    decoder.append((4, 5))
-    np.testing.assert_allclose(decoder.logits(), want, atol=1e-4)
-    assert decoder.prefilled == prefilled
-    decoder.prefill([(1, 2, 3), one])
-    assert decoder.prefilled == len(one)  # the prompt was still there
+    decoder.prefill([(1, 2, 3), one, two, (4, 5)], reserve=20)
+    want = list(decoder.generate(20))
+    sequences, prefilled = Sequences(decoder, 2, keep=True), list[int]()
+    segments: list[Any] = [one, two, (), (4, 5)]
+    for lead in ((9, 9), (1, 2, 3), (1, 2, 3)):
+        answer = Answer([lead], 20, Sampling())
+        sequences.listen(answer, iter(segments))  # grows the context on the way
+        assert (list(sequences.tokens(answer)) == want) is (lead == (1, 2, 3))
+        assert answer.prefill_ms > 0
+        prefilled.append(answer.prefilled - BATCH - 52)
+    assert prefilled == [2, 3, 0]  # the lead was still there
+    sequences.close()
 
 
-def test_a_beginning_has_no_logits(decoder: Decoder) -> None:
-    decoder.begin((1, 2, 3))
-    with pytest.raises(DecoderError, match="there are no logits yet"):
-        decoder.logits()
-    decoder.append(())
-    with pytest.raises(DecoderError, match="there are no logits yet"):
-        decoder.logits()
+def test_what_was_heard_so_far_is_dropped_with_an_error(decoder: Decoder) -> None:
+    def broken() -> Iterator[np.ndarray]:
+        yield rows(decoder, 10)
+        raise AudioEmptyError
 
-
-def test_rows_that_do_not_fit_are_refused(decoder: Decoder) -> None:
-    decoder.begin((1, 2, 3))
+    sequences = Sequences(decoder, 1, keep=True)
+    with pytest.raises(AudioEmptyError):
+        sequences.listen(Answer([(1, 2, 3)], 5, Sampling()), broken())
+    assert len(sequences) == 0
     with pytest.raises(DecoderError, match="the request needs"):
-        decoder.append(rows(decoder, 10), reserve=decoder.context_length)
-    decoder.append(rows(decoder, CONTEXT_STEP))
-    assert decoder.n_ctx >= CONTEXT_STEP + 3
-    assert np.isfinite(decoder.logits()).all()
+        sequences.listen(Answer([(1, 2, 3)], decoder.context_length - 5, Sampling()), [rows(decoder, 10)])
+    decoder.prefill([(1, 2, 3), rows(decoder, 4)], reserve=5)
+    answer = Answer([(1, 2, 3)], 5, Sampling())
+    sequences.listen(answer, [rows(decoder, 4)])
+    assert list(sequences.tokens(answer)) == list(decoder.generate(5))
+    sequences.close()
+
+
+def test_a_context_that_cannot_grow_is_said_to_be_short_of_memory(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new_context = decoder.new_context
+
+    def scarce(n_ctx: int, **given: Any) -> Context:
+        if n_ctx > FIRST_CONTEXT:
+            raise MemoryShortError("no memory")
+        return new_context(n_ctx, **given)
+
+    monkeypatch.setattr(decoder, "new_context", scarce)
+    sequences = Sequences(decoder, 1, keep=True)
+    with pytest.raises(MemoryShortError, match="use shorter audio"):
+        sequences.listen(Answer([(1, 2, 3)], 5, Sampling()), [rows(decoder, 300), rows(decoder, 300)])
+    answer = Answer([(1, 2, 3)], 5, Sampling())
+    sequences.listen(answer, [rows(decoder, 300)])
+    assert len(list(sequences.tokens(answer))) == 5
+    sequences.close()

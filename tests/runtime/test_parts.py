@@ -29,6 +29,7 @@ from dasheng_edge.runtime.text import context as context_module
 from dasheng_edge.runtime.text.context import Context
 from dasheng_edge.runtime.text.context_memory import context_bytes
 from dasheng_edge.runtime.text.decoder import FIRST_CONTEXT, Decoder
+from dasheng_edge.runtime.text.sequences import Sequences
 from tests.fixtures.fake_gpu import H200, FakeCuda, fake_cuda
 
 __all__ = ["fake_cuda"]
@@ -224,11 +225,13 @@ def test_parts_on_a_gpu_are_run_at_the_sizes_of_requests_and_change_no_answer(
     assert seen.rows == []  # it is on the CPU
     on_gpu(parts, EngineSettings(decoder_device="cuda", warm_up=True))
     seen.graphs.clear()
-    parts.warm_up()
+    alone = Sequences(parts.decoder, 1, keep=True)
+    parts.warm_up(alone)
     assert seen.graphs == []
     assert seen.rows[0][0] > 500
     assert {(width, width) for width in range(1, 9)} <= set(seen.rows)  # steps of several answers
-    assert parts.decoder.n_ctx == FIRST_CONTEXT  # nothing is taken that a usual request does not need
+    assert (alone.positions, parts.decoder.n_ctx) == (FIRST_CONTEXT, 0)  # no more than a usual request needs
+    alone.close()
     on_gpu(parts, settings)
     with Captioner(bundle, parts) as warm:
         assert warm.caption(clip).tokens == want

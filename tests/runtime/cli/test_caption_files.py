@@ -18,7 +18,7 @@ from dasheng_edge.runtime.errors import DecoderError, DeviceError
 from dasheng_edge.runtime.machine.devices import ON_CPU
 from dasheng_edge.runtime.machine.placing import ALL
 from dasheng_edge.runtime.names import printable
-from dasheng_edge.runtime.text.decoder import Decoder
+from dasheng_edge.runtime.text.sequences import Sequences
 from tests.fixtures.audio_files import Format, sine, write_audio
 
 WAV = Format("wav", "wav", "pcm_s16le", 16_000)
@@ -161,11 +161,11 @@ def test_a_prompt_that_no_clip_can_be_asked_ends_the_command(tiny_bundle: Path, 
 
 
 def test_an_interrupted_stream_ends_its_line(tiny_bundle: Path, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def generate(self: Decoder, *_: object) -> object:
-        yield from self.tokenize("a b")
+    def tokens(self: Sequences, *_: object) -> object:
+        yield from self._decoder.tokenize("a b")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Decoder, "generate", generate)
+    monkeypatch.setattr(Sequences, "tokens", tokens)
     result = caption(tiny_bundle, clip, "--stream")
     assert (result.exit_code, result.stdout, result.stderr) == (130, "a b\n", "interrupted\n")
 

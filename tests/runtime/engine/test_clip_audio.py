@@ -52,7 +52,7 @@ def test_nothing_is_said_about_nothing(
     def works(*_: object, **__: object) -> None:
         raise AssertionError
 
-    for part, names in ((Encoder, ("stream", "together")), (Decoder, ("prefill", "begin")), (Sequences, ("begin",))):
+    for part, names in ((Encoder, ("stream", "together")), (Decoder, ("prefill",)), (Sequences, ("begin", "listen"))):
         for name in names:
             monkeypatch.setattr(part, name, works)
     caption = way(captioner, (nothing, RATE))

@@ -19,9 +19,11 @@ from dasheng_edge.runtime.bundle.manifest import Sampling
 from dasheng_edge.runtime.engine_options import EngineSettings
 from dasheng_edge.runtime.errors import DecoderError, DeviceError, GgufError, MissingExtraError
 from dasheng_edge.runtime.text import llama
+from dasheng_edge.runtime.text.answer import Answer
 from dasheng_edge.runtime.text.context import Context
 from dasheng_edge.runtime.text.decoder import CONTEXT_STEP, Decoder
 from dasheng_edge.runtime.text.llama import build_info
+from dasheng_edge.runtime.text.sequences import Sequences
 from dasheng_edge.runtime.text.token_rows import TokenRows
 
 EMBED = 64
@@ -322,7 +324,9 @@ def test_a_prefill_ends_when_it_is_computed(decoder: Decoder, monkeypatch: pytes
     waited = list[str]()
     monkeypatch.setattr(Context, "synchronize", lambda _: waited.append("waited"))
     decoder.prefill([(1, 2, 3)])
-    decoder.append((4,))
+    sequences = Sequences(decoder, 1)
+    sequences.listen(Answer([(1, 2)], 1, Sampling()), [(3,)])
+    sequences.close()
     assert waited == ["waited"] * 2
 
 

@@ -193,7 +193,8 @@ def test_a_bundle_that_was_not_checked_has_no_part_in_the_cache(
 
     def tokens(bundle: Path, *, checked: bool) -> tuple[tuple[int, ...], int]:
         with Captioner.open(bundle, threads=1, check_sha256=checked) as captioner:
-            return captioner.caption(clip, max_new_tokens=8).tokens, captioner.parts.decoder.prefilled
+            caption = captioner.caption(clip, max_new_tokens=8)
+            return caption.tokens, caption.timings.prefill_rows
 
     tokens(altered, checked=False)
     assert not (tmp_path / "cache").exists()
@@ -211,7 +212,7 @@ def test_captions_are_the_same_and_the_second_process_starts_behind_the_prompt(
     for _ in range(2):
         with Captioner.open(tiny_bundle, threads=1) as captioner:
             caption = captioner.caption(clip)
-            found.append((caption.tokens, captioner.parts.decoder.prefilled))
+            found.append((caption.tokens, caption.timings.prefill_rows))
     assert found[0][0] == found[1][0]
     lead = found[0][1] - found[1][1]
     assert lead > 0

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from dasheng_edge.runtime.bundle.manifest import Sampling
 from dasheng_edge.runtime.errors import DecoderError, MemoryShortError
+from dasheng_edge.runtime.text.answer import Answer
 from dasheng_edge.runtime.text.context import Context
 from dasheng_edge.runtime.text.decoder import CONTEXT_STEP, Decoder
-from dasheng_edge.runtime.text.sequences import Answer, Sequences
+from dasheng_edge.runtime.text.sequences import Sequences
 from tests.fixtures.together import together
 
 LEAD, TAIL = (5, 6, 7, 8, 9), (3, 4)
