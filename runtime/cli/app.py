@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import io
 import os
+import re
 import signal
 import sys
 from contextlib import suppress
@@ -41,6 +42,8 @@ COMMAND_MODULES = ("dasheng_edge.export.cli", "dasheng_edge.quant.cli")
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # of the parser; Typer does not name it
 _SWITCH_VALUES = ("true", "false", "yes", "no", "on", "off")
 _EPILOG = """\
+Without a command, it says what to do first.
+
 Results go to stdout, everything else to stderr. With --json, stdout holds JSON objects, one on a line: one per audio
 file or window of caption and embed, one in all of the other commands. An audio file that fails has error and
 error_type in its object.
@@ -88,7 +91,7 @@ class _Command(TyperCommand):
             rows = [record for param, record in records.items() if record and param.param_type_name == kind]
             if rows:
                 with formatter.section(title):
-                    rows = [(name.partition(" <")[0], text) for name, text in rows]
+                    rows = [(name.partition(" <")[0], _in_words(text)) for name, text in rows]
                     formatter.write_dl(rows, col_max=min(30, formatter.width // 3))  # 30 is what it is without
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]  # as above
@@ -115,6 +118,13 @@ class _Command(TyperCommand):
                 if is_path and (hint := address_hint(Path(path))):
                     ctx.fail(hint)
         return rest
+
+
+def _in_words(text: str) -> str:
+    """What a help page says of an option, with limits as people say them: [x>=1], [0<=x<=1]."""
+    for limits, words in ((r"([\d.]+)<=x<=([\d.]+)", r"\1 to \2"), (r"\bx>=", "at least "), (r"\bx<=", "at most ")):
+        text = re.sub(limits, words, text)
+    return text
 
 
 def build_app() -> typer.Typer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -15,8 +16,9 @@ from dasheng_edge.runtime.config.settings import KEYS, Setting, change_config, c
 from dasheng_edge.runtime.errors import BundleNotFoundError
 from dasheng_edge.runtime.machine.user_folders import bundles_folder, config_file
 
-from .options import JsonOption, print_json, print_table, show, wrong_parameter
+from .options import JsonOption, print_json, show, wrong_parameter
 
+_COLUMN = 2 + max(map(len, KEYS))
 Action = Literal["list", "path", "set", "unset"]
 
 
@@ -100,14 +102,11 @@ def _list(ctx: typer.Context, *, as_json: bool) -> None:
         values = {key: vars(found[key]) if key in found else None for key in KEYS}
         print_json({"file": _text(file), "bundles_folder": _text(folder), "settings": values})
         return
-    from rich.table import Table
-
-    table = Table("setting", "value", "comes from", "means")
-    for key, known in KEYS.items():
-        value, origin = (found[key].value, found[key].origin) if key in found else ("-", "")
-        table.add_row(key, str(value).lower() if known.kind is bool else str(value), origin, known.text)
-    print_table(table)
-    show(f"file: {file or 'off'}{'' if file and file.exists() else ' (not there)'}")
+    lines = [f"{key} = {json.dumps(found[key].value, ensure_ascii=False)}  ({found[key].origin})" for key in found]
+    lines = ["set:", *(f"  {line}" for line in lines)] if lines else []
+    lines += ["not set:", *(f"  {key:{_COLUMN}}{known.text}" for key, known in KEYS.items() if key not in found)]
+    for line in [*lines, f"file: {file or 'off'}{'' if file and file.exists() else ' (not there)'}"]:
+        show(line)
     show(f"folder of bundles: {folder}")
     if why:
         show(why)

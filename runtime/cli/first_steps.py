@@ -7,7 +7,7 @@ from importlib.util import find_spec
 import typer
 
 from dasheng_edge.runtime.config.default_bundle import SMALLEST_MODEL, default_bundle, place_for, stored_bundles
-from dasheng_edge.runtime.config.settings import settings
+from dasheng_edge.runtime.config.settings import Setting, settings
 from dasheng_edge.runtime.errors import BundleNotFoundError, ConfigError
 from dasheng_edge.runtime.machine.installation import install_line
 from dasheng_edge.runtime.names import printable
@@ -33,11 +33,13 @@ def print_first_steps() -> None:
 
 def _bundle_step() -> tuple[str, list[str]]:
     """What is to be done until a bundle need not be named; if nothing, how to look at it."""
+    found: dict[str, Setting] = {}
     try:
-        default = default_bundle(settings())
-    except ConfigError as error:
-        return f"Mend your settings: {error}", ["dasheng-edge config path"]
-    except BundleNotFoundError:
+        found = settings()
+        default = default_bundle(found)
+    except (ConfigError, BundleNotFoundError) as error:
+        if isinstance(error, ConfigError) or "bundle" in found:
+            return f"Mend your settings: {error}", ["dasheng-edge config path"]
         if stored := stored_bundles():
             choose = [f"dasheng-edge config set bundle {typed_path(name)}" for name in stored]
             return "Choose one of your bundles (a bundle is a folder that holds a model):", choose

@@ -69,10 +69,13 @@ def default_bundle(found: dict[str, Setting]) -> DefaultBundle:
         BundleNotFoundError: there is none, or there are several.
     """
     if setting := found.get("bundle"):
-        text, own = str(setting.value), setting.origin == f"${variable('bundle')}"
-        if own:  # as typed, in the folder where it is typed
-            return DefaultBundle(bundle_path(os.path.expanduser(text)), setting.origin)  # noqa: PTH111
-        path = (bundles_folder() or Path()) / Path(os.path.expanduser(text))  # noqa: PTH111  # raises nothing
+        text = os.path.expanduser(str(setting.value))  # noqa: PTH111  # raises nothing
+        typed = setting.origin == f"${variable('bundle')}"  # in the folder where it is typed
+        path = bundle_path(text) if typed else (bundles_folder() or Path()) / text
+        if not os.path.lexists(path):
+            raise BundleNotFoundError(
+                f"{setting.origin}: there is no bundle {path}; name another: dasheng-edge config set bundle BUNDLE"
+            )
         return DefaultBundle(path, setting.origin)
     stored, folder = stored_bundles(), bundles_folder()
     if len(stored) == 1:

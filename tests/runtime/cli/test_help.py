@@ -69,6 +69,7 @@ def test_help_fits_the_terminal_and_cuts_no_name(command: CommandInfo, columns: 
     }
     assert set(OPTION_NAME.findall(shown.partition("Options:")[2])) == options | {"--help"}
     assert "bool" not in shown  # a switch takes no value, so it has no type
+    assert not {"x>=", "<=x", "x<="} & {*re.split(r"[\d.\[\]; ]+", shown)}  # limits are words
 
 
 def test_the_list_of_commands_is_not_cut() -> None:

@@ -120,7 +120,8 @@ def test_the_only_stored_bundle_is_the_default(stored: Path, monkeypatch: pytest
 def test_a_setting_beats_the_stored_bundle(stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle(stored / "one")
     bundle(stored / "two")
-    bundle(Path("own"))
+    for path in (Path("own"), stored / "own", tmp_path / "x", tmp_path / "y"):
+        bundle(path)
     for value, path in (("two", stored / "two"), (str(tmp_path / "x"), tmp_path / "x"), ("~/y", tmp_path / "y")):
         monkeypatch.setenv("HOME", str(tmp_path))
         monkeypatch.setenv("USERPROFILE", str(tmp_path))
@@ -129,6 +130,10 @@ def test_a_setting_beats_the_stored_bundle(stored: Path, tmp_path: Path, monkeyp
     # A variable is typed somewhere, a file is not.
     assert default_bundle(settings({"DASHENG_EDGE_BUNDLE": "own"})).path == Path("own")
     assert default_bundle({"bundle": Setting("own", "file, line 1")}).path == stored / "own"
+    with pytest.raises(BundleNotFoundError, match=r"^file, line 1: there is no bundle .*gone"):
+        default_bundle({"bundle": Setting("gone", "file, line 1")})
+    with pytest.raises(BundleNotFoundError, match=r"^\$DASHENG_EDGE_BUNDLE: there is no bundle \0"):
+        default_bundle({"bundle": Setting("\0", "$DASHENG_EDGE_BUNDLE")})
 
 
 def test_what_is_written_down_holds_from_everywhere(stored: Path) -> None:
