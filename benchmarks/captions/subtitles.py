@@ -32,7 +32,7 @@ from dasheng_edge.runtime.audio.windows import spans
 from dasheng_edge.runtime.caption import Caption
 from dasheng_edge.runtime.errors import DashengEdgeError
 from dasheng_edge.runtime.subtitles.cue import Cue, Window
-from dasheng_edge.runtime.subtitles.cues import AGREE, HOP_S, WINDOW_S, cues
+from dasheng_edge.runtime.subtitles.cues import HOP_S, WINDOW_S, cues
 from dasheng_edge.runtime.subtitles.lint import lint
 
 SCENES, FIRST_SEED = 240, 9_200_000  # far from the seeds of training, and from those that the constants were found on
@@ -60,7 +60,7 @@ class Way:
         return f"{self.window_s:g} s every {self.hop_s:g} s, {placed}, {self.agree} agree"
 
 
-BEST = Way(WINDOW_S, HOP_S, changes=True, agree=AGREE)
+BEST = Way(WINDOW_S, HOP_S, changes=True, agree=2)
 WAYS = [
     Way(30.0, 15.0, changes=False, agree=1), Way(10.0, 5.0, changes=False, agree=1),
     Way(10.0, 5.0, changes=True, agree=1), replace(BEST, changes=False), replace(BEST, agree=1), BEST,

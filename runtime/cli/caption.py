@@ -12,6 +12,7 @@ import typer
 from dasheng_edge.runtime.errors import AudioError
 from dasheng_edge.runtime.machine.devices import ON_CPU
 from dasheng_edge.runtime.output.caption_formats import CAPTION_FORMATS
+from dasheng_edge.runtime.subtitles.cues import HOP_S, WINDOW_S
 from dasheng_edge.runtime.subtitles.styles import STYLES
 
 from .options import (
@@ -56,7 +57,6 @@ if TYPE_CHECKING:
 # For fewer clips one by one, it does not pay to have the weights repacked; for several together, it never does: the
 # wider a step, the less llama.cpp gains by its other layouts, and prompts are decoded faster without them.
 MIN_REPACKING_CLIPS = 10
-SUBTITLE_WINDOWS_S = 10.0, 5.0  # of which subtitles are made unless others are asked for: a caption has no times in it
 InputsArgument = Annotated[
     list[str] | None,
     typer.Argument(
@@ -316,7 +316,7 @@ def _windows(window: float | None, hop: float | None, live: bool, target: Target
     if window is None:
         if hop is not None:
             raise typer.BadParameter("--hop says how windows follow each other; give --window too")
-        return SUBTITLE_WINDOWS_S if target.subtitles else None
+        return (WINDOW_S, HOP_S) if target.subtitles else None  # a caption has no times in it
     if live:
         raise typer.BadParameter("--live works on one clip while it comes, --window cuts clips; choose one")
     step = window / 2 if hop is None else hop

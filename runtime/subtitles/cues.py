@@ -1,8 +1,4 @@
-"""Windows in cues: what is heard, when, in lines that keep the rules of `lint` whatever was said.
-
-cues(windows, style="sdh")                        # [dog barks]
-cues(windows, style="sdh", speech=transcripts)    # with what is said, without brackets
-"""
+"""Windows in cues: what is heard, when, in lines that keep the rules of `lint` whatever was said."""
 
 from __future__ import annotations
 
@@ -17,8 +13,10 @@ from .styles import Style, style_named
 from .transcript import spoken
 from .wrapping import MAX_LINES, blocks, reading_ms, shown
 
-# Windows for subtitles: short ones tell when, and what two of them name, one beside the other, is there.
-WINDOW_S, HOP_S, AGREE = 4.0, 2.0, 2
+WINDOW_S, HOP_S = 4.0, 2.0  # for subtitles: short ones tell when
+# Of windows up to here, two that overlap must name a sound. A model says all that it hears in a short one; of a longer
+# one it tells the main sounds, and another may leave out what the first has named.
+MAX_SHORT_S = 6.0
 SHOWN_MS = 3000  # that a label stays where nothing follows and its sound lasts
 JOIN_MS = 500  # labels that begin within are shown together: sounds that begin at once
 MAX_LATE_MS = 7000  # what could be shown no earlier is not shown: it would be beside the sound
@@ -35,18 +33,20 @@ class _Line:
 
 
 def cues(
-    windows: Sequence[Window], *, style: str | Style = "sdh", speech: Sequence[Window] = (), agree: int = 1
+    windows: Sequence[Window], *, style: str | Style = "sdh", speech: Sequence[Window] = (), agree: int | None = None
 ) -> list[Cue]:
     """Windows of captions -> cues in their order, which pass `lint`.
 
     `speech` are windows of transcripts, which become lines without brackets in the same cues. A sound that fewer than
-    `agree` windows name one after another is left out, where so many overlap. What there is no time to show is left
-    out, too.
+    `agree` windows name one after another is left out, where so many overlap: by default 2 if windows are short, as
+    `WINDOW_S`. What there is no time to show is left out, too.
 
     Raises:
         SubtitleError: there is no such style, or a time is none.
     """
     style = style_named(style) if isinstance(style, str) else style
+    if agree is None:
+        agree = 2 if style.labels and all(one.end_s - one.start_s <= MAX_SHORT_S for one in windows) else 1
     lines = [*_sounds(windows, style, agree), *_speech(speech)]
     return list(_placed(sorted(lines, key=lambda line: (line.start_ms, line.is_speech)), style.at_once))
 

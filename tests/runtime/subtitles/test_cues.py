@@ -79,6 +79,14 @@ def test_sounds_that_come_back_are_said_again() -> None:
     assert lines_of(found) == [("[dog barks]",), ("[wind blowing]",), ("[dog barks]",)]
 
 
+@pytest.mark.parametrize(("window_s", "shown"), [(4.0, ["[wind blowing]"]), (10.0, ["[wind blowing]", "[dog barks]"])])
+def test_of_short_windows_two_must_agree_where_two_overlap(window_s: float, shown: list[str]) -> None:
+    said = ["wind blows", "wind blows, then a dog barks", "wind blows"]
+    windows = [Window(at * window_s / 2, (at / 2 + 1) * window_s, text) for at, text in enumerate(said)]
+    assert [line for cue in cues(windows) for line in cue.lines] == shown
+    assert lines_of(cues([Window(0, window_s, "a dog barks")])) == [("[dog barks]",)]  # there is no other
+
+
 def test_at_most_two_labels_at_once() -> None:
     found = cues([Window(0, 30, "a dog barks while rain falls and a bell rings and birds sing")])
     assert lines_of(found) == [("[dog barks]", "[rain falling]"), ("[bell ringing]", "[birds singing]")]
