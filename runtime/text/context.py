@@ -10,6 +10,7 @@ import sys
 import weakref
 from collections.abc import Mapping
 from contextlib import nullcontext
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -170,13 +171,14 @@ class Context:
     def choose(self, sequence: int, *, greedily: bool) -> None:
         """Whether the likeliest token of a sequence is chosen where logits are computed: `chosen` instead of `logits`.
 
-        From a GPU, the logits of 64 rows are 39 MB a step.
+        From a GPU, the logits of 64 rows are 39 MB a step. llama.cpp copies those that its last sampler leaves: all of
+        them behind the greedy one, the largest behind a temperature of 0.
         """
         if greedily == (sequence in self._greedy):
             return
         if greedily:
             chain = self._llama.llama_sampler_chain_init(self._llama.llama_sampler_chain_default_params())
-            self._llama.llama_sampler_chain_add(chain, self._llama.llama_sampler_init_greedy())
+            self._llama.llama_sampler_chain_add(chain, self._llama.llama_sampler_init_temp(0.0))
             weakref.finalize(self, only_here(self._llama.llama_sampler_free), chain)
             if self._llama.llama_set_sampler(self.pointer, sequence, chain):
                 self._greedy.add(sequence)
@@ -194,10 +196,11 @@ class Context:
         Raises:
             DecoderError: its logits are NaN.
         """
-        token = int(self._llama.llama_get_sampled_token_ith(self.pointer, row))
-        if not 0 <= token < self._n_vocab:
+        token = self._llama.llama_get_sampled_candidates_ith(self.pointer, row)
+        logit = self._llama.llama_get_sampled_logits_ith(self.pointer, row)
+        if not token or not logit or not isfinite(logit[0]):
             raise DecoderError(_NOT_FINITE)
-        return token
+        return int(token[0])
 
     def logits(self, row: int) -> NDArray[np.float32]:
         """Logits of a row of the last batch, float32 [n_vocab]: a view, valid until the next one is decoded.

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dasheng_edge.runtime.bundle.bundle import DECODER
 from dasheng_edge.runtime.engine_options import EngineSettings
+from dasheng_edge.runtime.errors import DecoderError
 from dasheng_edge.runtime.text import context, llama
 from dasheng_edge.runtime.text.decoder import Decoder
 
@@ -70,3 +73,31 @@ def test_threads_stay_as_they_are_set_where_that_is_asked_for(
     monkeypatch.setattr(context, "governor", lambda: Allowing(1))
     answer(tiny_bundle / DECODER, EngineSettings(**SETTINGS, adaptive_threads=False))  # type: ignore[arg-type]
     assert set(used) == {(2, 3)}
+
+
+def test_of_a_row_whose_token_llama_chooses_one_logit_is_copied(decoder: Decoder) -> None:
+    library, rows = llama.llama_cpp_library(), np.array(PROMPT, np.int32)
+    made = decoder.new_context(256, sequences=2, outputs=2)
+    made.extend(rows, sequence=0, past=0, outputs=1)
+    logits = made.logits(-1).copy()
+    made.choose(1, greedily=True)
+    made.extend(rows, sequence=1, past=0, outputs=1)
+    assert made.chosen(-1) == logits.argmax()
+    assert library.llama_get_sampled_logits_count_ith(made.pointer, -1) == 1
+    assert library.llama_get_sampled_logits_ith(made.pointer, -1)[0] == logits.max()
+    made.close()
+
+
+@pytest.mark.parametrize("missing", ["nothing was chosen", "what was chosen is no number"])
+def test_a_token_that_llama_could_not_choose_is_an_error(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    made = decoder.new_context(256)
+    if missing != "nothing was chosen":
+        made.choose(0, greedily=True)
+        nan = (ctypes.c_float * 1)(np.nan)
+        monkeypatch.setattr(llama.llama_cpp_library(), "llama_get_sampled_logits_ith", lambda *_: nan)
+    made.extend(np.array(PROMPT, np.int32), sequence=0, past=0, outputs=1)
+    with pytest.raises(DecoderError, match="NaN or infinity"):
+        made.chosen(-1)
+    made.close()
