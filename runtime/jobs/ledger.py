@@ -304,6 +304,10 @@ class Ledger:
         return who
 
     def _write_error(self, error: OSError) -> OutputWriteError:
+        if error.errno in (errno.EEXIST, errno.ENOTDIR):
+            return OutputWriteError(
+                f"{self.path.parent} is a file, expected a folder to write to; choose another --out"
+            )
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         fix = "free some space" if full else "make it writable or choose another --out"
         return OutputWriteError(

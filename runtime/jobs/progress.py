@@ -134,6 +134,7 @@ class Progress:
         """`expected` files, and the bytes in them; `out` is where outputs are, if a later run can go on there."""
         self.tally, self.view, self._out = Tally(), view, out
         self._source, self._window_end_s = "", 0.0  # of the last window
+        self._outputs: tuple[str, ...] = ()  # of the last input that is complete
         self._warned: set[str] = set()
         self._warned_of = ""
         if expected is not None:
@@ -147,10 +148,17 @@ class Progress:
         """It is over, or was stopped; says what became of all, and how to go on."""
         self.view.close()
         if self.tally.ended or kind is None:
-            self.view.say(self.tally.summary() + ("" if self._out is None else f"; see {self._out}"))
-        if kind is not None and self._out is not None:
+            self.view.say(self.tally.summary() + self._places())
+        if kind is not None and self._out is not None and (self.tally.ended or self.tally.audio_s):
             self.view.say("note: what is done is stored; give the same command again to go on")
         self.view.event("end", self.tally.facts())
+
+    def _places(self) -> str:
+        """Where people find what was written; "" if nothing was."""
+        if self._out is not None:
+            return f"; see {self._out}"
+        complete = self.tally.done + self.tally.reused
+        return f"; see {', '.join(self._outputs)}" if complete == 1 else "; see beside the inputs" if complete else ""
 
     def foretell(self, told: Estimate) -> None:
         """What all of it will take."""
@@ -178,6 +186,7 @@ class Progress:
     def end(self, item: Input, *, anew: bool, outputs: tuple[str, ...] = ()) -> None:
         """An input is complete, now or by an earlier run."""
         self.tally.end(item, anew=anew)
+        self._outputs = outputs
         self.view.event("file", {"audio": item.audio, "reused": not anew, "outputs": outputs})
         self.view.update(self.tally)
 

@@ -115,6 +115,17 @@ def test_a_file_that_was_changed_is_asked_again_in_its_place(
     assert outputs(out).keys() == {"a.txt"}
 
 
+def test_people_are_told_where_outputs_are(tiny_bundle: Path, clips: Path, tmp_path: Path) -> None:
+    one = caption(tiny_bundle, clips / "a.wav", "--format", "csv,json")
+    assert f"; see {clips / 'a.csv'}, {clips / 'a.json'}\n" in one.stderr
+    assert "; see beside the inputs\n" in caption(tiny_bundle, clips, "--format", "jsonl,txt").stderr
+    for out in (clips / "a.wav", clips / "a.wav" / "deeper"):
+        refused = caption(tiny_bundle, clips / "b.wav", "--out", out)
+        assert refused.exit_code == 1
+        assert "is a file, expected a folder" in refused.stderr
+        assert "what is done is stored" not in refused.stderr
+
+
 @pytest.mark.parametrize("windows", [1, 2])
 def test_a_film_goes_on_at_its_window(
     tiny_bundle: Path, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[str], windows: int
