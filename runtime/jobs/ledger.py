@@ -305,9 +305,8 @@ class Ledger:
 
     def _write_error(self, error: OSError) -> OutputWriteError:
         if error.errno in (errno.EEXIST, errno.ENOTDIR):
-            return OutputWriteError(
-                f"{self.path.parent} is a file, expected a folder to write to; choose another --out"
-            )
+            where = self.path.parent
+            return OutputWriteError(f"cannot write to {where}: it is or lies in a file; name a folder with --out")
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         fix = "free some space" if full else "make it writable or choose another --out"
         return OutputWriteError(

@@ -122,7 +122,7 @@ def test_people_are_told_where_outputs_are(tiny_bundle: Path, clips: Path, tmp_p
     for out in (clips / "a.wav", clips / "a.wav" / "deeper"):
         refused = caption(tiny_bundle, clips / "b.wav", "--out", out)
         assert refused.exit_code == 1
-        assert "is a file, expected a folder" in refused.stderr
+        assert "name a folder with --out" in refused.stderr
         assert "what is done is stored" not in refused.stderr
 
 
