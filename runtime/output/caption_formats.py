@@ -191,8 +191,7 @@ class TtmlFormat(SubtitleFormat):
 def _subtitle_window(row: CaptionRow, text: str, changes: Sequence[Mapping[str, Any]] = ()) -> Window:
     start_s = row.start_s or 0.0
     end_s = start_s + row.audio_s if row.end_s is None else row.end_s
-    found = tuple(Change(start_s + change["time_s"], change["strength"]) for change in changes)
-    return Window(start_s, end_s, text, found)
+    return Window(start_s, end_s, text, tuple(Change(**change) for change in changes))
 
 
 CAPTION_FORMATS: Mapping[str, type[CaptionFormat]] = {

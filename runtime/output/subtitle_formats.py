@@ -51,8 +51,8 @@ def ttml(cues: Sequence[Cue], language: str = "en") -> str:
         f'<span style="text">{"<br/>".join(map(escape, lines))}</span></p>'
         for number, (start, end, lines) in enumerate(_written(cues), 1)
     ]
-    body = "\n".join(["  <body>", "    <div>", *paragraphs, "    </div>", "  </body>"] if paragraphs else ["  <body/>"])
-    return _TTML.format(language=language, body=body)
+    body = "\n".join(["  <body>", "    <div>", *paragraphs, "    </div>", "  </body>", ""])  # which is never empty
+    return _TTML.format(language=language, body=body if paragraphs else "")
 
 
 # The BBC's and the EBU's defaults: white on a box of black, at the bottom, inside 80 % of the picture.
@@ -77,8 +77,7 @@ ttp:timeBase="media" ttp:cellResolution="32 15" xml:lang="{language}">
       <region xml:id="bottom" tts:origin="10% 70%" tts:extent="80% 20%" tts:displayAlign="after"/>
     </layout>
   </head>
-{body}
-</tt>
+{body}</tt>
 """
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -32,9 +32,15 @@ _AGAINST = 5.0  # to begin together with a sound that it follows
 class Event:
     """A sound, and the windows that name it one after another."""
 
-    label: Label
+    labels: list[Label]  # as each window puts it
     heard: list[Window]
     start_s: float = 0.0
+
+    @property
+    def label(self) -> Label:
+        """As most windows put it."""
+        keys = [label.key for label in self.labels]
+        return self.labels[keys.index(max(keys, key=keys.count))]
 
     @property
     def end_s(self) -> float:
@@ -83,16 +89,25 @@ def events(windows: Sequence[Window], split: Callable[[str], list[Label]], agree
     for at, window in enumerate(windows):
         before_s = windows[at - 1].end_s if at else -math.inf
         goes_on = active if window.start_s <= before_s + _SHORT_S else {}
-        active = {label.key: goes_on.get(label.key) or Event(label, []) for label in named[at]}
-        for event in active.values():
+        active = _going_on(named[at], goes_on)
+        for label, event in zip(named[at], active.values(), strict=True):
+            event.labels.append(label)
             event.heard.append(window)
-        after = {label.key for label in named[at + 1]} if at + 1 < len(windows) else None
+        after = {label.kin or label.key for label in named[at + 1]} if at + 1 < len(windows) else None
         next_s = windows[at + 1].start_s if after is not None else math.inf
         first_s = min(max(window.start_s, before_s), window.end_s)
         turns = list(zip(_turns(named[at]), active.values(), strict=True))
         _Placing(window, first_s, next_s, after or set()).place(turns, changes)
         found += [event for event in active.values() if len(event.heard) == 1]
     return sorted((event for event in found if _is_sure(event, windows, agree)), key=_start)
+
+
+def _going_on(labels: Sequence[Label], before: Mapping[str, Event]) -> dict[str, Event]:
+    """The event of each label, by its key: one of those before that has it, or that may be the same, or a new one."""
+    found = {label.key: before[label.key] for label in labels if label.key in before}
+    kin = {event.labels[-1].kin: event for key, event in before.items() if key not in found}
+    events = [found.get(label.key) or (kin.pop(label.kin, None) if label.kin else None) for label in labels]
+    return {label.key: event or Event([], []) for label, event in zip(labels, events, strict=True)}
 
 
 @dataclass(frozen=True)
@@ -149,7 +164,7 @@ class _Placing:
         score = 0.0 if beside else math.log(max(place.strength, 1e-3))
         score -= max(0.0, self.first_s - _SHORT_S - time_s) / _UNHEARD_S
         score -= max(0.0, time_s - (self.window.end_s - _SHORT_S)) / _APART_S
-        if event.label.key not in self.next_keys:
+        if (event.label.kin or event.label.key) not in self.next_keys:
             score -= max(0.0, time_s - self.next_s) / _UNNAMED_S
         return score
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from .verbs import GENERIC, PARTICIPLES, PASTS, THIRDS, VERBS, Verb
+from .verbs import GENERIC, PARTICIPLES, PASTS, SPEECH, THIRDS, VERBS, Verb
 from .wrapping import shown
 
 _I = re.IGNORECASE
@@ -58,6 +58,7 @@ class Label:
     lasting: str  # "dog barking", which is also said of one that is heard for long
     continues: str  # "barking continues"; "" in another language
     later: bool = False  # after the one before it, not with it
+    kin: str = ""  # equal for what may be one sound although it is told otherwise: who speaks is often mistaken
 
 
 def labels(text: str) -> list[Label]:
@@ -176,6 +177,7 @@ def _label(words: list[str], at: tuple[int, int, Verb] | None) -> Label:
         " ".join([subject, single, *rest]),
         " ".join([subject, verb.participle, *rest]),
         source if verb.base in GENERIC else f"{verb.participle} continues",
+        kin="speech" if verb.base in SPEECH else "",
     )
 
 

@@ -29,6 +29,7 @@ _IRREGULAR = {  # base: past forms
     "speak": "spoke spoken", "spin": "spun", "strike": "struck", "sweep": "swept", "weep": "wept",
 }  # fmt: skip
 # Those that say little without their subject: "the piano continues", not "playing continues".
+SPEECH = frozenset({"chat", "narrate", "speak", "talk"})
 GENERIC = frozenset({"beat", "blow", "fall", "go", "pass", "perform", "play", "run", "sound", "work"})
 
 

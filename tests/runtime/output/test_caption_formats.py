@@ -18,6 +18,7 @@ from dasheng_edge.runtime.output.caption_formats import (
     CsvFormat,
     JsonFormat,
     JsonLinesFormat,
+    SrtFormat,
     TextFormat,
     clock,
     format_names,
@@ -101,3 +102,9 @@ def test_names_of_formats() -> None:
 )
 def test_times(seconds: float, text: str) -> None:
     assert clock(seconds) == text
+
+
+def test_subtitles_begin_at_the_changes_of_their_windows() -> None:
+    change = {"time_s": 2.5, "strength": 1.0}
+    row = CaptionRow(audio="a.wav", start_s=100.0, end_s=110.0, text="a dog barks", changes=(change,))
+    assert "00:01:42,500 -->" in "".join(SrtFormat().document([row]))

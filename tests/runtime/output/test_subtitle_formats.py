@@ -55,6 +55,15 @@ def test_ttml_has_language_direction_and_times() -> None:
     assert [(one.get("begin"), one.get("end")) for one in found][2] == ("01:00:00.001", "01:00:01.000")
 
 
+def test_ttml_refers_to_what_is_there_and_is_a_document_without_cues_too() -> None:
+    root = ET.fromstring(ttml(CUES))
+    ids = [one.get("{http://www.w3.org/XML/1998/namespace}id") for one in root.iter()]
+    names = [name for name in ids if name is not None]
+    assert len(set(names)) == len(names)
+    assert {one.get(key) for one in root.iter() for key in ("region", "style")} - {None} <= set(names)
+    assert [one.tag.rpartition("}")[2] for one in ET.fromstring(ttml([]))] == ["head"]  # a body must not be empty
+
+
 @pytest.mark.parametrize("language", ["", "English please", 'en"', "e"])
 def test_what_is_no_language_is_refused(language: str) -> None:
     with pytest.raises(SubtitleError, match="expected a tag"):

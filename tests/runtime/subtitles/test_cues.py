@@ -87,6 +87,14 @@ def test_of_short_windows_two_must_agree_where_two_overlap(window_s: float, show
     assert lines_of(cues([Window(0, window_s, "a dog barks")])) == [("[dog barks]",)]  # there is no other
 
 
+def test_who_speaks_is_what_most_windows_say() -> None:
+    said = ["a man speaks French", "a woman speaks French", "a woman speaks German", "a woman speaks French"]
+    windows = [Window(2 * at, 2 * at + 4, text) for at, text in enumerate(said)]
+    assert lines_of(cues(windows, style="plain")) == [("woman speaking French",)]
+    two = [Window(0, 30, "a man speaks, followed by a woman speaking"), Window(15, 45, "a woman speaks")]
+    assert lines_of(cues(two, style="plain")) == [("man speaking",), ("woman speaking",)]
+
+
 def test_at_most_two_labels_at_once() -> None:
     found = cues([Window(0, 30, "a dog barks while rain falls and a bell rings and birds sing")])
     assert lines_of(found) == [("[dog barks]", "[rain falling]"), ("[bell ringing]", "[birds singing]")]
