@@ -203,6 +203,7 @@ bench: llama-tools build/micro $(addprefix $(BENCH)/,exported/dasheng-0.6b/manif
 	@$(BIN)/python -m benchmarks.speed.memory $(BENCH)/small/0.6b
 	@$(BIN)/python -m benchmarks.speed.throughput $(BENCH)/small/0.6b
 	@$(BIN)/python -m benchmarks.speed.questions $(BENCH)/small/0.6b
+	@$(BIN)/python -m benchmarks.speed.jobs build/micro $(MICRO)/clips --model micro
 	@$(BIN)/python -m benchmarks.speed.callers build/micro $(MICRO)/clips --model micro
 	@$(BIN)/python -m benchmarks.speed.busy build/micro --model micro --audio $(MICRO)/clips/digits_9000000.flac --clips 20
 	@$(BIN)/python -m benchmarks.speed.busy $(BENCH)/small/0.6b
