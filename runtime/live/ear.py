@@ -22,7 +22,7 @@ from dasheng_edge.runtime.audio.read import Waveform
 from dasheng_edge.runtime.errors import AudioError
 
 BEFORE_TICKS = 2  # that are heard with a sound, since it may set in softly
-QUIET_TICKS = 3  # that end a sound: pauses between words and barks are shorter
+QUIET_TICKS = 2  # that end a sound: with 3 and 4, a caption is as much later, and names no more of the sounds
 TAIL_TICKS = 1  # of those, that are heard with it
 CUT_SHARE = 0.4  # of the longest window, at its end: the quietest place there is where a lasting sound is cut
 MIN_WINDOW_S, MAX_WINDOW_S = 1.0, 60.0
