@@ -27,13 +27,13 @@ class PrintedResults:
         if isinstance(kind, LineFormat) and (head := kind.head()):
             typer.echo(head)
 
-    def begin(self, _: Input) -> int:
+    def begin(self, item: Input) -> int:  # noqa: ARG002  # as `Results` has it
         return 0
 
     def note(self, text: str) -> None:
         self._say(f"note: {text}")
 
-    def take(self, _: Piece, row: CaptionRow) -> None:
+    def take(self, piece: Piece, row: CaptionRow) -> None:  # noqa: ARG002  # as above
         if not isinstance(self._kind, LineFormat):
             self._rows.append(row)
         elif row.error is None and not self._stream:  # or its pieces were printed

@@ -88,7 +88,8 @@ class WrittenResults:
         self.ledger, self.places, self.progress, self._overwrite = ledger, places, progress, overwrite
         self._formats, self._mux = formats, mux
         looks = [f"{name} {kind.look}".strip() for name, kind in formats.items()]
-        self._looks = tuple(sorted([*looks, *([mux.look] if mux else [])]))
+        looks += [mux.look] if mux is not None else []
+        self._looks: tuple[str, ...] = tuple(sorted(looks))
         self._open: dict[str, _Known] = {}  # inputs under way, by their sources
         self._waiting: dict[str, list[tuple[Input, _Known]]] = {}  # by the key that another one is asked about already
         self._swept: set[Path] = set()
