@@ -12,7 +12,6 @@ from dasheng_edge.quant.decoder.types import NEED_IMATRIX, DecoderType
 from dasheng_edge.quant.encoder.precisions import EncoderPrecision
 from dasheng_edge.runtime.bundle.manifest import KvType
 from dasheng_edge.runtime.cli.options import (
-    BundleArgument,
     JsonOption,
     OverwriteOption,
     ThreadsOption,
@@ -65,7 +64,7 @@ CalibrateOption = Annotated[
 
 
 def quantize(
-    bundle: BundleArgument,
+    bundle: Annotated[Path, bundle_argument("Folder made by `dasheng-edge export`, or its name.")],
     *,
     out: Annotated[Path, typer.Option(metavar="BUNDLE2", help="Folder to write.")],
     recipe: RecipeOption = None,
