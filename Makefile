@@ -173,6 +173,17 @@ docs-check: $(STAMP_READY) build/micro  ## run the examples of README and docs/,
 llama-tools: $(STAMP_READY)  ## build llama.cpp's own programs, which some tests compare with (ten minutes)
 	@$(BIN)/python -m benchmarks.peers.llama_cpp_tools
 
+# A folder with ONNX Runtime's headers, of a version not newer than the installed one: make example-cpp ONNXRUNTIME_INCLUDE=path
+ONNXRUNTIME_INCLUDE ?=
+.PHONY: example-cpp
+example-cpp: $(STAMP_READY)  ## build examples/cpp, a library and a program that caption without Python, in build/example-cpp
+	@for tool in cmake "$${CXX:-c++}"; do command -v $${tool%% *} >/dev/null || { \
+	  echo "make: there is no $$tool, which the example needs (Debian, Ubuntu: apt install cmake g++)"; exit 1; }; done
+	@packages=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("platlib"))'); \
+	cmake -S examples/cpp -B build/example-cpp -DONNXRUNTIME_ROOT="$$packages/onnxruntime" -DLLAMA_ROOT="$$packages" \
+	  $(if $(ONNXRUNTIME_INCLUDE),-DONNXRUNTIME_INCLUDE="$(ONNXRUNTIME_INCLUDE)")
+	@cmake --build build/example-cpp
+
 # Models of true shapes and random weights: checkpoint -> bundle -> quantized bundle, each kept until its source changes.
 BENCH := build/bench
 BENCH_SOURCES := $(wildcard export/*.py export/*/*.py)
