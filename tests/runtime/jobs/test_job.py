@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ from typer.testing import CliRunner, Result
 from dasheng_edge.runtime.audio.read import describe_audio
 from dasheng_edge.runtime.cli import app as cli
 from dasheng_edge.runtime.engine.clip_audio import ClipAudio
+from dasheng_edge.runtime.jobs import written
 from dasheng_edge.runtime.jobs.job import LEDGER
 from tests.fixtures.audio_files import Format, sine, write_audio
 
@@ -168,6 +170,49 @@ def test_nothing_is_overwritten_and_no_input(tiny_bundle: Path, clips: Path, tmp
     done = caption(tiny_bundle, clips / "a.txt", "--out", clips, "--format", "txt,json", "--overwrite")
     (clips / "a.txt.txt").unlink()
     assert (done.exit_code, (clips / "a.txt").read_bytes()) == (0, audio)
+
+
+def test_a_place_that_cannot_be_written_costs_one_file_and_a_full_disk_all(
+    tiny_bundle: Path, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[str]
+) -> None:
+    out = tmp_path / "out"
+    (out / "a.txt").mkdir(parents=True)
+    words = (tiny_bundle, clips / "a.wav", clips / "b.wav", "--out", out, "--overwrite")
+    done = caption(*words)
+    assert (done.exit_code, "1 OutputWriteError" in done.stderr, (out / "b.txt").exists()) == (1, True, True)
+    (out / "b.txt").unlink()
+    (out / "a.txt").rmdir()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(written, "replacing", full)
+        done = caption(*words)
+    assert done.exit_code == 1
+    assert "No space left on device; what is done is stored: free some space, and give the same command" in done.stderr
+    assert caption(*words).exit_code == 0
+    assert asked == ["a.wav", "b.wav"]
+    assert outputs(out).keys() == {"a.txt", "b.txt"}
+
+
+def test_a_file_that_changes_while_it_is_read_is_asked_again(
+    tiny_bundle: Path, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[str]
+) -> None:
+    words = (tiny_bundle, clips / "film.wav", "--out", tmp_path / "out", "--window", 4)
+    rows = ClipAudio.rows
+
+    def grows(self: ClipAudio) -> Any:
+        with (clips / "film.wav").open("ab") as file:
+            file.write(b"more")
+        return rows(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ClipAudio, "rows", grows)
+        done = caption(*words)
+    assert (done.exit_code, "was changed while it was read" in done.stderr) == (1, True)
+    assert caption(*words).exit_code == 0
+    assert len(asked) == 3 + 3
 
 
 def test_another_bundle_or_other_settings_are_told(tiny_bundle: Path, clips: Path, tmp_path: Path) -> None:
