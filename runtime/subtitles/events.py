@@ -105,7 +105,7 @@ def events(windows: Sequence[Window], split: Callable[[str], list[Label]], agree
 def _going_on(labels: Sequence[Label], before: Mapping[str, Event]) -> dict[str, Event]:
     """The event of each label, by its key: one of those before that has it, or that may be the same, or a new one."""
     found = {label.key: before[label.key] for label in labels if label.key in before}
-    kin = {event.labels[-1].kin: event for key, event in before.items() if key not in found}
+    kin = {event.labels[-1].kin: event for key, event in before.items() if key not in found and len(event.heard) == 1}
     events = [found.get(label.key) or (kin.pop(label.kin, None) if label.kin else None) for label in labels]
     return {label.key: event or Event([], []) for label, event in zip(labels, events, strict=True)}
 
