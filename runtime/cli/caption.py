@@ -57,6 +57,9 @@ if TYPE_CHECKING:
 # For fewer clips one by one, it does not pay to have the weights repacked; for several together, it never does: the
 # wider a step, the less llama.cpp gains by its other layouts, and prompts are decoded faster without them.
 MIN_REPACKING_CLIPS = 10
+# Hearing takes nearly all of the time of long windows: on a CPU, 16 of 30 s together take as long as 8 (6.8 and 6.4 s
+# for a quarter of an hour, micro), and twice as many, which wait as samples of 2 MB each, take 35 MB more.
+LONG_WINDOW_S, LONG_WINDOWS = 20.0, 8
 InputsArgument = Annotated[
     list[str] | None,
     typer.Argument(
@@ -292,7 +295,11 @@ class _Run:
         return not progress.tally.errors
 
     def _batch(self, captioner: Captioner) -> int:
-        return self.batch or captioner.parts.decoder.settings.batch
+        settings = captioner.parts.decoder.settings
+        window_s, _ = self.reading.windows or (0.0, 0.0)
+        if window_s >= LONG_WINDOW_S and settings.text_device == "cpu":
+            return self.batch or min(settings.batch, LONG_WINDOWS)
+        return self.batch or settings.batch
 
 
 def _batch(batch: int | None, asked: Asked, *, alone: bool) -> int | None:
