@@ -57,7 +57,7 @@ def measure(bundle: Bundle, folder: Path, lengths_s: Sequence[int], threads: int
 def _sound(folder: Path) -> Iterator[np.ndarray[Any, np.dtype[np.int16]]]:
     """Clips one after the other, without end, int16 [samples] each."""
     clips = [clip.read(RATE_HZ) for clip in find_clips(folder).clips]
-    yield from itertools.cycle([np.int16(np.clip(clip, -1, 1) * 32767) for clip in clips])
+    yield from itertools.cycle([(np.clip(clip, -1, 1) * 32767).astype(np.int16) for clip in clips])
 
 
 def _write(path: Path, sound: Iterator[np.ndarray[Any, np.dtype[np.int16]]], seconds: int) -> Path:
