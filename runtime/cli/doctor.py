@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ CUDA_WORKS = "works for all parts"
 OWN_ENVIRONMENT = "metrics"  # an extra that is installed apart from the others
 # "torch>=2.9; extra == 'export'", as the metadata of a distribution has it.
 _NAME, _EXTRA = re.compile(r"[A-Za-z0-9._-]+"), re.compile(r"extra\s*==\s*[\"']([a-z]+)[\"']")
+_BEFORE = re.compile(r"python_version\s*<\s*[\"']3\.(\d+)[\"']")  # the only other marker that ours have
 
 
 def doctor(
@@ -81,8 +83,9 @@ def dependencies() -> dict[str, frozenset[str]]:
     except metadata.PackageNotFoundError:  # run from its sources
         requirements = []
     for line in requirements:
-        name, extras = _NAME.match(line), frozenset(_EXTRA.findall(line))
-        if name and OWN_ENVIRONMENT not in extras:
+        name, extras, before = _NAME.match(line), frozenset(_EXTRA.findall(line)), _BEFORE.search(line)
+        needed_here = before is None or sys.version_info < (3, int(before[1]))
+        if name and needed_here and OWN_ENVIRONMENT not in extras:
             base = not extras or table.get(name[0]) == frozenset()
             table[name[0]] = frozenset() if base else table.get(name[0], frozenset()) | extras
     return table
@@ -181,7 +184,7 @@ def _runtime_problems(versions: dict[str, str | None]) -> list[str]:
 def _missing_extras(extras_of: dict[str, frozenset[str]], versions: dict[str, str | None]) -> dict[str, str]:
     has_runtime = versions["onnxruntime"] or versions["onnxruntime-gpu"]
     lines = {} if has_runtime else {"cpu": install_line("cpu")}
-    for extra in ("export", "pull", "quant"):
+    for extra in ("export", "mic", "pull", "quant"):
         if any(extra in extras and versions[name] is None for name, extras in extras_of.items()):
             lines[extra] = install_line(extra, "cpu")
     return lines

@@ -389,7 +389,7 @@ def test_the_targets_of_make_name_the_records_that_are_shown() -> None:
     make = shutil.which("make")
     if make is None:
         pytest.skip("there is no make")
-    asked = [make, "-n", "-W", "nothing", "bench", "bench-full"]
+    asked = [make, "-n", "-W", "nothing", "bench", "bench-full", "bench-listening"]
     done = subprocess.run(asked, cwd=REPOSITORY, capture_output=True, text=True, check=True)
     for benchmark, model in {one.record for one in render.outcomes({})}:
         assert any(
