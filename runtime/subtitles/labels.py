@@ -41,7 +41,8 @@ _ASIDE = re.compile(r"\bin the (?:background|distance)$", _I)
 _ARTICLE = re.compile(r"^(?:an?|the|some)\s+(?=\S)", _I)
 _AUXILIARY = frozenset({"is", "are", "was", "were", "being", "be", "been", "has", "have", "had"})
 _PLURALS = frozenset({"people", "men", "women", "children", "they", "police", "geese"})
-_AFTER_VERB = re.compile(r"^(?:\w+ly|an?|the|in|on|at|off|by|to|of|from|with|over|down|up|out|around|away|again)$")
+_RESULTS = frozenset({"open", "shut"})  # "slams shut"
+_AFTER_VERB = re.compile(r"^(?:\w+ly|open|shut|an?|the|in|on|at|off|by|to|of|from|with|over|down|up|out|around|away|again)$")
 _NAMES = frozenset({
     "Arabic", "Chinese", "Dutch", "English", "French", "German", "Hindi", "I", "Indonesian", "Italian", "Japanese",
     "Korean", "Mandarin", "Portuguese", "Russian", "Spanish", "Thai", "Turkish", "Vietnamese",
@@ -149,7 +150,8 @@ def _verb_at(words: list[str]) -> tuple[int, int, Verb] | None:
             return at, after + 1, verb
     for at in range(1, len(low)):
         verb = THIRDS.get(low[at]) or PARTICIPLES.get(low[at]) or (VERBS.get(low[at]) if _is_plural(low[:at]) else None)
-        is_noun = low[at] in THIRDS and at + 1 < len(low) and (low[at + 1] in VERBS or low[at + 1] in THIRDS)
+        then = low[at + 1] if at + 1 < len(low) else ""
+        is_noun = low[at] in THIRDS and then not in _RESULTS and (then in VERBS or then in THIRDS)
         if verb and not is_noun:
             return at, at + 1, verb
     return next(((at, at + 1, PASTS[low[at]]) for at in range(1, len(low)) if low[at] in PASTS), None)

@@ -55,6 +55,7 @@ def test_sentences_become_labels(sentence: str, expected: str) -> None:
     ("sentence", "lasting", "continues"),
     [
         ("a dog barks", "dog barking", "barking continues"),
+        ("door slams shut", "door slamming shut", "slamming continues"),
         ("a piano plays a melody", "piano playing a melody", "piano continues"),
         ("drums play", "drums playing", "drums continue"),
         ("rain", "", ""),
