@@ -42,7 +42,9 @@ _ARTICLE = re.compile(r"^(?:an?|the|some)\s+(?=\S)", _I)
 _AUXILIARY = frozenset({"is", "are", "was", "were", "being", "be", "been", "has", "have", "had"})
 _PLURALS = frozenset({"people", "men", "women", "children", "they", "police", "geese"})
 _RESULTS = frozenset({"open", "shut"})  # "slams shut"
-_AFTER_VERB = re.compile(r"^(?:\w+ly|open|shut|an?|the|in|on|at|off|by|to|of|from|with|over|down|up|out|around|away|again)$")
+_AFTER_VERB = re.compile(
+    r"^(?:\w+ly|open|shut|an?|the|in|on|at|off|by|to|of|from|with|over|down|up|out|around|away|again)$"
+)
 _NAMES = frozenset({
     "Arabic", "Chinese", "Dutch", "English", "French", "German", "Hindi", "I", "Indonesian", "Italian", "Japanese",
     "Korean", "Mandarin", "Portuguese", "Russian", "Spanish", "Thai", "Turkish", "Vietnamese",
