@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Generator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from statistics import median
@@ -129,6 +129,7 @@ def listen(
     counted. Ctrl-C ends it.
     """
     _check(file, source, realtime=realtime)
+    _check_outputs(file, srt, jsonl)
     plan = _plan(window, hop)
     from dasheng_edge.runtime.engine.engine import Engine
     from dasheng_edge.runtime.live.listening import Listening, captions_of
@@ -154,6 +155,22 @@ def _check(file: str | None, source: str | None, *, realtime: bool) -> None:
         raise typer.BadParameter("--realtime says how --from FILE is heard; name a file, too")
     if file == "-" and sys.stdin is None:
         raise typer.BadParameter("stdin (-) is closed; pipe audio into the command or name a file")
+
+
+def _check_outputs(file: str | None, srt: Path | None, jsonl: Path | None) -> None:
+    """Refuse to write over what is heard, or two things into one file."""
+    for option, path in (("--srt", srt), ("--jsonl", jsonl)):
+        if path is not None and file not in (None, "-") and _is_one(path, Path(str(file))):
+            raise typer.BadParameter(f"{option} names the file that is heard; choose another name for what is written")
+    if srt is not None and jsonl is not None and _is_one(srt, jsonl):
+        raise typer.BadParameter("--srt and --jsonl name one file; give each its own")
+
+
+def _is_one(first: Path, second: Path) -> bool:
+    """Whether two paths lead to one file, which need not be there yet."""
+    with suppress(OSError, ValueError):  # one is not there, or has no name that a file may have
+        return first.samefile(second)
+    return os.path.realpath(first) == os.path.realpath(second)
 
 
 def _plan(window: float | None, hop: float | None) -> WindowPlan:

@@ -137,18 +137,18 @@ def find_clips(path: Path) -> ClipSet:
     return ClipSet(printable(path.name), (Clip(printable(path.name), path),))
 
 
-def files_below(folder: Path) -> Iterator[Path]:
+def files_below(folder: Path, unreadable: Callable[[OSError], None] | None = None) -> Iterator[Path]:
     """All files of a folder and of those in it, but hidden folders, through links to folders too.
 
     Each folder is taken once, however many links lead to it, and by its own name where it lies in `folder`: links are
-    followed when all else was seen, and a loop ends.
+    followed when all else was seen, and a loop ends. `unreadable` is told of folders that cannot be read.
     """
     seen: set[str] = set()
     places = [folder]
     while places:
         links: list[Path] = []
         for start in places:
-            for place, folders, files in os.walk(start):  # goes into no link but `start`
+            for place, folders, files in os.walk(start, onerror=unreadable):  # goes into no link but `start`
                 real = os.path.realpath(place)
                 folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
                 if real not in seen:

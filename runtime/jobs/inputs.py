@@ -24,6 +24,7 @@ from dasheng_edge.runtime.errors import ClipsError, DashengEdgeError
 from dasheng_edge.runtime.names import address_hint, printable
 
 STDIN = "-"
+SUBTITLED = ".subtitled"  # at the end of the name of a video with subtitles, before its ending
 
 
 @dataclass(frozen=True)
@@ -112,13 +113,15 @@ class Inputs:
             yield Input(name, name, _output(output))
 
     def _below(self, folder: Path) -> Iterator[Input]:
-        empty = True
-        for path in files_below(folder):
+        empty, unreadable = True, list[OSError]()
+        for path in files_below(folder, unreadable.append):
             inner = path.relative_to(folder)
             if self._wanted(inner) and is_file(path):
                 empty = False
                 yield Input(str(path), str(path), _output(inner.as_posix()))
-        if empty:
+        for error in unreadable:
+            yield _nothing(str(error.filename), f"cannot read the folder {error.filename}: {error.strerror}")
+        if empty and not unreadable:
             wanted = (
                 f"match {' or '.join(self.include)}" if self.include else f"end in {', '.join(sorted(AUDIO_SUFFIXES))}"
             )
@@ -126,6 +129,8 @@ class Inputs:
 
     def _wanted(self, inner: Path) -> bool:
         if any(part.startswith(".") for part in inner.parts) or _matches(inner, self.exclude):
+            return False
+        if inner.stem.endswith(SUBTITLED) and not self.include:  # a copy that --mux made is no film to be subtitled
             return False
         return _matches(inner, self.include) if self.include else is_audio(inner)
 
@@ -151,6 +156,9 @@ def read_list(name: str) -> list[str]:
     except OSError as error:
         raise ClipsError(f"cannot read the list {name}: {error.strerror}; expected a path on each line") from error
     lines = content.split(b"\0") if b"\0" in content else content.removeprefix(b"\xef\xbb\xbf").splitlines()
+    start = content[:4096]
+    if sum(byte < 32 and byte not in b"\0\t\n\r" for byte in start) * 100 > len(start):
+        raise ClipsError(f"{name} is no list: it holds no text; expected a path on each line")
     names = [os.fsdecode(line) for line in lines if line.strip()]
     if not names:
         raise ClipsError(f"the list {name} is empty; expected a path on each line")

@@ -304,14 +304,15 @@ class Ledger:
         return who
 
     def _write_error(self, error: OSError) -> OutputWriteError:
+        if isinstance(error, OutputWriteError):  # another process is at work
+            return error
         if error.errno in (errno.EEXIST, errno.ENOTDIR):
             where = self.path.parent
             return OutputWriteError(f"cannot write to {where}: it is or lies in a file; name a folder with --out")
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        fix = "free some space" if full else "make it writable or choose another --out"
+        fix = "what is done is stored: free some space" if full else "make it writable or choose another --out"
         return OutputWriteError(
-            f"cannot write {self.path}: {error.strerror or error}; what is done is stored: {fix}, and give the same "
-            "command again"
+            f"cannot write {self.path}: {error.strerror or error}; {fix}, and give the same command again"
         )
 
 

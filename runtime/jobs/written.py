@@ -18,7 +18,7 @@ from dasheng_edge.runtime.errors import AudioError, OutputExistsError, OutputWri
 from dasheng_edge.runtime.output.caption_formats import CaptionFormat, SubtitleFormat
 from dasheng_edge.runtime.output.rows import CaptionRow
 
-from .inputs import STDIN, Input
+from .inputs import STDIN, SUBTITLED, Input
 from .ledger import DropLine, ErrorLine, FileLine, Ledger, RowLine, Stat, WrittenLine
 from .pieces import Piece
 from .places import Places
@@ -54,7 +54,7 @@ class Mux:
 
     def suffix(self, video: str) -> str:
         """Of the copy's name."""
-        return f".subtitled{Path(video).suffix}"
+        return f"{SUBTITLED}{Path(video).suffix}"
 
     def write(self, video: str, rows: Iterable[CaptionRow], out: Path) -> list[str]:
         """Write a copy; a sentence for each thing that could not be copied.
@@ -218,10 +218,9 @@ class WrittenResults:
                 os.fsync(file.fileno())
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            fix = "free some space, and give the same command again" if full else "choose another --out"
-            raise OutputWriteError(
-                f"cannot write {path}: {error.strerror or error}; what is done is stored: {fix}"
-            ) from error
+            stored = "what is done is stored: free some space, and give the same command again"
+            fix = stored if full else "make it writable, or choose another --out"
+            raise OutputWriteError(f"cannot write {path}: {error.strerror or error}; {fix}") from error
 
 
 class OneFileResults(WrittenResults):

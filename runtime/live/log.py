@@ -25,17 +25,21 @@ class GrowingFile:
     """
 
     def __init__(self, path: Path, *, overwrite: bool, option: str) -> None:
-        self._path = path
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | (os.O_TRUNC if overwrite else os.O_EXCL)
+        self._path, self._old = path, os.path.lexists(path)  # whether it holds what was there before
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | (0 if overwrite else os.O_EXCL)
         try:
             self._file = os.open(path, flags | getattr(os, "O_BINARY", 0), 0o666)
         except FileExistsError as error:
             raise OutputExistsError(f"{path} already exists; pass --overwrite or choose another {option}") from error
         except OSError as error:
             raise self._error(error) from error
+        if not _locked(self._file):
+            self.close(keep=True)
+            raise OutputExistsError(f"another process writes {path}; end it, or choose another {option}")
 
     def append(self, text: str) -> None:
         """More of it."""
+        self._let_go()
         data, size = text.encode(), 0
         with suppress(OSError):
             size = os.fstat(self._file).st_size
@@ -51,14 +55,46 @@ class GrowingFile:
         with suppress(OSError):  # a pipe has no disk
             os.fsync(self._file)
 
-    def close(self) -> None:
-        """Write no more; harmless when repeated."""
+    def close(self, *, keep: bool = False) -> None:
+        """Write no more; harmless when repeated. With `keep`, what was there before stays if nothing was written."""
         if self._file >= 0:
+            if not keep:
+                self._let_go()
             os.close(self._file)
         self._file = -1
 
+    def discard(self) -> None:
+        """Close it after a failure: what was not written to is as it was before."""
+        made = not self._old and self._file >= 0 and os.fstat(self._file).st_size == 0
+        self.close(keep=True)
+        if made:
+            with suppress(OSError):
+                self._path.unlink()
+
+    def _let_go(self) -> None:
+        """Of what was there before."""
+        if self._old:
+            with suppress(OSError):  # a pipe holds nothing
+                os.ftruncate(self._file, 0)
+        self._old = False
+
     def _error(self, error: OSError) -> OutputWriteError:
         return OutputWriteError(f"cannot write {self._path}: {error.strerror or error}")
+
+
+def _locked(file: int) -> bool:
+    """Whether this process alone writes an open file, as far as the system tells."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
 
 
 class LiveLog:
@@ -75,7 +111,7 @@ class LiveLog:
             self._srt = GrowingFile(srt, overwrite=overwrite, option="--srt") if srt else None
             self._jsonl = GrowingFile(jsonl, overwrite=overwrite, option="--jsonl") if jsonl else None
         except BaseException:
-            self.close()
+            self._discard()
             raise
 
     def __enter__(self) -> LiveLog:
@@ -84,7 +120,14 @@ class LiveLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if isinstance(error, Exception):
+            self._discard()
         self.close()
+
+    def _discard(self) -> None:
+        for file in (self._srt, self._jsonl):
+            if file is not None:
+                file.discard()
 
     def close(self) -> None:
         """Write no more; harmless when repeated."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Protocol
 
 import numpy as np
@@ -70,6 +71,7 @@ class FileSource:
     def __init__(self, audio: AudioSource, rate_hz: int, clock: Clock | None = None) -> None:
         self._stream, self._rate_hz, self._clock = read_audio(audio, sample_rate_hz=rate_hz), rate_hz, clock
         self._began, self._taken = 0.0, 0
+        self._first = next(self._stream, None)  # what is no audio is refused before anything is done with it
 
     @property
     def name(self) -> str:
@@ -80,7 +82,8 @@ class FileSource:
         """See `Source`."""
         size = round(PIECE_S * self._rate_hz)
         self._began = self._clock.now() if self._clock else 0.0
-        for block in self._stream:
+        first, self._first = self._first, None
+        for block in chain([] if first is None else [first], self._stream):
             for start in range(0, len(block), size):
                 samples = block[start : start + size]
                 self._taken += len(samples)

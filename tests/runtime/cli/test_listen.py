@@ -68,6 +68,9 @@ def test_a_file_is_heard_as_fast_as_it_can_be(tiny_bundle: Path, two_sounds: Pat
         (["--from", "a.wav", "--input", "mic"], "choose one"),
         (["--from", "a.wav", "--hop", "20"], "moves on by 20 s"),
         (["--from", "a.wav", "--window", "nan"], "moves on by"),
+        (["--from", "a.wav", "--srt", "./a.wav", "--overwrite"], "--srt names the file that is heard"),
+        (["--from", "a.wav", "--jsonl", "x/../a.wav", "--overwrite"], "--jsonl names the file that is heard"),
+        (["--from", "a.wav", "--jsonl", "b", "--srt", "b"], "name one file"),
     ],
 )
 def test_options_that_do_not_fit_together_are_refused(tiny_bundle: Path, options: list[str], message: str) -> None:
@@ -76,10 +79,24 @@ def test_options_that_do_not_fit_together_are_refused(tiny_bundle: Path, options
     assert message in " ".join(result.stderr.split())
 
 
-def test_a_file_that_is_none_is_one_line(tiny_bundle: Path, tmp_path: Path) -> None:
-    result = run(tiny_bundle, "--from", tmp_path / "missing.wav", "--quiet")
+@pytest.mark.parametrize("content", [None, b"", b"no audio at all"])
+def test_a_file_that_is_none_is_one_line(tiny_bundle: Path, tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "a.wav").write_bytes(content)
+    result = run(
+        tiny_bundle, "--from", tmp_path / "a.wav", "--srt", tmp_path / "a.srt", "--jsonl", tmp_path / "a.jsonl"
+    )
     assert result.exit_code == 1
-    assert re.search("^error: .*missing.wav", result.stderr, re.MULTILINE)
+    assert re.fullmatch("error: .*a.wav.*\n", result.stderr)
+    assert not list(tmp_path.glob("a.srt")) + list(tmp_path.glob("a.jsonl"))
+
+
+def test_what_is_heard_is_not_written_over_by_a_link(tiny_bundle: Path, two_sounds: Path, tmp_path: Path) -> None:
+    for link in (tmp_path / "soft.srt", tmp_path / "hard.srt"):
+        link.symlink_to(two_sounds) if link.stem == "soft" else link.hardlink_to(two_sounds)
+        before = two_sounds.read_bytes()
+        assert run(tiny_bundle, "--from", two_sounds, "--srt", link, "--overwrite").exit_code == 2
+        assert two_sounds.read_bytes() == before
 
 
 def test_devices_are_listed_without_a_bundle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,6 +41,36 @@ def test_folders_in_their_order(here: Path) -> None:
     assert named(Inputs(["rec"], include=["*.txt"])) == [("rec/notes.txt", "notes.txt")]
     (empty,) = Inputs(["rec"], exclude=["*"])
     assert isinstance(empty.error, ClipsError)
+
+
+def test_copies_with_subtitles_are_no_films_of_a_folder(here: Path) -> None:
+    for name in ("film.mkv", "film.subtitled.mkv"):
+        (here / "other" / name).write_bytes(b"12345")
+    assert named(Inputs(["other"])) == [("other/a.wav", "a"), ("other/film.mkv", "film")]
+    assert named(Inputs(["other/film.subtitled.mkv"])) == [("other/film.subtitled.mkv", "film.subtitled")]
+
+
+def test_folders_that_cannot_be_read_are_errors(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.scandir
+
+    def scandir(path: str) -> Any:
+        if str(path).endswith("day 1"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    *found, refused = Inputs(["rec"])
+    assert [one.audio for one in found] == ["rec/a.MP3", "rec/b.wav"]
+    assert "cannot read the folder rec/day 1: Permission denied" in str(refused.error)
+    (refused,) = Inputs(["rec/day 1"])
+    assert "Permission denied" in str(refused.error)
+
+
+@pytest.mark.parametrize("content", [b"RIFF\x24\x00\x00\x00WAVEfmt \x10\x00\x00\x00\x01", bytes(range(256))])
+def test_audio_is_no_list(here: Path, content: bytes) -> None:
+    (here / "x.dat").write_bytes(content)
+    with pytest.raises(ClipsError, match="is no list"):
+        read_list("x.dat")
 
 
 def test_files_and_patterns(here: Path) -> None:

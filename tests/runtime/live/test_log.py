@@ -79,6 +79,29 @@ def test_what_exists_is_replaced_only_when_asked(tmp_path: Path) -> None:
     assert cues_of((tmp_path / "a.srt").read_text())
 
 
+def test_a_failure_leaves_what_was_there(tmp_path: Path) -> None:
+    old, new = tmp_path / "old.srt", tmp_path / "new.jsonl"
+    old.write_text("precious")
+    with pytest.raises(OSError, match="unplugged"), LiveLog(old, new, overwrite=True):
+        raise OSError("unplugged")
+    with pytest.raises(OutputExistsError), LiveLog(new, old):
+        pass
+    assert (old.read_text(), new.exists()) == ("precious", False)
+    with LiveLog(old, None, overwrite=True):
+        pass
+    assert old.read_text() == ""  # nothing was heard
+
+
+def test_two_do_not_write_one_file(tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    with LiveLog(tmp_path / "a.srt", None) as log:
+        log.write(row(0, 1))
+        before = (tmp_path / "a.srt").read_text()
+        with pytest.raises(OutputExistsError, match="another process writes"):
+            LiveLog(tmp_path / "a.srt", None, overwrite=True)
+        assert (tmp_path / "a.srt").read_text() == before
+
+
 def test_what_cannot_be_written_is_told(tmp_path: Path) -> None:
     with pytest.raises(OutputWriteError, match="No such file"):
         LiveLog(None, tmp_path / "missing" / "a.jsonl")
