@@ -91,14 +91,14 @@ def recover(out: Path) -> bool:
     """Whether something is there; puts back what a writer was about to replace when it was killed. Raises nothing."""
     with suppress(OSError, RuntimeError):  # nothing may be written there, or somebody is at work
         if not out.exists() and (left := [path for path in _left(out) if path.suffix == ".old"]):
-            lock = _lock(out.with_name(f".{out.name}.lock"), out, "place")
+            held = lock_output(out, "place")
             try:
-                if lock is None:
+                if held is None:
                     time.sleep(0.2)  # a writer that is alive needs less between its two steps
                 for path in left:
                     _put_back(path)
             finally:
-                _release(lock)
+                unlock(held)
     return out.exists()
 
 
@@ -134,7 +134,6 @@ class PartialOutput:
         with self.write_errors():
             self.out = _resolved(self.out)  # a link stays, and what it points to is replaced
             self._check_out()
-        self._lock_path = self.out.with_name(f".{self.out.name}.lock")
 
     def _check_out(self) -> None:
         if not self.out.exists():
@@ -163,9 +162,8 @@ class PartialOutput:
             for parent in reversed(missing):
                 undo.callback(_remove_empty, parent)
             self.out.parent.mkdir(parents=True, exist_ok=True)
-            lock = _lock(self._lock_path, self.out, self._option)
-            undo.callback(_release, lock)
-            for left in _left(self.out) if lock is not None else ():  # who holds the lock is the only writer alive
+            undo.callback(unlock, held := lock_output(self.out, self._option))
+            for left in _left(self.out) if held is not None else ():  # who holds the lock is the only writer alive
                 _put_back(left)
                 _remove(left)
             self._check_out()  # something may have been put back
@@ -309,34 +307,54 @@ def _folder_lock(folder: Path, *, alone: bool) -> Generator[bool]:
         yield held
 
 
-def _lock(path: Path, out: Path, option: str) -> FileLock | None:
+def lock_output(out: Path, option: str) -> FileLock | None:
+    """The lock of who writes `out`, as of `lock`; `option` is what to choose another of."""
+    busy = f"cannot write {out}: another process is writing it; wait for that, or choose another {option}"
+    return lock(out.with_name(f".{out.name}.lock"), lambda: busy)
+
+
+def lock(path: Path, busy: Callable[[], str]) -> FileLock | None:
     """An exclusive lock on a file, made for it, that ends with this process however it ends; None: there are no locks.
+
+    `unlock` it, which removes the file. `busy` says what to tell a second writer.
 
     Raises:
         OutputWriteError: another writer holds it, or the folder takes no files.
+        OSError: the file cannot be made.
     """
     from filelock import FileLock, Timeout
 
     # Not at the first try: a writer that ends meanwhile removes the file that was about to be locked.
-    lock = FileLock(path, timeout=0.2, mode=0o666)
+    held = FileLock(path, timeout=0.2, mode=_usual_mode(path))
     try:
-        lock.acquire(poll_interval=0.05)
+        held.acquire(poll_interval=0.05)
     except Timeout as error:
-        why = "another process is writing it; wait for that, or"
         try:
             path.touch()
         except FileNotFoundError:  # as in /proc, which FileLock takes for a file that is being removed
-            why = f"no file can be made in {path.parent};"
-        raise OutputWriteError(f"cannot write {out}: {why} choose another {option}") from error
+            raise OutputWriteError(f"no file can be made in {path.parent}; choose another place") from error
+        raise OutputWriteError(busy()) from error
     except OSError:
         if not path.exists():  # it could not even be made
             raise
         path.unlink()  # a file system without locks
         return None
-    return lock
+    return held
 
 
-def _release(lock: FileLock | None) -> None:
-    if lock is not None:
-        _remove(Path(lock.lock_file))
-        lock.release()
+def _usual_mode(path: Path) -> int:
+    """The permissions of a file that is made, if it is not there: FileLock gives its own, whatever the umask."""
+    with suppress(FileNotFoundError):
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            return os.fstat(handle).st_mode & 0o777
+        finally:
+            os.close(handle)
+    return 0o600
+
+
+def unlock(held: FileLock | None) -> None:
+    """Let others write, and remove the file: who was about to lock it finds that out, and makes another."""
+    if held is not None and held.is_locked:  # or by now, it is another's
+        _remove(Path(held.lock_file))
+        held.release()

@@ -23,7 +23,7 @@ from .ledger import JobLine, Ledger
 from .pieces import Questions, Reading, run
 from .places import Places
 from .progress import Progress, Tally
-from .written import Mux, OneFileResults, WrittenResults
+from .written import Mux, OneFileResults, WrittenResults, is_complete, wrote
 
 LEDGER = ".dasheng-edge.jsonl"  # in the folder of outputs
 
@@ -64,10 +64,17 @@ def run_job(
         DashengEdgeError: what is asked, or with what, is wrong for all.
     """
     with ExitStack() as stack:
-        results = _open(stack, captioner, asked, files, progress)
+        ahead = passes if isinstance(passes, Sequence) else ()
+        results = _open(stack, captioner, asked, files, progress, chain.from_iterable(ahead))
+        stack.callback(results.close)
         if not results.ledger.claims:
-            ahead = chain.from_iterable(passes if isinstance(passes, Sequence) else ())
-            foretell(captioner, ahead, asked, batch=batch, tell=None if progress.view.quiet else progress.foretell)
+            foretell(
+                captioner,
+                chain.from_iterable(ahead),
+                asked,
+                batch=batch,
+                tell=None if progress.view.quiet else progress.foretell,
+            )
         for inputs in passes:
             run(captioner, inputs, asked, results, batch=batch)
         results.complete()
@@ -75,25 +82,31 @@ def run_job(
 
 
 def _open(
-    stack: ExitStack, captioner: Captioner, asked: tuple[Questions, Reading], files: Files, progress: Progress
-) -> WrittenResults:
-    partial = None
+    stack: ExitStack, captioner: Captioner, asked: tuple[Questions, Reading], files: Files, progress: Progress,
+    ahead: Iterable[Input],
+) -> WrittenResults:  # fmt: skip
+    anew = not files.resume
     if files.file is not None:
-        partial = PartialOutput(files.file, overwrite=files.overwrite, what="a file of captions", why_not=not_a_file)
-        partial.open(folder=False)
-        stack.callback(partial.discard)
         path = files.file.with_name(f".{files.file.name}.ledger.jsonl")
+        anew |= (files.overwrite or not files.file.exists()) and is_complete(path)
     elif files.folder is not None:
         path = files.folder / LEDGER
     else:
         path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / LEDGER
-    ledger = stack.enter_context(Ledger(path, _job_line(captioner, asked), anew=not files.resume))
+    ledger = stack.enter_context(Ledger(path, _job_line(captioner, asked), anew=anew))
+    stack.callback(ledger.leave)
     if ledger.damaged:
         progress.note(f"{ledger.damaged} lines of {path} cannot be read; what they said is done again")
-    places = Places(files.folder, ledger.claims.items())
-    if partial is not None:
+    if files.file is not None:
         (document,) = files.formats.values()
-        return OneFileResults(ledger, places, document, partial, progress)
+        overwrite = files.overwrite or wrote(ledger, files.file)
+        partial = PartialOutput(files.file, overwrite=overwrite, what="a file of captions", why_not=not_a_file)
+        partial.open(folder=False)
+        stack.callback(partial.discard)
+        places = Places(None, ledger.claims.items())
+        return OneFileResults(ledger, places, document, partial, progress, overwrite=files.overwrite)
+    theirs = () if files.overwrite else [kind.suffix for kind in files.formats.values()]
+    places = Places(files.folder, ledger.claims.items(), inputs=ahead, theirs=theirs)
     return WrittenResults(ledger, places, files.formats, progress, overwrite=files.overwrite, mux=files.mux)
 
 

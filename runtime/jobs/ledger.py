@@ -16,16 +16,15 @@ import time
 from array import array
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf, TypeAdapter, ValidationError
 
+from dasheng_edge.runtime.atomic_output import lock, unlock
 from dasheng_edge.runtime.errors import OutputExistsError, OutputWriteError
 from dasheng_edge.runtime.output.rows import CaptionRow
-
-if TYPE_CHECKING:
-    from filelock import BaseFileLock
 
 Stat: TypeAlias = tuple[int, int, int, int]  # size, times of content and of its entry in ns, inode
 
@@ -140,10 +139,12 @@ class Ledger:
         self._rows: dict[str, _Rows] = {}
         self._same: dict[tuple[str, ...], tuple[str, ...]] = {}  # lists that many lines have, kept once
         self._end = 0
+        self._made = [*takewhile(lambda folder: not folder.exists(), path.parents)]  # folders, for this alone
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = self._locked()
+            self._lock = lock(path.with_name(path.name + ".lock"), self._busy)
         except OSError as error:
+            self._unmake()
             raise self._write_error(error) from error
         try:
             flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | (os.O_TRUNC if anew else 0)
@@ -166,15 +167,25 @@ class Ledger:
         """Let others write it. Harmless when repeated."""
         if (file := getattr(self, "_file", None)) is not None:
             file.close()
-        self._lock.release()
+        unlock(self._lock)
 
     def remove(self) -> None:
         """End, and leave nothing behind."""
         self._file.close()
-        for path in (self.path, Path(self._lock.lock_file)):
-            with suppress(OSError):
-                path.unlink()
-        self._lock.release()
+        with suppress(OSError):
+            self.path.unlink()
+        self.close()
+
+    def leave(self) -> None:
+        """Leave nothing behind, no folder that was made for it either, where nothing was answered or written."""
+        if not (self._rows or self.written or self.damaged):
+            self.remove()
+            self._unmake()
+
+    def _unmake(self) -> None:
+        for folder in self._made:
+            with suppress(OSError):  # something is in it
+                folder.rmdir()
 
     def count(self, key: str) -> int:
         """Rows that there are of a file, from its first window on."""
@@ -279,18 +290,11 @@ class Ledger:
             "pass --no-resume --overwrite to make all of it anew"
         )
 
-    def _locked(self) -> BaseFileLock:
-        from filelock import FileLock, Timeout
-
-        lock = FileLock(self.path.with_name(self.path.name + ".lock"), timeout=0.2, mode=0o666)
-        try:
-            lock.acquire(poll_interval=0.05)
-        except Timeout as error:
-            raise OutputWriteError(
-                f"another process captions into {self.path.parent} now{self._who()}; wait for its end, stop it, or "
-                "choose another --out"
-            ) from error
-        return lock
+    def _busy(self) -> str:
+        return (
+            f"another process captions into {self.path.parent} now{self._who()}; wait for its end, stop it, or choose "
+            "another --out"
+        )
 
     def _who(self) -> str:
         """Who went on with the ledger last."""

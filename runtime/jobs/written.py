@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import secrets
 import time
@@ -11,8 +12,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISREG
+from typing import TYPE_CHECKING
 
-from dasheng_edge.runtime.atomic_output import PartialOutput, remove_left, replacing
+from dasheng_edge.runtime.atomic_output import PartialOutput, lock_output, remove_left, replacing, unlock
 from dasheng_edge.runtime.bundle.bundle import sha256_of
 from dasheng_edge.runtime.errors import AudioError, OutputExistsError, OutputWriteError, SubtitleError
 from dasheng_edge.runtime.output.caption_formats import CaptionFormat, SubtitleFormat
@@ -24,9 +26,13 @@ from .pieces import Piece
 from .places import Places
 from .progress import Progress
 
+if TYPE_CHECKING:
+    from filelock import FileLock
+
 FRESH_NS = 2_000_000_000  # a file changed so lately may change again without its times telling: FAT counts in 2 s
 MUX = "mux"  # among formats
 _DIGITS = 64  # of SHA-256
+_COMPLETE, _LAST_BYTES = ("complete",), 1 << 20  # looks of one file for all without errors; its line is in these
 # What is wrong with one output alone: its name, or what has it.
 _OF_ONE = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EINVAL, errno.EILSEQ, errno.ELOOP)
 
@@ -93,6 +99,8 @@ class WrittenResults:
         self._open: dict[str, _Known] = {}  # inputs under way, by their sources
         self._waiting: dict[str, list[tuple[Input, _Known]]] = {}  # by the key that another one is asked about already
         self._swept: set[Path] = set()
+        self._locks: dict[Path, FileLock | None] = {}  # of outputs under way, where no ledger's keeps others away
+        self._kept = frozenset[Path]()  # that are locked to the end, so that the same command given twice is refused
         self.note = progress.note
 
     def begin(self, item: Input) -> int | None:
@@ -140,6 +148,11 @@ class WrittenResults:
     def complete(self) -> None:
         """All inputs were taken."""
 
+    def close(self) -> None:
+        """Let others write. Harmless when repeated."""
+        self._kept = frozenset()
+        self._unlock([*self._locks])
+
     def _known(self, item: Input) -> _Known:
         """What an input is, and where its outputs go, which is in the ledger before anything else is said of it."""
         stat, claim = _stat(item), self.ledger.claims.get(item.source)
@@ -148,9 +161,15 @@ class WrittenResults:
             claim.key[:_DIGITS] if claim is not None and claim.stat and claim.stat == stat else _content(item, stat)
         )
         output, formats = self.places.take(item, key := content + item.part)
-        self._check_free(item, output, formats)
+        paths = self._paths(item, output)
+        self._lock(paths.values())
+        try:
+            self._check_free(item, paths, formats)
+        except OutputExistsError:
+            self._unlock(paths.values())
+            raise
         line = FileLine(
-            source=item.source, key=key, output=output, formats=tuple(sorted({*formats, *self._paths(item, output)})),
+            source=item.source, key=key, output=output, formats=tuple(sorted({*formats, *paths})),
             stat=None if fresh else stat,
         )  # fmt: skip
         if claim != (line.key, line.output, line.formats, line.stat):
@@ -164,9 +183,26 @@ class WrittenResults:
             paths[MUX] = self.places.path(output, self._mux.suffix(item.path))
         return paths
 
-    def _check_free(self, item: Input, output: str, formats: Collection[str]) -> None:
+    def _lock(self, paths: Collection[Path]) -> None:
+        """Keep other processes away from outputs beside their input; those of the first one to the end of the job."""
+        if self.places.root is not None:
+            return
+        path = Path()
+        try:
+            for path in paths:
+                if path not in self._locks and path.parent.is_dir():  # or reading the input says that it is not there
+                    self._locks[path] = lock_output(path, "--out")
+        except OSError as error:
+            raise _write_error(path, error) from error
+        self._kept = self._kept or frozenset(paths)
+
+    def _unlock(self, paths: Iterable[Path]) -> None:
+        for path in {*paths} - self._kept:
+            unlock(self._locks.pop(path, None))
+
+    def _check_free(self, item: Input, paths: Mapping[str, Path], formats: Collection[str]) -> None:
         """Refuse outputs that are there and that no earlier run wrote, and the input itself."""
-        for name, path in self._paths(item, output).items():
+        for name, path in paths.items():
             if os.path.lexists(path):
                 if item.path != STDIN and path.exists() and path.samefile(item.path):
                     raise OutputExistsError(f"{path} is the input; choose another --out or --format")
@@ -192,6 +228,7 @@ class WrittenResults:
             self._fail(item, CaptionRow.of_error(item.audio, error))
         else:
             self.progress.end(item, anew=anew, outputs=tuple(map(str, paths.values())))
+        self._unlock(paths.values())
 
     def _fail(self, item: Input, row: CaptionRow, known: _Known | None = None) -> None:
         self.ledger.add(ErrorLine(row=row), sure=True)
@@ -199,6 +236,8 @@ class WrittenResults:
             if known is not None and kind.errors:
                 rows = [*self.ledger.rows(known.key, item.audio), row]
                 self._write(self.places.path(known.output, kind.suffix), kind, rows)
+        if known is not None:
+            self._unlock(self._paths(item, known.output).values())
         self.progress.fail(item, row)
 
     def _write(self, path: Path, kind: CaptionFormat, rows: Iterable[CaptionRow]) -> None:
@@ -217,19 +256,17 @@ class WrittenResults:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            stored = "what is done is stored: free some space, and give the same command again"
-            fix = stored if full else "make it writable, or choose another --out"
-            raise OutputWriteError(f"cannot write {path}: {error.strerror or error}; {fix}") from error
+            raise _write_error(path, error) from error
 
 
 class OneFileResults(WrittenResults):
     """One file for all inputs, in their order, written when all are done; until then, the ledger holds all."""
 
     def __init__(
-        self, ledger: Ledger, places: Places, document: CaptionFormat, partial: PartialOutput, progress: Progress
-    ) -> None:
-        super().__init__(ledger, places, {}, progress)
+        self, ledger: Ledger, places: Places, document: CaptionFormat, partial: PartialOutput, progress: Progress,
+        *, overwrite: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__(ledger, places, {}, progress, overwrite=overwrite)
         self._document, self._partial = document, partial
         self._order: list[tuple[str, str]] = []  # sources of inputs, and what rows call them
         self._came: dict[str, str | int] = {}  # by sources: the key of rows, or the place of an error
@@ -247,12 +284,23 @@ class OneFileResults(WrittenResults):
         self.progress.fail(item, row)
 
     def complete(self) -> None:
+        claims = self.ledger.claims.values()
+        lost = {claim.key for claim in claims if self.ledger.done(claim.key)}.difference(self._came.values())
+        if lost and self._partial.out.exists() and not self._overwrite:
+            raise OutputExistsError(
+                f"{self._partial.out} holds captions of other inputs than these ({len(lost)} are missing now); pass "
+                "--overwrite to leave them out, or choose another --out: what is done is stored"
+            )
+        for key in lost:
+            self.ledger.add(DropLine(key=key))
         with self._partial.write_errors():
             with self._partial.path.open("w", encoding="utf-8", newline="") as file:
                 file.writelines(self._document.document(self._rows()))
+            looks = ("errors",) if self.progress.tally.errors else _COMPLETE
+            # Before it has its name: whenever a run is killed, what has that name is known to be ours.
+            content = sha256_of(self._partial.path)
+            self.ledger.add(WrittenLine(output=content, key=content, looks=looks), sure=True)
             self._partial.move()
-        if not self.progress.tally.errors:  # or the next run has only those to ask again
-            self.ledger.remove()
 
     def _rows(self) -> Iterator[CaptionRow]:
         for source, audio in self._order:
@@ -261,6 +309,21 @@ class OneFileResults(WrittenResults):
                 yield self.ledger.error_at(came)
             else:
                 yield from self.ledger.rows(came, audio)
+
+
+def wrote(ledger: Ledger, file: Path) -> bool:
+    """Whether one file for all inputs is as an earlier run left it, so that it may be replaced."""
+    return file.is_file() and sha256_of(file) in ledger.written
+
+
+def is_complete(path: Path) -> bool:
+    """Whether the ledger of one file for all inputs ends with that written, without an error. Raises nothing."""
+    with suppress(OSError, ValueError, LookupError, TypeError, StopIteration), path.open("rb") as file:
+        file.seek(-min(_LAST_BYTES, path.stat().st_size), os.SEEK_END)
+        lines = map(json.loads, reversed(file.readlines()))
+        line = next(line for line in lines if line["kind"] != "job")  # of runs that were refused
+        return bool(line["kind"] == "written" and tuple(line["looks"]) == _COMPLETE)
+    return False
 
 
 def _stat(item: Input) -> Stat | None:
@@ -280,6 +343,15 @@ def _content(item: Input, stat: Stat | None) -> str:
         with suppress(OSError):  # reading it says why
             return sha256_of(Path(item.path))
     return secrets.token_hex(_DIGITS // 2)
+
+
+def _write_error(path: Path, error: OSError) -> OutputWriteError:
+    if isinstance(error, OutputWriteError):  # another process is at work
+        return error
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    stored = "what is done is stored: free some space, and give the same command again"
+    fix = stored if full else "make it writable, or choose another --out"
+    return OutputWriteError(f"cannot write {path}: {error.strerror or error}; {fix}")
 
 
 def _of_one(error: OutputWriteError | SubtitleError) -> bool:
