@@ -194,7 +194,7 @@ def test_wheel_holds_the_three_packages_and_nothing_else(wheel: Path) -> None:
         names = set(archive.namelist())
         metadata = [name for name in names if ".dist-info/" in name]
         entry_points = next(name for name in metadata if name.endswith("entry_points.txt"))
-        assert "dasheng-edge = dasheng_edge.runtime.cli.app:main" in archive.read(entry_points).decode()
+        assert "dasheng-edge = dasheng_edge.__main__:main" in archive.read(entry_points).decode()
         core = next(name for name in metadata if name.endswith("/METADATA"))
         facts = Metadata.from_email(archive.read(core), validate=True)
         assert (facts.name, facts.description_content_type) == ("dasheng-edge", "text/markdown")

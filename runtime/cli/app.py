@@ -8,7 +8,9 @@ import os
 import re
 import signal
 import sys
-from contextlib import suppress
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -57,7 +59,8 @@ class _Group(TyperGroup):
 
     def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]  # the type is Click's own
         try:
-            return super().invoke(ctx)
+            with _signals_raised():
+                return super().invoke(ctx)
         except DashengEdgeError as error:
             say(f"error: {error}")
             raise typer.Exit(1) from error
@@ -151,16 +154,10 @@ def _flowing(text: str) -> str:
 
 
 def main() -> None:
-    """Entry point of the `dasheng-edge` command."""
+    """The command line, as `dasheng_edge.__main__` begins it."""
     _check_streams()
-    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
-        if number := getattr(signal, name, None):
-            signal.signal(number, _stop)
     try:
         build_app()(prog_name="dasheng-edge")
-    except KeyboardInterrupt:  # while modules are imported, before `_Group` watches
-        typer.echo("interrupted", err=True)
-        sys.exit(130)
     except OSError as error:  # none of ours: stdout is full or broken, or a file that nobody guards
         place = f"use {error.filename}" if error.filename else "write results"
         with suppress(OSError):  # stderr may be as full
@@ -181,8 +178,24 @@ def _check_streams() -> None:
         sys.exit(1)
 
 
+@contextmanager
+def _signals_raised() -> Generator[None]:
+    """A signal ends a command like an error does, so that nothing half-written stays behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: handler for number in numbers if (handler := signal.getsignal(number)) is not signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else _stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _stop(number: int, _: object) -> None:
-    """Ends the process like an error does, so that nothing half-written stays behind."""
     sys.exit(128 + number)
 
 

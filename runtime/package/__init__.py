@@ -6,10 +6,7 @@ package from a Python that starts there.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    __version__: str
+__version__: str  # by `__getattr__`
 
 
 def __getattr__(name: str) -> str:

@@ -133,27 +133,25 @@ def test_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (result.exit_code, result.stderr) == (130, "interrupted\n")
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
-def test_a_signal_ends_the_command_like_an_error(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_signal_ends_the_command_like_an_error(monkeypatch: pytest.MonkeyPatch, name: str, code: int) -> None:
     number = signal.Signals[name]
     cleaned_up = []
 
-    def command(prog_name: str) -> None:
+    def extra() -> None:
         try:
             signal.raise_signal(number)
         finally:
-            cleaned_up.append(prog_name)
+            cleaned_up.append(name)
 
-    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)}
-    monkeypatch.setattr(cli, "build_app", lambda: command)
-    try:
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
-    assert stop.value.code == 128 + number
-    assert cleaned_up == ["dasheng-edge"]
+    with_command(monkeypatch, extra)
+    monkeypatch.setattr(sys, "argv", ["dasheng-edge", "extra"])
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == code
+    assert cleaned_up == [name]
+    assert signal.getsignal(number) is before
 
 
 def test_a_closed_stdin_is_named(tiny_bundle: Path) -> None:
