@@ -155,7 +155,7 @@ class MissingExtraError(DashengEdgeError, ImportError):
 NOT_OF_A_CLIP = (PromptError, BundleError, CaptionerBusyError, OutputWriteError)
 
 
-def clip_error(name: str, error: Exception) -> DashengEdgeError:
+def clip_error(name: str, error: BaseException) -> DashengEdgeError:
     """The error of one clip, so that the others go on; what is none of ours gets a sentence and stays its cause.
 
     Raises it again where it is not the clip's: see `NOT_OF_A_CLIP`.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Generator, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -195,14 +196,17 @@ def _mixed(blocks: _Blocks, mixer: Mixer) -> Iterator[tuple[int, Waveform]]:
 def describe_audio(source: object) -> str:
     """What to call the source in a message."""
     if isinstance(source, (str, os.PathLike)):
-        return os.fsdecode(source)
+        with suppress(Exception):  # a path of the caller's own kind may do anything
+            return os.fsdecode(source)
     if isinstance(source, (bytes, bytearray, memoryview)):
         return f"audio of {len(source)} bytes"
     if isinstance(source, (ReadAudio, AudioStream)):
         return source.name
     if isinstance(source, tuple):
         return "the audio array"
-    name = getattr(source, "name", None)
+    name = None
+    with suppress(Exception):
+        name = getattr(source, "name", None)
     return name if isinstance(name, str) else "the audio stream"
 
 

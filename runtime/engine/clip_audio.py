@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
+from pathlib import Path
 from time import perf_counter
 
 import numpy as np
@@ -21,7 +25,7 @@ from dasheng_edge.runtime.subtitles.changes import changes
 from dasheng_edge.runtime.subtitles.cue import Change
 from dasheng_edge.runtime.text.decoder import Embeddings
 
-READ_AHEAD_S = 60.0  # of audio that is kept as samples before it is heard: 4 MB
+READ_AHEAD_S = 60.0  # of a file that is kept as samples before it is heard: 4 MB
 
 
 @dataclass(frozen=True)
@@ -91,13 +95,16 @@ class ClipAudio:
             self._blocks.max_samples, self._blocks.too_long = samples, too_long
 
     def read_ahead(self) -> None:
-        """Read the audio, or the beginning of long audio, in another thread than hears it.
+        """Read the audio, or the beginning of a long file, in another thread than hears it.
+
+        What may come slowly, such as a pipe, is read to its end: nobody else is to wait for it where it is heard.
 
         Raises:
             AudioError: it cannot be read, or is longer than is allowed.
         """
         before_ms = self.read_ms
-        self._blocks.read_ahead(int(READ_AHEAD_S * self.rate_hz))
+        seconds = READ_AHEAD_S if _comes_at_once(self.source) else math.inf
+        self._blocks.read_ahead(seconds * self.rate_hz)
         self.ms["front_end"] += self.read_ms - before_ms
 
     def silent(self) -> bool:
@@ -202,6 +209,15 @@ class ClipAudio:
         self._last = now
 
 
+def _comes_at_once(source: AudioSource | HeardAudio) -> bool:
+    """Whether reading it waits for nothing but the disk."""
+    if isinstance(source, (str, os.PathLike)):
+        with suppress(OSError):  # it is said when it is read
+            return Path(os.fsdecode(source)).is_file()
+    parts = source if isinstance(source, tuple) else (source,)
+    return any(isinstance(part, (bytes, ReadAudio, np.ndarray)) for part in parts)
+
+
 def _array(patches: Patches) -> NDArray[np.float32]:
     return patches if isinstance(patches, np.ndarray) else patches.array()
 
@@ -219,7 +235,7 @@ class _Blocks:
     ended_s: float = 0.0  # when the last block had come, on the clock of `perf_counter`
     ahead: deque[Waveform] = field(default_factory=deque)  # that were read and not handed on
 
-    def read_ahead(self, samples: int) -> None:
+    def read_ahead(self, samples: float) -> None:
         """Keep so many samples, or a few more, for `__iter__`."""
         while self.samples < samples and next(self._kept(), None) is not None:
             pass

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 from concurrent.futures import CancelledError
 from concurrent.futures import TimeoutError as WaitedTooLongError
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -30,7 +32,8 @@ class Ticket:
     """A caption that was asked for."""
 
     def __init__(self, engine: Engine, job: CaptionJob) -> None:
-        self._engine, self.job = engine, job
+        self._engine = engine
+        self.job: CaptionJob | None = job  # until it is done: it has the audio, and the rows of its prompt
         self._done = threading.Event()
         self._result: Caption | Exception | Literal["cancelled"] = "cancelled"
 
@@ -44,8 +47,11 @@ class Ticket:
         Raises:
             TimeoutError: it is not there after so many seconds; it is still made.
             CancelledError: it was cancelled, or the engine was closed.
+            ForkedError: it was not there when this process was forked from the engine's.
             DashengEdgeError: what `Captioner.caption` raises.
         """
+        if not self.done():
+            self._engine.check_home()
         if not self._done.wait(timeout_s):
             raise WaitedTooLongError(f"there is no caption after {timeout_s} s; wait longer, or cancel it")
         if isinstance(self._result, Caption):
@@ -53,12 +59,12 @@ class Ticket:
         raise CancelledError if self._result == "cancelled" else self._result
 
     def cancel(self) -> None:
-        """Do not make it: its place is free within one step. Harmless if it is done."""
+        """Do not make it: its place is free within one step. Harmless if it is done, and in a forked child."""
         self._engine.cancel(self)
 
     def settle(self, result: Caption | Exception | Literal["cancelled"]) -> None:
         """This is what came of it; the engine says so."""
-        self._result = result
+        self._result, self.job = result, None
         self._done.set()
 
 
@@ -85,6 +91,7 @@ class Engine:
         except BaseException:
             self._scheduler.close()
             raise
+        atexit.register(self.close)  # before what it computes with is freed
 
     @classmethod
     def open(
@@ -124,13 +131,16 @@ class Engine:
             PromptError: an argument is of another type, or out of range.
             CaptionerBusyError: the engine is closed.
             ForkedError: this process was forked from the one that opened it.
+            MemoryShortError: there is not enough memory to go on after an error.
         """
-        self._home.check()
+        self.check_home()
         request = asked(self.bundle, prompt, system, max_new_tokens, sampling)
         request = replace(request, audio=audio, ask_silence=self.ask_silence)
         with self._changed:
             if self._closed:
                 raise CaptionerBusyError("the engine is closed; open a new one")
+            if self._scheduler.closed:
+                self._scheduler = self._new_scheduler()
             job = self._scheduler.job(request)
             ticket = self._tickets[job] = Ticket(self, job)
             self._scheduler.add(job)
@@ -139,11 +149,22 @@ class Engine:
 
     def cancel(self, ticket: Ticket) -> None:
         """As `Ticket.cancel`."""
+        if not self._home.here:
+            return
         with self._changed:
-            if self._tickets.pop(ticket.job, None) is not None:
-                self._cancelled.append(ticket.job)
+            job = ticket.job
+            if job is not None and self._tickets.pop(job, None) is not None:
+                self._cancelled.append(job)
                 ticket.settle("cancelled")
                 self._changed.notify()
+
+    def check_home(self) -> None:
+        """Refuse what would wait for ever in a child that was forked.
+
+        Raises:
+            ForkedError: this process is one.
+        """
+        self._home.check()
 
     def close(self) -> None:
         """Cancel what is not done, and free the decoder. Harmless when repeated; in a forked child it does nothing."""
@@ -154,6 +175,7 @@ class Engine:
             self._changed.notify()
         self._thread.join()
         self.parts.decoder.close()
+        atexit.unregister(self.close)
 
     def _new_scheduler(self) -> CaptionScheduler:
         return CaptionScheduler(self.bundle, self.parts, self.batch)
@@ -169,8 +191,9 @@ class Engine:
 
     def _advance(self) -> None:
         try:
+            self._let_go()
             self._scheduler.advance(self._settle)
-        except Exception as error:  # noqa: BLE001  # whatever it is, callers are told, and the next ones served
+        except BaseException as error:  # noqa: BLE001  # whatever it is, callers are told, and the next ones served
             self._fail_all(error)
 
     def _waited_for_work(self) -> bool:
@@ -178,10 +201,14 @@ class Engine:
         with self._changed:
             while not (self._closed or self._cancelled or len(self._scheduler)):
                 self._changed.wait()
+            return not self._closed
+
+    def _let_go(self) -> None:
+        """Of what was cancelled."""
+        with self._changed:
             cancelled, self._cancelled = self._cancelled, []
         for job in cancelled:
             self._scheduler.cancel(job)
-        return not self._closed
 
     def _settle(self, job: CaptionJob) -> None:
         """A job is done: its caller has the result."""
@@ -190,11 +217,12 @@ class Engine:
         if ticket is not None:
             ticket.settle(_outcome(job))
 
-    def _fail_all(self, error: Exception) -> None:
+    def _fail_all(self, error: BaseException) -> None:
         self._scheduler.close()
         with self._changed:
             failed, self._tickets = self._tickets, {}
-            self._scheduler = self._new_scheduler()
+            with suppress(Exception):  # then it is tried again when somebody asks
+                self._scheduler = self._new_scheduler()
         for job, ticket in failed.items():
             ticket.settle(_named(job, error))
 
@@ -202,11 +230,11 @@ class Engine:
 def _outcome(job: CaptionJob) -> Caption | Exception:
     try:
         return job.result()
-    except DashengEdgeError as error:
-        return error
+    except Exception as error:  # noqa: BLE001  # whatever it is, the caller is told
+        return _named(job, error)
 
 
-def _named(job: CaptionJob, error: Exception) -> Exception:
+def _named(job: CaptionJob, error: BaseException) -> Exception:
     try:
         return clip_error(job.name, error)
     except DashengEdgeError as same:

@@ -59,7 +59,7 @@ class CaptionJob:
 
     def __init__(self, bundle: Bundle, parts: Parts, requests: Sequence[Request], *, listens: bool = False) -> None:
         self._request, self._listens = requests[0], listens  # whether spectrograms are computed where audio is read
-        self._raised: Exception | None = None
+        self._raised: BaseException | None = None
         self._silent = False
         self._questions: list[_Question] = []
         try:
@@ -84,6 +84,13 @@ class CaptionJob:
         return [question.answer for question in self._questions if question.answer is not None]
 
     def read(self) -> None:
+        """As `read_here`, in a thread of the engine's, where nobody else is told that a clip's iterator exits."""
+        try:
+            self.read_here()
+        except BaseException as error:  # noqa: BLE001  # as above
+            self._raised = error
+
+    def read_here(self) -> None:
         """Read some of the audio ahead; what fails is the `result`."""
         if not self.ended:
             try:
@@ -112,7 +119,7 @@ class CaptionJob:
     def finish(self, sequences: Sequences) -> list[Caption | DashengEdgeError]:
         """Hear it and make its answers with nothing beside; the `results`."""
         places = _Places(sequences)
-        self.read()
+        self.read_here()
         self.hear()
         try:
             if not self.ended:

@@ -50,6 +50,7 @@ class Scheduler(Generic[_Job]):
         self._active: list[_Job] = []
         self._steps = 0  # of the first answer since there was nothing to do
         self._answered = False  # whether it has ended
+        self.closed = False
 
     def __len__(self) -> int:
         """How many requests are not done."""
@@ -87,7 +88,8 @@ class Scheduler(Generic[_Job]):
             self._steps, self._answered = 0, False
 
     def close(self) -> None:
-        """Let go of all requests."""
+        """Let go of all requests; harmless when repeated."""
+        self.closed = True
         self._hearing.close()
         self._places.close()
         self._active.clear()

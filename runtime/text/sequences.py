@@ -337,7 +337,7 @@ class Sequences:
                     np.concatenate(owners),
                     wanted,
                 )
-        except DecoderError as error:
+        except (DecoderError, MemoryShortError) as error:
             for place, rows in group:
                 context.forget(place.sequence, place.past)
                 if len(group) > 1:
@@ -365,7 +365,7 @@ class Sequences:
                 np.array([place.sequence for place in going], np.int32),
                 np.ones(len(going), np.int8),
             )
-        except DecoderError as error:
+        except (DecoderError, MemoryShortError) as error:
             for place in going:
                 context.forget(place.sequence, place.past)
                 if len(going) > 1:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,11 +18,18 @@ import pytest
 from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.engine import engine as engine_module
+from dasheng_edge.runtime.engine import hearing
 from dasheng_edge.runtime.engine.engine import Engine
-from dasheng_edge.runtime.engine.job import CaptionJob
 from dasheng_edge.runtime.engine.opening import open_parts
 from dasheng_edge.runtime.engine_options import EngineOptions
-from dasheng_edge.runtime.errors import AudioNotFoundError, CaptionerBusyError, ClipFailedError, PromptError
+from dasheng_edge.runtime.errors import (
+    AudioNotFoundError,
+    CaptionerBusyError,
+    ClipFailedError,
+    DashengEdgeError,
+    MemoryShortError,
+    PromptError,
+)
 from dasheng_edge.runtime.parts import Parts
 from dasheng_edge.runtime.text.sequences import Sequences
 
@@ -145,4 +155,134 @@ def test_a_cancelled_request_leaves_within_a_step(engine: Engine, monkeypatch: p
     time.sleep(0.1)
     after.append(len(steps))
     assert after[0] - before <= 2
-    assert isinstance(ticket.job, CaptionJob)
+    assert ticket.job is None  # nor does it keep the audio
+
+
+def stalled(held: threading.Event, seconds: int = 1) -> tuple[Iterator[np.ndarray], int]:
+    """Audio of which so much comes, and then nothing until it is let go."""
+
+    def blocks() -> Iterator[np.ndarray]:
+        for _ in range(seconds):
+            yield np.resize(noise(1)[0], RATE)
+        held.wait(60)
+
+    return blocks(), RATE
+
+
+@pytest.mark.parametrize("seconds", [1, 70])  # before and behind what is read ahead of a file
+def test_nobody_waits_for_audio_of_another_that_does_not_come(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, seconds: int
+) -> None:
+    monkeypatch.setattr(hearing, "PATIENCE_S", 0.05)
+    held = threading.Event()
+    with Engine.open(tiny_bundle, options=EngineOptions().changed(threads=1), batch=2) as engine:
+        late = [engine.submit(stalled(held, seconds), max_new_tokens=3) for _ in range(4)]
+        assert all(engine.submit(noise(seed), max_new_tokens=3).result(30).tokens for seed in range(5))
+        late[0].cancel()
+        assert engine.submit(noise(1), max_new_tokens=3).result(30).tokens
+        held.set()
+        assert all(ticket.result(30).tokens for ticket in late[1:])
+
+
+def test_audio_that_does_not_come_keeps_neither_answers_nor_closing(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hearing, "CLOSING_S", 0.01)
+    held = threading.Event()
+    engine = Engine.open(tiny_bundle, options=EngineOptions().changed(threads=1), batch=2)
+    begun = engine.submit(noise(1), max_new_tokens=60)
+    late = engine.submit(stalled(held), max_new_tokens=3)
+    assert begun.result(30).tokens
+    closing = threading.Thread(target=engine.close)
+    closing.start()
+    closing.join(20)
+    assert not closing.is_alive()
+    with pytest.raises(CancelledError):
+        late.result(0)
+    held.set()
+
+
+@pytest.mark.parametrize("raised", [SystemExit, KeyboardInterrupt, GeneratorExit, ZeroDivisionError])
+def test_whatever_the_callers_audio_raises_is_told(engine: Engine, raised: type[BaseException]) -> None:
+    def blocks() -> Iterator[np.ndarray]:
+        yield noise(1)[0]
+        raise raised
+
+    tickets = [engine.submit((blocks(), RATE), max_new_tokens=3), engine.submit(noise(2), max_new_tokens=3)]
+    with pytest.raises(ClipFailedError, match=raised.__name__):
+        tickets[0].result(30)
+    assert tickets[1].result(30).tokens
+
+
+def test_a_path_of_the_callers_own_kind_may_raise(engine: Engine) -> None:
+    class Odd(os.PathLike[str]):
+        def __fspath__(self) -> str:
+            raise ZeroDivisionError
+
+    with pytest.raises(DashengEdgeError):
+        engine.submit(Odd(), max_new_tokens=3).result(30)
+    assert engine.submit(noise(1), max_new_tokens=3).result(30).tokens
+
+
+@pytest.mark.parametrize("raised", [MemoryError, ZeroDivisionError])
+def test_what_fails_as_an_answer_is_put_into_words_is_told(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, raised: type[Exception]
+) -> None:
+    def broken(_: object) -> str:
+        raise raised
+
+    with monkeypatch.context() as patched:
+        patched.setattr(engine.parts.decoder, "detokenize", broken)
+        with pytest.raises(DashengEdgeError):
+            engine.submit(noise(1), max_new_tokens=3).result(30)
+    assert engine.submit(noise(1), max_new_tokens=3).result(30).tokens
+
+
+def test_without_memory_for_a_new_start_it_is_tried_again(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    def short(_: str, __: Callable[[], object]) -> threading.Thread:
+        raise MemoryShortError("a thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(hearing, "started_thread", short)
+        patched.setattr(engine._scheduler, "advance", broken)
+        with pytest.raises(ClipFailedError):
+            engine.submit(noise(1), max_new_tokens=3).result(30)
+        with pytest.raises(MemoryShortError):
+            engine.submit(noise(1))
+    assert engine.submit(noise(1), max_new_tokens=3).result(30).tokens
+
+
+_LEFT_OPEN = """
+import sys, numpy
+from dasheng_edge.runtime.engine.engine import Engine
+from dasheng_edge.runtime.engine_options import EngineOptions
+engine = Engine.open(sys.argv[1], options=EngineOptions().changed(threads=1), batch=4)
+noise = numpy.random.default_rng(1).uniform(-0.4, 0.4, 8000).astype(numpy.float32), 16000
+asked = [engine.submit(noise, max_new_tokens=100) for _ in range(200)]
+asked[3].result()
+"""
+
+
+@pytest.mark.slow
+def test_a_program_may_end_without_closing(tiny_bundle: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", _LEFT_OPEN, tiny_bundle], check=False, capture_output=True, timeout=60
+    )
+    assert ended.returncode == 0, ended.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_in_a_forked_child_nobody_waits_for_ever(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = threading.Event()
+    ticket = engine.submit(stalled(held), max_new_tokens=3)
+    monkeypatch.setattr(engine._home, "_process", os.getpid() + 1)  # as a child sees it
+    with pytest.raises(CaptionerBusyError, match="forked"):
+        ticket.result()
+    ticket.cancel()
+    engine.close()
+    monkeypatch.undo()
+    held.set()
+    assert ticket.result(30).tokens
