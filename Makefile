@@ -153,7 +153,7 @@ $(TRANSFORMERS5)/bin/.stamp: | $(STAMP_READY)
 FUZZ := $(BIN)/python -m tests.fuzz
 .PHONY: fuzz fuzz-long
 fuzz: $(STAMP_READY) build/micro  ## a short round of mutated files, bundles, checkpoints and caches (three minutes)
-	@$(FUZZ) --audio 1500 --commands 30 --bundles 200 --caches 30 --checkpoints 40
+	@$(FUZZ) --audio 1500 --commands 150 --bundles 200 --caches 30 --checkpoints 40
 	@$(FUZZ).kills --count 2
 fuzz-long: $(STAMP_READY) build/micro  ## the long round, of which docs/reliability.md has the figures (two hours)
 	@$(FUZZ) --audio 30000 --commands 500 --bundles 5000 --caches 500 --checkpoints 2000

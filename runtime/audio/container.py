@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, cast
 
 import av
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from dasheng_edge.runtime.errors import AudioDecodeError, AudioError
 
-from .byte_source import ByteSource, reason
+from .byte_source import ByteSource, byte_source, open_path, reason
 from .mix import Packer, give_plain_layout, keep_layout
 from .timeline import Timeline
 from .tracks import choose_track
@@ -115,6 +116,30 @@ def _opened(source: ByteSource, name: str) -> av.container.InputContainer:
             f"{name} is not audio that FFmpeg can read ({reason(error)}); expected wav, flac, mp3, ogg, "
             "opus, m4a, aac, webm or a video with an audio track"
         ) from error
+
+
+def stated_seconds(path: Path) -> float | None:
+    """How long the first audio track of a file is by its header; None where that does not say it or cannot be read.
+
+    A pipe is left alone: what is read of it is gone. Raises nothing.
+    """
+    with contextlib.ExitStack() as opened, contextlib.suppress(Exception):  # errors of FFmpeg are of any kind
+        if not path.is_file():
+            return None
+        source = byte_source(opened.enter_context(open_path(path)), str(path))
+        opened.callback(_interrupted, source)
+        container = opened.enter_context(_opened(source, str(path)))
+        track = next(iter(container.streams.audio), None)
+        if track is not None and track.duration and track.time_base:
+            return float(track.duration * track.time_base)
+        return None if track is None or not container.duration else container.duration / av.time_base
+    return None
+
+
+def _interrupted(source: ByteSource) -> None:
+    """A Ctrl-C that came while FFmpeg read."""
+    if source.stopped is not None and not isinstance(source.stopped, Exception):
+        raise source.stopped
 
 
 @dataclass

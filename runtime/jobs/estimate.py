@@ -8,12 +8,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import TypeAlias
 
-import av
-
+from dasheng_edge.runtime.audio.container import stated_seconds
 from dasheng_edge.runtime.audio.windows import HOP_S, WINDOW_S, spans
 from dasheng_edge.runtime.bundle.bundle import DECODER
 from dasheng_edge.runtime.caption import Caption
@@ -252,11 +252,5 @@ def read_durations(inputs: Iterable[Input]) -> list[float | None]:
 
 
 def _duration(path: str) -> float | None:
-    with suppress(OSError, ValueError), av.open(path) as container:  # PyAV's errors are one or the other
-        if not container.streams.audio:
-            return None
-        track = container.streams.audio[0]
-        stated = track.duration * track.time_base if track.duration and track.time_base else None
-        seconds = float(stated) if stated else (container.duration or 0) / av.time_base
-        return seconds if 0 < seconds < MAX_DURATION_S else None
-    return None
+    seconds = stated_seconds(Path(path))
+    return seconds if seconds is not None and 0 < seconds < MAX_DURATION_S else None

@@ -43,6 +43,7 @@ _ISO_639_2 = {  # what containers write for a language: three letters
     "nl": "nld", "no": "nor", "pl": "pol", "pt": "por", "ro": "ron", "ru": "rus", "sv": "swe", "th": "tha", "tr": "tur",
     "uk": "ukr", "vi": "vie", "zh": "zho",
 }  # fmt: skip
+_NO_ADDRESS = {"protocol_whitelist": "file"}  # a playlist must not open addresses
 _MS = Fraction(1, 1000)
 # Of the text in MP4 files, whose encoder wants one: white, below, 16 of 288 lines high.
 _ASS_HEADER = b"""[Script Info]
@@ -88,7 +89,7 @@ def mux(
     video = Path(video)
     suffix = Path(out).suffix.lower()
     try:
-        source = av.open(str(video), metadata_errors="replace")
+        source = av.open(f"file:{video}", metadata_errors="replace", options=_NO_ADDRESS)
     except (FFmpegError, OSError, ValueError) as error:
         raise SubtitleError(f"{video} cannot be read as a video ({error}); expected an MKV, MP4 or MOV file") from error
     with source:
@@ -182,7 +183,7 @@ def _picture(name: str, index: int) -> bytes:
     """A picture that is attached to a file."""
     import av
 
-    with av.open(name, metadata_errors="replace") as source:
+    with av.open(name, metadata_errors="replace", options=_NO_ADDRESS) as source:
         return bytes(next(source.demux(source.streams[index])))
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import statistics
 from pathlib import Path
 from time import perf_counter
 from typing import Any
+from unittest import mock
 
+import av
 import numpy as np
 import pytest
 from hypothesis import given
@@ -167,6 +170,37 @@ def test_durations_are_read_from_headers(tmp_path: Path, kind: Format) -> None:
     assert durations == [pytest.approx(2.0, abs=0.1), None, None, None]
     parts = [item(file, offset_s=0.5), item(file, offset_s=0.5, duration_s=1.0), item(Path("-"))]
     assert read_durations(parts) == [pytest.approx(1.5, abs=0.1), 1.0, None]
+
+
+@pytest.mark.parametrize("raised", sorted({*av.error.classes.values(), RecursionError}, key=str))
+def test_whatever_a_reader_of_headers_raises_ends_no_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: type[Exception]
+) -> None:
+    file = write_audio(tmp_path / "clip", sine(440, 2, 16_000), Format("wav", "wav", "pcm_s16le", 16_000))
+    error = raised(1, "wrong") if issubclass(raised, av.error.FFmpegError) else raised()
+    monkeypatch.setattr(av, "open", mock.Mock(side_effect=error))
+    assert read_durations([item(file)]) == [None]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_damaged_headers_end_no_job(tmp_path: Path, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    for number, (container, codec) in enumerate(
+        [("ogg", "libopus"), ("matroska", "flac"), ("mp4", "aac"), ("ogg", "flac")]
+    ):
+        file = write_audio(tmp_path / str(number), sine(440, 1, 48_000), Format(container, container, codec, 48_000))
+        content = np.frombuffer(file.read_bytes()[: int(rng.integers(40, 4000))], np.uint8).copy()
+        content[rng.integers(4, content.size, 12)] = rng.integers(0, 256, 12)
+        file.write_bytes(content.tobytes())
+        read_durations([item(file)])
+
+
+def test_a_playlist_and_a_pipe_are_not_opened_to_tell_their_length(tmp_path: Path) -> None:
+    write_audio(tmp_path / "clip", sine(440, 2, 16_000), Format("wav", "wav", "pcm_s16le", 16_000))
+    playlist = tmp_path / "list.ffconcat"
+    playlist.write_text(f"ffconcat version 1.0\nfile '{next(tmp_path.glob('clip*')).name}'\n", "utf-8")
+    os.mkfifo(tmp_path / "pipe.wav")
+    assert read_durations([item(playlist), item(tmp_path / "pipe.wav"), item(tmp_path / (300 * "n"))]) == [None] * 3
 
 
 def test_reading_headers_ends_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
