@@ -20,6 +20,7 @@ BLOCK_S = 0.05  # of a clip: two and a half periods of mains hum, which must not
 # 24 bits or as floats may be as quiet as that, but then it rises and falls.
 NOTHING_DB, DITHER_DB = -105.0, -90.0
 RINGING_DB = 30.0  # below an offset: 37 dB were seen in a block of that length
+BLOCKS = 64  # whose levels are computed at once, in arrays of 0.4 MB at 16 kHz; those of an hour would take 2 GB
 STEADY_DB = 6.0  # blocks of noise differ by less; of sparse flips of the last bit, too
 
 FLOOR_S = 8.0  # what lasts longer is background: longer than most single sounds, shorter than what bores
@@ -57,8 +58,11 @@ def is_silent(waveform: Waveform, rate_hz: int) -> bool:
     if level_db(waveform[middle : middle + size]) >= DITHER_DB:  # most clips need no more
         return False
     whole = len(waveform) // size * size
-    blocks = [waveform[:whole].reshape(-1, size), waveform[None, -size:]]  # the last ones, once more where they fit
-    levels = np.concatenate([_levels_db(part.astype(np.float64)) for part in blocks if part.size] or [np.zeros(0)])
+    parts = [waveform[at : min(at + BLOCKS * size, whole)] for at in range(0, whole, BLOCKS * size)]
+    parts.append(waveform[-size:])  # the last ones, once more where they fit
+    levels = np.concatenate(
+        [_levels_db(part.astype(np.float64).reshape(-1, size)) for part in parts if len(part)] or [np.zeros(0)]
+    )
     if len(levels) > 3:  # an offset that sets in with the clip rings where it was resampled, which is no sound either
         offset_db = 20.0 * np.log10(max(abs(float(np.mean(waveform))), 1e-10))
         levels[[0, -2, -1]] = np.where(levels[[0, -2, -1]] < offset_db - RINGING_DB, -200.0, levels[[0, -2, -1]])

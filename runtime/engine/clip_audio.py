@@ -247,7 +247,7 @@ class _Blocks:
             middle = max(0, (len(block) - size) // 2)
             if level_db(block[middle : middle + size]) >= DITHER_DB:
                 return False
-        return is_silent(np.concatenate(self.ahead), self.rate_hz)
+        return is_silent(self.ahead[0] if len(self.ahead) == 1 else np.concatenate(self.ahead), self.rate_hz)
 
     def __iter__(self) -> Iterator[Waveform]:
         while self.ahead:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,6 +78,18 @@ def test_what_an_offset_rings_where_it_sets_in_is_silent(tmp_path: Path, kind: F
 def stored(folder: Path, samples: Samples, kind: Format) -> Samples:
     """As it comes back from a file."""
     return np.concatenate(list(read_audio(write_audio(folder / f"clip.{kind.suffix}", samples, kind))))
+
+
+@pytest.mark.parametrize("late", [0.0, 0.01])
+def test_ten_minutes_of_nothing_take_no_memory_to_tell(late: float) -> None:
+    samples = np.zeros(600 * RATE, np.float32)
+    samples[-RATE:] = late * np.sin(np.arange(RATE))
+    tracemalloc.start()
+    silent = is_silent(samples, RATE)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert silent == (not late)
+    assert peak < 0.1 * samples.nbytes
 
 
 @given(st.floats(-60, 0), st.floats(0.5, 4), st.floats(-0.3, 0.3))
