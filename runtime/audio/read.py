@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import io
 import os
+from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, cast
@@ -38,6 +40,7 @@ AudioSource: TypeAlias = (
 _Blocks: TypeAlias = Iterator[tuple[int, NDArray[np.float32]]]  # sample rate and float32 [n, channels]
 
 BLOCK_S = 1.0  # seconds that are mixed and resampled at once; FFmpeg's frames are 20 to 100 ms
+KEPT_S = 30.0  # of a part, for the next one, which may overlap it: 2 MB
 
 
 @dataclass(frozen=True)
@@ -60,9 +63,18 @@ class AudioStream(Iterator[Waveform]):
         self._blocks, self._findings, self._offset_s = blocks, findings, offset_s
         self.name = findings.name  # what to call it in a message
         self.sample_rate_hz = sample_rate_hz
+        self._kept: deque[Waveform] = deque()  # the last blocks that came, from where the last part begins
+        self._end = 0  # samples that came
+        self._broken = False  # whether what was read last raised
 
     def __next__(self) -> Waveform:
-        return next(self._blocks)
+        self._broken = True
+        block = next(self._blocks, None)
+        self._broken = False
+        if block is None:
+            raise StopIteration
+        self._end += len(block)
+        return block
 
     def close(self) -> None:
         """Stop early; harmless when repeated."""
@@ -84,14 +96,63 @@ class AudioStream(Iterator[Waveform]):
     def part(self, offset_s: float, duration_s: float | None) -> AudioStream:
         """A part of it, at its times, in seconds from its first sample; to its end where there is no duration.
 
-        It is an `AudioEmptyError` where it holds nothing there.
+        It is an `AudioEmptyError` where it holds nothing there. Once it is read, there may be others that `reaches`.
         """
         return AudioStream(_part(self, offset_s, duration_s), self._findings, self.sample_rate_hz, offset_s)
+
+    def reaches(self, offset_s: float) -> bool:
+        """Whether a part that begins there can be read yet: behind the last one, or in the last KEPT_S of it."""
+        return not self._broken and round(offset_s * self.sample_rate_hz) >= self._end - sum(map(len, self._kept))
+
+    def from_sample(self, at: int) -> Iterator[tuple[int, Waveform]]:
+        """Blocks with the sample that each begins at, those of the last part that reach beyond `at` first."""
+        while self._kept and self._end - sum(map(len, self._kept)) + len(self._kept[0]) <= at:
+            self._kept.popleft()
+        start = self._end - sum(map(len, self._kept))
+        for block in list(self._kept):
+            yield start, block
+            start += len(block)
+        for block in self:
+            if self._end > at:
+                self._kept.append(block)
+            while sum(map(len, self._kept)) - len(block) > KEPT_S * self.sample_rate_hz:
+                self._kept.popleft()
+            yield self._end - len(block), block
 
     @property
     def track(self) -> int | None:
         """The audio track that is read, from 1, once there is a first block; None of an array."""
         return self._findings.track
+
+
+class PartReader:
+    """Parts of files, one after the other: each that does not begin before the last one, of one file, is read on.
+
+    No format is sought in: a file is decoded once, and cut, so that samples are those of a decoding from its start.
+    """
+
+    def __init__(self, *, sample_rate_hz: int, strict: bool = False, track: int | str | None = None) -> None:
+        """Arguments as of `read_audio`."""
+        self._read = partial(read_audio, sample_rate_hz=sample_rate_hz, strict=strict, track=track)
+        self._file: tuple[object, ...] = ()  # which one is read
+        self._stream: AudioStream | None = None
+
+    def part(self, path: str | os.PathLike[str], offset_s: float, duration_s: float | None) -> AudioStream:
+        """A part of a file, to be read before the next; as `AudioStream.part`, errors too."""
+        file: tuple[object, ...] = (os.fspath(path),)
+        with suppress(OSError, ValueError):  # reading it says what is wrong with a name
+            found = Path(path).stat()
+            file += (found.st_ino, found.st_size, found.st_mtime_ns)
+        if self._stream is None or file != self._file or not self._stream.reaches(offset_s):
+            self.close()
+            self._file, self._stream = file, self._read(path)
+        return self._stream.part(offset_s, duration_s)
+
+    def close(self) -> None:
+        """Read no more; harmless when repeated."""
+        if self._stream is not None:
+            self._stream.close()
+        self._stream = None
 
 
 def read_audio(
@@ -153,19 +214,15 @@ def _read(
 
 
 def _part(stream: AudioStream, offset_s: float, duration_s: float | None) -> Generator[Waveform, None, None]:
-    skip = round(offset_s * stream.sample_rate_hz)
-    left = round(duration_s * stream.sample_rate_hz) if duration_s is not None else None
+    begin = round(offset_s * stream.sample_rate_hz)
+    end = begin + round(duration_s * stream.sample_rate_hz) if duration_s is not None else None
     seen = False
-    for block in stream:
-        part = block[skip:]
-        skip = max(0, skip - len(block))
-        if left is not None:
-            part = part[:left]
-            left -= len(part)
+    for start, block in stream.from_sample(begin):
+        part = block[max(0, begin - start) : None if end is None else max(0, end - start)]
         if len(part):
             seen = True
             yield part
-        if left == 0:
+        if end is not None and start + len(block) >= end:
             break
     if not seen:
         length = "" if duration_s is None else f" for {duration_s:g} s"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol, TypeAlias
 
 from dasheng_edge.runtime.audio import windows
-from dasheng_edge.runtime.audio.read import AudioSource
+from dasheng_edge.runtime.audio.read import AudioSource, PartReader
 from dasheng_edge.runtime.audio.windows import Span
 from dasheng_edge.runtime.bundle.manifest import Sampling
 from dasheng_edge.runtime.caption import Caption
@@ -119,26 +119,35 @@ def run(
 
 
 def _pieces(captioner: Captioner, inputs: Iterable[Input], reading: Reading, results: Results) -> Iterator[Piece]:
-    for file, item in enumerate(inputs):
-        yield from _pieces_of(captioner, Piece(item, file), reading, results)
+    rate_hz = captioner.bundle.manifest.front_end.sample_rate_hz
+    with closing(PartReader(sample_rate_hz=rate_hz, strict=reading.strict, track=reading.track)) as parts:
+        for file, item in enumerate(inputs):
+            yield from _pieces_of(captioner, Piece(item, file), reading, results, parts)
 
 
-def _pieces_of(captioner: Captioner, first: Piece, reading: Reading, results: Results) -> Iterator[Piece]:
+def _pieces_of(
+    captioner: Captioner, first: Piece, reading: Reading, results: Results, parts: PartReader
+) -> Iterator[Piece]:
     try:
         number = results.begin(first.item)
         if number is not None:
-            yield from _cut(captioner, replace(first, number=number), reading, results.note)
+            yield from _cut(captioner, replace(first, number=number), reading, results.note, parts)
     except Exception as error:  # noqa: BLE001  # whatever a file does, the others go on
         yield replace(first, error=clip_error(first.item.audio, error))
 
 
-def _cut(captioner: Captioner, first: Piece, reading: Reading, note: Callable[[str], None]) -> Iterator[Piece]:
+def _cut(
+    captioner: Captioner, first: Piece, reading: Reading, note: Callable[[str], None], parts: PartReader
+) -> Iterator[Piece]:
     """The whole clip if the model answers well about all of it, else windows; only windows if they were asked for."""
     item, rate_hz = first.item, captioner.bundle.manifest.front_end.sample_rate_hz
-    source = item.read(rate_hz, strict=reading.strict, track=reading.track)
     if reading.live:
-        yield replace(first, audio=source)
+        yield replace(first, audio=item.read(rate_hz, strict=reading.strict, track=reading.track))
         return
+    if item.is_part and item.error is None:
+        source = parts.part(item.path, item.offset_s, item.duration_s)
+    else:
+        source = item.read(rate_hz, strict=reading.strict, track=reading.track)
     whole_s = 0.0 if reading.windows else captioner.bundle.prompt_facts.comfortable_s
     window_s, hop_s = reading.windows or (windows.WINDOW_S, windows.HOP_S)
     spans = windows.spans(source, rate_hz, whole_s=whole_s, window_s=window_s, hop_s=hop_s, skip=first.number)
