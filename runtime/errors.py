@@ -10,6 +10,8 @@ from __future__ import annotations
 class DashengEdgeError(Exception):
     """Root of the tree: catch it to catch everything that this package raises on purpose."""
 
+    exit_code = 1  # of a command that ends with it
+
 
 class AudioError(DashengEdgeError, ValueError):
     """What was given as audio cannot be used."""
@@ -56,7 +58,11 @@ class BundleKindError(BundleError, ValueError):
 
 
 class BundleVerifyError(BundleError):
-    """A seam differs from the golden vectors by more than the manifest allows."""
+    """A seam differs from the golden vectors by more than the manifest allows; the exit code says why."""
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class ConfigError(DashengEdgeError, ValueError):

@@ -14,11 +14,10 @@ from dasheng_edge.runtime.bundle.bundle import ENCODER, FRONT_END, Bundle
 from dasheng_edge.runtime.bundle.golden import AUDIO_MARK, GoldenClip, GoldenText, read_golden
 from dasheng_edge.runtime.bundle.manifest import Tolerances
 from dasheng_edge.runtime.engine_options import EngineOptions
-from dasheng_edge.runtime.machine.identity import ENGINES
 from dasheng_edge.runtime.text.decoder import Decoder
 
 from .deviation import logits_relative_rms, max_difference, relative_rms
-from .errors import DashengEdgeError, DecoderError, DeviceError, PromptError
+from .errors import DecoderError, DeviceError, PromptError
 from .parts import Parts
 
 # What float16 may cost an encoder, 50 dB: `quantize` stores none that costs more. Of graphs whose bundle does not say
@@ -126,31 +125,6 @@ def tolerances_on(bundle: Bundle, options: EngineOptions) -> Tolerances:
         margin = _stated(stated.token_margin) * logits / max(stated.logits_relative, 1e-9)
         update |= {"embeddings_relative": embeddings, "logits_relative": logits, "token_margin": margin}
     return stated.model_copy(update={key: float(f"{value:.3g}") for key, value in update.items()})
-
-
-def whose_fault(bundle: Bundle, options: EngineOptions, *, exact: bool = False) -> str:
-    """What to do about a bundle that was verified so and failed: whether it is bad, or this machine.
-
-    On a GPU, the same is computed on the CPU to tell. Its files were held against their SHA-256 when it was opened.
-    """
-    if options.device == options.text_device == "cpu":
-        versions = bundle.manifest.provenance.versions
-        made = ", ".join(f"{name} {versions[name]}" for name in ENGINES if name in versions)
-        return (
-            "its files are as they were written, so the engines here compute something else than where it was made"
-            f"{made and f' (with {made})'}, or it was bad from the start: verify it where it was made, and export "
-            "the bundle again if it fails there, too"
-        )
-    try:
-        good = verify_bundle(bundle, options.changed(device="cpu"), exact=exact).ok
-    except DashengEdgeError as error:
-        return f"the same cannot be checked on the CPU ({error}): verify it on another machine"
-    if good:
-        return (
-            "the same check on the CPU passes, so the bundle is good and the GPU computes something else: update its "
-            "driver, onnxruntime-gpu and llama-cpp-python, or use the CPU"
-        )
-    return "the same check on the CPU fails, too, so it is not the GPU: export the bundle again"
 
 
 def attention_error(decoder: Decoder, texts: Sequence[GoldenText]) -> AttentionError:

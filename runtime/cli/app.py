@@ -50,7 +50,8 @@ Results go to stdout, everything else to stderr. With --json, stdout holds JSON 
 file or window of caption and embed, one in all of the other commands. An audio file that fails has error and
 error_type in its object.
 
-Exit codes: 0 done, 1 failed (a line on stderr says why), 2 wrong usage, 130 interrupted.
+Exit codes: 0 done, 1 failed (a line on stderr says why; `verify` ends with 3 or 4 where the bundle is good), 2 wrong
+usage, 130 interrupted.
 """
 
 
@@ -63,7 +64,7 @@ class _Group(TyperGroup):
                 return super().invoke(ctx)
         except DashengEdgeError as error:
             say(f"error: {error}")
-            raise typer.Exit(1) from error
+            raise typer.Exit(error.exit_code) from error
         except _UsageError as error:
             error.message = printable(error.message)  # type: ignore[attr-defined]  # it has one
             if isinstance(error, typer.BadParameter) and not (error.param or error.param_hint):
@@ -141,7 +142,9 @@ def build_app() -> typer.Typer:
         epilog=_flowing(_EPILOG),
     )
     app.callback()(_root)
-    modules = [import_module(name) for name in COMMAND_MODULES if find_spec(name) is not None]
+    # Of a module in a package that is not there, `find_spec` raises, so the package is asked for first.
+    there = [name for name in COMMAND_MODULES if find_spec(name.rpartition(".")[0]) and find_spec(name)]
+    modules = [import_module(name) for name in there]
     for command in (*COMMANDS, *(command for module in modules for command in module.COMMANDS)):
         text = _flowing(inspect.getdoc(command) or "")
         app.command(cls=_Command, help=text, short_help=text.partition("\n")[0])(command)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dasheng_edge.runtime.errors import BundleVerifyError
+from dasheng_edge.runtime.errors import BundleFileError, BundleVerifyError
 from dasheng_edge.runtime.machine.devices import ON_CPU
 
 from .options import (
@@ -23,6 +23,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
+    from dasheng_edge.runtime.verdict.judge import Verdict, Word
     from dasheng_edge.runtime.verify import Seam, VerifyReport
 
 
@@ -42,16 +43,29 @@ def verify(
 ) -> None:
     """Check that a bundle is still the same model on this machine.
 
-    Replays the bundle's golden vectors, which the PyTorch reference made, and prints the error after each stage. The
-    exit code is 1 if one is larger than the bundle allows.
+    Replays the bundle's golden vectors, which the PyTorch reference made, and prints the error after each stage.
+
+    Where one is larger than the bundle allows, it says why: the files were altered, or the bundle is bad in itself
+    (exit code 1), this machine computes otherwise (3), or the tolerances are those of another device (4). With --json,
+    verdict is good, altered, bundle, machine, tolerance or unknown.
     """
     from dasheng_edge.runtime.bundle.bundle import Bundle
-    from dasheng_edge.runtime.verify import verify_bundle, whose_fault
+    from dasheng_edge.runtime.verdict.judge import Verdict, judge
+    from dasheng_edge.runtime.verify import VerifyReport, verify_bundle
 
-    opened, options = Bundle.open(bundle), engine_options(bundle, device, threads, allow_tf32)
-    report = verify_bundle(opened, options, exact=exact)
+    report = VerifyReport(str(bundle), ())
+    word: Word = "altered"
+    try:
+        opened, options = Bundle.open(bundle), engine_options(bundle, device, threads, allow_tf32)
+        word = "bundle"  # whatever a file holds from now on, it held when the bundle was written
+        report = verify_bundle(opened, options, exact=exact)
+        verdict = judge(opened, options, report, exact=exact)
+    except BundleFileError as error:
+        if as_json:
+            print_json(_verify_fields(report, Verdict(word, str(error))))
+        raise
     if as_json:
-        print_json(_verify_fields(report))
+        print_json(_verify_fields(report, verdict))
     else:
         _print_verify(report)
     if failed := [seam for seam in report.seams if not seam.ok]:
@@ -59,11 +73,12 @@ def verify(
         raise BundleVerifyError(
             f"{len(failed)} of {len(report.seams)} comparisons of {bundle} are outside the tolerance, first "
             f"{worst.name} of {worst.clip}: {_number(worst)}, expected at most {worst.tolerance:g} {worst.unit}"
-            f"{worst.note and f' ({worst.note})'}; {whose_fault(opened, options, exact=exact)}"
+            f"{worst.note and f' ({worst.note})'}; {verdict.advice}",
+            verdict.exit_code,
         )
 
 
-def _verify_fields(report: VerifyReport) -> dict[str, object]:
+def _verify_fields(report: VerifyReport, verdict: Verdict) -> dict[str, object]:
     seams = [
         {
             **dataclasses.asdict(seam),
@@ -73,7 +88,14 @@ def _verify_fields(report: VerifyReport) -> dict[str, object]:
         for seam in report.seams
     ]
     attention = {key: _finite(error) for key, error in vars(report.attention).items()} if report.attention else None
-    return {"bundle": report.bundle, "ok": report.ok, "seams": seams, "attention": attention}
+    return {
+        "bundle": report.bundle,
+        "ok": report.ok,
+        "verdict": verdict.word,
+        "advice": verdict.advice,
+        "seams": seams,
+        "attention": attention,
+    }
 
 
 def _finite(error: float) -> float | None:

@@ -21,6 +21,7 @@ from dasheng_edge.runtime.engine_options import EngineOptions, EngineSettings
 from dasheng_edge.runtime.errors import BundleFileError, DecoderError, DeviceError, PromptError
 from dasheng_edge.runtime.text.decoder import Decoder
 from dasheng_edge.runtime.text.prompt import PromptBuilder
+from dasheng_edge.runtime.verdict.judge import judge
 from dasheng_edge.runtime.verify import (
     GPU_LOGITS,
     HALVES_RELATIVE,
@@ -29,7 +30,6 @@ from dasheng_edge.runtime.verify import (
     token_margin,
     tolerances_on,
     verify_bundle,
-    whose_fault,
 )
 from tests.fixtures.bundle_kinds import write_encoder_bundle, write_two_branch_bundle
 from tests.fixtures.fake_gpu import FakeCuda, fake_cuda
@@ -339,17 +339,24 @@ def test_a_gpu_is_held_against_its_own_tolerance(
     assert {"encoder.cuda.onnx", "projector.cuda.onnx"} < fake_cuda.opened.keys()
 
 
+def advice(bundle: Bundle, options: EngineOptions) -> str:
+    return judge(bundle, options, verify_bundle(bundle, options)).advice
+
+
 def test_a_bad_bundle_is_told_from_a_bad_gpu(bundle_copy: Path, fake_cuda: FakeCuda) -> None:
     bundle = Bundle.open(bundle_copy)
     fake_cuda.error = 1e-2
     assert not verify_bundle(bundle, HEARD_ON_GPU).ok
-    assert "so the bundle is good and the GPU computes something else" in whose_fault(bundle, HEARD_ON_GPU)
+    assert "so the bundle is good and the GPU computes something else" in advice(bundle, HEARD_ON_GPU)
 
     def change(arrays: Arrays) -> None:
         arrays["patches_0"] *= np.float32(1.01)
 
     bad = with_golden(bundle_copy, change)
-    assert "the same check on the CPU fails, too" in whose_fault(bad, HEARD_ON_GPU)
-    assert "verify it where it was made" in whose_fault(bad, EngineOptions())
+    assert "the same check on the CPU fails, too" in advice(bad, HEARD_ON_GPU)
+    assert "verify it where it was made" in advice(bad, EngineOptions())
+    report = verify_bundle(bad, HEARD_ON_GPU)
     bundle.path("decoder.gguf").unlink()
-    assert "cannot be checked on the CPU" in whose_fault(bad, HEARD_ON_GPU)
+    verdict = judge(bad, HEARD_ON_GPU, report)
+    assert verdict.word == "unknown"
+    assert "cannot be checked on the CPU" in verdict.advice
