@@ -142,13 +142,18 @@ def build_app() -> typer.Typer:
         epilog=_flowing(_EPILOG),
     )
     app.callback()(_root)
-    # Of a module in a package that is not there, `find_spec` raises, so the package is asked for first.
-    there = [name for name in COMMAND_MODULES if find_spec(name.rpartition(".")[0]) and find_spec(name)]
-    modules = [import_module(name) for name in there]
+    modules = [import_module(name) for name in COMMAND_MODULES if _is_there(name)]
     for command in (*COMMANDS, *(command for module in modules for command in module.COMMANDS)):
         text = _flowing(inspect.getdoc(command) or "")
         app.command(cls=_Command, help=text, short_help=text.partition("\n")[0])(command)
     return app
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package that it would be in
+        return False
 
 
 def _flowing(text: str) -> str:
