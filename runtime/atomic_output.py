@@ -91,7 +91,7 @@ def recover(out: Path) -> bool:
     """Whether something is there; puts back what a writer was about to replace when it was killed. Raises nothing."""
     with suppress(OSError, RuntimeError):  # nothing may be written there, or somebody is at work
         if not out.exists() and (left := [path for path in _left(out) if path.suffix == ".old"]):
-            held = lock_output(out, "place")
+            held = lock(out.with_name(f".{out.name}.lock"), "")
             try:
                 if held is None:
                     time.sleep(0.2)  # a writer that is alive needs less between its two steps
@@ -162,7 +162,11 @@ class PartialOutput:
             for parent in reversed(missing):
                 undo.callback(_remove_empty, parent)
             self.out.parent.mkdir(parents=True, exist_ok=True)
-            undo.callback(unlock, held := lock_output(self.out, self._option))
+            why = "another process is writing it; wait for that, or choose another"
+            held = lock(
+                self.out.with_name(f".{self.out.name}.lock"), f"cannot write {self.out}: {why} {self._option}"
+            )
+            undo.callback(unlock, held)
             for left in _left(self.out) if held is not None else ():  # who holds the lock is the only writer alive
                 _put_back(left)
                 _remove(left)
@@ -307,13 +311,7 @@ def _folder_lock(folder: Path, *, alone: bool) -> Generator[bool]:
         yield held
 
 
-def lock_output(out: Path, option: str) -> FileLock | None:
-    """The lock of who writes `out`, as of `lock`; `option` is what to choose another of."""
-    busy = f"cannot write {out}: another process is writing it; wait for that, or choose another {option}"
-    return lock(out.with_name(f".{out.name}.lock"), lambda: busy)
-
-
-def lock(path: Path, busy: Callable[[], str]) -> FileLock | None:
+def lock(path: Path, busy: str | Callable[[], str]) -> FileLock | None:
     """An exclusive lock on a file, made for it, that ends with this process however it ends; None: there are no locks.
 
     `unlock` it, which removes the file. `busy` says what to tell a second writer.
@@ -333,7 +331,7 @@ def lock(path: Path, busy: Callable[[], str]) -> FileLock | None:
             path.touch()
         except FileNotFoundError:  # as in /proc, which FileLock takes for a file that is being removed
             raise OutputWriteError(f"no file can be made in {path.parent}; choose another place") from error
-        raise OutputWriteError(busy()) from error
+        raise OutputWriteError(busy if isinstance(busy, str) else busy()) from error
     except OSError:
         if not path.exists():  # it could not even be made
             raise

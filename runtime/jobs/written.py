@@ -14,7 +14,7 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import TYPE_CHECKING
 
-from dasheng_edge.runtime.atomic_output import PartialOutput, lock_output, remove_left, replacing, unlock
+from dasheng_edge.runtime.atomic_output import PartialOutput, lock, remove_left, replacing, unlock
 from dasheng_edge.runtime.bundle.bundle import sha256_of
 from dasheng_edge.runtime.errors import AudioError, OutputExistsError, OutputWriteError, SubtitleError
 from dasheng_edge.runtime.output.caption_formats import CaptionFormat, SubtitleFormat
@@ -191,7 +191,8 @@ class WrittenResults:
         try:
             for path in paths:
                 if path not in self._locks and path.parent.is_dir():  # or reading the input says that it is not there
-                    self._locks[path] = lock_output(path, "--out")
+                    busy = f"cannot write {path}: another process is making it; wait for that, or choose another --out"
+                    self._locks[path] = lock(path.with_name(f".{path.name}.job.lock"), busy)
         except OSError as error:
             raise _write_error(path, error) from error
         self._kept = self._kept or frozenset(paths)

@@ -401,5 +401,5 @@ def test_two_processes_never_write_beside_the_same_inputs(
     first = caption(*words)
     assert "4 captioned" in first.stderr
     assert (second[0].exit_code, second[0].stderr.count("error: ")) == (1, 1)
-    assert "a.srt: another process is writing it" in second[0].stderr
+    assert "a.srt: another process is making it" in second[0].stderr
     assert not list(clips.rglob(".*"))
