@@ -163,9 +163,7 @@ class PartialOutput:
                 undo.callback(_remove_empty, parent)
             self.out.parent.mkdir(parents=True, exist_ok=True)
             why = "another process is writing it; wait for that, or choose another"
-            held = lock(
-                self.out.with_name(f".{self.out.name}.lock"), f"cannot write {self.out}: {why} {self._option}"
-            )
+            held = lock(self.out.with_name(f".{self.out.name}.lock"), f"cannot write {self.out}: {why} {self._option}")
             undo.callback(unlock, held)
             for left in _left(self.out) if held is not None else ():  # who holds the lock is the only writer alive
                 _put_back(left)

@@ -63,7 +63,10 @@ def known_name(text: str, names: Sequence[str]) -> str | None:
 
 
 def did_you_mean(text: str, names: Sequence[str]) -> str:
-    """Names like this; all of them if they are few or none is like it."""
+    """Names like this, and all of them if they are few or none is like it."""
     lower = {name.lower(): name for name in names}
-    near = [] if len(names) <= MAX_LISTED else [lower[match] for match in get_close_matches(text.lower(), lower)]
-    return f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(names)}"
+    near = [lower[match] for match in get_close_matches(text.lower(), lower)]
+    listed = f"expected one of {', '.join(names)}"
+    if near and len(names) <= MAX_LISTED:
+        return f"did you mean {near[0]}? {listed}"
+    return f"did you mean {' or '.join(near)}?" if near else listed

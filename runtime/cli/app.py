@@ -25,6 +25,7 @@ from dasheng_edge.runtime.errors import DashengEdgeError
 from dasheng_edge.runtime.machine.installation import install_line
 from dasheng_edge.runtime.machine.memory import short_of_memory
 from dasheng_edge.runtime.names import address_hint, printable
+from dasheng_edge.runtime.output.caption_formats import CAPTION_FORMATS
 
 from .bench import bench
 from .caption import caption
@@ -99,6 +100,15 @@ class _Command(TyperCommand):
                     formatter.write_dl(rows, col_max=min(30, formatter.width // 3))  # 30 is what it is without
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]  # as above
+        try:
+            return self._parsed(ctx, args)
+        except _UsageError as error:
+            word = getattr(error, "option_name", "").lstrip("-")  # which there is not
+            if word in CAPTION_FORMATS and any("--format" in param.opts for param in self.params):
+                ctx.fail(f"there is no option --{word}; write --format {word}")
+            raise
+
+    def _parsed(self, ctx: typer.Context, args: list[str]) -> list[str]:
         switches = {name for param in self.params if getattr(param, "is_flag", False) for name in param.opts}
         for switch, value in pairwise(args):
             if switch in switches and value.lower() in _SWITCH_VALUES and not os.path.lexists(value):

@@ -187,13 +187,13 @@ def caption(
     done again by the same command.
     """
     inputs = _inputs([*(audio or []), *([str(watch)] if watch else [])], from_file, include, exclude)
-    target = Target.of(out, lines, style, mux, as_json=as_json, stream=stream, watch=watch is not None)
+    target = Target.of(out, lines, style, mux, as_json=as_json, stream=stream)
     reading = _reading(_windows(window, hop, live, target), live, strict, track)
     asked = Asked(
         prompt, ask, speech, system, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
         seed=seed, repetition_penalty=repetition_penalty, no_repeat_ngram_size=no_repeat_ngram_size,
     )  # fmt: skip
-    run = _Run(inputs, not watch, reading, _batch(batch, asked, alone=stream or live), asked, target, ask_silence)
+    run = _Run(inputs, watch, reading, _batch(batch, asked, alone=stream or live), asked, target, ask_silence)
     engine = engine_options(bundle, device, threads, allow_tf32, mapped=run.mapped, few=run.few)
     view = _view(quiet=quiet, events=as_json)
     with run.opened(bundle, engine, check_sha256) as captioner:
@@ -227,7 +227,7 @@ class _Run:
     """What is asked about which inputs."""
 
     inputs: Inputs
-    all_there: bool  # or more may come
+    watched: Path | None  # a folder in which more may come
     reading: Reading
     batch: int | None
     asked: Asked
@@ -237,7 +237,7 @@ class _Run:
     @cached_property
     def expected(self) -> tuple[int, int] | None:
         """How many files there are, and their bytes; None if more may come."""
-        return self.inputs.measured() if self.all_there else None
+        return self.inputs.measured() if self.watched is None else None
 
     @property
     def single_file(self) -> bool:
@@ -276,23 +276,35 @@ class _Run:
 
         asked = self.asked.questions(captioner, changes=self.target.subtitles), self.reading
         tell = None if view.quiet else lambda told: say(f"note: {told}")
-        foretell(captioner, self.inputs, asked, batch=self._batch(captioner), tell=tell)
+        passes = self._passes(view)
+        ahead = self.inputs if self.watched is None else ()
+        foretell(captioner, ahead, asked, batch=self._batch(captioner), tell=tell)
         results = PrintedResults(self.target.printed(single_file=self.single_file), say, stream=stream)
-        run(captioner, self.inputs, asked, results, batch=self._batch(captioner), show=results.show)
+        for inputs in passes:
+            run(captioner, inputs, asked, results, batch=self._batch(captioner), show=results.show)
         results.complete()
         return not results.failed
 
     def _written(self, captioner: Captioner, view: View, *, overwrite: bool, resume: bool) -> bool:
+        from dasheng_edge.runtime.jobs.estimate import read_durations
         from dasheng_edge.runtime.jobs.job import run_job
         from dasheng_edge.runtime.jobs.progress import Progress
-        from dasheng_edge.runtime.jobs.watch import arrivals
 
         asked = self.asked.questions(captioner, changes=self.target.subtitles), self.reading
         files = self.target.files(single_file=self.single_file, overwrite=overwrite, resume=resume)
-        passes: Iterable[Iterable[Input]] = arrivals(self.inputs) if self.expected is None else [self.inputs]
-        with Progress(view, out=files.out, expected=self.expected) as progress:
-            run_job(captioner, passes, asked, files, progress, batch=self._batch(captioner))
+        durations = lambda item: read_durations([item])[0]  # noqa: E731
+        with Progress(view, out=files.out, expected=self.expected, duration_of=durations) as progress:
+            run_job(captioner, self._passes(view), asked, files, progress, batch=self._batch(captioner))
         return not progress.tally.errors
+
+    def _passes(self, view: View) -> Iterable[Iterable[Input]]:
+        from dasheng_edge.runtime.jobs.watch import arrivals
+
+        if self.watched is None:
+            return [self.inputs]
+        known = sum(item.error is None for item in self.inputs)
+        view.say(f"watching {self.watched}, {known} file{'s' * (known != 1)} known; Ctrl-C ends")
+        return arrivals(self.inputs)
 
     def _batch(self, captioner: Captioner) -> int:
         settings = captioner.parts.decoder.settings

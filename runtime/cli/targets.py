@@ -40,7 +40,6 @@ class Target:
         *,
         as_json: bool,
         stream: bool,
-        watch: bool,
     ) -> Target:
         """What options say.
 
@@ -53,7 +52,7 @@ class Target:
         if path is not None and not formats and (name := _format_of_file(path)):
             formats = [name]
         lines = len(formats) < 2 and all(issubclass(CAPTION_FORMATS[name], LineFormat) for name in formats)
-        to_files = path is not None or (not stdout and (watch or not lines)) or mux is not None
+        to_files = path is not None or (not stdout and not lines) or mux is not None
         if not to_files and as_json and formats not in ([], ["json"]):
             raise typer.BadParameter(f"--json is --format json, but --format {typed} is given too; choose one of them")
         if not to_files and len(formats) > 1:
@@ -63,7 +62,7 @@ class Target:
         if mux is None:
             formats = formats or (["json"] if as_json and not to_files else ["txt"])
         if stream and (to_files or formats != ["txt"]):
-            other = "--json" if as_json else f"--format {formats[0]}" if not to_files else "--out and --watch"
+            other = "--json" if as_json else f"--format {formats[0]}" if not to_files else "--out"
             raise typer.BadParameter(f"--stream prints text as it comes, {other} whole captions; choose one of them")
         return cls(formats, style, path, to_files, mux)
 

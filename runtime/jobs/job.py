@@ -66,6 +66,7 @@ def run_job(
     with ExitStack() as stack:
         ahead = passes if isinstance(passes, Sequence) else ()
         results = _open(stack, captioner, asked, files, progress, chain.from_iterable(ahead))
+        results.arriving = not isinstance(passes, Sequence)
         stack.callback(results.close)
         if not results.ledger.claims:
             foretell(

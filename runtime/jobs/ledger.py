@@ -29,6 +29,15 @@ from dasheng_edge.runtime.output.rows import CaptionRow
 Stat: TypeAlias = tuple[int, int, int, int]  # size, times of content and of its entry in ns, inode
 
 
+_SETTINGS = {  # by whose names people know them
+    "prompt": "question (--prompt, --ask)", "system": "system prompt (--system)",
+    "windows": "windows (--window, --hop)",
+    "max_new_tokens": "most tokens (--max-new-tokens)", "sampling": "sampling (--temperature and others)",
+    "strict": "--strict", "track": "audio track (--track)", "changes": "times of sounds for subtitles",
+    "ask_silence": "--ask-silence",
+}  # fmt: skip
+
+
 class _Line(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -282,7 +291,8 @@ class Ledger:
             if not changed:
                 return
             other = "with other settings (" + ", ".join(
-                f"{name} {json.dumps(line.settings.get(name))}, now {json.dumps(self._job.settings.get(name))}"
+                f"{_SETTINGS.get(name, name)} {_spoken(line.settings.get(name))}, now "
+                f"{_spoken(self._job.settings.get(name))}"
                 for name in changed
             ) + ")"  # fmt: skip
         raise OutputExistsError(
@@ -318,6 +328,20 @@ class Ledger:
         return OutputWriteError(
             f"cannot write {self.path}: {error.strerror or error}; {fix}, and give the same command again"
         )
+
+
+def _spoken(value: object) -> str:
+    """The value of a setting for people."""
+    if value is None:
+        return "by default"
+    if isinstance(value, list):
+        window_s, hop_s = value
+        return f"of {window_s:g} s every {hop_s:g} s"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_spoken(inner)}" for name, inner in value.items())
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _row_of(line: _AnyLine) -> dict[str, Any]:

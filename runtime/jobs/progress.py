@@ -21,6 +21,14 @@ if TYPE_CHECKING:
 
     from .estimate import Estimate
 
+# What the summary calls kinds of errors; their messages say more.
+_WORDS = {
+    "AudioNotFoundError": "not there", "AudioDecodeError": "not readable as audio", "AudioEmptyError": "without sound",
+    "AudioTooLongError": "too long", "AudioError": "not usable as audio", "ClipsError": "with nothing to caption",
+    "OutputExistsError": "whose output is there already", "OutputWriteError": "whose output cannot be written",
+    "SubtitleError": "that take no subtitles", "MemoryShortError": "for want of memory",
+    "ClipFailedError": "for an unknown reason", "DecoderError": "in the model", "DeviceError": "on the device",
+}  # fmt: skip
 LINE_EVERY_S = 5.0  # in a log
 MAX_BAR = 60  # columns
 MIN_ELAPSED_S = 2.0  # before, nothing can be said of the time that is left
@@ -33,13 +41,16 @@ class Tally:
     files: int | None = None  # in all, if that is known
     size_bytes: int = 0  # of their files
     done: int = 0  # that were captioned now
-    reused: int = 0  # that were captioned before
+    reused: int = 0  # that were captioned before, or as copies of others
+    copies: int = 0  # of others in this run, among these
     errors: Counter[str] = field(default_factory=Counter)  # by their kind
     audio_s: float = 0.0  # that was captioned now
     last: str = ""  # caption
     start: float = field(default_factory=monotonic)
     _ended_bytes: int = 0
     _reused_bytes: int = 0
+    _under_way: tuple[float, float, float | None, int] = (0.0, 0.0, None, 0)  # seconds before, to here, in all; bytes
+    _source: str = ""  # of the file that these are of
 
     @property
     def ended(self) -> int:
@@ -57,31 +68,53 @@ class Tally:
         return self.audio_s / max(1e-3, self.elapsed_s)
 
     @property
+    def part(self) -> float:
+        """Of the file that is captioned in windows, how much is done: 0 to 1."""
+        _, here_s, whole_s, _ = self._under_way
+        return min(1.0, here_s / whole_s) if whole_s else 0.0
+
+    @property
     def left_s(self) -> float | None:
         """Time that is left, by the bytes of the files; None if nothing is known of it."""
-        worked = self._ended_bytes - self._reused_bytes
+        before_s, _, whole_s, size = self._under_way
+        ended = self._ended_bytes + self.part * size
+        worked = ended - self._reused_bytes - (before_s / whole_s * size if whole_s else 0.0)
         if self.files is None or worked <= 0 or self.elapsed_s < MIN_ELAPSED_S:
             return None
-        return self.elapsed_s * max(0, self.size_bytes - self._ended_bytes) / worked
+        return self.elapsed_s * max(0.0, self.size_bytes - ended) / worked
 
-    def end(self, item: Input, *, anew: bool) -> None:
+    def go_on(self, item: Input, span: tuple[float, float], whole_s: float | None, *, first: bool) -> None:
+        """A window of a file is done; seconds in the file, `whole_s` of all of it, if that is known."""
+        before_s = span[0] if first else self._under_way[0]
+        self._under_way, self._source = (before_s, span[1], whole_s, item.size_bytes), item.source
+
+    def end(self, item: Input, *, anew: bool, copy: bool = False) -> None:
         """A file is complete."""
-        self._ended_bytes += item.size_bytes
+        self._end(item)
         if anew:
             self.done += 1
         else:
             self.reused += 1
+            self.copies += copy
             self._reused_bytes += item.size_bytes
+
+    def _end(self, item: Input) -> None:
+        self._ended_bytes += item.size_bytes
+        if item.source == self._source:
+            before_s, _, whole_s, size = self._under_way
+            self._reused_bytes += round(before_s / whole_s * size) if whole_s else 0
+            self._under_way, self._source = (0.0, 0.0, None, 0), ""
 
     def fail(self, item: Input, row: CaptionRow) -> None:
         """A file has no caption."""
-        self._ended_bytes += item.size_bytes
+        self._end(item)
         self.errors[row.error_type or ""] += 1
 
     def facts(self) -> dict[str, Any]:
         """For a machine."""
         return {
-            "files": self.files, "done": self.done, "reused": self.reused, "errors": dict(self.errors),
+            "files": self.files, "done": self.done, "reused": self.reused, "copies": self.copies,
+            "errors": dict(self.errors),
             "audio_s": round(self.audio_s, 2), "elapsed_s": round(self.elapsed_s, 2),
             "left_s": None if (left := self.left_s) is None else round(left, 1),
         }  # fmt: skip
@@ -90,6 +123,9 @@ class Tally:
         """For people."""
         of = "" if self.files is None else f"/{self.files}"
         parts = [f"{self.ended}{of} files"]
+        _, here_s, whole_s, _ = self._under_way
+        if here_s:
+            parts.append(f"{_time(here_s)}{f'/{_time(whole_s)}' if whole_s else ''} of this one")
         if self.errors:
             parts.append(f"{self.errors.total()} failed")
         if (left := self.left_s) is not None:
@@ -101,10 +137,15 @@ class Tally:
     def summary(self) -> str:
         """What became of all, a few words for each kind of error."""
         parts = [f"{self.done} captioned ({_time(self.audio_s)} of audio in {_time(self.elapsed_s)})"]
-        if self.reused:
-            parts.append(f"{self.reused} done before")
+        if self.copies:
+            parts.append("1 copy of another" if self.copies == 1 else f"{self.copies} copies of others")
+        if before := self.reused - self.copies:
+            parts.append(f"{before} done before")
         if self.errors:
-            kinds = ", ".join(f"{count} {name}" for name, count in self.errors.most_common())
+            words = Counter[str]()
+            for name, count in self.errors.items():
+                words[_WORDS.get(name, "for another reason")] += count
+            kinds = ", ".join(f"{count} {name}" for name, count in words.most_common())
             parts.append(f"{self.errors.total()} failed ({kinds})")
         return "; ".join(parts)
 
@@ -130,10 +171,15 @@ class View(Protocol):
 class Progress:
     """What results tell of; it counts, and hands on to a view."""
 
-    def __init__(self, view: View, *, out: Path | None = None, expected: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self, view: View, *, out: Path | None = None, expected: tuple[int, int] | None = None,
+        duration_of: Callable[[Input], float | None] = lambda item: item.duration_s,
+    ) -> None:  # fmt: skip
         """`expected` files, and the bytes in them; `out` is where outputs are, if a later run can go on there."""
+        self._duration_of = duration_of
         self.tally, self.view, self._out = Tally(), view, out
         self._source, self._window_end_s = "", 0.0  # of the last window
+        self._whole_s: float | None = None  # of its file
         self._outputs: tuple[str, ...] = ()  # of the last input that is complete
         self._warned: set[str] = set()
         self._warned_of = ""
@@ -170,9 +216,12 @@ class Progress:
         if row.start_s is None or row.end_s is None:
             self.tally.audio_s += row.audio_s
         else:  # of windows that overlap, what is new
-            before_s = self._window_end_s if self._source == item.source else row.start_s
-            self.tally.audio_s += row.end_s - max(row.start_s, before_s)
+            if first := self._source != item.source:
+                self._whole_s, self._window_end_s = self._duration_of(item), row.start_s
+            self.tally.audio_s += row.end_s - max(row.start_s, self._window_end_s)
             self._source, self._window_end_s = item.source, row.end_s
+            span = row.start_s - item.offset_s, row.end_s - item.offset_s
+            self.tally.go_on(item, span, self._whole_s, first=first)
         self.tally.last = " ".join(printable(row.text, keep="\n\t").split())
         if self._warned_of != item.source:
             self._warned, self._warned_of = set(), item.source
@@ -183,9 +232,9 @@ class Progress:
         self.view.event("caption", {"row": row.fields()})
         self.view.update(self.tally)
 
-    def end(self, item: Input, *, anew: bool, outputs: tuple[str, ...] = ()) -> None:
-        """An input is complete, now or by an earlier run."""
-        self.tally.end(item, anew=anew)
+    def end(self, item: Input, *, anew: bool, copy: bool = False, outputs: tuple[str, ...] = ()) -> None:
+        """An input is complete, now or by an earlier run, or as a copy of another."""
+        self.tally.end(item, anew=anew, copy=copy)
         self._outputs = outputs
         self.view.event("file", {"audio": item.audio, "reused": not anew, "outputs": outputs})
         self.view.update(self.tally)
@@ -280,11 +329,14 @@ class BarView:
         from rich.text import Text
 
         lines = Table.grid()
+        width = max(1, self._console.width - len("^C") - 1)  # which terminals write at Ctrl-C: no line may break by it
         if tally.files:
-            lines.add_row(ProgressBar(tally.files, tally.ended, width=min(self._console.width, MAX_BAR)))
-        lines.add_row(Text(tally.line(), no_wrap=True, overflow="ellipsis"))
-        if tally.last:
-            lines.add_row(Text(tally.last, style="dim", no_wrap=True, overflow="ellipsis"))
+            lines.add_row(ProgressBar(tally.files, tally.ended + tally.part, width=min(width, MAX_BAR)))
+        for shown, style in ((tally.line(), ""), (tally.last, "dim")):
+            if shown:
+                line = Text(shown, style=style, no_wrap=True)
+                line.truncate(width, overflow="ellipsis")
+                lines.add_row(line)
         return lines
 
     def say(self, line: str) -> None:

@@ -91,6 +91,7 @@ class WrittenResults:
         overwrite: bool = False,
         mux: Mux | None = None,
     ) -> None:
+        self.arriving = False  # inputs come one after another: what was captioned beside them before is passed over
         self.ledger, self.places, self.progress, self._overwrite = ledger, places, progress, overwrite
         self._formats, self._mux = formats, mux
         looks = [f"{name} {kind.look}".strip() for name, kind in formats.items()]
@@ -99,6 +100,7 @@ class WrittenResults:
         self._open: dict[str, _Known] = {}  # inputs under way, by their sources
         self._waiting: dict[str, list[tuple[Input, _Known]]] = {}  # by the key that another one is asked about already
         self._swept: set[Path] = set()
+        self._anew: set[str] = set()  # keys that were answered in this run
         self._locks: dict[Path, FileLock | None] = {}  # of outputs under way, where no ledger's keeps others away
         self._kept = frozenset[Path]()  # that are locked to the end, so that the same command given twice is refused
         self.note = progress.note
@@ -106,12 +108,14 @@ class WrittenResults:
     def begin(self, item: Input) -> int | None:
         if item.error is not None:
             raise item.error
+        if self.arriving and item.source not in self.ledger.claims and self._is_made(item):
+            return None
         known = self._known(item)
         if known.key in self._waiting:
             self._waiting[known.key].append((item, known))
             return None
         if self.ledger.done(known.key):
-            self._finish(item, known, anew=False)
+            self._finish(item, known, anew=False, copy=known.key in self._anew)
             return None
         self._open[item.source], self._waiting[known.key] = known, []
         return self.ledger.count(known.key)
@@ -135,12 +139,13 @@ class WrittenResults:
         del self._open[item.source]
         others = self._waiting.pop(known.key)
         if row.error is None:
+            self._anew.add(known.key)
             self._finish(item, known, anew=True)
         else:
             self._fail(item, row, known)
         for other, its in others:
             if row.error is None:
-                self._finish(other, its, anew=False)
+                self._finish(other, its, anew=False, copy=True)
             else:
                 why = row.error.replace(item.audio, other.audio)
                 self._fail(other, row.model_copy(update={"audio": other.audio, "error": why}), its)
@@ -152,6 +157,16 @@ class WrittenResults:
         """Let others write. Harmless when repeated."""
         self._kept = frozenset()
         self._unlock([*self._locks])
+
+    def _is_made(self, item: Input) -> bool:
+        """Whether all outputs lie beside an input, and are no older than it."""
+        if self._overwrite or self.places.root is not None:  # whose ledger knows
+            return False
+        output, _ = self.places.take(item, "")
+        with suppress(OSError):
+            times = [path.stat().st_mtime_ns for path in self._paths(item, output).values()]
+            return bool(times) and min(times) >= Path(item.path).stat().st_mtime_ns
+        return False
 
     def _known(self, item: Input) -> _Known:
         """What an input is, and where its outputs go, which is in the ledger before anything else is said of it."""
@@ -210,7 +225,7 @@ class WrittenResults:
                 if not self._overwrite and name not in formats:
                     raise OutputExistsError(f"{path} already exists; pass --overwrite or choose another --out")
 
-    def _finish(self, item: Input, known: _Known, *, anew: bool) -> None:
+    def _finish(self, item: Input, known: _Known, *, anew: bool, copy: bool = False) -> None:
         """All rows are there: write what is not written."""
         paths = self._paths(item, known.output)
         written = self.ledger.written.get(known.output) == (known.key, self._looks)
@@ -228,7 +243,7 @@ class WrittenResults:
                 raise
             self._fail(item, CaptionRow.of_error(item.audio, error))
         else:
-            self.progress.end(item, anew=anew, outputs=tuple(map(str, paths.values())))
+            self.progress.end(item, anew=anew, copy=copy, outputs=tuple(map(str, paths.values())))
         self._unlock(paths.values())
 
     def _fail(self, item: Input, row: CaptionRow, known: _Known | None = None) -> None:
@@ -276,9 +291,9 @@ class OneFileResults(WrittenResults):
         self._order.append((item.source, item.audio))
         return super().begin(item)
 
-    def _finish(self, item: Input, known: _Known, *, anew: bool) -> None:
+    def _finish(self, item: Input, known: _Known, *, anew: bool, copy: bool = False) -> None:
         self._came[item.source] = known.key
-        self.progress.end(item, anew=anew)
+        self.progress.end(item, anew=anew, copy=copy)
 
     def _fail(self, item: Input, row: CaptionRow, known: _Known | None = None) -> None:  # noqa: ARG002  # as above
         self._came[item.source] = self.ledger.add(ErrorLine(row=row), sure=True)

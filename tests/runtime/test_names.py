@@ -48,7 +48,7 @@ def test_names_in_any_case() -> None:
 def test_near_names_are_offered() -> None:
     assert did_you_mean("q4km", TYPES).startswith("did you mean Q4_K_M")
     assert did_you_mean("surprise", TYPES) == f"expected one of {', '.join(TYPES)}"
-    assert did_you_mean("cud", ("cpu", "cuda")) == "expected one of cpu, cuda"
+    assert did_you_mean("cud", ("cpu", "cuda")) == "did you mean cuda? expected one of cpu, cuda"
 
 
 BIDI = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # bidirectional classes of those that steer

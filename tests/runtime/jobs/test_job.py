@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from typer.testing import CliRunner, Result
 from dasheng_edge.runtime.audio.read import describe_audio
 from dasheng_edge.runtime.cli import app as cli
 from dasheng_edge.runtime.engine.clip_audio import ClipAudio
-from dasheng_edge.runtime.jobs import written
+from dasheng_edge.runtime.jobs import progress, watch, written
+from dasheng_edge.runtime.jobs.inputs import Input, Inputs
 from dasheng_edge.runtime.jobs.job import LEDGER
+from dasheng_edge.runtime.output.rows import CaptionRow
 from tests.fixtures.audio_files import Format, sine, write_audio
 
 WAV = Format("wav", "wav", "pcm_s16le", 16_000)
@@ -84,7 +87,7 @@ def test_folders_are_mirrored_and_nothing_is_asked_again(
     (out / "a.txt").unlink()
     again = caption(*words)
     assert again.exit_code == 1
-    assert "4 done before; 1 failed (1 AudioDecodeError)" in again.stderr
+    assert "4 done before; 1 failed (1 not readable as audio)" in again.stderr
     assert len(asked) == 3 + 3
     assert outputs(out) == before
 
@@ -95,8 +98,9 @@ def test_what_is_renamed_copied_or_wanted_in_another_format_is_not_asked_again(
     out = tmp_path / "out"
     (clips / "broken.wav").unlink()
     shutil.copy(clips / "a.wav", clips / "copy.wav")
-    assert caption(tiny_bundle, clips, "--out", out).exit_code == 0
+    assert (first := caption(tiny_bundle, clips, "--out", out)).exit_code == 0
     assert sorted(asked) == ["a.wav", "a.wav", "b.wav", "film.wav"]
+    assert "; 1 copy of another;" in first.stderr
     (clips / "b.wav").rename(clips / "below" / "c.wav")
     moved = clips.rename(tmp_path / "moved")
     assert caption(tiny_bundle, moved, "--out", out, "--format", "txt,csv").exit_code == 0
@@ -162,7 +166,7 @@ def test_nothing_is_overwritten_and_no_input(tiny_bundle: Path, clips: Path, tmp
     done = caption(tiny_bundle, clips / "a.wav", clips / "b.wav", clips / "film.wav", "--out", out)
     assert done.exit_code == 1
     assert "already exists; pass --overwrite" in done.stderr
-    assert "2 OutputExistsError" in done.stderr
+    assert "2 whose output is there already" in done.stderr
     assert outputs(out)["a.txt"] == "mine"
     assert (out / "film.txt").exists()
     assert caption(tiny_bundle, clips / "a.wav", "--out", out, "--overwrite").exit_code == 0
@@ -180,7 +184,11 @@ def test_a_place_that_cannot_be_written_costs_one_file_and_a_full_disk_all(
     (out / "a.txt").mkdir(parents=True)
     words = (tiny_bundle, clips / "a.wav", clips / "b.wav", "--out", out, "--overwrite")
     done = caption(*words)
-    assert (done.exit_code, "1 OutputWriteError" in done.stderr, (out / "b.txt").exists()) == (1, True, True)
+    assert (done.exit_code, "1 whose output cannot" in done.stderr, (out / "b.txt").exists()) == (
+        1,
+        True,
+        True,
+    )
     (out / "b.txt").unlink()
     (out / "a.txt").rmdir()
 
@@ -221,8 +229,8 @@ def test_another_bundle_or_other_settings_are_told(tiny_bundle: Path, clips: Pat
     assert caption(tiny_bundle, film, "--out", out).exit_code == 0
     done = caption(tiny_bundle, film, "--out", out, "--prompt", "Why?", "--window", 3)
     assert done.exit_code == 1
-    assert 'prompt null, now "Why?"' in done.stderr
-    assert "windows null, now [3.0, 1.5]" in done.stderr
+    assert 'by default, now "Why?"' in done.stderr
+    assert "windows (--window, --hop) by default, now of 3 s every 1.5 s" in done.stderr
     other = Path(shutil.copytree(tiny_bundle, tmp_path / "other"))
     (other / "manifest.json").write_text((other / "manifest.json").read_text().rstrip() + "\n\n")
     assert "made with another bundle" in caption(other, film, "--out", out).stderr
@@ -338,7 +346,7 @@ def test_copies_of_videos_have_their_subtitles(tiny_bundle: Path, clips: Path, t
     before = (clips / "film.mkv").read_bytes()
     words = (tiny_bundle, clips / "film.mkv", clips / "a.wav", "--mux", "en", "--format", "srt", "--out", tmp_path)
     done = caption(*words)
-    assert (done.exit_code, "1 SubtitleError" in done.stderr) == (1, True)
+    assert (done.exit_code, "1 that take no subtitles" in done.stderr) == (1, True)
     with av.open(str(tmp_path / "film.subtitled.mkv")) as copy:
         assert [stream.type for stream in copy.streams] == ["audio", "subtitle"]
         assert copy.streams[1].metadata["language"] == copy.streams[1].language == "eng"
@@ -403,3 +411,57 @@ def test_two_processes_never_write_beside_the_same_inputs(
     assert (second[0].exit_code, second[0].stderr.count("error: ")) == (1, 1)
     assert "a.srt: another process is making it" in second[0].stderr
     assert not list(clips.rglob(".*"))
+
+
+@pytest.mark.parametrize(("more", "beside"), [([], 0), (["--format", "srt"], 4)])
+def test_a_watched_folder_says_so_and_passes_over_what_is_captioned(
+    tiny_bundle: Path,
+    clips: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    asked: list[str],
+    more: list[str],
+    beside: int,
+) -> None:
+    def all_at_once(inputs: Inputs) -> Iterator[list[Input]]:
+        yield [item for item in inputs if "broken" not in item.path]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(watch, "arrivals", all_at_once)
+    first, again = (caption(tiny_bundle, "--watch", clips, *more) for _ in range(2))
+    assert first.exit_code == again.exit_code == 130
+    assert first.stderr.startswith(f"watching {clips}, 5 files known; Ctrl-C ends\n")
+    assert "error: " not in first.stderr + again.stderr
+    assert len(list(clips.rglob("*.srt"))) == beside
+    assert len(asked) == (6 if beside else 8)
+    assert first.stdout.count(f"{clips}/") == (0 if beside else 4)
+
+
+def test_a_format_is_no_option(tiny_bundle: Path, clips: Path) -> None:
+    refused = caption(tiny_bundle, "--srt", clips)
+    assert (refused.exit_code, "there is no option --srt; write --format srt" in refused.stderr) == (2, True)
+    assert "did you mean srt?" in caption(tiny_bundle, clips, "--format", "srtt").stderr
+
+
+class _Clock:
+    """Progress of a film in windows, ten seconds of work for each."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: float | None, start_s: float) -> None:
+        self.now, self.lines = 0.0, list[str]()
+        monkeypatch.setattr(progress, "monotonic", lambda: self.now)
+        view = progress.LinesView(self.lines.append)
+        film = Input("film.wav", __file__, "film", duration_s=seconds)
+        shown = progress.Progress(view, expected=(1, film.size_bytes))
+        shown.tally.start = 0.0
+        for start in range(int(start_s), int(start_s) + 300, 100):
+            self.now += 10
+            shown.row(film, CaptionRow(audio="film.wav", start_s=start, end_s=start + 100.0, text="rain"))
+        shown.end(film, anew=True)
+
+
+@pytest.mark.parametrize("start_s", [0, 300])
+def test_progress_within_a_file(monkeypatch: pytest.MonkeyPatch, start_s: float) -> None:
+    lines = _Clock(monkeypatch, 900.0, start_s).lines
+    left = (900 - start_s - 100) / 10
+    assert lines[0].startswith(f"0/1 files, {(start_s + 100) // 60}:40/15:00 of this one, {int(left) // 60}:")
+    unknown = _Clock(monkeypatch, None, start_s).lines[0]
+    assert f"0/1 files, {(start_s + 100) // 60}:40 of this one, 10.0 min" in unknown

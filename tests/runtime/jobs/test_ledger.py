@@ -101,7 +101,7 @@ def test_other_questions_are_told(place: Path) -> None:
     Ledger(place, JOB, anew=True).close()
     for other, told in (
         ({"bundle_sha256": "1" * 64, "bundle": "other"}, r"another bundle \(tiny; now other\)"),
-        ({"settings": {"prompt": "Why?"}}, 'prompt null, now "Why[?]"'),
+        ({"settings": {"prompt": "Why?"}}, 'question .* by default, now "Why[?]"'),
     ):
         with pytest.raises(OutputExistsError, match=told):
             Ledger(place, JOB.model_copy(update=other))
