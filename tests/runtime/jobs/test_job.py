@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
 
-from dasheng_edge.runtime.audio.read import describe_audio
 from dasheng_edge.runtime.cli import app as cli
 from dasheng_edge.runtime.engine.clip_audio import ClipAudio
-from dasheng_edge.runtime.jobs import progress, watch, written
-from dasheng_edge.runtime.jobs.inputs import Input, Inputs
+from dasheng_edge.runtime.jobs import written
 from dasheng_edge.runtime.jobs.job import LEDGER
-from dasheng_edge.runtime.output.rows import CaptionRow
 from tests.fixtures.audio_files import Format, sine, write_audio
 
 WAV = Format("wav", "wav", "pcm_s16le", 16_000)
@@ -28,31 +23,6 @@ WAV = Format("wav", "wav", "pcm_s16le", 16_000)
 def caption(*args: str | Path | float) -> Result:
     words = ["caption", *(str(arg) for arg in args), "--max-new-tokens", "2", "--threads", "1"]
     return CliRunner().invoke(cli.build_app(), words, prog_name="dasheng-edge")
-
-
-@pytest.fixture
-def clips(tmp_path: Path) -> Path:
-    """Two clips, one below, a film of 7 s, and a file that is no audio."""
-    folder = tmp_path / "clips"
-    (folder / "below").mkdir(parents=True)
-    for name, hertz, seconds in (("a", 300, 1), ("b", 400, 1), ("below/a", 500, 1), ("film", 600, 7)):
-        write_audio(folder / f"{name}.wav", sine(hertz, seconds, 16_000), WAV)
-    (folder / "broken.wav").write_text("no audio")
-    return folder
-
-
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What the model was asked about, by name."""
-    names: list[str] = []
-    rows = ClipAudio.rows
-
-    def noted(self: ClipAudio) -> Any:
-        names.append(Path(describe_audio(self.source)).name)
-        return rows(self)
-
-    monkeypatch.setattr(ClipAudio, "rows", noted)
-    return names
 
 
 def outputs(folder: Path) -> dict[str, str]:
@@ -251,94 +221,6 @@ def test_two_processes_never_mix(tiny_bundle: Path, clips: Path, tmp_path: Path)
     assert outputs(out).keys() == {"a.txt"}
 
 
-def test_one_file_for_all_inputs_in_their_order(tiny_bundle: Path, clips: Path, tmp_path: Path) -> None:
-    out = tmp_path / "all.csv"
-    done = caption(tiny_bundle, clips, "--out", out)
-    assert done.exit_code == 1
-    lines = out.read_text().splitlines()
-    names = [line.split(",")[0].removeprefix(f"{clips}/") for line in lines]
-    assert names == ["audio", "a.wav", "b.wav", "broken.wav", "film.wav", "below/a.wav"]
-    (clips / "broken.wav").unlink()
-    again = caption(tiny_bundle, clips, "--out", out, "--overwrite")
-    assert (again.exit_code, "4 done before" in again.stderr) == (0, True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".all.csv.ledger.jsonl", "all.csv", "clips"]
-
-
-def test_one_file_for_all_inputs_goes_on_while_it_is_ours(
-    tiny_bundle: Path, clips: Path, tmp_path: Path, asked: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out, words = tmp_path / "new" / "all.csv", (tiny_bundle, clips, "--batch", 1, "--window", 4, "--out")
-    caption(*words, tmp_path / "whole.csv")
-    whole, groups = (tmp_path / "whole.csv").read_bytes(), ClipAudio.groups
-    (count,) = {len(asked)}
-
-    def interrupted(self: ClipAudio) -> Any:
-        if len(asked) == count + 3:
-            raise KeyboardInterrupt
-        return groups(self)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(ClipAudio, "groups", interrupted)
-        assert caption(*words, out).exit_code == 130
-    assert not out.exists()
-    for _ in range(3):  # as often as it is given
-        done = caption(*words, out)
-        assert (done.exit_code, out.read_bytes()) == (1, whole)
-    assert len(asked) == 2 * count + 1
-    refused = caption(tiny_bundle, clips / "a.wav", "--window", 4, "--out", out)
-    assert (refused.exit_code, "3 are missing now" in refused.stderr, out.read_bytes()) == (1, True, whole)
-    (clips / "broken.wav").unlink()
-    assert caption(*words, out).exit_code == 0
-    assert caption(tiny_bundle, clips / "a.wav", "--window", 4, "--out", out, "--overwrite").exit_code == 0
-    assert (len(out.read_text().splitlines()), len(asked)) == (2, 2 * count + 2)
-    out.write_text("mine")
-    assert "already exists; pass --overwrite" in caption(*words, out).stderr
-    assert out.read_text() == "mine"
-    changed = caption(*words, out, "--prompt", "Why?", "--overwrite")  # nothing is left to go on with
-    assert (changed.exit_code, out.read_text().count("\n") > 4) == (0, True)
-
-
-@pytest.mark.parametrize("name", ["a/deep/out", "deep/all.csv"])
-def test_nothing_is_left_where_there_was_nothing_to_write(tiny_bundle: Path, tmp_path: Path, name: str) -> None:
-    (tmp_path / "empty").mkdir()
-    for source in (tmp_path / "empty", tmp_path / "gone.wav"):
-        done = caption(tiny_bundle, source, "--out", tmp_path / name)
-        assert done.exit_code == 1
-        if "." not in name:
-            assert [path.name for path in tmp_path.iterdir()] == ["empty"]
-
-
-@pytest.mark.skipif(os.name == "nt", reason="POSIX permissions")
-def test_locks_go_with_their_job_and_nobody_else_writes_them(
-    tiny_bundle: Path, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    modes, old = list[int](), os.umask(0o027)
-    rows = ClipAudio.rows
-
-    def looked(self: ClipAudio) -> Any:
-        modes.extend(path.stat().st_mode & 0o777 for path in tmp_path.rglob("*.lock"))
-        return rows(self)
-
-    monkeypatch.setattr(ClipAudio, "rows", looked)
-    try:
-        for words in (("--out", tmp_path / "out"), ("--out", tmp_path / "all.json"), ("--format", "srt")):
-            caption(tiny_bundle, clips / "a.wav", *words)
-    finally:
-        os.umask(old)
-    assert set(modes) == {0o640}
-    assert not [*tmp_path.rglob("*.lock")]
-
-
-def test_subtitles_lie_beside_their_films(tiny_bundle: Path, clips: Path) -> None:
-    done = caption(tiny_bundle, clips / "film.wav", clips / "broken.wav", "--format", "srt,vtt")
-    assert done.exit_code == 1
-    assert (clips / "film.srt").read_text().startswith("1\n00:00:00,000 --> ")
-    assert (clips / "film.vtt").read_text().startswith("WEBVTT\n")
-    assert not [path for path in clips.iterdir() if path.name.startswith(".")]
-    again = caption(tiny_bundle, clips / "film.wav", "--format", "srt")
-    assert (again.exit_code, "film.srt already exists" in again.stderr) == (1, True)
-
-
 def test_copies_of_videos_have_their_subtitles(tiny_bundle: Path, clips: Path, tmp_path: Path) -> None:
     import av
 
@@ -373,95 +255,7 @@ def test_silence_of_progress(tiny_bundle: Path, clips: Path, tmp_path: Path) -> 
     assert [line.split(":")[0] for line in done.stderr.splitlines()] == ["error"]
 
 
-@pytest.mark.parametrize("turned", [False, True])
-def test_films_of_one_name_beside_each_other_have_their_whole_names(
-    tiny_bundle: Path, clips: Path, *, turned: bool
-) -> None:
-    write_audio(clips / "film.mkv", sine(300, 2, 16_000), Format("mkv", "matroska", "pcm_s16le", 16_000))
-    films = [clips / name for name in ("film.mkv", "film.wav")]
-    assert caption(tiny_bundle, *(films[::-1] if turned else films), "--format", "srt").exit_code == 0
-    assert {path.name for path in clips.glob("*.srt")} == {"film.mkv.srt", "film.wav.srt"}
-
-
-def test_what_lies_beside_a_film_may_be_anothers(tiny_bundle: Path, clips: Path) -> None:
-    write_audio(clips / "a.mkv", sine(300, 2, 16_000), Format("mkv", "matroska", "pcm_s16le", 16_000))
-    for film, made in (("a.wav", "a.srt"), ("a.mkv", "a.mkv.srt")):
-        assert caption(tiny_bundle, clips / film, "--format", "srt").exit_code == 0
-        assert (clips / made).exists()
-    assert "a.mkv.srt already exists" in caption(tiny_bundle, clips / "a.mkv", "--format", "srt").stderr
-    assert caption(tiny_bundle, clips / "a.mkv", clips / "a.mkv", "--format", "srt", "--overwrite").exit_code == 0
-
-
-@pytest.mark.parametrize("more", [(), ("--overwrite",)])
-def test_two_processes_never_write_beside_the_same_inputs(
-    tiny_bundle: Path, clips: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]
-) -> None:
-    words: tuple[str | Path | int, ...] = (tiny_bundle, clips, "--format", "srt", "--batch", 1, *more)
-    second = list[Result]()
-    rows = ClipAudio.rows
-
-    def given_again(self: ClipAudio) -> Any:
-        if describe_audio(self.source).endswith("film.wav") and not second:  # not the first
-            second.append(caption(*words))
-        return rows(self)
-
-    monkeypatch.setattr(ClipAudio, "rows", given_again)
-    first = caption(*words)
-    assert "4 captioned" in first.stderr
-    assert (second[0].exit_code, second[0].stderr.count("error: ")) == (1, 1)
-    assert "a.srt: another process is making it" in second[0].stderr
-    assert not list(clips.rglob(".*"))
-
-
-@pytest.mark.parametrize(("more", "beside"), [([], 0), (["--format", "srt"], 4)])
-def test_a_watched_folder_says_so_and_passes_over_what_is_captioned(
-    tiny_bundle: Path,
-    clips: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    asked: list[str],
-    more: list[str],
-    beside: int,
-) -> None:
-    def all_at_once(inputs: Inputs) -> Iterator[list[Input]]:
-        yield [item for item in inputs if "broken" not in item.path]
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(watch, "arrivals", all_at_once)
-    first, again = (caption(tiny_bundle, "--watch", clips, *more) for _ in range(2))
-    assert first.exit_code == again.exit_code == 130
-    assert first.stderr.startswith(f"watching {clips}, 5 files known; Ctrl-C ends\n")
-    assert "error: " not in first.stderr + again.stderr
-    assert len(list(clips.rglob("*.srt"))) == beside
-    assert len(asked) == (6 if beside else 8)
-    assert first.stdout.count(f"{clips}/") == (0 if beside else 4)
-
-
 def test_a_format_is_no_option(tiny_bundle: Path, clips: Path) -> None:
     refused = caption(tiny_bundle, "--srt", clips)
     assert (refused.exit_code, "there is no option --srt; write --format srt" in refused.stderr) == (2, True)
     assert "did you mean srt?" in caption(tiny_bundle, clips, "--format", "srtt").stderr
-
-
-class _Clock:
-    """Progress of a film in windows, ten seconds of work for each."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: float | None, start_s: float) -> None:
-        self.now, self.lines = 0.0, list[str]()
-        monkeypatch.setattr(progress, "monotonic", lambda: self.now)
-        view = progress.LinesView(self.lines.append)
-        film = Input("film.wav", __file__, "film", duration_s=seconds)
-        shown = progress.Progress(view, expected=(1, film.size_bytes))
-        shown.tally.start = 0.0
-        for start in range(int(start_s), int(start_s) + 300, 100):
-            self.now += 10
-            shown.row(film, CaptionRow(audio="film.wav", start_s=start, end_s=start + 100.0, text="rain"))
-        shown.end(film, anew=True)
-
-
-@pytest.mark.parametrize("start_s", [0, 300])
-def test_progress_within_a_file(monkeypatch: pytest.MonkeyPatch, start_s: float) -> None:
-    lines = _Clock(monkeypatch, 900.0, start_s).lines
-    left = (900 - start_s - 100) / 10
-    assert lines[0].startswith(f"0/1 files, {(start_s + 100) // 60}:40/15:00 of this one, {int(left) // 60}:")
-    unknown = _Clock(monkeypatch, None, start_s).lines[0]
-    assert f"0/1 files, {(start_s + 100) // 60}:40 of this one, 10.0 min" in unknown
