@@ -286,3 +286,32 @@ def test_in_a_forked_child_nobody_waits_for_ever(engine: Engine, monkeypatch: py
     monkeypatch.undo()
     held.set()
     assert ticket.result(30).tokens
+
+
+def test_callers_who_cancel_and_fail_leave_the_others_their_answers(engine: Engine, captioner: Captioner) -> None:
+    def failing() -> Iterator[np.ndarray]:
+        yield noise(0)[0]
+        raise SystemExit
+
+    def call(number: int) -> str:
+        kind, seed = number % 5, number % 7
+        audio = [noise(seed), noise(seed), noise(seed), (failing(), RATE), (np.full(99, np.nan), RATE)][kind]
+        ticket = engine.submit(audio, max_new_tokens=40 if kind == 0 else 1 + seed)
+        if kind == 0:
+            time.sleep(0.001 * seed)
+            ticket.cancel()
+        try:
+            return "equal" if ticket.result(30).tokens == alone[seed] or kind == 0 else "different"
+        except CancelledError:
+            return "cancelled"
+        except DashengEdgeError:
+            return "failed"
+
+    alone = [captioner.caption(noise(seed), max_new_tokens=1 + seed).tokens for seed in range(7)]
+    with ThreadPoolExecutor(16) as pool:
+        got = list(pool.map(call, range(140)))
+    assert set(got[0::5]) <= {"cancelled", "equal"}
+    assert set(got[1::5] + got[2::5]) == {"equal"}
+    assert set(got[3::5] + got[4::5]) == {"failed"}
+    assert not engine._tickets
+    assert len(engine._scheduler) == 0

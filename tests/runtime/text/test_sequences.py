@@ -87,12 +87,15 @@ def test_what_cannot_be_begun_is_the_error_of_that_one(decoder: Decoder) -> None
         assert words in str(answer.error)
 
 
-def test_a_step_that_fails_is_made_one_by_one(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [DecoderError, MemoryShortError])
+def test_a_step_that_fails_is_made_one_by_one(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
     decode, bad = Context.decode, 40  # positions from which the longer prompt's steps fail
 
     def failing(self: Context, rows: Any, positions: Any, sequences: Any, wanted: Any) -> None:
         if len(rows) <= 2 and rows.ndim == 1 and positions.max() >= bad:
-            raise DecoderError("no room")
+            raise error("no room")
         decode(self, rows, positions, sequences, wanted)
 
     short, long = prompt(decoder, 4), prompt(decoder, 60)
