@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -153,16 +153,30 @@ def foretell(
         return
     facts = captioner.bundle.prompt_facts
     cut = Cut(0.0, *reading.windows) if reading.windows else Cut(facts.comfortable_s, WINDOW_S, HOP_S)
-    items = [item for item in inputs if item.error is None]
-    work = Work.of(read_durations(items), cut)
+    files = list[Input]()
+    work = Work.of(read_durations(spread((item for item in inputs if item.error is None), files)), cut)
     longest_s = max(work.longest_s, cut.window_s if work.unknown else 0.0)
     check_fits(captioner, longest_s, questions.max_new_tokens or facts.max_new_tokens, windows=bool(reading.windows))
     if tell is None:
         return
-    files = [item for item in items if item.path != STDIN]
-    probes = (partial(_first, captioner, item, asked, cut) for item in files[:: max(1, len(files) // PROBES)])
+    count = min(PROBES, len(files))
+    probes = (partial(_first, captioner, files[at * len(files) // count], asked, cut) for at in range(count))
     if (told := estimate(captioner, work, probes, batch=batch)) is not None and told.seconds >= LONG_S:
         tell(told)
+
+
+def spread(inputs: Iterable[Input], files: list[Input]) -> Iterator[Input]:
+    """Hand inputs on, and keep files that are evenly spread over all so far: fewer than 2 * PROBES, the first among."""
+    step, count = 1, 0
+    for item in inputs:
+        yield item
+        if item.path != STDIN:
+            if count % step == 0:
+                files.append(item)
+            if len(files) == 2 * PROBES:
+                del files[1::2]
+                step *= 2
+            count += 1
 
 
 def _first(captioner: Captioner, item: Input, asked: tuple[Questions, Reading], cut: Cut) -> Answers:

@@ -34,6 +34,7 @@ from dasheng_edge.runtime.jobs.estimate import (
     foretell,
     read_durations,
     spoken,
+    spread,
 )
 from dasheng_edge.runtime.jobs.inputs import Input
 from dasheng_edge.runtime.jobs.pieces import Questions, Reading
@@ -42,6 +43,15 @@ from tests.fixtures.audio_files import Format, sine, write_audio
 RATE = 1000  # the lowest, since only lengths count
 MICRO = Path("build/micro")
 CLIPS = Path("benchmarks/micro/clips")
+
+
+@given(some.integers(0, 3000))
+def test_of_many_inputs_a_few_are_kept_that_lie_far_apart(count: int) -> None:
+    kept, inputs = list[Input](), (Input(str(at), str(at), str(at)) for at in range(count))
+    assert [int(item.path) for item in spread(inputs, kept)] == [*range(count)]
+    places = [int(item.path) for item in kept]
+    assert min(count, module.PROBES) <= len(places) < 2 * module.PROBES
+    assert places == [*range(0, count, places[1] if len(places) > 1 else 1)]
 
 
 @given(
