@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 RATES_HZ = (1_000, 768_000)  # beyond these a sample rate is a mistake
 CLOCK_S = 60.0  # a timeline that begins later shows the time of a recorder's clock
+HOLE_HZ = 48_000  # of silence in a hole, at most: an hour of it must not take a minute, whatever a header states
 MAX_CHANNELS = 64  # that FFmpeg's resampler takes
 MAX_ERRORS = 16  # of FFmpeg's demuxer one after the other, then it does not get over them
 LENGTH_SLACK_S = 0.25  # encoders count priming and padding, containers round to milliseconds
@@ -285,11 +286,12 @@ class _Decoding:
         silence_s = self._timeline.place(stated_s, frame.samples / rate)
         self._findings.start_s = self._timeline.start_s
         self._rate_hz = rate
-        left, block = round(silence_s * rate), rate  # a second at a time
+        block = min(rate, HOLE_HZ)
+        left = round(silence_s * block)
         if left:
             yield from self._packed.rest()
-        while left > 0:
-            yield rate, np.zeros((min(left, block), channels), np.float32)
+        while left > 0:  # a second at a time
+            yield block, np.zeros((min(left, block), 1), np.float32)
             left -= block
         yield from self._packed.packed(frame)
 

@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from dasheng_edge.runtime.audio.byte_source import byte_source
+from dasheng_edge.runtime.audio.container import Findings, decoded_blocks
 from dasheng_edge.runtime.audio.read import AudioStream, read_audio
 from dasheng_edge.runtime.audio.windows import spans
 from dasheng_edge.runtime.errors import AudioDecodeError, AudioError
@@ -154,6 +156,18 @@ def test_a_hole_is_silence_and_what_follows_is_in_its_place(container: str, code
     assert loud[loud > 5 * RATE][0] / RATE == pytest.approx(21, abs=0.1)
     (warning,) = stream.warnings
     assert "missing in one place, at 1.0" in warning
+
+
+@pytest.mark.parametrize(("rate", "channels"), [(192_000, 1), (192_000, 8), (48_000, 6)])
+def test_what_a_hole_costs_follows_from_its_length_alone(rate: int, channels: int) -> None:
+    tone = np.tile(sine(440, 0.5, rate), (channels, 1))
+    data = encoded("matroska", "pcm_s16le", rate, [(0.0, tone), (20.5, tone)])
+    source = byte_source(io.BytesIO(data), "clip")
+    assert sum(block.size for _, block in decoded_blocks(source, Findings("clip"), None)) <= tone.size * 2 + 20 * 48_000
+    samples, _ = heard(data)
+    assert len(samples) / RATE == pytest.approx(21, abs=0.01)
+    loud = np.flatnonzero(np.abs(samples) > 0.3)
+    assert loud[loud > 5 * RATE][0] / RATE == pytest.approx(20.5, abs=0.01)
 
 
 @pytest.mark.parametrize("container", ["mp4", "matroska"])
