@@ -58,6 +58,11 @@ class ByteSource:
         while True:
             yield b""
 
+    def read_on(self) -> None:
+        """Let FFmpeg read from the beginning to the end, as if the file could not seek."""
+        if self.size is not None:
+            del self.seek, self.tell
+
     def _keep(self, data: bytes) -> None:
         if len(self.head) < HEAD_BYTES:
             self.head += data

@@ -36,6 +36,7 @@ from .wholeness import (
     another_track,
     bits_of_integers,
     index_of_nut,
+    is_in_pieces,
     missing_bytes,
     track_goes_on,
     xing_s,
@@ -109,6 +110,8 @@ def decoded_blocks(
 def _opened(source: ByteSource, name: str) -> av.container.InputContainer:
     with contextlib.suppress(Exception):
         av.error.err_check(0)  # drops what a callback of an earlier file left behind in this thread
+    if source.size is not None and is_in_pieces(source, source.size):
+        source.read_on()
     try:
         # No protocol but the file object at hand: playlists must not open other files or addresses.
         return av.open(source, mode="r", metadata_errors="ignore", options={"protocol_whitelist": "none"})
@@ -340,6 +343,8 @@ class _Decoding:
         """What comes behind the audio that is read and may be audio too; "" if nothing does."""
         if more := another_file(self._source, size, self._read_to, self._format):
             return f"{more:,} bytes behind it are another file, which is left out"
+        if self._format == "caf" and is_in_pieces(self._source, size):
+            return "its audio is in several chunks, of which FFmpeg reads the first"
         tail = self._format == "mpegts" and not track_goes_on(self._source, self._read_to, self._stream.id)
         if self._error is not None and not isinstance(self._error, av.error.InvalidDataError) and not tail:
             return f"FFmpeg reads no further ({reason(self._error)})"

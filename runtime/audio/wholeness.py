@@ -10,6 +10,7 @@ import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from .byte_source import ByteSource
 
@@ -53,7 +54,7 @@ class _Grammar:
 
 
 _NUT_INDEX, _INDEX_BYTES = bytes.fromhex("4e58dd672f23e64e"), 1 << 20
-_RIFF = _Grammar(12, struct.Struct("<4sI"), (b"data",), align=2)
+_RIFF = _Grammar(12, struct.Struct("<4sI"), (b"data",), align=2, several=True)
 _ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _ASF_DATA = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
 _W64 = bytes.fromhex("726966662e91cf11a5d628db04c10000")
@@ -63,11 +64,11 @@ _GRAMMARS: tuple[tuple[int, bytes, _Grammar], ...] = (  # where the magic bytes 
     (0, b"RIFF", _RIFF),
     (0, b"RF64", _RIFF),
     (0, b"BW64", _RIFF),
-    (0, b"RIFX", _Grammar(12, struct.Struct(">4sI"), (b"data",), align=2)),
+    (0, b"RIFX", _Grammar(12, struct.Struct(">4sI"), (b"data",), align=2, several=True)),
     (0, b"FORM", _Grammar(12, struct.Struct(">4sI"), (b"SSND", b"BODY"), align=2)),
-    (0, b"caff", _Grammar(8, struct.Struct(">4sq"), (b"data",))),
+    (0, b"caff", _Grammar(8, struct.Struct(">4sq"), (b"data",), several=True)),
     (0, b".RMF", _Grammar(0, struct.Struct(">4sI"), (b"DATA",), counts_head=True)),
-    (0, _W64, _Grammar(40, struct.Struct("<16sQ"), (_W64_DATA,), align=8, counts_head=True)),
+    (0, _W64, _Grammar(40, struct.Struct("<16sQ"), (_W64_DATA,), align=8, counts_head=True, several=True)),
     (0, _ASF, _Grammar(0, struct.Struct("<16sQ"), (_ASF_DATA,), counts_head=True)),
     (4, b"ftyp", _Grammar(0, struct.Struct(">I4s"), (b"mdat",), size_first=True, counts_head=True, several=True)),
 )
@@ -94,6 +95,16 @@ def missing_bytes(source: ByteSource, size: int) -> str:
     if head.startswith(b"FLV"):
         return _last_tag(source, size)
     return _beyond(_one_end(source, size, head), size)
+
+
+def is_in_pieces(source: ByteSource, size: int) -> bool:
+    """Whether samples are in several chunks of a WAV, W64 or CAF: where FFmpeg can seek, it reads only the last."""
+    head = source.bytes_at(0, 64)
+    return any(
+        head[place : place + len(magic)] == magic and len(list(islice(_ends(source, size, grammar), 2))) > 1
+        for place, magic, grammar in _GRAMMARS
+        if grammar.audio in ((b"data",), (_W64_DATA,))
+    )
 
 
 def _one_end(source: ByteSource, size: int, head: bytes) -> int:
@@ -207,6 +218,8 @@ def _ends(source: ByteSource, size: int, grammar: _Grammar) -> Iterator[int]:
             return
         first, second = grammar.head.unpack(data)
         name, stated = (second, first) if grammar.size_first else (first, second)
+        if not any(name):  # megabytes of zeros, as a disk that was full leaves them
+            return
         known = 0 <= stated < UNKNOWN_FROM_64 if length > 8 else not _unknown(stated)
         if name == b"ds64":  # RF64: the true size of the data
             wide = int.from_bytes(source.bytes_at(here + 16, 8), "little")

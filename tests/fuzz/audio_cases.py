@@ -34,6 +34,8 @@ CONTAINERS = (
     ("avi", "pcm_s16le", 44_100, "stereo"), ("flv", "aac", 44_100, "stereo"), ("asf", "wmav2", 44_100, "stereo"),
     ("ac3", "ac3", 48_000, "5.1"), ("eac3", "eac3", 48_000, "stereo"), ("wv", "wavpack", 44_100, "7.1"),
     ("tta", "tta", 44_100, "stereo"), ("rm", "ac3", 44_100, "stereo"), ("nut", "pcm_s16le", 44_100, "stereo"),
+    ("wav", "pcm_s16le", 48_000, "22.2"), ("matroska", "pcm_s16le", 384_000, "stereo"),
+    ("nut", "pcm_f64le", 96_000, "5.1"),
     ("3gp", "aac", 44_100, "mono"), ("gxf", "pcm_s16le", 48_000, "mono"), ("dts", "dca", 48_000, "stereo"),
 )  # fmt: skip
 

@@ -90,7 +90,19 @@ def _swap(out: bytearray, rng: Rng) -> None:
     out[low : low + length], out[high : high + length] = out[high : high + length], out[low : low + length]
 
 
-OPERATIONS: tuple[Bytes, ...] = (_flip, _flip, _overwrite, _extreme, _extreme, _cut, _remove, _insert, _repeat, _swap)
+CHUNKS = (b"data", b"SSND", b"fmt ", b"moov", b"mdat", b"elst", b"OggS", b"ID3", b"pakt", b"GGUF", b'"dtype"')
+
+
+def _again(out: bytearray, rng: Rng) -> None:
+    """A chunk that is there once follows again, with all behind it."""
+    there = [place for name in CHUNKS if (place := out.find(name)) >= 0]
+    if there:
+        out += out[there[int(rng.integers(len(there)))] :][: 1 << 16]
+
+
+OPERATIONS: tuple[Bytes, ...] = (
+    _flip, _flip, _overwrite, _extreme, _extreme, _cut, _remove, _insert, _repeat, _swap, _again,
+)  # fmt: skip
 
 
 def spliced(first: bytes, second: bytes, rng: Rng) -> bytes:

@@ -68,6 +68,39 @@ def test_a_wav_that_is_cut(name: str) -> None:
         list(read_audio(CUT[name], strict=True))
 
 
+def chunks_of(container: str, pieces: list[bytes]) -> bytes:
+    if container == "caf":
+        desc = struct.pack(">d4sIIIII", RATE, b"lpcm", 2, 2, 1, 1, 16)
+        head = b"caff\0\1\0\0" + b"desc" + struct.pack(">q", len(desc)) + desc
+        return head + b"".join(b"data" + struct.pack(">qI", len(piece) + 4, 0) + piece for piece in pieces)
+    if container == "w64":
+        rest = bytes.fromhex("f3acd3118cd100c04f8edb8a")
+        chunks = [b"fmt " + rest + struct.pack("<Q", 40) + FMT[8:]]
+        chunks += [b"data" + rest + struct.pack("<Q", len(piece) + 24) + piece for piece in pieces]
+        body = b"wave" + rest + b"".join(chunks)
+        return bytes.fromhex("726966662e91cf11a5d628db04c10000") + struct.pack("<Q", len(body) + 24) + body
+    after = b"".join(b"LIST\4\0\0\0INFO" + b"data" + struct.pack("<I", len(piece)) + piece for piece in pieces[1:])
+    return wav(len(pieces[0]), body=pieces[0], after=after)
+
+
+@pytest.mark.parametrize("container", ["wav", "w64"])
+@pytest.mark.parametrize("sizes", [(2, 1), (1, 2), (1, 3, 2)])
+def test_samples_in_several_chunks_are_all_read(container: str, sizes: tuple[int, ...]) -> None:
+    samples = np.frombuffer(BODY, "<i2")
+    pieces = [samples[: size * 1000] for size in sizes]
+    content = chunks_of(container, [piece.tobytes() for piece in pieces])
+    assert np.array_equal(np.concatenate(list(read_audio(content, strict=True))) * 2**15, np.concatenate(pieces))
+    cut = read_audio(content[:-500])
+    assert sum(map(len, cut)) == sum(sizes) * 1000 - 250
+    assert "bytes are there" in " ".join(cut.warnings)
+
+
+def test_several_chunks_of_a_caf_are_said() -> None:
+    stream = read_audio(chunks_of("caf", [BODY, BODY]))
+    assert sum(map(len, stream)) == 2 * RATE
+    assert "several chunks" in " ".join(stream.warnings)
+
+
 def test_a_second_wav_behind_the_first_is_left_out_and_said() -> None:
     stream = read_audio(wav(len(BODY)) * 2)
     assert len(np.concatenate(list(stream))) == 2 * RATE
