@@ -113,6 +113,7 @@ class WrittenResults:
         known = self._known(item)
         if known.key in self._waiting:
             self._waiting[known.key].append((item, known))
+            self._unlock(self._paths(item, known.output).values())  # there may be more copies than files may be open
             return None
         if self.ledger.done(known.key):
             self._finish(item, known, anew=False, copy=known.key in self._anew)
@@ -206,7 +207,7 @@ class WrittenResults:
         try:
             for path in paths:
                 if path not in self._locks and path.parent.is_dir():  # or reading the input says that it is not there
-                    busy = f"cannot write {path}: another process is making it; wait for that, or choose another --out"
+                    busy = f"cannot write {path}: another process is making it; wait for that, or name a folder (--out)"
                     self._locks[path] = lock(path.with_name(f".{path.name}.job.lock"), busy)
         except OSError as error:
             raise _write_error(path, error) from error

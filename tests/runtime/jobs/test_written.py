@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -146,3 +147,19 @@ def test_two_processes_never_write_beside_the_same_inputs(
     assert (second[0].exit_code, second[0].stderr.count("error: ")) == (1, 1)
     assert "a.srt: another process is making it" in second[0].stderr
     assert not list(clips.rglob(".*"))
+
+
+def test_copies_that_wait_hold_no_locks(tiny_bundle: Path, clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(20):
+        shutil.copy(clips / "a.wav", clips / f"copy {number}.wav")
+    held, rows = list[int](), ClipAudio.rows
+
+    def looked(self: ClipAudio) -> Any:
+        held.append(len(list(clips.glob(".*.lock"))))
+        return rows(self)
+
+    monkeypatch.setattr(ClipAudio, "rows", looked)
+    done = caption(tiny_bundle, *sorted(clips.glob("[ac]*.wav")), "--format", "txt,json", "--batch", 2)
+    assert (done.exit_code, max(held)) == (0, 2)
+    assert "; 20 copies of others;" in done.stderr
+    assert len(list(clips.glob("*.txt"))) == 21
