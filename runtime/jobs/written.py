@@ -100,6 +100,7 @@ class WrittenResults:
         self._open: dict[str, _Known] = {}  # inputs under way, by their sources
         self._waiting: dict[str, list[tuple[Input, _Known]]] = {}  # by the key that another one is asked about already
         self._swept: set[Path] = set()
+        self._hashed: tuple[str, Stat | None, str] = "", None, ""  # the last file, and its content
         self._anew: set[str] = set()  # keys that were answered in this run
         self._locks: dict[Path, FileLock | None] = {}  # of outputs under way, where no ledger's keeps others away
         self._kept = frozenset[Path]()  # that are locked to the end, so that the same command given twice is refused
@@ -173,9 +174,13 @@ class WrittenResults:
         """What an input is, and where its outputs go, which is in the ledger before anything else is said of it."""
         stat, claim = _stat(item), self.ledger.claims.get(item.source)
         fresh = stat is None or time.time_ns() - max(stat[1:3]) < FRESH_NS
-        content = (
-            claim.key[:_DIGITS] if claim is not None and claim.stat and claim.stat == stat else _content(item, stat)
-        )
+        if claim is not None and claim.stat and claim.stat == stat:
+            content = claim.key[:_DIGITS]
+        elif not fresh and self._hashed[:2] == (item.path, stat):  # another part of it
+            content = self._hashed[2]
+        else:
+            content = _content(item, stat)
+            self._hashed = item.path, stat, content
         output, formats = self.places.take(item, key := content + item.part)
         paths = self._paths(item, output)
         self._lock(paths.values())

@@ -6,11 +6,13 @@ import errno
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 from typer.testing import CliRunner, Result
 
+from dasheng_edge.runtime.audio import read
+from dasheng_edge.runtime.bundle import bundle
 from dasheng_edge.runtime.cli import app as cli
 from dasheng_edge.runtime.engine.clip_audio import ClipAudio
 from dasheng_edge.runtime.jobs import written
@@ -79,6 +81,29 @@ def test_what_is_renamed_copied_or_wanted_in_another_format_is_not_asked_again(
     assert (out / "a.txt").read_text() == (out / "copy.txt").read_text()
     assert "moved" in (out / "a.csv").read_text()
     assert not (out / "b.csv").exists()
+
+
+def test_a_file_is_hashed_and_decoded_once_for_all_its_parts(
+    tiny_bundle: Path, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"audio": "film.wav", "id": f"{at}", "offset": at, "duration": 1} for at in range(6)]
+    (clips / "parts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    hashed, opened = list[Path](), list[Path]()
+    monkeypatch.setattr(written, "FRESH_NS", 0)
+
+    def noted(path: Path) -> str:
+        hashed.append(path)
+        return bundle.sha256_of(path)
+
+    def opening(path: Path) -> BinaryIO:
+        opened.append(path)
+        return path.open("rb")
+
+    monkeypatch.setattr(written, "sha256_of", noted)
+    monkeypatch.setattr(read, "open_path", opening)
+    assert caption(tiny_bundle, clips / "parts.jsonl", "--out", tmp_path / "out").exit_code == 0
+    assert len(outputs(tmp_path / "out")) == 6
+    assert (len(hashed), len(opened)) == (1, 1)
 
 
 def test_a_file_that_was_changed_is_asked_again_in_its_place(
