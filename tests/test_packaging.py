@@ -20,6 +20,7 @@ from packaging.utils import canonicalize_name
 
 import dasheng_edge
 from dasheng_edge import runtime
+from dasheng_edge.runtime.bundle.bundle import sha256_of
 from tests.fixtures.hub_server import ENCODER, safetensors, serve_hub
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -208,24 +209,39 @@ def test_wheel_holds_the_three_packages_and_nothing_else(wheel: Path) -> None:
     assert names - set(metadata) == expected
 
 
+def installed_bytes(environment: Path) -> int:
+    """What is installed beside NumPy, FFmpeg and pip, without compiled modules and with copies of a file counted once.
+
+    llama-cpp-python's wheel holds each library six times, since wheels know no links.
+    """
+    (packages,) = environment.glob("lib/python3*/site-packages")
+    left_out = re.compile(r"(numpy|av|pip|setuptools|pkg_resources)\b")
+    files = [path for path in packages.rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    own = [path for path in files if not left_out.match(path.relative_to(packages).parts[0])]
+    return sum({sha256_of(path): path.stat().st_size for path in own}.values())
+
+
 @pytest.mark.slow
 def test_wheel_installed_alone_captions_a_clip(wheel: Path, tmp_path: Path) -> None:
     assert (BUNDLE / "manifest.json").is_file(), "there is no build/micro; run `make build/micro`"
     venv.create(tmp_path / "venv", with_pip=True)
     binaries = tmp_path / "venv" / "bin"
+    program, pins = binaries / "dasheng-edge", REPOSITORY / "constraints.txt"
     # llama-cpp-python comes from pip's cache, where the build for this checkout left it.
-    run(
-        binaries / "pip",
-        "install",
-        "--quiet",
-        "-c",
-        REPOSITORY / "constraints.txt",
-        f"{wheel}[cpu]",
-        cwd=tmp_path,
-    )
+    run(binaries / "pip", "install", "--quiet", "-c", pins, wheel, cwd=tmp_path)
+    assert "caption" in run(program, "--help", cwd=tmp_path)
+    assert '"schema_version"' in run(program, "info", BUNDLE, "--json", cwd=tmp_path)
+    for words in (["doctor"], ["verify", BUNDLE]):
+        done = subprocess.run([program, *words], capture_output=True, encoding="utf-8", check=False, cwd=tmp_path)
+        assert done.returncode == 1
+        assert "ONNX Runtime is not installed" in done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+
+    run(binaries / "pip", "install", "--quiet", "-c", pins, f"{wheel}[cpu]", cwd=tmp_path)
+    assert installed_bytes(tmp_path / "venv") < 120e6
     installed = {row["name"].lower() for row in json.loads(run(binaries / "pip", "list", "--format", "json"))}
     assert not {"torch", "transformers", "onnx", "scipy"} & installed
 
     clip = next(iter(sorted(CLIPS.glob("*.flac"))))
-    printed = run(binaries / "dasheng-edge", "caption", BUNDLE, clip, cwd=tmp_path)
+    printed = run(program, "caption", BUNDLE, clip, cwd=tmp_path)
     assert re.search(r"[a-z]{3}", printed)

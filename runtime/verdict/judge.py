@@ -86,8 +86,9 @@ def _on_cpu(bundle: Bundle, options: EngineOptions, report: VerifyReport, *, exa
             precision = "fp32" if name == FRONT_END else bundle.manifest.encoder.precision
         return Verdict(
             "machine",
-            f"its files are as they were written, and the {part} in {precision} is computed in two ways here: {found}. "
-            f"So it is this machine's kernels that are wrong, and not the bundle: {_remedies(part, precision)}",
+            f"its files are as they were written, but the {part} in {precision} comes out otherwise here when it "
+            f"is computed in another way: {found}. So this machine's kernels are wrong, and the bundle is good: "
+            f"{_remedies(part, precision)}",
         )
     if _within(bundle, options, report):
         return Verdict(
@@ -109,7 +110,7 @@ def _otherwise(bundle: Bundle, options: EngineOptions, seam: Seam, *, exact: boo
     single = options.changed(threads=1)
     try:
         if single != options and _fine(verify_bundle(bundle, single, exact=exact), seam):
-            return "with --threads 1 it is within the tolerance"
+            return "with --threads 1, which may be set, it is within the tolerance"
         if seam.name in _GRAPHS:
             return _graph_otherwise(bundle, single, seam)
         other = verify_bundle(bundle, single.changed(weights="repacked"), exact=not exact)
@@ -213,6 +214,6 @@ def _remedies(part: str, precision: str) -> str:
     exact = "F16" if part == "decoder" else "fp32"
     stored = f", a bundle with its {part} in {exact}" if precision not in ("fp32", "F32", "F16") else ""
     return (
-        f"try {other} (here: {here}), --threads 1{stored}, or, if this machine is emulated, another processor "
+        f"try {other} (here: {here}){stored}, or, if this machine is emulated, another processor "
         "(qemu 7.2 computes int8 wrongly with -cpu max: take -cpu cortex-a76, or qemu 10)"
     )

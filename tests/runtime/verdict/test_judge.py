@@ -76,7 +76,7 @@ def test_wrong_kernels_are_this_machine(
     assert (verdict.word, verdict.exit_code) == ("machine", 3)
     assert ("without ONNX Runtime's graph optimisation" in verdict.advice) == fused_only
     assert ("NumPy computes other products" in verdict.advice) != fused_only
-    for told in (graph.replace("_", " "), "fp32", "-cpu cortex-a76", "--threads 1", "onnxruntime "):
+    for told in (graph.replace("_", " "), "fp32", "-cpu cortex-a76", "onnxruntime "):
         assert told in verdict.advice
     assert "export" not in verdict.advice
 
@@ -99,7 +99,7 @@ def test_threads_that_matter_are_this_machine(tiny_bundle: Path, monkeypatch: py
     )
     verdict = judged(Bundle.open(tiny_bundle), EngineSettings(prefill_threads=2))
     assert verdict.word == "machine"
-    assert "with --threads 1 it is within the tolerance" in verdict.advice
+    assert "with --threads 1, which may be set, it is within the tolerance" in verdict.advice
 
 
 @pytest.mark.parametrize(
