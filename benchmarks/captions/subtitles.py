@@ -31,8 +31,8 @@ from dasheng_edge.runtime import Captioner
 from dasheng_edge.runtime.audio.windows import spans
 from dasheng_edge.runtime.caption import Caption
 from dasheng_edge.runtime.errors import DashengEdgeError
-from dasheng_edge.runtime.subtitles.cue import Cue, Window
-from dasheng_edge.runtime.subtitles.cues import HOP_S, WINDOW_S, cues
+from dasheng_edge.runtime.subtitles.cue import HOP_S, WINDOW_S, Cue, Window
+from dasheng_edge.runtime.subtitles.cues import cues
 from dasheng_edge.runtime.subtitles.lint import lint
 
 SCENES, FIRST_SEED = 240, 9_200_000  # far from the seeds of training, and from those that the constants were found on

@@ -12,7 +12,7 @@ import typer
 from dasheng_edge.runtime.errors import AudioError
 from dasheng_edge.runtime.machine.devices import ON_CPU
 from dasheng_edge.runtime.output.caption_formats import CAPTION_FORMATS
-from dasheng_edge.runtime.subtitles.cues import HOP_S, WINDOW_S
+from dasheng_edge.runtime.subtitles.cue import HOP_S, WINDOW_S
 from dasheng_edge.runtime.subtitles.styles import STYLES
 
 from .options import (

@@ -8,14 +8,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from dasheng_edge.runtime.names import did_you_mean, known_name, printable
-from dasheng_edge.runtime.subtitles.cue import Change, Cue, Window
-from dasheng_edge.runtime.subtitles.cues import cues
 
 from .rows import CaptionRow
-from .subtitle_formats import srt, ttml, vtt
+
+if TYPE_CHECKING:
+    from dasheng_edge.runtime.subtitles.cue import Cue, Window
 
 SPEECH = "speech"  # the question whose answer is what is said, which subtitles show without brackets
 
@@ -145,6 +145,8 @@ class SubtitleFormat(CaptionFormat):
 
     def cues(self, rows: Iterable[CaptionRow]) -> list[Cue]:
         """What is shown when."""
+        from dasheng_edge.runtime.subtitles.cues import cues
+
         sounds: list[Window] = []
         speech: list[Window] = []
         for row in rows:
@@ -153,7 +155,7 @@ class SubtitleFormat(CaptionFormat):
                 if name != SPEECH:
                     sounds.append(_subtitle_window(row, row.text, row.changes))
                 if row.answers and SPEECH in row.answers:
-                    speech.append(_subtitle_window(row, row.answers[SPEECH].get("text", "")))
+                    speech.append(_subtitle_window(row, row.answers[SPEECH].get("text", ""), row.changes))
         return cues(sounds, style=self.style, speech=speech)
 
     @abstractmethod
@@ -167,6 +169,8 @@ class SrtFormat(SubtitleFormat):
     suffix = ".srt"
 
     def written(self, shown: Sequence[Cue]) -> str:
+        from .subtitle_formats import srt
+
         return srt(shown)
 
 
@@ -176,6 +180,8 @@ class VttFormat(SubtitleFormat):
     suffix = ".vtt"
 
     def written(self, shown: Sequence[Cue]) -> str:
+        from .subtitle_formats import vtt
+
         return vtt(shown)
 
 
@@ -185,10 +191,14 @@ class TtmlFormat(SubtitleFormat):
     suffix = ".ttml"
 
     def written(self, shown: Sequence[Cue]) -> str:
+        from .subtitle_formats import ttml
+
         return ttml(shown)
 
 
 def _subtitle_window(row: CaptionRow, text: str, changes: Sequence[Mapping[str, Any]] = ()) -> Window:
+    from dasheng_edge.runtime.subtitles.cue import Change, Window
+
     start_s = row.start_s or 0.0
     end_s = start_s + row.audio_s if row.end_s is None else row.end_s
     return Window(start_s, end_s, text, tuple(Change(**change) for change in changes))

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+WINDOW_S, HOP_S = 4.0, 2.0  # for subtitles: short ones tell when
+
 
 @dataclass(frozen=True)
 class Change:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from .cue import Cue, Window
+from .cue import HOP_S, WINDOW_S, Cue, Window  # noqa: F401  # windows are asked for here, too
 from .events import Event, events, ordered
 from .labels import labels, sentences
 from .lint import GAP_MS, MAX_MS, MIN_MS
@@ -13,7 +13,6 @@ from .styles import Style, style_named
 from .transcript import spoken
 from .wrapping import MAX_LINES, blocks, reading_ms, shown
 
-WINDOW_S, HOP_S = 4.0, 2.0  # for subtitles: short ones tell when
 # Of windows up to here, two that overlap must name a sound. A model says all that it hears in a short one; of a longer
 # one it tells the main sounds, and another may leave out what the first has named.
 MAX_SHORT_S = 6.0
@@ -71,8 +70,11 @@ def _reminders(event: Event, every_s: float) -> Iterator[Window]:
 
 
 def _blocks(text: str, start_ms: int, end_ms: int) -> Iterator[_Line]:
-    """A text that may need several cues, one after another."""
+    """A text that may need several cues, one after another while there is time to show them."""
+    latest_ms = max(start_ms, end_ms) + MAX_LATE_MS
     for lines in blocks(shown(text)):
+        if start_ms > latest_ms:
+            return
         yield _Line(start_ms, max(start_ms, end_ms), lines)
         start_ms += max(MIN_MS, reading_ms(lines)) + GAP_MS
 

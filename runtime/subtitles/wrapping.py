@@ -73,6 +73,8 @@ def is_right_to_left(text: str) -> bool:
 
 def graphemes(text: str) -> list[str]:
     """What a reader takes for one character each: letters with their marks, emoji of several parts, flags."""
+    if text.isascii():
+        return list(text)
     found: list[str] = []
     for character in text:
         if found and _joins(found[-1], character):
@@ -97,7 +99,7 @@ def _joins(before: str, character: str) -> bool:
 
 def columns(text: str) -> int:
     """How wide a text is; a wide character and an emoji take two."""
-    return sum(map(_width, graphemes(text)))
+    return len(text) if text.isascii() else sum(map(_width, graphemes(text)))
 
 
 def _width(grapheme: str) -> int:
@@ -144,7 +146,7 @@ def _atoms(text: str, most: int) -> Iterator[_Atom]:
         part, width, spaced = "", 0, True
         for grapheme in graphemes(word):
             wider = width + _width(grapheme)
-            if part and (_may_cut(part[-1], grapheme) or wider > most):
+            if part and (may_cut(part[-1], grapheme) or wider > most):
                 yield _Atom(part, spaced, width)
                 part, width, spaced = "", 0, False
             part += grapheme
@@ -152,7 +154,7 @@ def _atoms(text: str, most: int) -> Iterator[_Atom]:
         yield _Atom(part, spaced, width)
 
 
-def _may_cut(before: str, after: str) -> bool:
+def may_cut(before: str, after: str) -> bool:
     """Whether a line may end between two characters of a word."""
     ideographs = any(script.search(before + after[0]) for script in (_KANA, _HAN))
     return ideographs and after[0] not in _NO_START and before not in _NO_END
@@ -180,10 +182,14 @@ def _badness(atoms: Sequence[_Atom], place: int, most: int) -> float:
         return math.inf
     score = abs(above - below) / 2 + (4 if above > below else 0)
     after = atoms[place]
-    if atoms[place - 1].text[-1] in _NO_START:
+    return score + badness(atoms[place - 1].text, after.text, spaced=after.spaced)
+
+
+def badness(before: str, after: str, *, spaced: bool) -> float:
+    """Of an end between two words, in columns; below 0 where one is welcome."""
+    score = 12.0 if before.lower() in _BEFORE | _ARTICLES else 0.0
+    if before[-1] in _NO_START:
         score -= 12
-    elif after.text.lower() in _BEFORE:
+    elif after.lower() in _BEFORE:
         score -= 4
-    if atoms[place - 1].text.lower() in _BEFORE | _ARTICLES:
-        score += 12
-    return score + (0 if after.spaced else 20)
+    return score + (0 if spaced else 20)
