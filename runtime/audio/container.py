@@ -37,6 +37,7 @@ from .wholeness import (
     bits_of_integers,
     index_of_nut,
     is_in_pieces,
+    kind_of,
     missing_bytes,
     track_goes_on,
     xing_s,
@@ -116,6 +117,11 @@ def _opened(source: ByteSource, name: str) -> av.container.InputContainer:
         # No protocol but the file object at hand: playlists must not open other files or addresses.
         return av.open(source, mode="r", metadata_errors="ignore", options={"protocol_whitelist": "none"})
     except Exception as error:
+        if kind := kind_of(source.bytes_at(0, 16)):
+            raise AudioDecodeError(
+                f"{name} is {kind}, which is incomplete or damaged: its header or index is missing ({reason(error)}), "
+                "as of one that was cut, or is not written to its end; get a complete copy"
+            ) from error
         raise AudioDecodeError(
             f"{name} is not audio that FFmpeg can read ({reason(error)}); expected wav, flac, mp3, ogg, "
             "opus, m4a, aac, webm or a video with an audio track"

@@ -74,6 +74,27 @@ _GRAMMARS: tuple[tuple[int, bytes, _Grammar], ...] = (  # where the magic bytes 
 )
 
 
+_KINDS = (  # how files begin, and where
+    (4, (b"ftyp", b"moov", b"mdat"), "an MP4, M4A or MOV file"),
+    (0, (b"\x1a\x45\xdf\xa3",), "an MKV or WebM file"),
+    (0, (b"OggS",), "an Ogg file"),
+    (0, (b"fLaC",), "a FLAC file"),
+    (8, (b"WAVE",), "a WAV file"),
+    (8, (b"AVI ",), "an AVI file"),
+    (8, (b"AIFF", b"AIFC"), "an AIFF file"),
+    (0, (b"FLV\x01",), "an FLV file"),
+    (0, (b"caff",), "a CAF file"),
+    (0, (b"\x30\x26\xb2\x75",), "a WMA or WMV file"),
+    (0, (b"wvpk",), "a WavPack file"),
+    (0, (b"ID3",), "an MP3 file"),
+)
+
+
+def kind_of(head: bytes) -> str:
+    """What kind of file begins so; "" of what is none of those that are known."""
+    return next((kind for place, starts, kind in _KINDS if head[place:].startswith(starts)), "")
+
+
 def missing_bytes(source: ByteSource, size: int) -> str:
     """What is missing of a file of `size` bytes by its own account, in words; "" if nothing is known to be."""
     head = source.bytes_at(0, 64)

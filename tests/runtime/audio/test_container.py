@@ -334,3 +334,18 @@ def test_a_pipe_is_judged_as_the_file_is(container: str, codec: str, rate: int) 
     assert not stream.warnings
     _, stream = heard(_Pipe(content[: len(content) // 2 | 1]))
     assert any("damaged: " in warning for warning in stream.warnings)
+
+
+@pytest.mark.parametrize(
+    ("head", "kind"),
+    [
+        (b"\0\0\0\x20ftypisom", "MP4"), (b"\0\0\0\x14ftypqt  ", "MOV"), (b"\x1a\x45\xdf\xa3", "MKV"), (b"OggS", "Ogg"),
+        (b"RIFF\xff\0\0\0WAVEfmt ", "WAV"), (b"RIFF\xff\0\0\0AVI LIST", "AVI"), (b"fLaC", "FLAC"), (b"caff", "CAF"),
+        (b"FORM\0\0\0\0AIFF", "AIFF"),
+    ],
+)  # fmt: skip
+def test_a_container_that_is_cut_is_told_from_what_is_no_audio(head: bytes, kind: str) -> None:
+    with pytest.raises(AudioDecodeError) as caught:
+        list(read_audio(head))
+    assert kind in str(caught.value)
+    assert "incomplete or damaged" in str(caught.value)
