@@ -39,6 +39,7 @@ from dasheng_edge.export.variants.dasheng import UNSAID
 from dasheng_edge.quant.decoder.llama_quantize import quantize
 from dasheng_edge.quant.decoder.types import DECODER_TOLERANCES, DecoderOptions, DecoderTolerance, token_margin
 from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER, FRONT_END, GOLDEN, MODEL_CARD, PROJECTOR, Bundle
+from dasheng_edge.runtime.bundle.golden import save_flat_golden
 from dasheng_edge.runtime.bundle.manifest import (
     DecoderFacts,
     EncoderFacts,
@@ -56,6 +57,7 @@ from dasheng_edge.runtime.errors import (
     OutputWriteError,
 )
 from dasheng_edge.runtime.machine.installation import install_line
+from dasheng_edge.runtime.program import program_of
 from dasheng_edge.runtime.progress import NoProgress, Progress, Step, StepReport, Steps
 
 from .model_card import model_card
@@ -101,6 +103,8 @@ def export_bundle(options: ExportOptions, progress: Progress | None = None) -> E
         _write_decoder(plan, writer, steps)
         margin = _write_golden(plan, writer, steps)
         manifest = _manifest(plan, margin)
+        program = program_of(manifest, writer.path(DECODER) if plan.text else None)
+        manifest = manifest.model_copy(update={"program": program})
         writer.path(MODEL_CARD).write_text(_card(plan, manifest, writer, steps.reports), encoding="utf-8")
         bundle = writer.finish(manifest)
     seconds = time.perf_counter() - start
@@ -281,6 +285,7 @@ def _write_golden(plan: _Plan, writer: BundleWriter, steps: Steps) -> float | No
     step = steps.begin(GOLDEN, golden_tokens(plan.merged) if text else 1, "passes")
     request = GoldenRequest(text.prompt, text.vocabulary.stop_ids) if text else None
     clips = write_golden(path, plan.merged, request, steps.progress.advance)
+    save_flat_golden(path, clips)
     gc.collect()
     size, texts = path.stat().st_size, [clip.text for clip in clips if clip.text]
     if not texts:

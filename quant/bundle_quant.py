@@ -28,7 +28,7 @@ from dasheng_edge.quant.encoder.precisions import EncoderPrecision
 from dasheng_edge.quant.encoder.quantize import EncoderOptions, EncoderReport, check_encoder, quantize_encoder, trials
 from dasheng_edge.runtime.audio.audio_parts import AudioParts
 from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER, FRONT_END, GOLDEN, MODEL_CARD, Bundle, sha256_of
-from dasheng_edge.runtime.bundle.golden import read_golden
+from dasheng_edge.runtime.bundle.golden import read_golden, save_flat_golden
 from dasheng_edge.runtime.bundle.manifest import (
     MANIFEST,
     SCHEMA_VERSION,
@@ -45,6 +45,7 @@ from dasheng_edge.runtime.engine_options import EngineOptions, resolve_here
 from dasheng_edge.runtime.errors import OutputExistsError, QuantizeError
 from dasheng_edge.runtime.machine.devices import checked_threads
 from dasheng_edge.runtime.parts import Parts
+from dasheng_edge.runtime.program import program_of
 from dasheng_edge.runtime.progress import NoProgress, Progress, StepReport, Steps
 from dasheng_edge.runtime.text.decoder import Decoder
 from dasheng_edge.runtime.verify import attention_error, verify_bundle
@@ -130,13 +131,15 @@ def quantize_bundle(options: QuantizeOptions, progress: Progress | None = None) 
     ):
         for name in (FRONT_END, GOLDEN):
             shutil.copyfile(source.path(name), writer.path(name))
+        save_flat_golden(writer.path(GOLDEN), read_golden(source))
         calibration = _calibration(plan, steps)
         encoder = _encoder(plan, calibration, writer, steps)
         imatrix = _decoder(plan, calibration, writer, save, steps)
         facts = _facts(plan, calibration, encoder, imatrix)
+        program = program_of(source.manifest, writer.path(DECODER) if plan.decoder else None)
         tolerances = _verified_tolerances(plan, facts, writer, steps)
         writer.path(MODEL_CARD).write_text(_card(source, steps.reports), encoding="utf-8")
-        bundle = writer.finish(_manifest(plan, facts, tolerances))
+        bundle = writer.finish(_manifest(plan, facts, tolerances).model_copy(update={"program": program}))
     size, before = bundle.manifest.total_bytes, source.manifest.total_bytes
     seconds = time.perf_counter() - start
     return QuantizeReport(bundle, tuple(steps.reports), seconds, size, before, calibration.warnings)
@@ -357,7 +360,7 @@ def _manifest(plan: _Plan, facts: QuantizationFacts, tolerances: Tolerances) -> 
     """The manifest, without the files' sizes and hashes."""
     source = plan.source.manifest
     update: dict[str, object] = {
-        "schema_version": SCHEMA_VERSION, "tolerances": tolerances, "quantization": facts, "files": {},
+        "schema_version": SCHEMA_VERSION, "tolerances": tolerances, "quantization": facts, "program": None, "files": {},
         "encoder": source.encoder.model_copy(update={"precision": plan.encoder.precision}),
     }  # fmt: skip
     if source.decoder is not None and plan.decoder is not None:

@@ -23,6 +23,7 @@ from dasheng_edge.runtime.machine.devices import ON_CPU, Placement
 from dasheng_edge.runtime.machine.gpu import find_gpus
 from dasheng_edge.runtime.machine.memory import release_freed_memory, require
 from dasheng_edge.runtime.machine.placing import Card, Needs, placed, refusal
+from dasheng_edge.runtime.program import check_program
 from dasheng_edge.runtime.text.answer import Answer
 from dasheng_edge.runtime.text.context import BATCH, KV_TYPES
 from dasheng_edge.runtime.text.context_memory import KV_BITS, computed_bytes, kept_bytes
@@ -50,12 +51,15 @@ class TextParts:
     def open(cls, bundle: Bundle, options: EngineOptions) -> TextParts:
         """Open the decoder.
 
-        Raises `BundleKindError` where the bundle has none, and what `Decoder.open` and `PromptBuilder` raise.
+        Raises `BundleKindError` where the bundle has none, and what `Decoder.open`, `PromptBuilder` and
+        `check_program` raise.
         """
         stored, facts = bundle.decoder_facts, bundle.prompt_facts
         decoder = Decoder.open(bundle.path(DECODER), resolve_here(options, stored), facts=stored)
         try:
-            return cls(decoder, PromptBuilder(decoder.chat_template, facts, decoder))
+            prompts = PromptBuilder(decoder.chat_template, facts, decoder)
+            check_program(bundle, decoder, prompts)
+            return cls(decoder, prompts)
         except BaseException:
             decoder.close()
             raise

@@ -11,7 +11,7 @@ import numpy as np
 from dasheng_edge.runtime.audio.audio_parts import AudioParts
 from dasheng_edge.runtime.audio.front_end import FrontEndGraph
 from dasheng_edge.runtime.bundle.bundle import ENCODER, FRONT_END, Bundle
-from dasheng_edge.runtime.bundle.golden import AUDIO_MARK, GoldenClip, GoldenText, read_golden
+from dasheng_edge.runtime.bundle.golden import AUDIO_MARK, GoldenClip, GoldenText, check_flat_golden, read_golden
 from dasheng_edge.runtime.bundle.manifest import Tolerances
 from dasheng_edge.runtime.engine_options import EngineOptions
 from dasheng_edge.runtime.text.decoder import Decoder
@@ -80,12 +80,13 @@ def verify_bundle(bundle: Bundle, options: EngineOptions | None = None, *, exact
     embeddings: an F32 decoder must keep `EXACT_LOGITS`, another one what the bundle allows.
 
     Raises:
-        BundleFileError: the golden file is damaged or holds no clip.
+        BundleFileError: a golden file is damaged, holds no clip, or other vectors than the other one.
         DashengEdgeError: what `Parts.open` raises, where a part cannot be opened.
     """
     options = options or EngineOptions()
     options = replace(options, exact=True) if exact else options
     clips, limits = read_golden(bundle), tolerances_on(bundle, options)
+    check_flat_golden(bundle, clips)
     attention, texts = None, [clip.text for clip in clips if clip.text]
     parts = Parts.open(bundle, options) if bundle.manifest.decoder else None
     audio = parts.audio if parts else AudioParts.open(bundle, options)

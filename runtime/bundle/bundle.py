@@ -23,6 +23,7 @@ ENCODER = "encoder.onnx"
 PROJECTOR = "projector.onnx"
 DECODER = "decoder.gguf"
 GOLDEN = "golden.npz"
+GOLDEN_FLAT = "golden.safetensors"  # the same arrays, for programs that read neither ZIP nor NumPy; since schema 5
 # The same graphs in float16, which a bundle may hold beside those for the CPU, and whose weights they share.
 CUDA_GRAPHS: Mapping[str, str] = {ENCODER: "encoder.cuda.onnx", PROJECTOR: "projector.cuda.onnx"}
 # Above this, a graph's weights go to a file beside it, which ONNX Runtime maps instead of copying it. A graph that

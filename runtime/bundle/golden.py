@@ -6,10 +6,14 @@ float32 [n_mels, frames] and `patches_i` float32 [patches, audio_dim]; where the
 `prompt_i` int32 (token ids of the default prompt, one -1 where the audio goes), `logits_i` float32 [vocab]
 (after the prompt), `tokens_i` int32 (what greedy decoding gives) and `margins_i` float32 (by how much the
 reference preferred each of them to the next best, in logits).
+
+`golden.safetensors` holds the same but `names`, which are in its metadata: the length of a JSON header, the header, and
+the arrays one behind the other. Nothing here computes with it.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import zipfile
 from collections.abc import Sequence
@@ -22,7 +26,7 @@ from numpy.typing import NDArray
 
 from dasheng_edge.runtime.errors import BundleFileError
 
-from .bundle import GOLDEN, Bundle
+from .bundle import GOLDEN, GOLDEN_FLAT, Bundle
 
 Array = NDArray[np.float32]
 AUDIO_MARK = -1  # in `prompt_i`
@@ -156,7 +160,51 @@ _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.r
 
 def save_golden(path: Path, clips: Sequence[GoldenClip]) -> None:
     """Write what `read_golden` reads."""
-    vectors: dict[str, NDArray[Any]] = {"names": np.array([clip.name for clip in clips])}
+    names: NDArray[Any] = np.array([clip.name for clip in clips])
+    with path.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, names=names, **_vectors(clips))
+
+
+def flat_golden(clips: Sequence[GoldenClip]) -> bytes:
+    """The content of `golden.safetensors`, the same for the same clips."""
+    header: dict[str, object] = {"__metadata__": {f"name_{index}": clip.name for index, clip in enumerate(clips)}}
+    place, content = 0, []
+    # Those with larger items come first, so that each begins at a multiple of its items' size.
+    for name, values in sorted(_vectors(clips).items(), key=lambda item: -item[1].dtype.itemsize):
+        data = np.ascontiguousarray(values, values.dtype.newbyteorder("<")).tobytes()
+        kind = f"{values.dtype.kind.upper()}{8 * values.dtype.itemsize}"  # F32, I16, I32
+        header[name] = {"dtype": kind, "shape": values.shape, "data_offsets": (place, place + len(data))}
+        content.append(data)
+        place += len(data)
+    described = json.dumps(header, separators=(",", ":")).encode()
+    described += b" " * (-len(described) % 8)
+    return b"".join([len(described).to_bytes(8, "little"), described, *content])
+
+
+def save_flat_golden(path: Path, clips: Sequence[GoldenClip]) -> None:
+    """Write `golden.safetensors` beside the golden file `path`, in place of one that may be a link."""
+    flat = path.with_name(GOLDEN_FLAT)
+    flat.unlink(missing_ok=True)
+    flat.write_bytes(flat_golden(clips))
+
+
+def check_flat_golden(bundle: Bundle, clips: Sequence[GoldenClip]) -> None:
+    """The flat file must hold what the other does.
+
+    Raises:
+        BundleFileError: it does not.
+    """
+    if GOLDEN_FLAT not in bundle.manifest.files:
+        return
+    path, wanted = bundle.path(GOLDEN_FLAT), flat_golden(clips)
+    with path.open("rb") as file:
+        if file.read(len(wanted) + 1) != wanted:
+            raise BundleFileError(f"{path} holds other vectors than {GOLDEN}; export the bundle again")
+
+
+def _vectors(clips: Sequence[GoldenClip]) -> dict[str, NDArray[Any]]:
+    """All arrays but the names."""
+    vectors: dict[str, NDArray[Any]] = {}
     for index, clip in enumerate(clips):
         audio = {name: getattr(clip, name) for name in ("waveform", "log_mel", "acoustic_mel", "patches")}
         vectors |= {f"{name}_{index}": values for name, values in audio.items() if values is not None}
@@ -164,5 +212,4 @@ def save_golden(path: Path, clips: Sequence[GoldenClip]) -> None:
     vectors |= {f"embeddings_{index}": text.embeddings for index, text in texts}
     for index, text in texts:
         vectors |= {f"{name}_{index}": getattr(text, name) for name in ("prompt", "logits", "tokens", "margins")}
-    with path.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **vectors)
+    return vectors

@@ -25,8 +25,9 @@ from dasheng_edge.runtime.errors import BundleManifestError, BundleNotFoundError
 from dasheng_edge.runtime.names import bundle_hint
 
 from .front_end_spec import FrontEndSpec
+from .program import PENALTY_WINDOW, Program, SamplerStep, graph_inputs
 
-SCHEMA_VERSION = 4  # the newest that this version reads
+SCHEMA_VERSION = 5  # the newest that this version reads
 MANIFEST = "manifest.json"
 KvType: TypeAlias = Literal["f16", "q8_0", "q4_0"]  # how llama.cpp keeps keys and values, by its names
 _NGRAM = "no_repeat_ngram_size"
@@ -102,6 +103,27 @@ class Sampling(_Model):
         """Readers that do not know the newest key refuse it, so it is written where it says something."""
         fields: dict[str, object] = written(self)
         return fields if self.no_repeat_ngram_size else {k: v for k, v in fields.items() if k != _NGRAM}
+
+    @property
+    def steps(self) -> tuple[SamplerStep, ...]:
+        """What is done to choose a token, in that order."""
+        steps: list[SamplerStep] = []
+        if self.no_repeat_ngram_size:
+            steps.append(SamplerStep(step="no_repeat_ngram", value=self.no_repeat_ngram_size))
+        if self.repetition_penalty != 1.0:
+            steps.append(
+                SamplerStep(step="repetition_penalty", value=self.repetition_penalty, last_tokens=PENALTY_WINDOW)
+            )
+        if not self.temperature:
+            return (*steps, SamplerStep(step="greedy"))
+        steps.append(SamplerStep(step="temperature", value=self.temperature))
+        if self.top_k:
+            steps.append(SamplerStep(step="top_k", value=self.top_k))
+        if self.top_p < 1:
+            steps.append(SamplerStep(step="top_p", value=self.top_p))
+        if self.min_p:
+            steps.append(SamplerStep(step="min_p", value=self.min_p))
+        return (*steps, SamplerStep(step="draw", value=self.seed))
 
 
 class PromptFacts(_Model):
@@ -201,6 +223,7 @@ class Manifest(_Model):
     tolerances: Tolerances
     provenance: Provenance
     quantization: QuantizationFacts | None = None  # None: as it was exported
+    program: Program | None = None  # None: as before schema 5
     files: Annotated[dict[Annotated[str, AfterValidator(plain_name)], FileFacts], Field(max_length=64)]
 
     @model_validator(mode="after")
@@ -218,6 +241,26 @@ class Manifest(_Model):
             raise ValueError(f"the manifest {what} {', '.join(wrong)}")
         if (self.front_end.acoustic is None) != (limits.acoustic_nepers is None):
             raise ValueError("front_end.acoustic and tolerances.acoustic_nepers go together, expected both or neither")
+        return self
+
+    @model_validator(mode="after")
+    def _check_program(self) -> Manifest:
+        """What `program` says must be what follows from the rest, as far as the manifest itself knows."""
+        program, decodes = self.program, self.decoder is not None
+        if program is None:
+            return self
+        follows: dict[str, object] = {
+            "inputs": graph_inputs(self.front_end, decodes=decodes),
+            "sampler": self.prompt.sampling.steps if self.prompt else None,
+        }
+        wrong = [key for key, value in follows.items() if getattr(program, key) != value]
+        parts = {"stop_ids": program.stop_ids, "prompts": program.prompts, "decoder": program.decoder}
+        wrong += [key for key, value in parts.items() if (value is not None) != decodes]
+        if wrong:
+            raise ValueError(
+                f"program.{wrong[0]} is not what follows from the rest of the manifest; `dasheng-edge upgrade` writes "
+                "it anew once program is removed from the manifest"
+            )
         return self
 
     @property

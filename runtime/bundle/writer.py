@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import shutil
 from pathlib import Path
 from types import TracebackType
 
@@ -61,6 +63,19 @@ class BundleWriter:
     def path(self, name: str) -> Path:
         """Where to write a file of the bundle."""
         return self._partial.path / plain_name(name)
+
+    def take_over(self, source: Bundle, *, link: bool) -> None:
+        """Take all files of a bundle and its model card as they are; `link`: without copying them, where that works."""
+        for name in (*source.manifest.files, MODEL_CARD):
+            path, own = source.path(name), self._partial.path / name
+            if not path.is_file():  # the card
+                continue
+            try:
+                if not link:
+                    raise OSError  # noqa: TRY301
+                os.link(path.resolve(), own)
+            except OSError:
+                shutil.copyfile(path, own)
 
     def sizes(self) -> dict[str, int]:
         """Bytes of the files that were written so far, but the model card, by name."""

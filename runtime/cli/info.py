@@ -1,13 +1,15 @@
-"""`dasheng-edge info`: a manifest, for people to read."""
+"""`dasheng-edge info` and `upgrade`: what a manifest says, for people to read, and what an older one lacks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
+import typer
 from pydantic import BaseModel
 
-from .options import BundleArgument, JsonOption, print_json, print_table
+from .options import BundleArgument, JsonOption, OverwriteOption, print_json, print_table, show
 
 if TYPE_CHECKING:
     from dasheng_edge.runtime.bundle.manifest import Manifest
@@ -32,6 +34,35 @@ def info(bundle: BundleArgument, as_json: JsonOption = False) -> None:
     sizes = {**{name: facts.bytes for name, facts in manifest.files.items()}, "total": manifest.total_bytes}
     table.add_row("files", "\n".join(f"{name}: {size / 1e6:,.3f} MB" for name, size in sizes.items()))
     print_table(table)
+
+
+def upgrade(
+    bundle: BundleArgument,
+    *,
+    out: Annotated[
+        Path | None, typer.Option(metavar="BUNDLE", help="Write the newer bundle here, and leave the older one.")
+    ] = None,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Add what newer bundles say to an older one, for programs that are not ours; what it computes stays the same.
+
+    Adds prompts as token ids, stop ids, sampler steps and sizes to the manifest, and golden.safetensors. No other file
+    changes. The bundle is replaced in one step, or left as it is.
+    """
+    from dasheng_edge.runtime.program import upgrade_bundle
+
+    report = upgrade_bundle(bundle, out, overwrite=overwrite)
+    folder, newest = report.bundle.folder, report.bundle.manifest.schema_version
+    if as_json:
+        print_json({
+            "bundle": str(folder), "added": report.added, "schema_version_before": report.schema_before,
+            "schema_version": newest,
+        })  # fmt: skip
+    elif report.added:
+        show(f"{folder}: added {', '.join(report.added)}; it was of schema version {report.schema_before}")
+    else:
+        show(f"{folder}: nothing to do, it has all that schema version {newest} brought; nothing was written")
 
 
 def manifest_sections(manifest: Manifest) -> Iterator[tuple[str, str]]:

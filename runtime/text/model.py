@@ -6,7 +6,8 @@ import codecs
 import ctypes
 import os
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -35,7 +36,22 @@ _SPLIT_NONE = 0  # enum llama_split_mode
 _ATTR_CONTROL, _ATTR_USER_DEFINED = 1 << 3, 1 << 4  # enum llama_token_attr
 
 
-def load_model(path: str | Path, settings: EngineSettings, facts: DecoderFacts | None = None) -> Any:
+@contextmanager
+def vocabulary(path: Path, facts: DecoderFacts) -> Generator[TextModel]:
+    """The tokenizer and metadata of a GGUF file, without its weights.
+
+    Raises what `load_model` raises.
+    """
+    model = TextModel(load_model(path, EngineSettings(), facts, vocabulary_only=True))
+    try:
+        yield model
+    finally:
+        model.close()
+
+
+def load_model(
+    path: str | Path, settings: EngineSettings, facts: DecoderFacts | None = None, *, vocabulary_only: bool = False
+) -> Any:
     """A `llama_model` of a GGUF file; `cuda` puts all layers on the GPU. `facts` are those of the bundle's manifest.
 
     llama.cpp is only given what `check_gguf` allows.
@@ -66,6 +82,7 @@ def load_model(path: str | Path, settings: EngineSettings, facts: DecoderFacts |
     # llama.cpp's AMX kernels end the process on quantized weights (ggml-org/llama.cpp#20824). The switch
     # that keeps weights out of their layout turns off repacking too, so it is left on elsewhere.
     params.use_extra_bufts = repacked and b"AMX_INT8 = 1" not in llama.llama_print_system_info()
+    params.vocab_only = vocabulary_only
     params.load_mode = _LOAD_READ if huge_pages or (repacked and device == "cpu") else _LOAD_MAPPED
     signals, pages = HeldSignals(), [HugePages()] if huge_pages else []
 
@@ -76,7 +93,8 @@ def load_model(path: str | Path, settings: EngineSettings, facts: DecoderFacts |
 
     callback = llama.llama_progress_callback(go_on)  # must outlive the call
     params.progress_callback = callback
-    _require(Path(path), copied=params.load_mode == _LOAD_READ)
+    if not vocabulary_only:
+        _require(Path(path), copied=params.load_mode == _LOAD_READ)
     log.lines.clear()
     with signals.held(), governor().opening():
         model = llama.llama_model_load_from_file(os.fsencode(path), params)
@@ -110,6 +128,10 @@ class TextModel:
         self.added_tokens: Mapping[str, int] = self._tokens_with(attributes, _ATTR_USER_DEFINED)
         self.n_embd: int = llama.llama_model_n_embd_inp(model)
         self.context_length: int = llama.llama_model_n_ctx_train(model)
+
+    def close(self) -> None:
+        """Free the model; harmless when repeated."""
+        self._free_model()
 
     @cached_property
     def metadata(self) -> Mapping[str, str]:

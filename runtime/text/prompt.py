@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias, TypeVar
 
@@ -22,8 +22,8 @@ from .chat_template import MARK, MARKS, compile_template, render_chat, template_
 from .template_meter import TemplateBoundError
 
 __all__ = [
-    "Audio", "Prompt", "PromptBuilder", "Segment", "Text", "Tokenizer", "chat_messages", "compile_template",
-    "render_chat", "template_names",
+    "Audio", "Piece", "Prompt", "PromptBuilder", "Segment", "Text", "Tokenizer", "chat_messages", "compile_template",
+    "render_chat", "template_names", "with_texts",
 ]  # fmt: skip
 
 
@@ -65,6 +65,7 @@ class Audio:
 
 
 Segment: TypeAlias = Text | Audio
+Piece: TypeAlias = int | str | Audio  # a special token, a run of text with marks for users' texts, the place of a clip
 _Rows = TypeVar("_Rows")
 
 
@@ -109,6 +110,7 @@ class PromptBuilder:
 
     def __init__(self, template: str, facts: PromptFacts, tokenizer: Tokenizer) -> None:
         self._template = compile_template(template)
+        self.asks_time = "strftime_now" in template_names(template)
         self._facts = facts
         self._tokenizer = tokenizer
         control = tokenizer.control_tokens
@@ -120,6 +122,7 @@ class PromptBuilder:
                 )
         # The longest first, so that no token hides a longer one that it begins.
         names = sorted({*control, *tokenizer.added_tokens}, key=len, reverse=True)
+        self.has_blank_tokens = any(name != name.strip() for name in names)  # white space may be part of such a token
         self._special = re.compile(f"({'|'.join(map(re.escape, names))})")  # in brackets, `split` keeps them
 
     def build(self, prompt: str | None = None, *, system: str | None = None, clips: int = 1) -> Prompt:
@@ -128,31 +131,40 @@ class PromptBuilder:
         Raises:
             PromptError: the template fails, leaves a text out, or has not as many places for audio as there are clips.
         """
-        texts = [_checked(self._facts.prompt if prompt is None else prompt)]
+        texts = [self._facts.prompt if prompt is None else prompt]
         if system := self._facts.system if system is None else system:
-            texts.append(_checked(system))
+            texts.append(system)
+        return Prompt(segment for segment in self._filled(self.pieces(texts, clips), texts) if segment != Text(()))
+
+    def pieces(self, texts: Sequence[str], clips: int = 1) -> list[Piece]:
+        """What the template makes of a prompt, and of a system text if there is one, with marks where these go.
+
+        Raises:
+            PromptError: as `build`.
+        """
+        checked = [_checked(text) for text in texts]
         errors: list[PromptError] = []
         for form in CONTENT_FORMS:
             try:
-                return self._built(texts, clips, form)
+                return self._laid_out(checked, clips, form)
             except PromptError as error:  # noqa: PERF203  # three rounds at most
                 if isinstance(error.__cause__, TemplateBoundError):
                     raise  # it did too much once, which is enough
                 errors.append(error)
         raise errors[0]
 
-    def _built(self, texts: list[str], clips: int, form: tuple[bool, bool]) -> Prompt:
+    def _laid_out(self, texts: list[str], clips: int, form: tuple[bool, bool]) -> list[Piece]:
         rendered = self._render([_marked(index, text) for index, text in enumerate(texts)], clips, form)
         for index, (what, text) in enumerate(zip(("prompt", "system text"), texts, strict=False)):
             if text.strip() and MARK.format(index) not in rendered:
                 raise PromptError(f"the bundle's chat template leaves the {what} out; it does not support one")
-        prompt = Prompt(segment for segment in self._segments(rendered, texts) if segment != Text(()))
-        if (places := sum(isinstance(segment, Audio) for segment in prompt)) != clips:
+        pieces = [*self._cut(rendered)]
+        if (places := sum(isinstance(piece, Audio) for piece in pieces)) != clips:
             raise PromptError(
                 f"the bundle's chat template has {places} places for audio ({self._facts.audio_token}), "
                 f"expected {clips}; correct the template in the checkpoint and export again"
             )
-        return prompt
+        return pieces
 
     def _render(self, marked: list[str], clips: int, form: tuple[bool, bool]) -> str:
         messages = chat_messages(marked[0], self._facts, form=form, system="".join(marked[1:]), clips=clips)
@@ -173,32 +185,43 @@ class PromptBuilder:
             )
         return rendered
 
-    def _segments(self, rendered: str, texts: list[str]) -> Iterator[Segment]:
-        """Tokens of the rendered text, cut where audio goes."""
+    def _cut(self, rendered: str) -> Iterator[Piece]:
+        """The rendered text, cut at special tokens and where audio goes."""
         facts, control = self._facts, {**self._tokenizer.added_tokens, **self._tokenizer.control_tokens}
         bos, eos = control[facts.audio_bos_token], control[facts.audio_eos_token]
         pieces = [piece for piece in self._special.split(rendered) if piece]  # special tokens, and runs between them
-        tokens: list[int] = []
         clip = 0
         for index, piece in enumerate(pieces):
-            if piece not in control:
-                tokens += self._plain(piece, texts)
-            elif piece != facts.audio_token:
-                tokens.append(control[piece])
+            if piece != facts.audio_token:
+                yield control.get(piece, piece)
+                continue
+            # The published processor adds both marks where the template has neither.
+            before, after = pieces[index - 1] if index else "", (*pieces[index + 1 :], "")[0]
+            bare = before != facts.audio_bos_token and after != facts.audio_eos_token
+            yield from (bos, Audio(clip), eos) if bare else (Audio(clip),)
+            clip += 1
+
+    def _filled(self, pieces: Iterable[Piece], texts: Sequence[str]) -> Iterator[Segment]:
+        """Tokens of the pieces, with the users' texts in them."""
+        tokens: list[int] = []
+        for piece in pieces:
+            if isinstance(piece, Audio):
+                yield Text(tuple(tokens))
+                yield piece
+                tokens = []
             else:
-                # The published processor adds both marks where the template has neither.
-                before, after = pieces[index - 1] if index else "", (*pieces[index + 1 :], "")[0]
-                bare = before != facts.audio_bos_token and after != facts.audio_eos_token
-                yield Text((*tokens, bos) if bare else tuple(tokens))
-                yield Audio(clip)
-                tokens = [eos] if bare else []
-                clip += 1
+                tokens += self.plain(with_texts(piece, texts)) if isinstance(piece, str) else [piece]
         yield Text(tuple(tokens))
 
-    def _plain(self, run: str, texts: list[str]) -> tuple[int, ...]:
-        text = _MARK_PATTERN.sub(lambda match: texts[int(match.group(1))].strip(), run)
+    def plain(self, text: str) -> tuple[int, ...]:
+        """Tokens of a run of text between special tokens."""
         # Qwen2's and Qwen3's tokenizers normalise before they split; llama.cpp leaves that to its caller.
         return self._tokenizer.tokenize(unicodedata.normalize("NFC", text), parse_special=False)
+
+
+def with_texts(run: str, texts: Sequence[str]) -> str:
+    """A run of a rendered text, with the texts in the place of their marks; the blanks around them are outside."""
+    return _MARK_PATTERN.sub(lambda match: texts[int(match.group(1))].strip(), run)
 
 
 def chat_messages(

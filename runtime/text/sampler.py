@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dasheng_edge.runtime.bundle.manifest import Sampling
+from dasheng_edge.runtime.bundle.program import PENALTY_WINDOW
 
 from .llama import llama_cpp_library
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from .context import Context
     from .model import TextModel
 
-PENALTY_WINDOW = 64  # generated tokens that the repetition penalty looks back on, llama.cpp's own default
 # An answer that says the same over and over for so many tokens is ended: greedily it never leaves the loop, and what
 # describes a sound, or transcribes speech, does not hold a minute of one phrase.
 LOOP_TOKENS = 128

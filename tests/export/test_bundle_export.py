@@ -26,6 +26,7 @@ from dasheng_edge.runtime.bundle.bundle import (
     ENCODER,
     FRONT_END,
     GOLDEN,
+    GOLDEN_FLAT,
     MODEL_CARD,
     PROJECTOR,
     Bundle,
@@ -99,7 +100,7 @@ def test_a_bundle_is_complete_and_proves_itself(exported: tuple[ExportReport, Li
     report, _ = exported
     bundle = Bundle.open(report.bundle.folder)
 
-    assert set(bundle.manifest.files) == {FRONT_END, ENCODER, PROJECTOR, DECODER, GOLDEN}
+    assert set(bundle.manifest.files) == {FRONT_END, ENCODER, PROJECTOR, DECODER, GOLDEN, GOLDEN_FLAT}
     assert report.bytes == bundle.manifest.total_bytes
     assert [path.name for path in report.bundle.folder.parent.iterdir()] == ["bundle"]
     assert f"{report.bytes:,}" in (report.bundle.folder / MODEL_CARD).read_text().replace("\u202f", ",")

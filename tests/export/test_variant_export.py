@@ -13,7 +13,7 @@ from dasheng_edge.export.bundle_export import ExportReport, export_bundle, with_
 from dasheng_edge.export.checkpoint.checkpoint import open_checkpoint
 from dasheng_edge.export.options import ExportOptions, PromptOverrides
 from dasheng_edge.quant.decoder.types import PlainType
-from dasheng_edge.runtime.bundle.bundle import ENCODER, FRONT_END, GOLDEN, MODEL_CARD, Bundle
+from dasheng_edge.runtime.bundle.bundle import ENCODER, FRONT_END, GOLDEN, GOLDEN_FLAT, MODEL_CARD, Bundle
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.embedder import Embedder
 from dasheng_edge.runtime.errors import BundleKindError, CheckpointVariantError, OutputWriteError
@@ -68,7 +68,7 @@ def test_an_encoder_alone(original: bool, tmp_path: Path) -> None:
     manifest = report.bundle.manifest
     assert manifest.variant == "dasheng"
     assert (manifest.decoder, manifest.prompt, manifest.projector_parameters) == (None, None, None)
-    assert set(manifest.files) == {FRONT_END, ENCODER, GOLDEN}
+    assert set(manifest.files) == {FRONT_END, ENCODER, GOLDEN, GOLDEN_FLAT}
     assert {path.name for path in report.bundle.folder.iterdir()} == {*manifest.files, "manifest.json", MODEL_CARD}
     with Embedder.open(report.bundle.folder) as embedder:
         embedding = embedder.embed((TONE, 16_000))

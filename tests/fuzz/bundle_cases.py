@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER, FRONT_END, GOLDEN, PROJECTOR, Bundle
+from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER, FRONT_END, GOLDEN, GOLDEN_FLAT, PROJECTOR, Bundle
 from dasheng_edge.runtime.bundle.manifest import MANIFEST
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.engine_options import EngineOptions
+from dasheng_edge.runtime.program import upgrade_bundle
 from dasheng_edge.runtime.verify import verify_bundle
 from tests.fixtures.places import MICRO, SMALLEST_BUNDLE
 
@@ -25,15 +26,19 @@ from .mutate import GgufHeader, Rng, mutated, mutated_json
 CLIP = ((0.1 * np.sin(np.arange(8000) / 8)).astype(np.float32), 16_000)
 ONE_THREAD = EngineOptions().changed(threads=1)
 OPERATORS = ("Loop", "Identity", "Expand", "Split", "Range", "Nothing", "Resize", "Shape")
-PARTS = (MANIFEST, DECODER, DECODER, FRONT_END, ENCODER, PROJECTOR, GOLDEN)
+PARTS = (MANIFEST, DECODER, DECODER, FRONT_END, ENCODER, PROJECTOR, GOLDEN, GOLDEN_FLAT)
 
 
 def bundles(rng: Rng, folder: Path) -> Case:
     """One file of a bundle is mutated, and the bundle opened, asked about a clip and, now and then, verified."""
     source = MICRO if rng.random() < 0.2 and MICRO.is_dir() else SMALLEST_BUNDLE
     bundle = _copied(source, folder / "bundle")
+    if rng.random() < 0.5:
+        upgrade_bundle(bundle)  # of a bundle of today, whose manifest has `program`
     name = PARTS[int(rng.integers(len(PARTS)))]
-    content = (source / name).read_bytes()
+    if not (bundle / name).is_file():  # an older bundle has no flat vectors
+        name = GOLDEN
+    content = (bundle / name).read_bytes()
     if name == MANIFEST:
         what, changed = "json", mutated_json(content.decode(), rng).encode("utf-8", "surrogatepass")
     elif name == DECODER and rng.random() < 0.85:
@@ -45,9 +50,8 @@ def bundles(rng: Rng, folder: Path) -> Case:
     else:
         what, changed = "bytes", mutated(content, rng, header_bytes=4096)
     _write(bundle, name, changed)
-    return Case(
-        f"{source.name} {name}: {what}", partial(_caption, bundle, verify=rng.random() < 0.25 or name == GOLDEN)
-    )
+    verify = rng.random() < 0.25 or name in (GOLDEN, GOLDEN_FLAT)
+    return Case(f"{source.name} {name}: {what}", partial(_caption, bundle, verify=verify))
 
 
 def _copied(source: Path, bundle: Path) -> Path:

@@ -21,7 +21,7 @@ from dasheng_edge.quant.decoder.types import DecoderOptions
 from dasheng_edge.quant.encoder.graphs import load_graph, save_graph
 from dasheng_edge.quant.encoder.quantize import EncoderOptions
 from dasheng_edge.quant.recipes import RECIPES, Recipe
-from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER, MODEL_CARD, Bundle, sha256_of
+from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER, GOLDEN_FLAT, MODEL_CARD, Bundle, sha256_of
 from dasheng_edge.runtime.bundle.manifest import SCHEMA_VERSION, FileFacts
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.cli.app import build_app
@@ -81,7 +81,7 @@ def test_the_manifest_says_how_it_was_made(tmp_path: Path) -> None:
 def test_parts_that_are_not_named_stay(tmp_path: Path) -> None:
     source = Bundle.open(MICRO).manifest
     kept = make(tmp_path / "kv", Recipe(None, None, "q8_0")).bundle.manifest
-    assert kept.files == source.files
+    assert kept.files == {GOLDEN_FLAT: kept.files[GOLDEN_FLAT], **source.files}
     assert kept.decoder is not None
     assert (kept.encoder.precision, kept.decoder.kv_type) == ("fp32", "q8_0")
     encoder = make(tmp_path / "encoder", Recipe("int8", None, None)).bundle.manifest
@@ -373,7 +373,7 @@ def test_overwriting_replaces_the_whole_bundle(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "encoder.cuda.onnx").is_file()
     options = quantize_options(MICRO, tmp_path / "out", Recipe("int8", None, None))
     report = quantize_bundle(replace(options, overwrite=True, threads=1))
-    assert sorted(report.bundle.manifest.files) == sorted(Bundle.open(MICRO).manifest.files)
+    assert set(report.bundle.manifest.files) == {*Bundle.open(MICRO).manifest.files, GOLDEN_FLAT}
     assert not (tmp_path / "out" / "encoder.cuda.onnx").exists()
 
 
@@ -389,5 +389,5 @@ def test_weights_in_a_file_beside_the_source_come_along(tmp_path: Path) -> None:
     (source / "manifest.json").write_text(text, encoding="utf-8")
     report = quantize_bundle(quantize_options(source, tmp_path / "out", Recipe("int8", None, None)))
     shutil.rmtree(source)
-    assert sorted(report.bundle.manifest.files) == sorted(manifest.files)
+    assert set(report.bundle.manifest.files) == {*manifest.files, GOLDEN_FLAT}
     assert verify_bundle(report.bundle, EngineSettings()).ok

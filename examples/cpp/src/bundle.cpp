@@ -78,7 +78,7 @@ Decoder &Bundle::decoder() {
 
 const Prompts &Bundle::prompts() {
   Decoder &decoder = this->decoder();
-  if (!prompts_) prompts_ = std::make_unique<Prompts>(read_default_prompt(folder_ + "/golden.npz"), *manifest_.prompt, decoder);
+  if (!prompts_) prompts_ = std::make_unique<Prompts>(read_default_prompt(folder_ + "/golden.npz"), manifest_.program, *manifest_.prompt, decoder);
   return *prompts_;
 }
 

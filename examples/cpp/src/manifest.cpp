@@ -11,7 +11,7 @@
 namespace dasheng {
 namespace {
 
-constexpr int64_t newest_schema = 4, max_manifest_bytes = 4 << 20, max_files = 64;
+constexpr int64_t newest_schema = 5, max_manifest_bytes = 4 << 20, max_files = 64;
 constexpr int64_t any = std::numeric_limits<int64_t>::max();
 constexpr double positive = 1e-300;
 const Json absent;
@@ -231,6 +231,61 @@ void check_quantization(Object from) {
   from.done();
 }
 
+std::vector<int32_t> ids_of(const Object &from, const Json &list) {
+  std::vector<int32_t> ids;
+  if (list.kind != Json::Kind::list) from.wrong("has ids that are no list");
+  for (const Json &id : list.list) {
+    if (id.kind != Json::Kind::integer || id.integer < 0 || id.integer >= 1 << 24) from.wrong("has an id that is no token");
+    ids.push_back(static_cast<int32_t>(id.integer));
+  }
+  return ids;
+}
+
+std::optional<std::vector<PromptPart>> parts_of(const Object &from, const Json &list) {
+  std::vector<PromptPart> parts;
+  if (list.kind == Json::Kind::null) return {};
+  if (list.kind != Json::Kind::list || list.list.size() > 1024) from.wrong("has parts that are no list");
+  for (const Json &item : list.list) {
+    Object part(item, "program.prompts");
+    if (const Json *ids = part.look("ids")) {
+      parts.push_back({PromptPart::Kind::ids, ids_of(part, *ids), "", ""});
+    } else if (part.look("audio")) {
+      if (!part.flag("audio", false)) part.wrong("has a part that is no clip");
+      parts.push_back({PromptPart::Kind::audio, {}, "", ""});
+    } else {
+      if (part.text("text") != "prompt") return {};  // a user's system text, which this program does not ask for
+      parts.push_back({PromptPart::Kind::prompt, {}, part.text("prefix"), part.text("suffix")});
+    }
+    part.done();
+  }
+  if (std::count_if(parts.begin(), parts.end(), [](const PromptPart &part) { return part.kind == PromptPart::Kind::audio; }) != 1 || parts.back().kind == PromptPart::Kind::audio) from.wrong("has parts without one place for audio and something behind it");
+  return parts;
+}
+
+// What this program takes of `program`: prompts. It counts and chooses tokens by the rest of the manifest, as it does for
+// bundles that have no `program`.
+std::optional<PromptProgram> program_of(Object from, bool decodes) {
+  for (const char *key : {"inputs", "sampler", "stop_ids", "decoder"}) from.look(key);
+  const bool there = from.get_or_null("prompts").kind != Json::Kind::null;
+  if (there != decodes) from.wrong("has prompts without a decoder, or a decoder without prompts");
+  from.done();
+  if (!there) return {};
+  PromptProgram program;
+  Object prompts = from.object("prompts");
+  if (prompts.get("default").kind != Json::Kind::null) {
+    Object standard = prompts.object("default");
+    program.standard = {{PromptPart::Kind::ids, ids_of(standard, standard.get("before")), "", ""}, {PromptPart::Kind::audio, {}, "", ""}, {PromptPart::Kind::ids, ids_of(standard, standard.get("after")), "", ""}};
+    standard.done();
+  }
+  program.own = parts_of(prompts, prompts.get("own_prompt"));
+  parts_of(prompts, prompts.get("without_system")), parts_of(prompts, prompts.get("own_system"));
+  program.blanks = prompts.text("prompt_blanks");
+  prompts.text("system_blanks");
+  if (prompts.text("normalization") != "NFC") prompts.wrong("asks for another form than NFC");
+  prompts.done();
+  return program;
+}
+
 // What keeps a bundle from naming files outside its folder.
 bool is_plain_name(const std::string &name) {
   const auto plain = [](char c) { return (c >= '0' && c <= '9') || (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || c == '_'; };
@@ -311,6 +366,7 @@ Manifest read_manifest(const std::string &folder, bool check_sha256) {
   if (top.get_or_null("decoder").kind != Json::Kind::null) manifest.decoder = decoder_of(top.object("decoder"));
   if (top.get_or_null("prompt").kind != Json::Kind::null) manifest.prompt = prompt_of(top.object("prompt"));
   if (manifest.prompt.has_value() != manifest.decoder.has_value() || (counted && !manifest.decoder)) top.wrong("has a decoder without a prompt, or a part of one without a decoder");
+  if (top.get_or_null("program").kind != Json::Kind::null) manifest.program = program_of(top.object("program"), manifest.decoder.has_value());
   manifest.tolerances = tolerances_of(top.object("tolerances"), manifest.front_end.n_acoustic > 0, manifest.decoder.has_value());
   check_provenance(top.object("provenance"));
   if (top.get_or_null("quantization").kind != Json::Kind::null) check_quantization(top.object("quantization"));

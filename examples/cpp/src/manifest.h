@@ -39,6 +39,18 @@ struct PromptFacts {
   Sampling sampling;
 };
 
+// What a prompt is made of (program.prompts): token ids, the clip, or a run of text with the user's prompt in it.
+struct PromptPart {
+  enum class Kind { ids, audio, prompt } kind;
+  std::vector<int32_t> ids;
+  std::string prefix, suffix;
+};
+
+struct PromptProgram {
+  std::optional<std::vector<PromptPart>> standard, own;  // none: the chat template does something that they cannot say
+  std::string blanks;                                    // what becomes of white space at the ends of a user's prompt
+};
+
 struct Tolerances {
   double log_mel_db = 0, acoustic_nepers = 0, patches_relative = 0, embeddings_relative = 0, logits_relative = 0, token_margin = 0;
 };
@@ -53,6 +65,7 @@ struct Manifest {
   int64_t embed_dim;
   std::optional<DecoderFacts> decoder;
   std::optional<PromptFacts> prompt;
+  std::optional<PromptProgram> program;
   Tolerances tolerances;
   std::vector<FileFacts> files;
 };

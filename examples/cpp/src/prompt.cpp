@@ -37,10 +37,28 @@ bool is_nfc(const std::string &text) {
   return true;
 }
 
-Prompts::Prompts(std::vector<int32_t> ids, const PromptFacts &facts, const Decoder &decoder) : facts_(facts), decoder_(decoder), ids_(std::move(ids)) {
+Prompts::Prompts(std::vector<int32_t> ids, const std::optional<PromptProgram> &program, const PromptFacts &facts, const Decoder &decoder) : facts_(facts), decoder_(decoder), ids_(std::move(ids)), program_(program) {
   for (const int32_t id : ids_)
     if (id != audio_mark && (id < 0 || id >= decoder.vocabulary())) fail("golden.npz: the default prompt has token ", id, ", the vocabulary ", decoder.vocabulary(), "; export the bundle again");
   if (std::count(ids_.begin(), ids_.end(), audio_mark) != 1 || ids_.back() == audio_mark) fail("golden.npz: the default prompt has not one place for audio with something behind it; export the bundle again");
+  if (!program_ || !program_->standard) return;
+  const Question question = made(*program_->standard, "");
+  std::vector<int32_t> stated(question.before);
+  stated.push_back(audio_mark), stated.insert(stated.end(), question.after.begin(), question.after.end());
+  if (stated != ids_) fail("the manifest's default prompt is not that of golden.npz; run `dasheng-edge upgrade` on the bundle");
+}
+
+Question Prompts::made(const std::vector<PromptPart> &parts, const std::string &text) const {
+  Question question;
+  std::vector<llama_token> *side = &question.before;
+  for (const PromptPart &part : parts) {
+    const std::vector<llama_token> tokens = part.kind == PromptPart::Kind::prompt ? decoder_.tokenize(part.prefix + text + part.suffix) : part.ids;
+    for (const llama_token token : tokens)
+      if (token >= decoder_.vocabulary()) fail("the manifest's prompts have token ", token, ", the vocabulary ", decoder_.vocabulary(), "; export the bundle again");
+    side->insert(side->end(), tokens.begin(), tokens.end());
+    if (part.kind == PromptPart::Kind::audio) side = &question.after;
+  }
+  return question;
 }
 
 Question Prompts::standard() const {
@@ -56,6 +74,11 @@ Question Prompts::asking(const std::string &text) const {
   if (text.empty() || is_blank(first) || is_blank(last)) fail("the prompt is empty, or begins or ends with white space, which some templates strip; give it without");
   if (!is_nfc(text)) fail("the prompt holds combining characters; give it in Unicode's form NFC, with composed characters");
   if (text == facts_.prompt) return standard();
+  if (program_ && program_->own) {
+    for (const PromptPart &part : *program_->own)
+      if (!is_nfc(part.prefix + text + part.suffix)) fail("the prompt and what stands around it are not in Unicode's form NFC; give another");
+    return made(*program_->own, text);
+  }
   // Runs of text between control tokens; the one that holds the default text, once, takes the user's instead.
   Question question;
   std::vector<llama_token> run;

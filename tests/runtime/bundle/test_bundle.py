@@ -113,7 +113,7 @@ def test_manifests_that_are_none(toy: Path, text: str) -> None:
 
 def test_a_newer_schema_asks_for_an_upgrade(toy: Path) -> None:
     edit(toy, lambda manifest: manifest.update(schema_version=SCHEMA_VERSION + 1, new_key=1))
-    with pytest.raises(BundleManifestError, match="schema version 5, this dasheng-edge reads up to 4; install a newer"):
+    with pytest.raises(BundleManifestError, match="schema version 6, this dasheng-edge reads up to 5; install a newer"):
         Bundle.open(toy)
 
 
