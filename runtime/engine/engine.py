@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import atexit
 import threading
-from concurrent.futures import CancelledError
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as WaitedTooLongError
 from contextlib import suppress
 from dataclasses import replace
@@ -28,20 +28,18 @@ from .opening import open_parts, warm_up
 from .request import asked, check_count
 
 
-class Ticket:
-    """A caption that was asked for."""
+class Ticket(Future[Caption]):
+    """A caption that was asked for: a future of Python's own, so `as_completed` and `asyncio.wrap_future` take it.
+
+    Callbacks are called in the engine's thread, which waits for them.
+    """
 
     def __init__(self, engine: Engine, job: CaptionJob) -> None:
+        super().__init__()
         self._engine = engine
         self.job: CaptionJob | None = job  # until it is done: it has the audio, and the rows of its prompt
-        self._done = threading.Event()
-        self._result: Caption | Exception | Literal["cancelled"] = "cancelled"
 
-    def done(self) -> bool:
-        """Whether there is a result, an error, or it was cancelled."""
-        return self._done.is_set()
-
-    def result(self, timeout_s: float | None = None) -> Caption:
+    def result(self, timeout: float | None = None) -> Caption:
         """The caption, when it is there.
 
         Raises:
@@ -52,20 +50,25 @@ class Ticket:
         """
         if not self.done():
             self._engine.check_home()
-        if not self._done.wait(timeout_s):
-            raise WaitedTooLongError(f"there is no caption after {timeout_s} s; wait longer, or cancel it")
-        if isinstance(self._result, Caption):
-            return self._result
-        raise CancelledError if self._result == "cancelled" else self._result
+        try:
+            return super().result(timeout)
+        except WaitedTooLongError:
+            raise WaitedTooLongError(f"there is no caption after {timeout} s; wait longer, or cancel it") from None
 
-    def cancel(self) -> None:
-        """Do not make it: its place is free within one step. Harmless if it is done, and in a forked child."""
-        self._engine.cancel(self)
+    def cancel(self) -> bool:
+        """Do not make it: its place is free within one step. False if it is done, and in a forked child."""
+        return self._engine.cancel(self)
 
     def settle(self, result: Caption | Exception | Literal["cancelled"]) -> None:
-        """This is what came of it; the engine says so."""
-        self._result, self.job = result, None
-        self._done.set()
+        """This is what came of it; the engine says so, once, and holds no lock."""
+        self.job = None
+        if isinstance(result, Caption):
+            self.set_result(result)
+        elif result == "cancelled":
+            super().cancel()
+            self.set_running_or_notify_cancel()
+        else:
+            self.set_exception(result)
 
 
 class Engine:
@@ -147,16 +150,18 @@ class Engine:
             self._changed.notify()
         return ticket
 
-    def cancel(self, ticket: Ticket) -> None:
+    def cancel(self, ticket: Ticket) -> bool:
         """As `Ticket.cancel`."""
         if not self._home.here:
-            return
+            return False
         with self._changed:
             job = ticket.job
-            if job is not None and self._tickets.pop(job, None) is not None:
-                self._cancelled.append(job)
-                ticket.settle("cancelled")
-                self._changed.notify()
+            if job is None or self._tickets.pop(job, None) is None:
+                return ticket.cancelled()
+            self._cancelled.append(job)
+            self._changed.notify()
+        ticket.settle("cancelled")
+        return True
 
     def check_home(self) -> None:
         """Refuse what would wait for ever in a child that was forked.
@@ -185,9 +190,9 @@ class Engine:
             self._advance()
         self._scheduler.close()
         with self._changed:
-            for ticket in self._tickets.values():
-                ticket.settle("cancelled")
-            self._tickets.clear()
+            left, self._tickets = self._tickets, {}
+        for ticket in left.values():
+            ticket.settle("cancelled")
 
     def _advance(self) -> None:
         try:

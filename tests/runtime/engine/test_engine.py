@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,40 @@ def test_cancelling(engine: Engine) -> None:
     held.set()
     assert first.result(60).tokens
     assert engine.submit(noise(3), max_new_tokens=3).result(60).tokens
+
+
+def test_captions_come_as_they_are_done_too(engine: Engine) -> None:
+    tickets = [engine.submit(noise(seed), max_new_tokens=1 + 40 * (seed == 0)) for seed in range(4)]
+    told: list[Any] = []
+    for ticket in tickets:
+        ticket.add_done_callback(told.append)
+    tickets[2].cancel()
+    done = list(as_completed(tickets, 60))
+    assert done[-1] is tickets[0]
+    assert told[0] is tickets[2]
+    assert sorted(map(id, told)) == sorted(map(id, tickets))
+    assert [ticket.cancelled() for ticket in tickets] == [False, False, True, False]
+    assert tickets[0].cancel() is False
+    assert tickets[2].cancel() is True
+
+
+def test_a_callback_may_ask_for_the_next(engine: Engine) -> None:
+    later: list[Any] = []
+    first = engine.submit(noise(1), max_new_tokens=2)
+    first.add_done_callback(lambda _: later.append(engine.submit(noise(2), max_new_tokens=2)))
+    first.add_done_callback(lambda _: later[0].cancel())
+    assert first.result(60).tokens
+    with pytest.raises(CancelledError):
+        later[0].result(60)
+    assert engine.submit(noise(3), max_new_tokens=2).result(60).tokens
+
+
+def test_tickets_can_be_awaited(engine: Engine) -> None:
+    async def both() -> list[Any]:
+        asked = [asyncio.wrap_future(engine.submit(noise(seed), max_new_tokens=3)) for seed in range(2)]
+        return await asyncio.gather(*asked)
+
+    assert all(caption.tokens for caption in asyncio.run(both()))
 
 
 def test_an_error_of_the_engine_itself_is_told_and_the_next_are_served(
