@@ -26,6 +26,7 @@ from dasheng_edge.runtime.machine.installation import install_line
 from dasheng_edge.runtime.machine.memory import short_of_memory
 from dasheng_edge.runtime.names import address_hint, printable
 from dasheng_edge.runtime.output.caption_formats import CAPTION_FORMATS
+from dasheng_edge.runtime.progress import typed_path
 
 from .bench import bench
 from .caption import caption
@@ -100,12 +101,18 @@ class _Command(TyperCommand):
                     formatter.write_dl(rows, col_max=min(30, formatter.width // 3))  # 30 is what it is without
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]  # as above
+        given = [*args]
         try:
             return self._parsed(ctx, args)
         except _UsageError as error:
             word = getattr(error, "option_name", "").lstrip("-")  # which there is not
             if word in CAPTION_FORMATS and any("--format" in param.opts for param in self.params):
                 ctx.fail(f"there is no option --{word}; write --format {word}")
+            files = [word for word in given if os.path.isfile(word)]  # noqa: PTH113  # raises nothing
+            if dashed := [word for word in files if word.startswith("-")]:
+                error.message += f" (a file whose name begins with a dash is written ./{dashed[0]})"  # type: ignore[attr-defined]
+            elif files and "extra argument" in str(error) and any("--from" in param.opts for param in self.params):
+                error.message += f" (to listen to a file: --from {typed_path(files[-1])})"  # type: ignore[attr-defined]
             raise
 
     def _parsed(self, ctx: typer.Context, args: list[str]) -> list[str]:
@@ -233,4 +240,4 @@ def _root(
     """Captions audio, answers questions about it and embeds it, offline: MiDashengLM in ONNX Runtime and llama.cpp."""
     if ctx.invoked_subcommand is None:
         print_first_steps()
-        raise typer.Exit(2)
+        raise typer.Exit(2)  # as Click's groups and git, which fail, too: nothing was done

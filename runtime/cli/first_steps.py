@@ -17,7 +17,7 @@ _EXPORT_NEEDS = ("huggingface_hub", "torch", "transformers", "onnx")
 
 
 def print_first_steps() -> None:
-    """Print them to stderr, since nothing was asked for."""
+    """Print them to stdout, as a page of help, for `| less`."""
     steps = [
         _bundle_step(),
         ("Caption a recording, of audio or video:", ["dasheng-edge caption recording.mp3"]),
@@ -28,7 +28,7 @@ def print_first_steps() -> None:
         lines += [f"{number}. {text}", *(f"     {command}" for command in commands)]
     lines += ["", "All commands: dasheng-edge --help. Your defaults: dasheng-edge config."]
     for line in lines:
-        typer.echo(printable(line), err=True)
+        typer.echo(printable(line))
 
 
 def _bundle_step() -> tuple[str, list[str]]:

@@ -19,6 +19,7 @@ import typer
 from dasheng_edge.runtime.errors import AudioError
 from dasheng_edge.runtime.machine.devices import ON_CPU
 from dasheng_edge.runtime.names import printable
+from dasheng_edge.runtime.progress import typed_path
 
 from .caption import StyleOption
 from .options import (
@@ -128,13 +129,15 @@ def listen(
     What says the same as the caption before is left out. Where the machine is too slow, whole windows are dropped, and
     counted. Ctrl-C ends it.
     """
-    _check(file, source, realtime=realtime)
+    _check(bundle, file, source, realtime=realtime)
     _check_outputs(file, srt, jsonl)
     plan = _plan(window, hop)
+    from dasheng_edge.runtime.bundle.bundle import Bundle
     from dasheng_edge.runtime.engine.engine import Engine
     from dasheng_edge.runtime.live.listening import Listening, captions_of
     from dasheng_edge.runtime.live.log import LiveLog
 
+    Bundle.open(bundle, check_sha256=False)  # what is wrong with it is told before a device is looked for
     options = engine_options(bundle, device, threads, allow_tf32)
     meter = _Meter(shown=not quiet)
     heard = _source(file, source, meter, realtime=realtime)
@@ -148,7 +151,9 @@ def listen(
             _Screen(listening, log, meter, as_json=as_json, clock=file is None, quiet=quiet).run()
 
 
-def _check(file: str | None, source: str | None, *, realtime: bool) -> None:
+def _check(bundle: Path, file: str | None, source: str | None, *, realtime: bool) -> None:
+    if file is None and bundle.is_file():
+        raise typer.BadParameter(f"{bundle} is a file, no bundle; to listen to it: --from {typed_path(bundle)}")
     if file is not None and source is not None:
         raise typer.BadParameter("--from listens to a file, --input to a device; choose one of them")
     if realtime and file is None:
@@ -311,7 +316,7 @@ class _Screen:
         ear, tally, seconds = self._listening.ear, self._listening.tally, self._listening.seconds
         share = ear.sounding_ticks / max(1, ear.ticks)
         parts = [
-            f"listened for {_elapsed(seconds)}, with sound {share:.0%} of the time",
+            f"listened for {_elapsed(round(seconds))}, with sound {share:.0%} of the time",
             _count(tally.captions, "caption"),
         ]
         parts += [f"{tally.repeats} of them said what the one before did"] if tally.repeats else []

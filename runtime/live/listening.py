@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from dasheng_edge.runtime.audio.audio_parts import AudioInputParts
@@ -136,6 +136,8 @@ class Listening:
 
     def _begin(self, window: Window) -> Iterator[Heard]:
         """Ask for a caption; another one is let go of where too many wait."""
+        ends = {name: min(getattr(window, name), round(self.seconds, 3)) for name in ("end_s", "sounded_s")}
+        window = replace(window, **ends)  # the last tick is filled up
         yield from self._answers(wait=False)
         if window.embeddings is None:
             self._asked.append((window, None))
@@ -166,7 +168,7 @@ class Listening:
             except DashengEdgeError as error:
                 yield self._counted(Heard(window, error=error))
                 continue
-            late_s = None if self._waits else self.seconds + self.source.behind_s() - window.sounded_s
+            late_s = None if self._waits else max(0.0, self.seconds + self.source.behind_s() - window.sounded_s)
             yield self._counted(Heard(window, caption, repeats=self._repeats(window, caption.text), late_s=late_s))
 
     def _repeats(self, window: Window, text: str) -> bool:

@@ -87,10 +87,13 @@ class FileSource:
             for start in range(0, len(block), size):
                 samples = block[start : start + size]
                 self._taken += len(samples)
-                if self._clock and (early_s := -self.behind_s()) > 0:
-                    self._clock.sleep(early_s)
+                if self._clock and (behind_s := self._behind_s(self._clock)) < 0:
+                    self._clock.sleep(-behind_s)
                 yield Piece(samples)
 
     def behind_s(self) -> float:
         """See `Source`."""
-        return self._clock.now() - self._began - self._taken / self._rate_hz if self._clock else 0.0
+        return max(0.0, self._behind_s(self._clock)) if self._clock else 0.0
+
+    def _behind_s(self, clock: Clock) -> float:
+        return clock.now() - self._began - self._taken / self._rate_hz

@@ -144,7 +144,7 @@ def test_a_wrong_setting_costs_one_line_that_names_it(file: Path, tiny_bundle: P
             assert "threads" in result.stderr
     assert run("caption", "--help").exit_code == run("--help").exit_code == run("config", "path").exit_code == 0
     assert run("doctor").exit_code == 0
-    assert f"{file}, line 2" in run().stderr
+    assert f"{file}, line 2" in run().stdout
 
 
 def test_a_typed_option_is_blamed_for_itself(file: Path, tiny_bundle: Path, clip: Path) -> None:
@@ -202,10 +202,10 @@ def test_a_mistyped_bundle_is_no_audio(stored: Path, tiny_bundle: Path, clip: Pa
 def test_the_first_steps(stored: Path, tiny_bundle: Path, file: Path) -> None:
     def steps() -> str:
         result = run()
-        assert (result.exit_code, result.stdout) == (2, "")
-        assert "dasheng-edge caption" in result.stderr
-        assert "dasheng-edge doctor" in result.stderr
-        return result.stderr
+        assert (result.exit_code, result.stderr) == (2, "")
+        assert "dasheng-edge caption" in result.stdout
+        assert "dasheng-edge doctor" in result.stdout
+        return result.stdout
 
     assert "dasheng-edge pull" in steps()
     assert f"--out {stored}" in steps()

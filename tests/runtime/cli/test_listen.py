@@ -79,6 +79,30 @@ def test_options_that_do_not_fit_together_are_refused(tiny_bundle: Path, options
     assert message in " ".join(result.stderr.split())
 
 
+def test_what_was_listened_to_is_as_long_as_the_file(tiny_bundle: Path, tmp_path: Path) -> None:
+    silence = write_wav(tmp_path / "silence.wav", np.zeros(RATE * 2 - 10, np.float32))
+    assert "listened for 00:00:02, with sound 0%" in run(tiny_bundle, "--from", silence).stderr
+
+
+def test_a_file_in_the_wrong_place_is_told_where_it_goes(
+    tiny_bundle: Path, two_sounds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "sounddevice", None)
+    for words in ([two_sounds], [tiny_bundle, two_sounds]):
+        result = run(*words)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert f"to listen to it: --from {two_sounds}" in result.stderr.replace("to a file", "to it")
+    assert "cannot open bundle" in run(tmp_path / "none").stderr
+    assert "cannot open bundle" in run(tmp_path / "none", "--from", tmp_path / "none.wav").stderr
+    assert "needs sounddevice" in run(tiny_bundle).stderr
+    monkeypatch.chdir(tmp_path)
+    for name in ("-dash.wav", "-h.wav", "--quiet.wav"):
+        Path(name).touch()
+        result = CliRunner().invoke(cli.build_app(), ["caption", str(tiny_bundle), name])
+        assert result.exit_code == 2
+        assert f"is written ./{name})" in result.stderr
+
+
 @pytest.mark.parametrize("content", [None, b"", b"no audio at all"])
 def test_a_file_that_is_none_is_one_line(tiny_bundle: Path, tmp_path: Path, content: bytes | None) -> None:
     if content is not None:

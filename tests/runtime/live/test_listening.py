@@ -205,6 +205,21 @@ def test_it_stops_when_told_and_says_what_was_heard() -> None:
     assert heard.window.end_s == pytest.approx(2.6, abs=0.11)
 
 
+@pytest.mark.parametrize("seconds", [1.0, 2.05, 2.999, 4.13])
+def test_no_wait_is_negative_and_nothing_ends_behind_the_file(seconds: float) -> None:
+    samples = sounds(seconds, (0.5, seconds))
+    clock = FakeClock()
+    source = FileSource((samples, RATE), RATE, clock)
+    listening = Listening(source, parts(), PLAN, SlowDecoder(clock, 0.0).ask, waits=False)
+    behind_s: list[float] = []
+    heard = [*listening.run(lambda: behind_s.append(source.behind_s()))]
+    assert min(behind_s) >= 0
+    assert listening.seconds == pytest.approx(len(samples) / RATE)
+    assert heard
+    assert all(one.window.sounded_s <= one.window.end_s <= seconds + 0.001 for one in heard)
+    assert min(listening.tally.late_s) >= 0
+
+
 def test_time_that_is_missing_is_in_the_times() -> None:
     class Unplugged:
         name = "gone"
