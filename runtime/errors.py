@@ -109,6 +109,10 @@ class SubtitleError(DashengEdgeError, ValueError):
     """Subtitles cannot be made of what was given, or not be put into this video."""
 
 
+class LanguageError(SubtitleError):
+    """What was given as a language is none that is known."""
+
+
 class DownloadError(DashengEdgeError, ConnectionError):
     """The hub cannot be reached, refuses, or sends something else than it says."""
 

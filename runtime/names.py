@@ -62,11 +62,11 @@ def known_name(text: str, names: Sequence[str]) -> str | None:
     return next((name for name in names if name.lower() == text.lower()), None)
 
 
-def did_you_mean(text: str, names: Sequence[str]) -> str:
-    """Names like this, and all of them if they are few or none is like it."""
+def did_you_mean(text: str, names: Sequence[str], expected: str = "") -> str:
+    """Names like this, and all of them if they are few or none is like it; or what is `expected` in their place."""
     lower = {name.lower(): name for name in names}
     near = [lower[match] for match in get_close_matches(text.lower(), lower)]
-    listed = f"expected one of {', '.join(names)}"
-    if near and len(names) <= MAX_LISTED:
-        return f"did you mean {near[0]}? {listed}"
-    return f"did you mean {' or '.join(near)}?" if near else listed
+    if near and len(names) > MAX_LISTED:
+        return f"did you mean {' or '.join(near)}? {expected}".strip()
+    listed = expected or f"expected one of {', '.join(names)}"
+    return f"did you mean {near[0]}? {listed}" if near else listed

@@ -12,24 +12,7 @@ import av.logging
 import av.stream
 
 from dasheng_edge.runtime.errors import AudioDecodeError, AudioError
-
-# ISO 639: the code of two letters, and those of three that the same language has; files state the latter.
-_CODES = """
-    aa=aar ab=abk ae=ave af=afr ak=aka am=amh an=arg ar=ara as=asm av=ava ay=aym az=aze ba=bak be=bel bg=bul bi=bis
-    bm=bam bn=ben bo=bod=tib br=bre bs=bos ca=cat ce=che ch=cha co=cos cr=cre cs=ces=cze cu=chu cv=chv cy=cym=wel
-    da=dan de=deu=ger dv=div dz=dzo ee=ewe el=ell=gre en=eng eo=epo es=spa et=est eu=eus=baq fa=fas=per ff=ful
-    fi=fin fj=fij fo=fao fr=fra=fre fy=fry ga=gle gd=gla gl=glg gn=grn gu=guj gv=glv ha=hau he=heb hi=hin ho=hmo
-    hr=hrv ht=hat hu=hun hy=hye=arm hz=her ia=ina id=ind ie=ile ig=ibo ii=iii ik=ipk io=ido is=isl=ice it=ita iu=iku
-    ja=jpn jv=jav ka=kat=geo kg=kon ki=kik kj=kua kk=kaz kl=kal km=khm kn=kan ko=kor kr=kau ks=kas ku=kur kv=kom
-    kw=cor ky=kir la=lat lb=ltz lg=lug li=lim ln=lin lo=lao lt=lit lu=lub lv=lav mg=mlg mh=mah mi=mri=mao mk=mkd=mac
-    ml=mal mn=mon mr=mar ms=msa=may mt=mlt my=mya=bur na=nau nb=nob nd=nde ne=nep ng=ndo nl=nld=dut nn=nno no=nor
-    nr=nbl nv=nav ny=nya oc=oci oj=oji om=orm or=ori os=oss pa=pan pi=pli pl=pol ps=pus pt=por qu=que rm=roh rn=run
-    ro=ron=rum ru=rus rw=kin sa=san sc=srd sd=snd se=sme sg=sag sh=hbs si=sin sk=slk=slo sl=slv sm=smo sn=sna so=som
-    sq=sqi=alb sr=srp ss=ssw st=sot su=sun sv=swe sw=swa ta=tam te=tel tg=tgk th=tha ti=tir tk=tuk tl=tgl tn=tsn
-    to=ton tr=tur ts=tso tt=tat tw=twi ty=tah ug=uig uk=ukr ur=urd uz=uzb ve=ven vi=vie vo=vol wa=wln wo=wol xh=xho
-    yi=yid yo=yor za=zha zh=zho=chi zu=zul
-"""
-_SAME = {code: group.split("=")[0] for group in _CODES.split() for code in group.split("=")}
+from dasheng_edge.runtime.languages.language import Language, find_language
 
 
 def choose_track(
@@ -66,20 +49,22 @@ def choose_track(
 
 
 def _of_language(tracks: Sequence[av.AudioStream], asked: str) -> av.AudioStream | None:
-    """The first of the language as it is asked for, or by another of its codes, or that begins so."""
-    stated = [(track, track.language.lower()) for track in tracks if track.language]
-    likes: tuple[Callable[[str], bool], ...] = (
-        lambda language: language == asked,
-        lambda language: _code(language) == _code(asked),
-        lambda language: asked != "" and language.startswith(asked),
+    """The first of the language as it is asked for, or as it is spoken elsewhere, or that begins so."""
+    wanted = _language(asked)
+    likes: tuple[Callable[[Language], bool], ...] = (
+        lambda stated: stated == wanted,
+        lambda stated: stated.code == wanted.code,
     )
-    return next((track for like in likes for track, language in stated if like(language)), None)
+    stated = [(track, _language(track.language)) for track in tracks if track.language]
+    alike = [track for like in likes for track, language in stated if like(language)]
+    alike += [track for track, _ in stated if asked and str(track.language).lower().startswith(asked)]
+    return next(iter(alike), None)
 
 
-def _code(language: str) -> str:
-    """Of two letters where there is one: "de" of "ger", "deu" and "de-AT"."""
-    main = re.split("[-_]", language)[0]
-    return _SAME.get(main, main)
+def _language(text: str) -> Language:
+    """One that is not known is what it is called."""
+    tag = text.lower().replace("_", "-")
+    return find_language(text) or Language(tag, tag, tag)
 
 
 def _told(place: int, track: av.AudioStream) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dasheng_edge.runtime.errors import AudioError
+from dasheng_edge.runtime.languages.language import Language
 from dasheng_edge.runtime.machine.devices import ON_CPU
 from dasheng_edge.runtime.output.caption_formats import CAPTION_FORMATS
 from dasheng_edge.runtime.subtitles.cue import HOP_S, WINDOW_S
@@ -27,6 +28,7 @@ from .options import (
     TrackOption,
     check_stdin,
     engine_options,
+    language_option,
     name_option,
     say,
 )
@@ -89,11 +91,8 @@ StyleOption = Annotated[
     name_option([*STYLES], "STYLE", "How subtitles are written", flag="--style"),
 ]
 MuxOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="LANGUAGE",
-        help="Copy each video (MKV, MP4, MOV) with subtitles as one track more, in a language such as en.",
-    ),
+    Language | None,
+    language_option("Copy each video (MKV, MP4, MOV) with subtitles as one track more, in a language such as en."),
 ]
 FromFileOption = Annotated[
     str | None, typer.Option(metavar="FILE", help="Take inputs from a list, one on a line; - is stdin.")
@@ -187,7 +186,7 @@ def caption(
     done again by the same command.
     """
     inputs = _inputs([*(audio or []), *([str(watch)] if watch else [])], from_file, include, exclude)
-    target = Target.of(out, lines, style, mux, as_json=as_json, stream=stream)
+    target = Target.of(out, lines, style, mux, speech, as_json=as_json, stream=stream)
     reading = _reading(_windows(window, hop, live, target), live, strict, track)
     asked = Asked(
         prompt, ask, speech, system, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,

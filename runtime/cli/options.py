@@ -18,7 +18,8 @@ import typer
 from pydantic import BaseModel, ValidationError
 
 from dasheng_edge.runtime.config.default_bundle import bundle_path, stored_bundles
-from dasheng_edge.runtime.errors import DeviceError, MissingExtraError
+from dasheng_edge.runtime.errors import DeviceError, LanguageError, MissingExtraError
+from dasheng_edge.runtime.languages.language import Language, language_of
 from dasheng_edge.runtime.machine.devices import DeviceChoice, Placement
 from dasheng_edge.runtime.machine.installation import install_line
 from dasheng_edge.runtime.names import did_you_mean, known_name, printable, printable_json
@@ -47,6 +48,18 @@ def name_option(
         metavar=metavar,
         help=f"{text}: {listed or ', '.join(names)}.",
     )
+
+
+def language_option(text: str) -> Any:
+    """An option that takes a language; `text` is its help."""
+    return typer.Option(parser=_parse_language, metavar="LANGUAGE", help=text)
+
+
+def _parse_language(text: str) -> Language:
+    try:
+        return language_of(text)
+    except LanguageError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 def _parse_name(text: str, names: Sequence[str], others: str = "") -> str:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dasheng_edge.runtime.languages.language import Language
 from dasheng_edge.runtime.output.caption_formats import SPEECH
 
-from .options import wrong_value
+from .options import language_option, wrong_value
 
 if TYPE_CHECKING:
     from dasheng_edge.runtime.captioner import Captioner
@@ -46,10 +47,8 @@ AskOption = Annotated[
     ),
 ]
 SpeechOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="LANGUAGE", help="Transcribe speech in a language such as en, too; subtitles show it without brackets."
-    ),
+    Language | None,
+    language_option("Transcribe speech in a language such as en, too; subtitles show it without brackets."),
 ]
 SystemOption = Annotated[
     str | None, typer.Option(metavar="TEXT", help="System text, '' for none; default: the bundle's.")
@@ -63,7 +62,7 @@ class Asked:
         self,
         prompt: str | None,
         ask: list[str] | None,
-        speech: str | None,
+        speech: Language | None,
         system: str | None,
         max_new_tokens: int | None,
         **sampling: float | None,
@@ -89,7 +88,7 @@ class Asked:
         return Questions(self._prompt, self._system, self._max_new_tokens, sampling, self.named, changes)
 
 
-def _named(prompt: str | None, ask: list[str], speech: str | None) -> dict[str, str | None]:
+def _named(prompt: str | None, ask: list[str], speech: Language | None) -> dict[str, str | None]:
     """Several questions by their names, that of the caption first unless others are asked."""
     questions: dict[str, str | None] = {} if ask else {"caption": prompt}
     for text in ask:
@@ -98,5 +97,5 @@ def _named(prompt: str | None, ask: list[str], speech: str | None) -> dict[str, 
             raise typer.BadParameter(f"--ask {text!r} has no name of its own; give it one, as in name='What is it?'")
         questions[name] = asked if asked or not given else None
     if speech is not None:
-        questions[SPEECH] = SPEECH_PROMPT.format(language=speech)
+        questions[SPEECH] = SPEECH_PROMPT.format(language=speech.code)
     return questions

@@ -18,6 +18,7 @@ from dasheng_edge.runtime.output.caption_formats import (
 
 if TYPE_CHECKING:
     from dasheng_edge.runtime.jobs.job import Files
+    from dasheng_edge.runtime.languages.language import Language
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Target:
     style: str
     out: Path | None
     to_files: bool
-    mux: str | None = None  # the language of subtitles in copies of videos
+    mux: Language | None = None  # of subtitles in copies of videos
+    speech: Language | None = None  # that is transcribed
 
     @classmethod
     def of(
@@ -36,7 +38,8 @@ class Target:
         out: str | None,
         typed: str | None,
         style: str,
-        mux: str | None,
+        mux: Language | None,
+        speech: Language | None,
         *,
         as_json: bool,
         stream: bool,
@@ -64,7 +67,7 @@ class Target:
         if stream and (to_files or formats != ["txt"]):
             other = "--json" if as_json else f"--format {formats[0]}" if not to_files else "--out"
             raise typer.BadParameter(f"--stream prints text as it comes, {other} whole captions; choose one of them")
-        return cls(formats, style, path, to_files, mux)
+        return cls(formats, style, path, to_files, mux, speech)
 
     @property
     def subtitles(self) -> bool:
@@ -88,7 +91,11 @@ class Target:
 
     def printed(self, *, single_file: bool) -> CaptionFormat:
         """The format on stdout."""
-        return CAPTION_FORMATS[self.formats[0]](single_file=single_file, style=self.style)
+        return self._format(self.formats[0], single_file=single_file)
+
+    def _format(self, name: str, *, single_file: bool) -> CaptionFormat:
+        language = self.speech.tag if self.speech is not None else "en"
+        return CAPTION_FORMATS[name](single_file=single_file, style=self.style, language=language)
 
     def files(self, *, single_file: bool, overwrite: bool, resume: bool) -> Files:
         """The files to write: one where --out is named like one, else one for each input."""
@@ -97,8 +104,8 @@ class Target:
 
         is_file = self._file is not None
         single = single_file or not is_file
-        kinds = {name: CAPTION_FORMATS[name](single_file=single, style=self.style) for name in self.formats}
-        mux = None if self.mux is None else Mux(SrtFormat(style=self.style), self.mux)
+        kinds = {name: self._format(name, single_file=single) for name in self.formats}
+        mux = None if self.mux is None else Mux(SrtFormat(style=self.style), self.mux.tag)
         folder, file = (None, self.out) if is_file else (self.out, None)
         return Files(kinds, folder, file, overwrite=overwrite, resume=resume, mux=mux)
 

@@ -28,6 +28,7 @@ class CaptionFormat(ABC):
     errors: ClassVar[bool] = False  # whether it says why a file has no caption
     single_file: bool = True  # whether there is one file only, so that its name need not be said
     style: str = "sdh"  # of subtitles, a row of `STYLES`
+    language: str = "en"  # of their text: that of captions, where no other speech is in them
 
     @property
     def look(self) -> str:
@@ -190,10 +191,14 @@ class TtmlFormat(SubtitleFormat):
 
     suffix = ".ttml"
 
+    @property
+    def look(self) -> str:
+        return self.style if self.language == "en" else f"{self.style} {self.language}"
+
     def written(self, shown: Sequence[Cue]) -> str:
         from .subtitle_formats import ttml
 
-        return ttml(shown)
+        return ttml(shown, self.language)
 
 
 def _subtitle_window(row: CaptionRow, text: str, changes: Sequence[Mapping[str, Any]] = ()) -> Window:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Sequence
 from xml.sax.saxutils import escape
 
 from dasheng_edge.runtime.errors import SubtitleError
+from dasheng_edge.runtime.languages.language import language_of
 from dasheng_edge.runtime.subtitles.cue import Cue
 from dasheng_edge.runtime.subtitles.wrapping import is_right_to_left, shown
 
 # SubRip has no escapes: players take <b> for bold, and {\an8} or {y:i} for orders. What looks like it stands for it.
 _LOOKALIKES = str.maketrans({"<": "‹", ">": "›", "{": "(", "}": ")", "\\": "/"})
-_LANGUAGE = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*")  # BCP 47
 
 
 def srt(cues: Sequence[Cue], first: int = 1) -> str:
@@ -38,13 +37,12 @@ def vtt(cues: Sequence[Cue]) -> str:
 
 
 def ttml(cues: Sequence[Cue], language: str = "en") -> str:
-    """TTML in the profile EBU-TT-D, which is IMSC text too, for broadcast; `language` is a tag as "en" or "zh-Hans".
+    """TTML in the profile EBU-TT-D, which is IMSC text too, for broadcast; `language` is one as `language_of` takes it.
 
     Raises:
-        SubtitleError: `language` is none.
+        LanguageError: `language` is none that is known.
     """
-    if not _LANGUAGE.fullmatch(language):
-        raise SubtitleError(f"the language of subtitles is {language!r}; expected a tag such as en, de or zh-Hans")
+    tag = language_of(language).tag
     paragraphs = [
         f'      <p xml:id="c{number}" region="bottom" style="{"rtl" if is_right_to_left(lines[0]) else "ltr"}" '
         f'begin="{_clock(start, ".")}" end="{_clock(end, ".")}">'
@@ -52,7 +50,7 @@ def ttml(cues: Sequence[Cue], language: str = "en") -> str:
         for number, (start, end, lines) in enumerate(_written(cues), 1)
     ]
     body = "\n".join(["  <body>", "    <div>", *paragraphs, "    </div>", "  </body>", ""])  # which is never empty
-    return _TTML.format(language=language, body=body if paragraphs else "")
+    return _TTML.format(language=tag, body=body if paragraphs else "")
 
 
 # The BBC's and the EBU's defaults: white on a box of black, at the bottom, inside 80 % of the picture.

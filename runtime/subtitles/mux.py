@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 from dasheng_edge.runtime.atomic_output import PartialOutput, not_a_file
 from dasheng_edge.runtime.errors import OutputExistsError, SubtitleError
+from dasheng_edge.runtime.languages.language import Language, find_language, language_of
 
 from .cue import Cue
 from .wrapping import shown
@@ -37,11 +38,10 @@ _KINDS: Mapping[str, tuple[str, _Kind]] = {  # by the ending of a file: its muxe
     ".m4v": ("mp4", _Kind("mp4", "mov_text", 2)),
     ".mov": ("mov", _Kind("mp4", "mov_text", 2)),
 }
-_ISO_639_2 = {  # what containers write for a language: three letters
-    "ar": "ara", "bn": "ben", "cs": "ces", "da": "dan", "de": "deu", "el": "ell", "en": "eng", "es": "spa", "fa": "fas",
-    "fi": "fin", "fr": "fra", "he": "heb", "hi": "hin", "hu": "hun", "id": "ind", "it": "ita", "ja": "jpn", "ko": "kor",
-    "nl": "nld", "no": "nor", "pl": "pol", "pt": "por", "ro": "ron", "ru": "rus", "sv": "swe", "th": "tha", "tr": "tur",
-    "uk": "ukr", "vi": "vie", "zh": "zho",
+# FFmpeg's names of QuickTime's languages, which are numbers, where they are not those of ISO 639-2/B. Others have none.
+_QUICKTIME = {
+    "ces": "ces", "fra": "fra", "ron": "ron", "slk": "slk",
+    "fao": "fo ", "hrv": "hr ", "pan": "pa ", "srp": "sr ", "swe": "sve",
 }  # fmt: skip
 _NO_ADDRESS = {"protocol_whitelist": "file"}  # a playlist must not open addresses
 _MS = Fraction(1, 1000)
@@ -75,18 +75,20 @@ def mux(
         mux("film.mkv", cues(windows), "film.subtitled.mkv", language="en")
 
     Packets, parameters of codecs, metadata, chapters, dispositions and attached files are kept. The copy has the final
-    name once it is whole. `language` is a tag as "en"; the track is marked as one for people who do not hear.
+    name once it is whole. `language` is one as `language_of` takes it; the track is marked as one for people who do not
+    hear.
 
     Raises:
         SubtitleError: the video is no MKV, MP4 or MOV file, `out` is of another kind, or one of its tracks cannot be
             copied.
+        LanguageError: `language` is none that is known.
         OutputExistsError: `out` is there, or is the video.
         OutputWriteError: it cannot be written.
     """
     import av
     from av.error import FFmpegError
 
-    video = Path(video)
+    video, spoken = Path(video), language_of(language)
     suffix = Path(out).suffix.lower()
     try:
         source = av.open(f"file:{video}", metadata_errors="replace", options=_NO_ADDRESS)
@@ -96,12 +98,13 @@ def mux(
         muxer, kind = _kind_of(video, source.format.name, suffix, Path(out))
         if Path(out).exists() and Path(out).samefile(video):
             raise OutputExistsError(f"{out} is the video itself, which is never overwritten; name another file")
+        about = {"language": _stated(spoken, muxer), "title": title}
         partial = PartialOutput(out, overwrite=overwrite, what="a file", why_not=not_a_file)
         with partial.write_errors():
             partial.open(folder=False)
             try:
                 with av.open(str(partial.path), "w", format=muxer) as target:
-                    dropped = _copy(source, target, cues, kind, {"language": _three(language), "title": title})
+                    dropped = _copy(source, target, cues, kind, about)
                 partial.move()
             except (FFmpegError, ValueError) as error:
                 if isinstance(error, OSError):
@@ -125,9 +128,11 @@ def _kind_of(video: Path, demuxer: str, suffix: str, out: Path) -> tuple[str, _K
     return _KINDS[suffix]
 
 
-def _three(language: str) -> str:
-    first = language.lower().partition("-")[0]
-    return _ISO_639_2.get(first, first if len(first) == 3 else "und")
+def _stated(language: Language, muxer: str) -> str:
+    """As files of that kind write it."""
+    if muxer == "mp4":
+        return language.terminology
+    return _QUICKTIME.get(language.terminology, language.bibliographic) if muxer == "mov" else language.bibliographic
 
 
 def _copy(
@@ -175,6 +180,8 @@ def _twin(stream: Stream, target: OutputContainer) -> Stream:
     twin.metadata.update(stream.metadata)
     if "name" in stream.metadata:  # what MP4 reads as that, it writes as this
         twin.metadata.setdefault("title", stream.metadata["name"])
+    if (spoken := find_language(stream.metadata.get("language", ""))) is not None and target.format.name == "mov":
+        twin.metadata["language"] = _stated(spoken, "mov")
     twin.disposition = stream.disposition
     return twin
 

@@ -201,7 +201,7 @@ def test_of_several_tracks_one_is_taken_and_told() -> None:
 
 
 @pytest.mark.parametrize("stated", ["ger", "deu"])
-@pytest.mark.parametrize("asked", ["de", "ger", "deu", "DE", "de-AT", "de_DE", "d"])
+@pytest.mark.parametrize("asked", ["de", "ger", "deu", "DE", "de-AT", "de_DE", "German", "d"])
 def test_a_language_is_found_by_each_of_its_codes(stated: str, asked: str) -> None:
     tags = ({"language": "den"}, {"language": "eng"}, {"language": stated}, {"language": "spa"})
     data = encoded("matroska", "flac", 48_000, [(0.0, sine(440, 0.5, 48_000))], tracks=tags)
@@ -209,6 +209,15 @@ def test_a_language_is_found_by_each_of_its_codes(stated: str, asked: str) -> No
     assert heard(data, track="es")[1].track == 4  # of which no letter but the first is in "spa"
     with pytest.raises(AudioError, match="has no audio track"):
         heard(data, track="fr")
+
+
+def test_the_language_of_a_place_is_found_before_that_of_another() -> None:
+    tags = ({"language": "pt-PT"}, {"language": "pt-BR"}, {"language": "odd"})
+    data = encoded("matroska", "flac", 48_000, [(0.0, sine(440, 0.5, 48_000))], tracks=tags)
+    found = {
+        asked: heard(data, track=asked)[1].track for asked in ("pt_br", "por-BR", "pt", "pt-AO", "Portuguese", "odd")
+    }
+    assert found == {"pt_br": 2, "por-BR": 2, "pt": 1, "pt-AO": 1, "Portuguese": 1, "odd": 3}
 
 
 def test_a_codec_without_a_decoder_is_named() -> None:

@@ -15,9 +15,11 @@ from typer.testing import CliRunner, Result
 from dasheng_edge.runtime.audio.read import ReadAudio
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.cli import app as cli
+from dasheng_edge.runtime.cli import questions
 from dasheng_edge.runtime.engine.clip_audio import ClipAudio
 from dasheng_edge.runtime.engine_options import EngineOptions
 from dasheng_edge.runtime.errors import DecoderError
+from dasheng_edge.runtime.languages.language import language_of
 
 RATE = 16000
 
@@ -74,6 +76,27 @@ def test_several_questions_are_answered_beside_each_other(tiny_bundle: Path, cli
     assert shown["text"] == shown["answers"]["caption"]["text"]
     for words in (("--ask", "a=b", "--ask", "a=c"), ("--ask", "a", "--prompt", "b"), ("--ask", "a", "--stream")):
         assert caption(tiny_bundle, clip, *words).exit_code == 2
+
+
+@pytest.mark.parametrize("option", ["--speech", "--mux"])
+def test_what_is_no_language_is_refused_with_the_nearest(tiny_bundle: Path, clip: Path, option: str) -> None:
+    for wrong, near in (("klingon", "expected a tag"), ("Germn", "German"), ("en-", "en"), ("", "expected a tag")):
+        done = caption(tiny_bundle, clip, option, wrong)
+        assert (done.exit_code, repr(wrong) in done.stderr, near in done.stderr) == (2, True, True)
+
+
+@pytest.mark.parametrize(
+    ("typed", "asked", "tag"),
+    [("German", "de", "de"), ("pt_br", "pt", "pt-BR"), ("ZHO-Hant", "zh", "zh-Hant"), ("yue", "yue", "yue")],
+)
+def test_a_language_of_speech_is_asked_for_by_its_code_and_stated_with_its_script(
+    tiny_bundle: Path, clip: Path, typed: str, asked: str, tag: str
+) -> None:
+    assert questions.Asked(None, None, language_of(typed), None, None).named == {
+        "caption": None, "speech": f"Transcribe the speech into text <|{asked}|>",
+    }  # fmt: skip
+    done = caption(tiny_bundle, clip, "--speech", typed, "--format", "ttml", "--out", "-")
+    assert f'xml:lang="{tag}"' in done.stdout
 
 
 def test_subtitles_on_stdout(tiny_bundle: Path, clip: Path) -> None:

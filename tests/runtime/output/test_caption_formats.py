@@ -90,6 +90,14 @@ def test_several_answers_have_a_line_each() -> None:
     assert "\ncome in\n" in shown
 
 
+def test_only_ttml_says_its_language_and_is_written_again_for_another() -> None:
+    for name, kind in CAPTION_FORMATS.items():
+        here, there = kind(), kind(language="pt-BR")
+        texts = ["".join(one.document([WHOLE])) for one in (here, there)]
+        assert (texts[0] != texts[1]) == (here.look != there.look) == (name == "ttml")
+        assert ('xml:lang="en"' in texts[0], 'xml:lang="pt-BR"' in texts[1]) == (name == "ttml",) * 2
+
+
 def test_names_of_formats() -> None:
     assert format_names("TEXT, json,txt") == ["txt", "json"]
     for wrong in ("", ",", "txt,doc"):

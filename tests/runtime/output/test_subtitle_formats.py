@@ -48,7 +48,7 @@ def test_webvtt() -> None:
 
 
 def test_ttml_has_language_direction_and_times() -> None:
-    root = ET.fromstring(ttml(CUES, "he"))
+    root = ET.fromstring(ttml(CUES, "Hebrew"))
     found = root.findall(".//tt:p", NAMES)
     assert root.get("{http://www.w3.org/XML/1998/namespace}lang") == "he"
     assert [one.get("style") for one in found] == ["ltr", "ltr", "rtl", "ltr"]
@@ -64,7 +64,7 @@ def test_ttml_refers_to_what_is_there_and_is_a_document_without_cues_too() -> No
     assert [one.tag.rpartition("}")[2] for one in ET.fromstring(ttml([]))] == ["head"]  # a body must not be empty
 
 
-@pytest.mark.parametrize("language", ["", "English please", 'en"', "e"])
+@pytest.mark.parametrize("language", ["", "English please", 'en"', "e", "klingon", "en-"])
 def test_what_is_no_language_is_refused(language: str) -> None:
     with pytest.raises(SubtitleError, match="expected a tag"):
         ttml([], language)

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable
 from contextlib import suppress
 from fractions import Fraction
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ import pytest
 from av.container import OutputContainer
 from av.stream import Disposition, Stream
 
-from dasheng_edge.runtime.errors import DashengEdgeError, OutputExistsError, SubtitleError
+from dasheng_edge.runtime.errors import DashengEdgeError, LanguageError, OutputExistsError, SubtitleError
+from dasheng_edge.runtime.languages.language import _languages, language_of
 from dasheng_edge.runtime.subtitles.cue import Cue
-from dasheng_edge.runtime.subtitles.mux import _ASS_HEADER, mux
+from dasheng_edge.runtime.subtitles.mux import _ASS_HEADER, _stated, mux
 
 CUES = [Cue(0.5, 1.5, ("[dog barks]", "[engine running]")), Cue(1.6, 2.6, ("[כלב נובח]",))]
 TEXTS = ["[dog barks]\\N[engine running]", "[כלב נובח]"]
@@ -109,6 +111,52 @@ def test_all_else_is_copied_as_it_is_and_cues_come_back(tmp_path: Path, suffix: 
     assert times == [(500, 1500), (1600, 2600)]
     assert video.read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([video.name, out.name])
+
+
+@pytest.mark.parametrize(
+    ("language", "stated"),
+    [
+        ("German", ("ger", "deu", "ger")), ("fr-CA", ("fre", "fra", "fra")), ("sv", ("swe", "swe", "sve")),
+        ("hrv", ("hrv", "hrv", "hr ")), ("zh-Hant", ("chi", "zho", "chi")), ("yue", ("yue", "yue", None)),
+    ],
+)  # fmt: skip
+def test_a_language_is_stated_as_the_kind_of_file_states_it(
+    tmp_path: Path, language: str, stated: tuple[str | None, ...]
+) -> None:
+    for suffix, word in zip(FORMATS, stated, strict=True):  # 639-2/B; 639-2/T; FFmpeg's names of QuickTime's numbers
+        out = tmp_path / f"out{suffix}"
+        mux(make_video(tmp_path / f"film{suffix}"), CUES, out, language=language)
+        with av.open(str(out)) as container:
+            track: Any = container.streams.subtitles[-1]
+            assert track.language == word
+            assert word is None or language_of(word).code == language_of(language).code
+
+
+def test_every_language_that_quicktime_numbers_is_written_so() -> None:
+    """Whichever of its codes FFmpeg takes is the one that is stated."""
+    for language in {one.code: one for one in _languages().values()}.values():
+        stated = _stated(language, "mov")
+        others = {language.terminology, language.bibliographic} - {stated}
+        assert quicktime(stated) or not any(map(quicktime, others)), language
+
+
+def quicktime(code: str) -> str | None:
+    """How a code comes back from a MOV file."""
+    with BytesIO() as file:
+        with av.open(file, "w", format="mov") as container:
+            track = container.add_stream("pcm_s16le", rate=8000, layout="mono")
+            track.metadata["language"] = code
+            sound = av.AudioFrame.from_ndarray(np.zeros((1, 1), "i2"), "s16", "mono")
+            sound.sample_rate = 8000
+            container.mux([*track.encode(sound), *track.encode(None)])
+        file.seek(0)
+        with av.open(file) as container:
+            return container.streams[0].language
+
+
+def test_what_is_no_language_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    with pytest.raises(LanguageError, match="'klingon' is no language"):
+        mux(tmp_path / "film.mkv", CUES, tmp_path / "out.mkv", language="klingon")
 
 
 def test_no_cues_are_an_empty_track(tmp_path: Path) -> None:

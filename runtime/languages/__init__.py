@@ -1,0 +1,1 @@
+"""Languages: codes, tags and names of one, as people, models and files write them. Imports errors and names alone."""
