@@ -162,7 +162,7 @@ def another_file(source: ByteSource, size: int, read_to: int, container: str) ->
     head = source.bytes_at(0, 12)
     for place, magic, grammar in _GRAMMARS:
         if grammar.align == 2 and head[place : place + len(magic)] == magic:
-            end = max(_ends(source, size, grammar), default=size)
+            end = max(_ends(source, size, grammar), default=0) or size
             return size - end if source.bytes_at(end + end % 2, 4) == head[:4] else 0
     place = source.bytes_at(read_to, BEHIND_BYTES).find(head) if container in ENDS and read_to else -1
     return size - read_to - place if place >= 0 else 0
@@ -232,8 +232,8 @@ def _unknown(stated: int) -> bool:
 
 
 def _ends(source: ByteSource, size: int, grammar: _Grammar) -> Iterator[int]:
-    """Where the chunks that hold audio end by their own account."""
-    here, wide, length = grammar.first, 0, grammar.head.size
+    """Where the chunks that hold audio end by their own account; 0 of one that does not know."""
+    here, wide, length, came = grammar.first, 0, grammar.head.size, False
     for _ in range(MAX_CHUNKS):
         if here >= size or len(data := source.bytes_at(here, length)) < length:
             return
@@ -251,8 +251,9 @@ def _ends(source: ByteSource, size: int, grammar: _Grammar) -> Iterator[int]:
             known = stated < UNKNOWN_FROM_64
         end = here + (max(stated, length) if grammar.counts_head else length + max(stated, 0))
         if name in grammar.audio:
-            if known:
-                yield end
+            known |= came and not stated  # a writer that does not know a size stops there: this one is empty
+            came = True
+            yield end if known else 0
             if not known or not grammar.several:
                 return
         here = -(-end // grammar.align) * grammar.align

@@ -84,12 +84,14 @@ def chunks_of(container: str, pieces: list[bytes]) -> bytes:
 
 
 @pytest.mark.parametrize("container", ["wav", "w64"])
-@pytest.mark.parametrize("sizes", [(2, 1), (1, 2), (1, 3, 2)])
+@pytest.mark.parametrize("sizes", [(2, 1), (1, 2), (1, 3, 2), (1, 0), (1, 0, 2), (1, 2, 0), (1, 0, 0)])
 def test_samples_in_several_chunks_are_all_read(container: str, sizes: tuple[int, ...]) -> None:
     samples = np.frombuffer(BODY, "<i2")
     pieces = [samples[: size * 1000] for size in sizes]
     content = chunks_of(container, [piece.tobytes() for piece in pieces])
     assert np.array_equal(np.concatenate(list(read_audio(content, strict=True))) * 2**15, np.concatenate(pieces))
+    if not sizes[-1]:
+        return
     cut = read_audio(content[:-500])
     assert sum(map(len, cut)) == sum(sizes) * 1000 - 250
     assert "bytes are there" in " ".join(cut.warnings)
