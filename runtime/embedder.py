@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dasheng_edge.runtime.audio.audio_parts import AudioParts
-from dasheng_edge.runtime.audio.front_end import Features, FrontEnd
+from dasheng_edge.runtime.audio.front_end import Features, FrontEnd, check_front_end
 from dasheng_edge.runtime.audio.read import AudioSource, AudioStream, Waveform, read_audio
-from dasheng_edge.runtime.bundle.bundle import ENCODER, Bundle
+from dasheng_edge.runtime.bundle.bundle import ENCODER, FRONT_END, Bundle
 from dasheng_edge.runtime.bundle.manifest import MANIFEST
 from dasheng_edge.runtime.engine_options import EngineOptions
 from dasheng_edge.runtime.machine.devices import Device
@@ -70,12 +70,13 @@ class Embedder:
     ) -> Embedder:
         """Open a bundle's front end and encoder; arguments as in `Captioner.open`.
 
-        Raises what `Bundle.open`, `on_card` and `AudioParts.open` raise, all of them `DashengEdgeError`.
+        Raises what `Bundle.open`, `on_card`, `check_front_end` and `AudioParts.open` raise, all `DashengEdgeError`.
         """
         options = (options or EngineOptions()).changed(device=device, threads=threads)
         with memory_errors(f"opening {path}", "free memory, or quantize to a smaller recipe"):
             bundle = Bundle.open(path, check_sha256=check_sha256)
             settings = on_card(bundle, replace(settings_for(bundle, options), decoder_device="cpu"))
+            check_front_end(bundle.path(FRONT_END), bundle.manifest.front_end)
             return cls(bundle, AudioParts.open(bundle, settings))
 
     def __enter__(self) -> Embedder:

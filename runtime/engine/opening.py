@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dasheng_edge.runtime.bundle.bundle import Bundle
+from dasheng_edge.runtime.audio.front_end import check_front_end
+from dasheng_edge.runtime.bundle.bundle import FRONT_END, Bundle
 from dasheng_edge.runtime.engine_options import EngineOptions
 from dasheng_edge.runtime.machine.forks import check_pool
 from dasheng_edge.runtime.machine.memory import memory_errors
@@ -23,12 +24,13 @@ def open_parts(path: str | Path, options: EngineOptions, *, check_sha256: bool =
     `check_sha256=False` saves reading every file once more; sizes are checked in any case. The cache of prompts
     goes by the hashes in the manifest, so what was not held against them neither reads it nor writes to it.
 
-    Raises what `Bundle.open` and `Parts.open` raise, all of them `DashengEdgeError`.
+    Raises what `Bundle.open`, `check_front_end` and `Parts.open` raise, all of them `DashengEdgeError`.
     """
     with memory_errors(f"opening {path}", _LESS):
         bundle = Bundle.open(path, check_sha256=check_sha256)
         settings = settings_for(bundle, options)
         check_pool(settings.text_threads)
+        check_front_end(bundle.path(FRONT_END), bundle.manifest.front_end)
         parts = Parts.open(bundle, settings)
     folder = cache_folder() if settings.cache is None else settings.cache
     folder = folder if check_sha256 and folder != "off" else None

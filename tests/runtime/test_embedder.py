@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import shutil
 import threading
 import tracemalloc
 import weakref
@@ -20,6 +22,7 @@ from dasheng_edge.runtime.audio.encoder import Encoder
 from dasheng_edge.runtime.audio.front_end import Features, FrontEnd
 from dasheng_edge.runtime.bundle.bundle import GOLDEN, Bundle
 from dasheng_edge.runtime.bundle.golden import read_golden
+from dasheng_edge.runtime.bundle.manifest import MANIFEST
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.deviation import relative_rms
 from dasheng_edge.runtime.engine_options import EngineSettings
@@ -205,3 +208,16 @@ def test_two_threads_at_once(encoder_bundle: Path, monkeypatch: pytest.MonkeyPat
 def test_the_golden_file_of_an_encoder_bundle_is_small(encoder_bundle: Path) -> None:
     with np.load(encoder_bundle / GOLDEN) as golden:
         assert {key.rsplit("_", 1)[0] for key in golden} == {"names", "waveform", "log_mel", "patches"}
+
+
+@pytest.mark.parametrize("lie", [{"hop_length": 13}, {"f_max_hz": 4000.0}])
+@pytest.mark.parametrize("kind", [Captioner, Embedder])
+def test_a_manifest_that_states_another_front_end_is_refused(
+    tiny_bundle: Path, tmp_path: Path, kind: type[Captioner | Embedder], lie: dict[str, float]
+) -> None:
+    bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    manifest = json.loads((bundle / MANIFEST).read_text())
+    manifest["front_end"].update(lie)
+    (bundle / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(BundleFileError, match=r"front_end\.onnx .*copy the bundle again, or export it again"):
+        kind.open(bundle, threads=1)

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from dasheng_edge.runtime.audio.front_end import FrontEnd, FrontEndGraph
+from dasheng_edge.runtime.audio.front_end import FrontEnd, FrontEndGraph, check_front_end
 from dasheng_edge.runtime.audio.onnx_session import onnx_session
 from dasheng_edge.runtime.bundle.bundle import FRONT_END, PROJECTOR
 from dasheng_edge.runtime.bundle.front_end_spec import AcousticSpec, FrontEndSpec
@@ -221,6 +221,29 @@ def test_the_graph_is_checked(tiny_bundle: Path) -> None:
     ):
         FrontEndGraph(tiny_bundle / FRONT_END, FrontEndSpec(hop_length=13))
     assert onnx_session(tiny_bundle / FRONT_END, "cpu", 1).get_providers() == ["CPUExecutionProvider"]
+
+
+LIES: list[dict[str, object]] = [
+    {"hop_length": 13}, {"hop_length": 161}, {"n_fft": 510, "win_length": 510}, {"win_length": 400}, {"n_mels": 63},
+    {"f_min_hz": 20.0}, {"f_max_hz": 7900.0}, {"log_floor": 1.1e-10}, {"top_db": 119.0},
+    {"acoustic": AcousticSpec(n_mels=20)},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("lie", LIES, ids=str)
+def test_a_manifest_that_states_other_numbers_than_its_graph_is_refused(
+    tiny_bundle: Path, lie: dict[str, object]
+) -> None:
+    with pytest.raises(BundleFileError, match=r"front_end\.onnx (is no graph|computes another spectrogram)"):
+        check_front_end(tiny_bundle / FRONT_END, SPEC.model_copy(update=lie))
+
+
+@pytest.mark.parametrize("lie", [{"n_mels": 21}, {"f_max_hz": 7900.0}, {"log_floor": 2e-7}, {"win_length": 1000}])
+def test_the_second_spectrogram_is_held_against_the_graph_too(lie: dict[str, object]) -> None:
+    check_front_end(TWO_SPECTRA_GRAPH, TWO_SPECTRA)
+    acoustic = AcousticSpec(n_mels=20).model_copy(update=lie)
+    with pytest.raises(BundleFileError, match=r"two_spectra\.onnx "):
+        check_front_end(TWO_SPECTRA_GRAPH, FrontEndSpec(acoustic=acoustic))
 
 
 def test_a_failure_says_where_and_what_to_do(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
