@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Annotated, Any
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from dasheng_edge.runtime.errors import ClipsError
+from dasheng_edge.runtime.names import printable
 
 _NEMO, _RECORDING, _SOURCES = "audio_filepath", "recording", "sources"
 _TO_THE_END = (None, -1, 0)  # what NeMo's tools write for a duration that is not known
 _NO_TEXT = ("-", "")  # what they write for a text that is not known
 _HARMLESS = ("Resample",)  # of the changes that Lhotse makes when it loads: audio is resampled here, too
+MAX_S = 1e9  # 30 years: no recording is longer, and samples can be counted
 _ONE = "write the audio with Lhotse's CutSet.save_audios, and list those files"
 
 
@@ -28,8 +31,8 @@ class ClipRow(BaseModel):
 
     audio: Annotated[str, Field(min_length=1, validation_alias=AliasChoices("audio", _NEMO, "file"))]
     id: Annotated[str, Field(min_length=1)] | None = None
-    offset: Annotated[float, Field(ge=0)] | None = None
-    duration: Annotated[float, Field(gt=0)] | None = None
+    offset: Annotated[float, Field(ge=0, le=MAX_S)] | None = None
+    duration: Annotated[float, Field(gt=0, le=MAX_S)] | None = None
     prompt: str | None = None
     references: tuple[str, ...] = ()
     text: str | None = None
@@ -50,6 +53,8 @@ def read_row(where: str, line: str) -> ClipRow:
         raise ClipsError(f"{where}: {error}") from None
     except (ValueError, RecursionError):
         row = None  # pydantic says where
+    except (TypeError, AttributeError) as error:
+        raise ClipsError(f"{where}: a value is of another type than NeMo or Lhotse write ({error}); {_ONE}") from None
     try:
         return ClipRow.model_validate_json(line if row is None else json.dumps(row))
     except ValidationError as error:
@@ -57,6 +62,19 @@ def read_row(where: str, line: str) -> ClipRow:
         key = ".".join(str(part) for part in first["loc"]) or "the line"
         known = ", ".join(ClipRow.model_fields)
         raise ClipsError(f"{where}: {key}: {first['msg']}; expected an object with audio and any of {known}") from error
+
+
+def named_row(line: str) -> ClipRow:
+    """What a line that is wrong says of its id and its file, where it can be told; else None and ""."""
+    said: Any = None
+    with suppress(ValueError, RecursionError):
+        said = json.loads(line)
+    said = said if isinstance(said, dict) else {}
+    names = [said[key] for key in ("audio", _NEMO, "file") if isinstance(said.get(key), str)]
+    name = _name(said.get("id"))
+    return ClipRow.model_construct(
+        audio=printable(names[0]) if names else "", id=printable(name) if isinstance(name, str) else None
+    )
 
 
 class _NotOneFileError(ValueError):

@@ -9,6 +9,7 @@ and Lhotse are taken as they are: see `clip_rows`.
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import hashlib
 import itertools
@@ -16,6 +17,7 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +29,7 @@ from dasheng_edge.runtime.bundle.bundle import sha256_of
 from dasheng_edge.runtime.errors import ClipsError
 from dasheng_edge.runtime.names import printable
 
-from .clip_rows import ClipRow, read_row
+from .clip_rows import ClipRow, named_row, read_row
 
 AUDIO_SUFFIXES = frozenset({
     ".wav", ".flac", ".mp3", ".m4a", ".aac", ".ogg", ".opus", ".wma", ".aiff", ".aif", ".au", ".mp4", ".mkv", ".webm",
@@ -49,6 +51,7 @@ class Clip:
     references: tuple[str, ...] = ()
     events: frozenset[str] | None = None  # None: not known
     transcript: str | None = None
+    error: ClipsError | None = None  # why there is nothing to read
 
     @property
     def span_s(self) -> tuple[float, float]:
@@ -60,7 +63,10 @@ class Clip:
 
         Raises:
             AudioError: it cannot be read, or holds nothing where the clip should be.
+            ClipsError: its row of the manifest is wrong.
         """
+        if self.error is not None:
+            raise self.error
         stream = read_audio(self.path, sample_rate_hz=sample_rate_hz)
         yield from stream.part(self.offset_s, self.duration_s)
         for warning in stream.warnings:
@@ -73,7 +79,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class ClipSet:
-    """Clips from one place."""
+    """Clips from one place; at least one of them has no error."""
 
     name: str  # of the manifest, folder or file, without its path
     clips: tuple[Clip, ...]
@@ -81,35 +87,36 @@ class ClipSet:
     def sha256(self) -> str:
         """Over what is known about the clips, and the content of their files, read a block at a time.
 
-        Raises:
-            ClipsError: a file cannot be read any more.
+        Of a file that cannot be read, that counts.
         """
         digest = hashlib.sha256()
         for clip in self.clips:
             facts = [
                 clip.id, clip.offset_s, clip.duration_s, clip.prompt, clip.references,
-                sorted(clip.events) if clip.events is not None else None, clip.transcript, self._files[clip.path],
+                sorted(clip.events) if clip.events is not None else None, clip.transcript, self._files.get(clip.path),
             ]  # fmt: skip
             digest.update(json.dumps(facts).encode() + b"\n")
         return digest.hexdigest()
 
     @cached_property
     def _files(self) -> Mapping[Path, str]:
-        """SHA-256 of each file, which is read once, however many clips are cut from it."""
-        return {path: _file_sha256(path) for path in dict.fromkeys(clip.path for clip in self.clips)}
+        """SHA-256 of each file that can be read, which is done once, however many clips are cut from it."""
+        found: dict[Path, str] = {}
+        for path in dict.fromkeys(clip.path for clip in self.clips if clip.error is None):
+            with suppress(OSError):  # told where it is heard
+                found[path] = sha256_of(path)
+        return found
 
     def shared_with(self, other: ClipSet) -> int:
-        """How many clips hold audio that a clip of `other` holds too: parts that overlap, of files of one content.
-
-        Raises:
-            ClipsError: a file cannot be read any more.
-        """
+        """How many clips hold audio that a clip of `other` holds too: parts that overlap, of files of one content."""
         parts: dict[str, list[tuple[float, float]]] = {}
         for clip in other.clips:
-            parts.setdefault(other._files[clip.path], []).append(clip.span_s)
+            if clip.path in other._files:
+                parts.setdefault(other._files[clip.path], []).append(clip.span_s)
         return sum(
             any(clip.span_s[0] < end and start < clip.span_s[1] for start, end in parts.get(self._files[clip.path], ()))
             for clip in self.clips
+            if clip.path in self._files
         )
 
 
@@ -159,28 +166,43 @@ def files_below(folder: Path, unreadable: Callable[[OSError], None] | None = Non
 
 
 def read_clips(path: Path) -> ClipSet:
-    """Clips of a manifest.
+    """Clips of a manifest; one whose line is wrong, names no file or repeats an id has an `error` that names the line.
 
     Raises:
-        ClipsError: it cannot be read, a line is wrong, names a file that is not there, or repeats an id.
+        ClipsError: it cannot be read, or no line of it can be used, for the reason of the first.
     """
     try:
-        # Not splitlines: texts may hold U+2028 and U+0085.
-        lines = _content(path).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n").split("\n")
+        content = _content(path)
     except (OSError, ValueError, EOFError, zlib.error) as error:
         raise ClipsError(f"cannot read the clips of {path}: {error}; expected JSON Lines in UTF-8") from error
-    rows = [(number, read_row(f"{path}, line {number}", line)) for number, line in enumerate(lines, 1) if line.strip()]
+    # Not splitlines: texts may hold U+2028 and U+0085.
+    lines = content.removeprefix(codecs.BOM_UTF8).replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
+    rows = [(number, _row(path, number, line)) for number, line in enumerate(lines, 1) if line.strip()]
     if not rows:
         raise ClipsError(f"{path} lists no clip; expected a JSON object with the key 'audio' on each line")
     given: dict[str, int] = {}
-    for number, row in rows:
-        if row.id is not None and given.setdefault(row.id, number) != number:
-            raise ClipsError(
-                f"{path}, line {number}: the id {row.id!r} is there twice; give each clip its own, or none (line "
-                f"{given[row.id]} has it too)"
-            )
+    for number, (row, _) in rows:
+        if row.id is not None:
+            given.setdefault(row.id, number)
     taken = set(given)
-    return ClipSet(printable(path.name), tuple(_clip(path, number, row, taken) for number, row in rows))
+    clips = tuple(_clip(path, number, given, taken, *row) for number, row in rows)
+    if all(clip.error for clip in clips):
+        raise clips[0].error or AssertionError
+    return ClipSet(printable(path.name), clips)
+
+
+def _row(manifest: Path, number: int, line: bytes) -> tuple[ClipRow, ClipsError | None]:
+    """A line, or what can be told of one that is wrong, and why it is."""
+    where = f"{manifest}, line {number}"
+    try:
+        text = line.decode()
+    except ValueError as error:
+        wrong = ClipsError(f"cannot read the clips of {where}: {error}; expected JSON Lines in UTF-8")
+        return named_row(line.decode(errors="replace")), wrong
+    try:
+        return read_row(where, text), None
+    except ClipsError as error:
+        return named_row(text), error
 
 
 def _content(path: Path) -> bytes:
@@ -192,17 +214,27 @@ def _content(path: Path) -> bytes:
     return content
 
 
-def _clip(manifest: Path, number: int, row: ClipRow, taken: set[str]) -> Clip:
-    """The clip of a row; `taken` are the ids that there are, and gets this one's."""
-    file = manifest.parent / row.audio
-    if not is_file(file):
-        raise ClipsError(f"{manifest}, line {number}: there is no file {file}; paths are relative to the manifest")
-    name = row.id
-    if name is None:
+def _clip(
+    manifest: Path, number: int, given: Mapping[str, int], taken: set[str], row: ClipRow, error: ClipsError | None
+) -> Clip:
+    """The clip of a row; `given` are ids and their lines, `taken` all that there are, and gets this one's."""
+    file, name = manifest.parent / row.audio, row.id
+    where = f"{manifest.name}, line {number}"
+    if name is not None and given[name] != number:
+        error = error or ClipsError(
+            f"{manifest}, line {number}: the id {name!r} is there twice; give each clip its own, or none (line "
+            f"{given[name]} has it too)"
+        )
+        name = _free(where, taken)
+    elif name is None and row.audio:
         name = _free(file.name if Path(row.audio).is_absolute() else row.audio, taken)  # reports show it, and travel
+    if error is None and not is_file(file):
+        error = ClipsError(f"{manifest}, line {number}: there is no file {file}; paths are relative to the manifest")
+    if error is not None:
+        return Clip(name or _free(where, taken), file, error=error)
     references = row.references if row.text is None else (row.text, *row.references)
     events = None if row.events is None else frozenset(row.events)
-    return Clip(name, file, row.offset or 0.0, row.duration, row.prompt, references, events, row.transcript)
+    return Clip(name or "", file, row.offset or 0.0, row.duration, row.prompt, references, events, row.transcript)
 
 
 def _free(stem: str, taken: set[str]) -> str:
@@ -224,10 +256,3 @@ def is_file(path: Path) -> bool:
         return path.is_file()
     except (OSError, ValueError):  # a name too long or with characters that no name has
         return False
-
-
-def _file_sha256(path: Path) -> str:
-    try:
-        return sha256_of(path)
-    except OSError as error:
-        raise ClipsError(f"cannot read {path}: {error.strerror}; the manifest or folder of clips lists it") from error

@@ -170,7 +170,7 @@ def _manifest(name: str) -> Iterator[Input]:
         for clip in read_clips(Path(name)).clips:
             yield Input(
                 clip.id, str(clip.path), _output(clip.id), offset_s=clip.offset_s, duration_s=clip.duration_s,
-                prompt=clip.prompt,
+                prompt=clip.prompt, error=clip.error,
             )  # fmt: skip
     except ClipsError as error:
         yield Input(name, name, _output(Path(name).name), error=error)

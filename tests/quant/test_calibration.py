@@ -16,7 +16,7 @@ from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.bundle.golden import read_golden
 from dasheng_edge.runtime.clips.clips import Clip, ClipSet
 from dasheng_edge.runtime.engine_options import EngineSettings
-from dasheng_edge.runtime.errors import AudioError, AudioTooLongError, MemoryShortError
+from dasheng_edge.runtime.errors import AudioError, AudioTooLongError, ClipsError, MemoryShortError
 from dasheng_edge.runtime.parts import Parts
 from tests.runtime.clips.test_clips import write_wave
 
@@ -60,6 +60,8 @@ def test_clips_that_cannot_be_read_are_left_out(
     (tmp_path / "text.wav").write_text("no audio")
     paths = [tmp_path / name for name in ("gone.wav", "a.wav", "text.wav", "b.wav")]
     clips = tuple(Clip(path.stem, path, prompt=path.stem) for path in paths)
+    row = Clip("row", tmp_path, error=ClipsError("x.jsonl, line 3: ..."))
+    assert "line 3" in calibrate_on(ClipSet("x", (row, *clips)), parts, lambda _: None).warnings[0]
     got, advanced = calibrate_on(ClipSet("x", clips), parts, lambda _: None), list[int]()
     only = calibrate_on(ClipSet("x", clips[1::2]), parts, advanced.append)
     assert (got.facts, got.prompts, got.names) == (only.facts, ("a", "b"), ("a", "b"))

@@ -26,7 +26,7 @@ from dasheng_edge.quant.compare.usable_clips import ClipsFailedError, usable_cli
 from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.clips.clips import Clip, ClipSet
 from dasheng_edge.runtime.engine_options import EngineOptions
-from dasheng_edge.runtime.errors import AudioTooLongError, DashengEdgeError, DecoderError, PromptError
+from dasheng_edge.runtime.errors import AudioTooLongError, ClipsError, DashengEdgeError, DecoderError, PromptError
 from dasheng_edge.runtime.parts import TextParts
 from tests.runtime.clips.test_clips import write_wave
 
@@ -117,10 +117,11 @@ def test_what_one_clip_does_does_not_end_the_others(
     monkeypatch.setattr(Clip, "blocks", hostile)
     wrong = Clip("wrong", tmp_path / "a.wav", prompt="\ud800")
     wordy = Clip("wordy", tmp_path / "a.wav", prompt="word " * bundle.decoder_facts.context_length)
-    usable = usable_clips(bundle, ClipSet("all", (wrong, memory, good, wordy)), LIMIT)
+    row = Clip("row", tmp_path, error=ClipsError("clip row: line 3"))
+    usable = usable_clips(bundle, ClipSet("all", (wrong, memory, good, wordy, row)), LIMIT)
     assert usable.clips.clips == (good,)
     assert usable.warnings == ()
-    for clip, why in zip((wrong, memory, wordy), usable.left_out, strict=True):
+    for clip, why in zip((wrong, memory, wordy, row), usable.left_out, strict=True):
         assert f"clip {clip.id}" in why
     with pytest.raises(PromptError):  # all clips have it
         usable_clips(altered(bundle, "prompt", prompt="\ud800"), ClipSet("good", (good,)), LIMIT)

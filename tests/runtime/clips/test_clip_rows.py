@@ -111,6 +111,11 @@ def test_resampling_is_done_here_too(folder: Path) -> None:
         (cut(start="x"), "offset: .*valid number"),
         (recorded(sources=[{"type": "file", "source": None}]), "audio: .*valid string"),
         ({"audio_filepath": ["a.wav", "b.wav"]}, "lists 2 files, one for each channel"),
+        (cut(supervisions=5), "of another type than NeMo or Lhotse write"),
+        (cut(supervisions=[{"text": 5}]), "of another type"),
+        (recorded(sources=[{"type": "file", "channels": 5, "source": "a.wav"}]), "of another type"),
+        (recorded(transforms=5), "of another type"),
+        (cut(start=1e300), "offset: .*less than or equal to"),
         ({"audio_filepath": 5}, "audio: .*valid string"),
         ({"audio_filepath": "a.wav", "duration": "x"}, "duration: .*valid number"),
         # Ours stay strict.
@@ -121,8 +126,10 @@ def test_resampling_is_done_here_too(folder: Path) -> None:
     ],
 )
 def test_what_cannot_be_taken_is_said_in_one_line(folder: Path, row: object, said: str) -> None:
+    good, wrong = find_clips(manifest(folder, {"audio": "a.wav"}, row)).clips
+    assert good.error is None
     with pytest.raises(ClipsError, match=rf"line 2: .*{said}") as caught:
-        find_clips(manifest(folder, {"audio": "b.wav"}, row))
+        wrong.read(16_000)
     assert "\n" not in str(caught.value)
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from dasheng_edge.runtime.clips.clips import Clip, ClipSet, find_clips, read_clips
-from dasheng_edge.runtime.errors import AudioEmptyError, ClipsError
+from dasheng_edge.runtime.errors import AudioEmptyError, AudioNotFoundError, ClipsError
 
 RATE_HZ = 16_000
 
@@ -127,9 +127,53 @@ def test_a_single_file(folder: Path) -> None:
         ({"audio": "b/c.WAV", "id": "first"}, "line 2: the id 'first' is there twice; give each clip its own, or none"),
     ],
 )
-def test_a_wrong_row_is_named(folder: Path, row: object, said: str) -> None:
+def test_a_wrong_row_costs_itself_alone(folder: Path, row: object, said: str) -> None:
+    first = {"audio": "a.wav", "id": "first"}
+    good, wrong, after = find_clips(write_manifest(folder, first, row, {"audio": "b/c.WAV"})).clips
+    assert (good, after) == (Clip("first", folder / "a.wav"), Clip("b/c.WAV", folder / "b" / "c.WAV"))
     with pytest.raises(ClipsError, match=said):
-        find_clips(write_manifest(folder, {"audio": "a.wav", "id": "first"}, row))
+        wrong.read(RATE_HZ)
+
+
+def test_ids_are_the_same_whatever_is_wrong_with_a_row(folder: Path) -> None:
+    rows: list[dict[str, object]] = [{"audio": "a.wav"}, {"audio": "a.wav", "id": "x"}, {"audio": "a.wav"}]
+    ids = [clip.id for clip in read_clips(write_manifest(folder, *rows)).clips]
+    assert ids == ["a.wav", "x", "a.wav (2)"]
+    for place, row in enumerate(rows):
+        for wrong in ({"offset": -1}, {"duration": "x"}, {"prompt": 5}, {"colour": "red"}, {"references": None}):
+            changed = [*rows[:place], {**row, **wrong}, *rows[place + 1 :]]
+            clips = read_clips(write_manifest(folder, *changed)).clips
+            assert [clip.id for clip in clips] == ids
+            assert [clip.error is not None for clip in clips] == [number == place for number in range(3)]
+    strange = '{"id": "\\ud800"}'
+    clips = read_clips(write_manifest(folder, {"audio": "gone.wav"}, "{", {"audio": "a.wav"}, strange)).clips
+    assert [clip.id for clip in clips] == ["gone.wav", "clips.jsonl, line 2", "a.wav", "\\ud800"]
+
+
+def test_a_manifest_without_a_row_that_can_be_used_is_refused(folder: Path) -> None:
+    with pytest.raises(ClipsError, match="line 1: there is no file"):
+        read_clips(write_manifest(folder, {"audio": "gone.wav"}, {"audio": "a.wav", "offset": -1}))
+    (folder / "mixed.jsonl").write_bytes(b'{"audio": "a.wav"}\r\n{"audio": "\xe9.wav"}\r')
+    good, latin = read_clips(folder / "mixed.jsonl").clips
+    assert good.error is None
+    assert "mixed.jsonl, line 2: 'utf-8' codec" in str(latin.error)
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_whatever_a_row_holds_is_its_own_error(folder: Path, data: st.DataObject) -> None:
+    keys = ["audio", "id", "offset", "duration", "prompt", "references", "events", "file", "audio_filepath", "type"]
+    keys += ["recording", "sources", "sampling_rate", "supervisions", "start", "channel", "transforms", "tracks"]
+    values = st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["a.wav", "file", "\0"]),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([*keys, "source"]), inner),
+        max_leaves=5,
+    )
+    row = data.draw(st.dictionaries(st.sampled_from(keys), values) | values)
+    _, other, last = read_clips(write_manifest(folder, {"audio": "a.wav"}, json.dumps(row), {"audio": "a.wav"})).clips
+    assert last == Clip("a.wav (2)", folder / "a.wav") or other.id.startswith("a.wav")
+    if other.error is not None:
+        assert "line 2" in str(other.error)
 
 
 def test_places_without_clips(folder: Path) -> None:
@@ -226,11 +270,13 @@ def test_hidden_files_are_no_clips(folder: Path) -> None:
     assert [clip.id for clip in find_clips(folder).clips] == ["a.wav", "b/c.WAV"]
 
 
-def test_a_file_that_went_away_has_no_hash(folder: Path) -> None:
-    clips = find_clips(folder)
+def test_a_file_that_went_away_counts_in_the_hash_and_is_told_where_it_is_read(folder: Path) -> None:
+    before, clips = find_clips(folder).sha256(), find_clips(folder)
     (folder / "a.wav").unlink()
-    with pytest.raises(ClipsError, match=r"cannot read .*a\.wav: No such file"):
-        clips.sha256()
+    assert clips.sha256() != before
+    assert clips.shared_with(clips) == 1
+    with pytest.raises(AudioNotFoundError):
+        clips.clips[0].read(RATE_HZ)
 
 
 def test_a_part_shorter_than_a_sample(folder: Path) -> None:

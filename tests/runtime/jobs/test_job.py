@@ -106,6 +106,28 @@ def test_a_file_is_hashed_and_decoded_once_for_all_its_parts(
     assert (len(hashed), len(opened)) == (1, 1)
 
 
+def test_a_bad_row_of_a_manifest_costs_one_row_and_ids_stay(tiny_bundle: Path, clips: Path, tmp_path: Path) -> None:
+    rows = [
+        {"audio": "a.wav"}, {"audio": "gone.wav"}, {"audio": "a.wav", "offset": -1}, {"audio": "a.wav", "offset": 1e6},
+        {"audio": "a.wav", "duration": float("nan")}, {"audio": "a\0.wav"}, {"audio": "x" * 5000, "id": "long"},
+        {"id": "nothing"}, {"audio": "b.wav", "id": "nothing"}, {"audio": "b.wav"},
+    ]  # fmt: skip
+    manifest = clips / "rows.jsonl"
+    manifest.write_bytes(b"\n".join([*(json.dumps(row).encode() for row in rows), b"\xff", b'{"audio": "a.wav"}']))
+    assert caption(tiny_bundle, manifest, "--out", tmp_path / "out.jsonl").exit_code == 1
+    found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert len(found) == len(rows) + 2
+    assert sorted(row["audio"] for row in found if "error" not in row) == ["a.wav", "a.wav (5)", "b.wav"]
+    errors = {row["audio"]: row["error"] for row in found if "error" in row}
+    wrong = {"gone.wav": 2, "a.wav (2)": 3, "a.wav (4)": 5, r"a\x00.wav": 6, "long": 7, "nothing": 8}
+    wrong |= {"rows.jsonl, line 9": 9, "rows.jsonl, line 11": 11}
+    for name, line in wrong.items():
+        assert f"line {line}: " in errors.pop(name)
+    (beyond,) = errors.items()
+    assert beyond[0] == "a.wav (3)"
+    assert "no sound from 1e+06 s on" in beyond[1]
+
+
 def test_a_file_that_was_changed_is_asked_again_in_its_place(
     tiny_bundle: Path, clips: Path, tmp_path: Path, asked: list[str]
 ) -> None:
