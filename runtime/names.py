@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from typing import TextIO
 
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")  # `Path` makes https:/ of https://; C: is a drive of Windows
 _MODEL_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -35,6 +37,45 @@ def _escaped(character: str) -> str:
 def printable_json(line: str) -> str:
     """A line of JSON that says the same and does not steer a terminal: JSON itself escapes the first 32 alone."""
     return _STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", line)
+
+
+def moves(stream: TextIO) -> bool:
+    """Whether a line of a stream can be written anew: on a terminal, unless it is one that only prints."""
+    return stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+
+
+def columns(stream: TextIO) -> int:
+    """How wide the terminal is that a stream goes to, whatever the other streams go to; 80 if it goes to none."""
+    if (given := os.environ.get("COLUMNS", "")).isdecimal() and int(given):
+        return int(given)
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    except (OSError, ValueError):
+        return 80
+
+
+def cells(text: str) -> int:
+    """How many columns of a terminal a text takes: letters of Chinese and Japanese take two."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len
+
+    return cell_len(text)
+
+
+def fitted(line: str, stream: TextIO) -> str:
+    """A line that is broken between words if it is wider than the terminal; the same if `stream` is none."""
+    if not stream.isatty() or cells(line) <= (width := columns(stream)):
+        return line
+    first, *words = line.split()
+    lines, used = [first], cells(first)
+    for word in words:
+        if used + 1 + (size := cells(word)) <= width:
+            lines[-1], used = f"{lines[-1]} {word}", used + 1 + size
+        else:
+            lines.append(word)
+            used = size
+    return "\n".join(lines)
 
 
 def address_hint(name: str | Path) -> str:

@@ -97,7 +97,7 @@ class _Command(TyperCommand):
             rows = [record for param, record in records.items() if record and param.param_type_name == kind]
             if rows:
                 with formatter.section(title):
-                    rows = [(name.partition(" <")[0], _in_words(text)) for name, text in rows]
+                    rows = [(name.partition(" <")[0].strip("[]"), _in_words(text)) for name, text in rows]
                     formatter.write_dl(rows, col_max=min(30, formatter.width // 3))  # 30 is what it is without
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]  # as above

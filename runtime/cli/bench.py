@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from dasheng_edge.runtime.machine.devices import ON_CPU
-from dasheng_edge.runtime.names import printable
+from dasheng_edge.runtime.names import fitted, printable
 
 from .options import (
     BundleArgument,
@@ -21,7 +21,6 @@ from .options import (
     TokensOption,
     check_stdin,
     engine_options,
-    fitted,
     print_json,
     print_table,
     say,

@@ -213,12 +213,13 @@ def _view(*, quiet: bool, events: bool) -> View:
     import sys
 
     from dasheng_edge.runtime.jobs.progress import BarView, EventsView, LinesView, QuietView
+    from dasheng_edge.runtime.names import moves
 
     if events:
         return EventsView(say)
     if quiet:
         return QuietView(say)
-    return BarView() if sys.stderr.isatty() else LinesView(say)
+    return BarView() if moves(sys.stderr) else LinesView(say)
 
 
 @dataclass(frozen=True)

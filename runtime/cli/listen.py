@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -18,7 +17,7 @@ import typer
 
 from dasheng_edge.runtime.errors import AudioError
 from dasheng_edge.runtime.machine.devices import ON_CPU
-from dasheng_edge.runtime.names import printable
+from dasheng_edge.runtime.names import columns, moves, printable
 from dasheng_edge.runtime.progress import typed_path
 
 from .caption import StyleOption
@@ -44,7 +43,7 @@ if TYPE_CHECKING:
     from dasheng_edge.runtime.live.source import Source
 
 METER_DB = 80.0  # below full scale that the bar shows
-METER_COLUMNS = 24  # of the bar, on a terminal that has room
+METER_COLUMNS, METER_MIN_COLUMNS = 24, 8  # of the bar, on a terminal that has room, and on one that has none
 
 
 def _list_devices(wanted: bool) -> None:
@@ -224,33 +223,36 @@ class _Meter:
     """A line on stderr that is written again and again; nothing where that is no terminal."""
 
     def __init__(self, *, shown: bool) -> None:
-        self._shown = shown and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self._shown = shown and moves(sys.stderr)
         self._line = ""  # as it stands on the terminal
 
     def draw(self, listening: Listening) -> None:
         """Level, background, and state."""
         if not self._shown:
             return
-        ear, tally, columns = listening.ear, listening.tally, shutil.get_terminal_size().columns
+        ear, tally = listening.ear, listening.tally
+        width = max(1, _width() - len("^C"))  # which terminals write behind it at Ctrl-C: no line may break by it
         dropped = f", {tally.dropped} dropped" if tally.dropped else ""
-        count = _count(tally.captions - tally.repeats, "caption")
         before = f"{_elapsed(listening.seconds)} ["
-        after = f"] {max(-99.0, ear.level_db):4.0f} dB {'hears' if ear.hears else 'quiet'}  {count}{dropped}"
-        bar = max(8, min(METER_COLUMNS, columns - 1 - len(before) - len(after)))
+        after = f"] {max(-99.0, ear.level_db):4.0f} dB {'hears' if ear.hears else 'quiet'}"
+        count = f"  {_count(tally.captions - tally.repeats, 'caption')}{dropped}"
+        if len(before) + METER_MIN_COLUMNS + len(after) + len(count) <= width:  # else there is no room for it
+            after += count
+        bar = max(METER_MIN_COLUMNS, min(METER_COLUMNS, width - len(before) - len(after)))
         levels = (ear.level_db, ear.floor_db)
         filled, floor = (round(bar * min(1.0, max(0.0, 1 + level / METER_DB))) for level in levels)
         cells = ["#" if place < filled else "-" for place in range(bar)]
         cells[min(floor, bar - 1)] = "|"
-        line = f"{before}{''.join(cells)}{after}"[: columns - 1]
+        line = f"{before}{''.join(cells)}{after}"[:width]
         if line != self._line:
-            sys.stderr.write("\r" + line.ljust(len(self._line)))
+            sys.stderr.write("\r" + line.ljust(min(_width(), len(self._line))))
             sys.stderr.flush()
             self._line = line
 
     def clear(self) -> None:
         """Make room for another line."""
         if self._line:
-            sys.stderr.write("\r" + " " * len(self._line) + "\r")
+            sys.stderr.write("\r" + " " * min(_width(), len(self._line)) + "\r")
             sys.stderr.flush()
             self._line = ""
 
@@ -325,6 +327,11 @@ class _Screen:
         if tally.late_s:
             parts.append(f"captions came {median(tally.late_s):.1f} s after their sound (median)")
         say("; ".join(parts))
+
+
+def _width() -> int:
+    """Columns that a line may take that is written anew: behind the last one, some terminals go on in the next line."""
+    return max(1, columns(sys.stderr) - 1)
 
 
 def _count(number: int, what: str) -> str:

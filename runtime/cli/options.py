@@ -5,14 +5,12 @@ from __future__ import annotations
 import glob
 import json
 import os
-import shutil
 import sys
-import textwrap
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 from pydantic import BaseModel, ValidationError
@@ -22,7 +20,7 @@ from dasheng_edge.runtime.errors import DeviceError, LanguageError, MissingExtra
 from dasheng_edge.runtime.languages.language import Language, language_of
 from dasheng_edge.runtime.machine.devices import DeviceChoice, Placement
 from dasheng_edge.runtime.machine.installation import install_line
-from dasheng_edge.runtime.names import did_you_mean, known_name, printable, printable_json
+from dasheng_edge.runtime.names import did_you_mean, fitted, known_name, printable, printable_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -215,14 +213,6 @@ def say(line: str) -> None:
 def show(line: str) -> None:
     """Print a line of a result, whatever names are in it."""
     typer.echo(printable(line))
-
-
-def fitted(line: str, stream: TextIO) -> str:
-    """A line that is broken between words if it is wider than the terminal; the same if `stream` is none."""
-    width = shutil.get_terminal_size().columns
-    if len(line) <= width or not stream.isatty():
-        return line
-    return textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
 
 
 def print_json(value: object) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dasheng_edge.runtime.names import printable, printable_json
+from dasheng_edge.runtime.names import fitted, printable, printable_json
 from dasheng_edge.runtime.output.rows import CaptionRow
 
 from .inputs import Input
@@ -342,7 +342,7 @@ class BarView:
     def say(self, line: str) -> None:
         from rich.text import Text
 
-        self._console.print(Text(printable(line), overflow="fold"))
+        self._console.print(Text(fitted(printable(line), sys.stderr)), soft_wrap=True)  # a path stays in one piece
 
     def event(self, name: str, facts: dict[str, Any]) -> None:
         """Nothing."""

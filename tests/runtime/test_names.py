@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import unicodedata
@@ -13,7 +14,18 @@ from hypothesis import strategies as st
 
 from dasheng_edge.runtime.audio.read import read_audio
 from dasheng_edge.runtime.errors import AudioNotFoundError
-from dasheng_edge.runtime.names import address_hint, bundle_hint, did_you_mean, known_name, printable, printable_json
+from dasheng_edge.runtime.names import (
+    address_hint,
+    bundle_hint,
+    cells,
+    columns,
+    did_you_mean,
+    fitted,
+    known_name,
+    moves,
+    printable,
+    printable_json,
+)
 
 TYPES = ("F16", "Q8_0", "Q4_K_M", "Q4_K_S", "Q5_K_M", "Q4_0", "Q6_K", "Q2_K", "IQ4_XS")
 
@@ -76,3 +88,49 @@ def test_what_is_shown_steers_no_terminal_and_can_be_written(text: str) -> None:
 def test_how_it_is_shown(text: str, shown: str) -> None:
     assert printable(text) == shown
     assert printable(text, keep=text) == text
+
+
+class Terminal(io.StringIO):
+    """A stream that is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_line_is_broken_between_words_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    line = f"opening x86-64-v3 files of {'f' * 64} again"
+    assert fitted(line, io.StringIO()) == line
+    assert fitted(line, Terminal()) == f"opening x86-64-v3\nfiles of\n{'f' * 64}\nagain"
+    assert fitted("short", Terminal()) == "short"
+
+
+@given(st.text("ab \n音楽é\u0301", max_size=60), st.integers(1, 30))
+def test_a_line_that_is_broken_keeps_its_words_and_fits(line: str, width: int) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("COLUMNS", str(width))
+        broken = fitted(line, Terminal())
+    assert broken.split() == line.split()
+    if broken != line:
+        assert all(cells(part) <= width or " " not in part for part in broken.split("\n"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no pseudo-terminals")
+def test_each_stream_has_the_width_of_its_own_terminal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    ends = pty.openpty()
+    fcntl.ioctl(ends[0], termios.TIOCSWINSZ, struct.pack("HHHH", 30, 43, 0, 0))
+    with open(ends[1], "w") as stream, (tmp_path / "piped").open("w") as piped:  # noqa: PTH123  # a number
+        assert (columns(stream), moves(stream)) == (43, True)
+        assert (columns(piped), moves(piped), columns(io.StringIO())) == (80, False, 80)
+        monkeypatch.setenv("TERM", "dumb")
+        assert not moves(stream)
+        monkeypatch.setenv("COLUMNS", "70")
+        assert columns(stream) == columns(piped) == 70
+    os.close(ends[0])

@@ -196,24 +196,35 @@ class Terminal(io.StringIO):
         return lines
 
 
-@pytest.mark.parametrize("columns", [20, 60, 120])
+@pytest.mark.parametrize("columns", [20, 40, 60, 120])
 def test_the_level_fits_the_terminal_and_makes_room(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     meter = listen._Meter(shown=True)
-    for level_db, captions in [(-12.3, 12), (-80.0, 13)]:
+
+    def draw(level_db: float, captions: int) -> None:
         ear = SimpleNamespace(level_db=level_db, floor_db=-60.0, hears=level_db > -50)
         tally = SimpleNamespace(captions=captions, repeats=2, dropped=1)
         meter.draw(cast(Listening, SimpleNamespace(ear=ear, tally=tally, seconds=3725)))
+
+    draw(-12.3, 12)
+    draw(-80.0, 13)
     (line,) = terminal.screen()
-    assert len(line) < columns
+    assert len(line) + len("^C") < columns
     assert line.startswith("01:02:05 [")
     if columns >= 60:
         assert line.endswith("-80 dB quiet  11 captions, 1 dropped")
         assert "#" not in line
+    elif columns >= 40:
+        assert line.endswith("-80 dB quiet")  # what there is no room for is left out, not cut
     meter.say("error: no")
     assert terminal.screen() == ["error: no", ""]
     assert "\x1b" not in terminal.getvalue()
+    draw(-12.3, 14)
+    monkeypatch.setenv("COLUMNS", str(columns // 2))  # the window is made narrower
+    written = len(terminal.getvalue())
+    meter.clear()
+    assert len(terminal.getvalue()[written:].strip("\r")) < columns // 2
 
 
 def test_there_is_no_level_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:

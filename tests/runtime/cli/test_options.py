@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Annotated, get_type_hints
 
@@ -11,7 +10,7 @@ import typer
 from typer.testing import CliRunner, Result
 
 from dasheng_edge.runtime.cli.app import build_app
-from dasheng_edge.runtime.cli.options import device_of, engine_options, fitted, load, name_option
+from dasheng_edge.runtime.cli.options import device_of, engine_options, load, name_option
 from dasheng_edge.runtime.errors import MissingExtraError
 from dasheng_edge.runtime.machine.installation import install_line
 
@@ -59,21 +58,6 @@ def test_a_broken_import_of_ours_is_no_missing_library() -> None:
     with pytest.raises(ModuleNotFoundError) as error:
         load("dasheng_edge.nothing", "export", "export")
     assert not isinstance(error.value, MissingExtraError)
-
-
-class Terminal(io.StringIO):
-    """A stream that is a terminal."""
-
-    def isatty(self) -> bool:
-        return True
-
-
-def test_a_line_is_broken_between_words_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "20")
-    line = f"opening x86-64-v3 files of {'f' * 64} again"
-    assert fitted(line, io.StringIO()) == line
-    assert fitted(line, Terminal()) == f"opening x86-64-v3\nfiles of\n{'f' * 64}\nagain"
-    assert fitted("short", Terminal()) == "short"
 
 
 def test_no_option_is_named_by_what_stands_for_its_value() -> None:
