@@ -29,6 +29,7 @@ class _Line:
     end_ms: int  # up to when they are worth showing
     lines: tuple[str, ...]
     is_speech: bool = False
+    late_ms: int = MAX_LATE_MS  # how much later it may be shown
 
 
 def cues(
@@ -53,7 +54,9 @@ def cues(
 def _sounds(windows: Sequence[Window], style: Style, agree: int) -> Iterator[_Line]:
     for event in events(ordered(windows), labels if style.labels else sentences, agree):
         start_ms = _ms(event.start_s)
-        yield from _blocks(f"{style.before}{event.text}{style.after}", start_ms, _ms(event.end_s))
+        yield from _blocks(
+            f"{style.before}{event.text}{style.after}", start_ms, _ms(event.end_s), whole=not style.labels
+        )
         if style.continues_s and event.label.continues:
             for window in _reminders(event, max(style.continues_s, MAX_MS / 1000)):
                 text = f"{style.before}{event.label.continues}{style.after}"
@@ -69,13 +72,19 @@ def _reminders(event: Event, every_s: float) -> Iterator[Window]:
             last_s = window.start_s
 
 
-def _blocks(text: str, start_ms: int, end_ms: int) -> Iterator[_Line]:
-    """A text that may need several cues, one after another while there is time to show them."""
+def _blocks(text: str, start_ms: int, end_ms: int, *, whole: bool = False) -> Iterator[_Line]:
+    """A text that may need several cues, one after another while there is time to show them.
+
+    `whole` sentences of windows that overlap are too long to be read one after another: one that would be shown after
+    its window is left out, for the next one tells what is heard by then.
+    """
     latest_ms = max(start_ms, end_ms) + MAX_LATE_MS
-    for lines in blocks(shown(text)):
+    found = blocks(shown(text))
+    late_ms = min(MAX_LATE_MS, max(0, end_ms - start_ms)) if whole and len(found) == 1 else MAX_LATE_MS
+    for lines in found:
         if start_ms > latest_ms:
             return
-        yield _Line(start_ms, max(start_ms, end_ms), lines)
+        yield _Line(start_ms, max(start_ms, end_ms), lines, late_ms=late_ms)
         start_ms += max(MIN_MS, reading_ms(lines)) + GAP_MS
 
 
@@ -92,7 +101,7 @@ def _placed(lines: Sequence[_Line], at_once: int) -> Iterator[Cue]:
         first = lines[at]
         start_ms = max(first.start_ms, free_ms)
         at += 1
-        if start_ms > first.start_ms + MAX_LATE_MS:
+        if start_ms > first.start_ms + first.late_ms:
             continue
         together = [first]
         while at < len(lines) and _joins(together, lines[at], start_ms, at_once):

@@ -107,6 +107,18 @@ def test_the_style_sentence_leaves_sentences_whole() -> None:
     assert [" ".join(cue.lines) for cue in found] == ["A dog barks while an engine runs in the background."]
 
 
+@pytest.mark.parametrize(("window_s", "hop_s", "words"), [(4, 2, 7), (4, 2, 3), (4, 1, 6), (6, 2, 5), (10, 1, 7)])
+def test_a_sentence_is_shown_in_its_window_or_left_out(window_s: int, hop_s: int, words: int) -> None:
+    said = [" ".join([f"number{at}", *["word"] * words]) for at in range(30)]
+    windows = [Window(hop_s * at, hop_s * at + window_s, text) for at, text in enumerate(said)]
+    found = cues(windows, style="sentence")
+    assert lint(found) == []
+    assert len(found) >= 8
+    for cue in found:
+        window = windows[int(cue.lines[0].split()[0].removeprefix("number"))]
+        assert window.start_s <= cue.start_s <= window.end_s
+
+
 def test_speech_stands_beside_sounds_without_brackets_and_once() -> None:
     said = "the door is open and nobody is at home"
     speech = [Window(0, 30, f"Hello there. I think {said}."), Window(15, 45, f"think {said}. Who would have thought?")]
