@@ -78,13 +78,15 @@ class Work:
         all_of_them = list(durations)
         known = [seconds for seconds in all_of_them if seconds is not None]
         scale = len(all_of_them) / len(known) if known else 0.0
-        clips = [cut.clips_of(seconds) for seconds in known]
+        count, clip_s = 0, 0.0
+        for clips, seconds in map(cut.clips_of, known):
+            count, clip_s = count + clips, clip_s + seconds
         return cls(
             files=len(all_of_them),
             unknown=len(all_of_them) - len(known),
             file_s=scale * sum(known),
-            clips=round(scale * sum(count for count, _ in clips)),
-            clip_s=scale * sum(seconds for _, seconds in clips),
+            clips=round(scale * count),
+            clip_s=scale * clip_s,
             longest_s=max(map(cut.longest_s, known), default=0.0),
         )
 

@@ -68,7 +68,7 @@ def run_job(
         results = _open(stack, captioner, asked, files, progress, chain.from_iterable(ahead))
         results.arriving = not isinstance(passes, Sequence)
         stack.callback(results.close)
-        if not results.ledger.claims:
+        if results.ledger.is_empty:
             foretell(
                 captioner,
                 chain.from_iterable(ahead),
@@ -104,10 +104,10 @@ def _open(
         partial = PartialOutput(files.file, overwrite=overwrite, what="a file of captions", why_not=not_a_file)
         partial.open(folder=False)
         stack.callback(partial.discard)
-        places = Places(None, ledger.claims.items())
+        places = Places(None, ledger.owner)
         return OneFileResults(ledger, places, document, partial, progress, overwrite=files.overwrite)
     theirs = () if files.overwrite else [kind.suffix for kind in files.formats.values()]
-    places = Places(files.folder, ledger.claims.items(), inputs=ahead, theirs=theirs)
+    places = Places(files.folder, ledger.owner, inputs=ahead, theirs=theirs)
     return WrittenResults(ledger, places, files.formats, progress, overwrite=files.overwrite, mux=files.mux)
 
 

@@ -11,20 +11,21 @@ import errno
 import json
 import os
 import socket
-import sys
 import time
-from array import array
-from collections.abc import Iterator, Mapping
+import unicodedata
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf, TypeAdapter, ValidationError
 
 from dasheng_edge.runtime.atomic_output import lock, unlock
 from dasheng_edge.runtime.errors import OutputExistsError, OutputWriteError
 from dasheng_edge.runtime.output.rows import CaptionRow
+
+from .index import Index, RowPlaces, digest
 
 Stat: TypeAlias = tuple[int, int, int, int]  # size, times of content and of its entry in ns, inode
 
@@ -91,6 +92,11 @@ class WrittenLine(_Line):
     key: InstanceOf[str]
     looks: tuple[str, ...]  # formats with what else they depend on
 
+    @property
+    def digest(self) -> int:
+        """Of what was written."""
+        return digest(" ".join((self.key, *self.looks)))
+
 
 class DropLine(_Line):
     """The file was changed while it was read: what was answered is not about what its key says."""
@@ -99,55 +105,28 @@ class DropLine(_Line):
     key: InstanceOf[str]
 
 
-class Claim(NamedTuple):
-    """What a ledger knows of an input: there may be 100,000."""
-
-    key: str
-    output: str
-    formats: tuple[str, ...] = ()
-    stat: Stat | None = None
-
-
 _AnyLine: TypeAlias = Annotated[
     JobLine | FileLine | RowLine | ErrorLine | WrittenLine | DropLine, Field(discriminator="kind")
 ]
 _LINES: TypeAdapter[_AnyLine] = TypeAdapter(_AnyLine)
 
 
-class _Rows:
-    """Where the rows of a file are in the ledger; those from the first on, without a hole."""
-
-    __slots__ = ("ended", "places")
-
-    def __init__(self) -> None:
-        self.places = array("q")
-        self.ended = False
-
-    def add(self, line: RowLine, place: int) -> None:
-        if line.window == len(self.places) and not self.ended:
-            self.places.append(place)
-            self.ended = line.last
-
-
 class Ledger:
-    """A ledger that this process alone writes, from `open` to `close`.
+    """A ledger that this process alone writes, from `open` to `close`; there may be 100,000 inputs in it.
 
     Raises:
         OutputExistsError: it is of another bundle or of other settings, or is no ledger.
         OutputWriteError: another process is at work, or the place is not writable.
     """
 
-    _NO_ROWS: ClassVar = _Rows()
-
     def __init__(self, path: Path, job: JobLine, *, anew: bool = False) -> None:
         """`anew` forgets what is there."""
         self.path, self._job = path, job
         self.damaged = 0  # lines that could not be read
-        self.claims: dict[str, Claim] = {}  # by the sources of inputs
-        self.written: dict[str, tuple[str, tuple[str, ...]]] = {}  # by outputs: key and looks
-        self._rows: dict[str, _Rows] = {}
-        self._same: dict[tuple[str, ...], tuple[str, ...]] = {}  # lists that many lines have, kept once
-        self._end = 0
+        self._claims, self._owners = Index(), Index()  # places of the last lines of inputs, by sources and outputs
+        self.written = Index()  # digests of their last lines, by outputs
+        self._rows = RowPlaces()
+        self._end = self._began = 0  # `_began`: where what this process adds begins
         self._made = [*takewhile(lambda folder: not folder.exists(), path.parents)]  # folders, for this alone
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -158,6 +137,7 @@ class Ledger:
         try:
             flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | (os.O_TRUNC if anew else 0)
             self._file = os.fdopen(os.open(path, flags, 0o666), "r+b", buffering=0)
+            self._read = path.open("rb")
             self._load()
             self.add(job.model_copy(update=_this_process()), sure=True)
         except BaseException as error:
@@ -174,20 +154,22 @@ class Ledger:
 
     def close(self) -> None:
         """Let others write it. Harmless when repeated."""
-        if (file := getattr(self, "_file", None)) is not None:
-            file.close()
+        for name in ("_file", "_read"):
+            if (file := getattr(self, name, None)) is not None:
+                file.close()
         unlock(self._lock)
 
     def remove(self) -> None:
         """End, and leave nothing behind."""
         self._file.close()
+        self._read.close()
         with suppress(OSError):
             self.path.unlink()
         self.close()
 
     def leave(self) -> None:
         """Leave nothing behind, no folder that was made for it either, where nothing was answered or written."""
-        if not (self._rows or self.written or self.damaged):
+        if not (max(self._rows.last.numbers(), default=-1) >= 0 or self.written or self.damaged):
             self.remove()
             self._unmake()
 
@@ -196,27 +178,64 @@ class Ledger:
             with suppress(OSError):  # something is in it
                 folder.rmdir()
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether it knows no input."""
+        return not self._claims
+
+    def place(self, source: str) -> int:
+        """Where the last line of an input is; -1 if there is none."""
+        return self._claims[source]
+
+    def claim(self, source: str) -> FileLine | None:
+        """What is known of an input."""
+        line = None if (place := self._claims[source]) < 0 else self.line_at(place)
+        return line if isinstance(line, FileLine) and line.source == source else None
+
+    def claims(self, but: Collection[int]) -> Iterator[FileLine]:
+        """What is known of all inputs but those whose last lines are at some places."""
+        lines = (self.line_at(place) for place in self._claims.numbers() if place not in but)
+        return (line for line in lines if isinstance(line, FileLine))
+
+    def owner(self, output: str, source: str) -> FileLine | None:
+        """Whose outputs have a path: those of the last input that got it and has no other now, or of `source`."""
+        for place in (self._owners[folded(output)], self._claims[source]):
+            line = None if place < 0 else self.line_at(place)
+            if (
+                isinstance(line, FileLine)
+                and folded(line.output) == folded(output)
+                and self._claims[line.source] == place
+            ):
+                return line
+        return None
+
+    def owns(self, source: str, output: str) -> bool:
+        """Whether an input is the last that got a path of outputs."""
+        return self._owners[folded(output)] == self._claims[source]
+
     def count(self, key: str) -> int:
         """Rows that there are of a file, from its first window on."""
-        return len(self._rows.get(key, self._NO_ROWS).places)
+        return self._rows.count(key)
 
     def done(self, key: str) -> bool:
         """Whether all rows of a file are there."""
-        return self._rows.get(key, self._NO_ROWS).ended
+        return self._rows.ended(key)
+
+    def is_done_now(self, key: str) -> bool:
+        """Whether the last of all rows of a file came since this ledger was opened."""
+        return self.done(key) and self._rows.places(key)[-1] >= self._began
 
     def rows(self, key: str, audio: str) -> Iterator[CaptionRow]:
         """The rows of a file, which is called `audio` now."""
-        with self.path.open("rb") as file:
-            for place in self._rows.get(key, self._NO_ROWS).places:
-                file.seek(place)
-                line = RowLine.model_validate(json.loads(file.readline()))
+        for place in self._rows.places(key):
+            line = self.line_at(place)
+            if isinstance(line, RowLine):
                 yield line.row if line.row.audio == audio else line.row.model_copy(update={"audio": audio})
 
-    def error_at(self, place: int) -> CaptionRow:
-        """The row of an error's line."""
-        with self.path.open("rb") as file:
-            file.seek(place)
-            return ErrorLine.model_validate(json.loads(file.readline())).row
+    def line_at(self, place: int) -> _AnyLine:
+        """The line at a place that `add` or `place` told."""
+        self._read.seek(place)
+        return _LINES.validate_python(json.loads(self._read.readline()))
 
     def add(self, line: _AnyLine, *, sure: bool = False) -> int:
         """Add a line, and return its place; `sure`: it is on the disk, with those before it, when this returns.
@@ -242,15 +261,13 @@ class Ledger:
 
     def _take(self, line: _AnyLine, place: int) -> None:
         if isinstance(line, RowLine):
-            self._rows.setdefault(sys.intern(line.key), _Rows()).add(line, place)
+            self._rows.add(line.key, line.window, place, last=line.last)
         elif isinstance(line, FileLine):
-            formats = self._same.setdefault(line.formats, line.formats)
-            self.claims[line.source] = Claim(sys.intern(line.key), sys.intern(line.output), formats, line.stat)
+            self._claims[line.source] = self._owners[folded(line.output)] = place
         elif isinstance(line, WrittenLine):
-            looks = self._same.setdefault(line.looks, line.looks)
-            self.written[sys.intern(line.output)] = sys.intern(line.key), looks
-        elif isinstance(line, DropLine):
-            self._rows.pop(line.key, None)
+            self.written[line.output] = line.digest
+        elif isinstance(line, DropLine) and self.count(line.key):
+            self._rows.last[line.key] = -1
 
     def _load(self) -> None:
         first = True
@@ -275,6 +292,7 @@ class Ledger:
             else:
                 self._take(line, self._end)
             self._end += len(data)
+        self._began = self._end
         self._file.seek(self._end)
 
     def _file_lines(self) -> Iterator[bytes]:
@@ -342,6 +360,11 @@ def _spoken(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {_spoken(inner)}" for name, inner in value.items())
     return json.dumps(value, ensure_ascii=False)
+
+
+def folded(output: str) -> str:
+    """One text for all paths that are one on a system that does not tell case, or accents written in two ways."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", output).casefold())
 
 
 def _row_of(line: _AnyLine) -> dict[str, Any]:

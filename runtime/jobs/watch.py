@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from .index import Index, digest
 from .inputs import Input
 
 POLL_S = 1.0
@@ -30,7 +31,7 @@ def arrivals(
     looked at, or since long before. Files with temporary names wait for their final ones.
     """
     seen: dict[str, tuple[int, int]] = {}  # size and time, by sources
-    given: dict[str, tuple[int, int]] = {}
+    given = Index()  # digests of the same
     since: dict[str, float] = {}  # when it was first seen as it is
     while True:
         there: list[Input] = []
@@ -42,14 +43,14 @@ def arrivals(
             except (OSError, ValueError):  # it went away again
                 continue
             mark = found.st_size, found.st_mtime_ns
-            if given.get(item.source) == mark:
+            if given[item.source] == digest(repr(mark)):
                 continue
             if seen.get(item.source) != mark:
                 seen[item.source], since[item.source] = mark, now()
             age_s = now() - max(found.st_mtime, found.st_ctime)
             if found.st_size and (age_s >= settled_s or now() - since[item.source] >= settled_s):
                 there.append(item)
-                given[item.source] = mark
+                given[item.source] = digest(repr(mark))
                 del seen[item.source], since[item.source]
         if there:
             yield there

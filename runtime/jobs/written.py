@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import time
+from array import array
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from dasheng_edge.runtime.errors import AudioError, OutputExistsError, OutputWri
 from dasheng_edge.runtime.output.caption_formats import CaptionFormat, SubtitleFormat
 from dasheng_edge.runtime.output.rows import CaptionRow
 
+from .index import Index
 from .inputs import STDIN, SUBTITLED, Input
 from .ledger import DropLine, ErrorLine, FileLine, Ledger, RowLine, Stat, WrittenLine
 from .pieces import Piece
@@ -101,7 +103,6 @@ class WrittenResults:
         self._waiting: dict[str, list[tuple[Input, _Known]]] = {}  # by the key that another one is asked about already
         self._swept: set[Path] = set()
         self._hashed: tuple[str, Stat | None, str] = "", None, ""  # the last file, and its content
-        self._anew: set[str] = set()  # keys that were answered in this run
         self._locks: dict[Path, FileLock | None] = {}  # of outputs under way, where no ledger's keeps others away
         self._kept = frozenset[Path]()  # that are locked to the end, so that the same command given twice is refused
         self.note = progress.note
@@ -109,7 +110,7 @@ class WrittenResults:
     def begin(self, item: Input) -> int | None:
         if item.error is not None:
             raise item.error
-        if self.arriving and item.source not in self.ledger.claims and self._is_made(item):
+        if self.arriving and self.ledger.place(item.source) < 0 and self._is_made(item):
             return None
         known = self._known(item)
         if known.key in self._waiting:
@@ -117,7 +118,7 @@ class WrittenResults:
             self._unlock(self._paths(item, known.output).values())  # there may be more copies than files may be open
             return None
         if self.ledger.done(known.key):
-            self._finish(item, known, anew=False, copy=known.key in self._anew)
+            self._finish(item, known, anew=False, copy=self.ledger.is_done_now(known.key))
             return None
         self._open[item.source], self._waiting[known.key] = known, []
         return self.ledger.count(known.key)
@@ -141,7 +142,6 @@ class WrittenResults:
         del self._open[item.source]
         others = self._waiting.pop(known.key)
         if row.error is None:
-            self._anew.add(known.key)
             self._finish(item, known, anew=True)
         else:
             self._fail(item, row, known)
@@ -172,7 +172,7 @@ class WrittenResults:
 
     def _known(self, item: Input) -> _Known:
         """What an input is, and where its outputs go, which is in the ledger before anything else is said of it."""
-        stat, claim = _stat(item), self.ledger.claims.get(item.source)
+        stat, claim = _stat(item), self.ledger.claim(item.source)
         fresh = stat is None or time.time_ns() - max(stat[1:3]) < FRESH_NS
         if claim is not None and claim.stat and claim.stat == stat:
             content = claim.key[:_DIGITS]
@@ -193,7 +193,7 @@ class WrittenResults:
             source=item.source, key=key, output=output, formats=tuple(sorted({*formats, *paths})),
             stat=None if fresh else stat,
         )  # fmt: skip
-        if claim != (line.key, line.output, line.formats, line.stat):
+        if claim != line or not self.ledger.owns(item.source, output):
             self.ledger.add(line)
         return _Known(key, output, stat)
 
@@ -234,16 +234,16 @@ class WrittenResults:
     def _finish(self, item: Input, known: _Known, *, anew: bool, copy: bool = False) -> None:
         """All rows are there: write what is not written."""
         paths = self._paths(item, known.output)
-        written = self.ledger.written.get(known.output) == (known.key, self._looks)
+        line = WrittenLine(output=known.output, key=known.key, looks=self._looks)
         try:
-            if not written or not all(path.exists() for path in paths.values()):
+            if self.ledger.written[line.output] != line.digest or not all(path.exists() for path in paths.values()):
                 for name, kind in self._formats.items():
                     self._write(paths[name], kind, self.ledger.rows(known.key, item.audio))
                 if self._mux is not None:
                     rows = self.ledger.rows(known.key, item.audio)
                     for fault in self._mux.write(item.path, rows, paths[MUX]):
                         self.note(f"{item.audio}: {fault}")
-                self.ledger.add(WrittenLine(output=known.output, key=known.key, looks=self._looks))
+                self.ledger.add(line)
         except (OutputWriteError, SubtitleError) as error:
             if not _of_one(error):
                 raise
@@ -290,24 +290,30 @@ class OneFileResults(WrittenResults):
     ) -> None:  # fmt: skip
         super().__init__(ledger, places, {}, progress, overwrite=overwrite)
         self._document, self._partial = document, partial
-        self._order: list[tuple[str, str]] = []  # sources of inputs, and what rows call them
-        self._came: dict[str, str | int] = {}  # by sources: the key of rows, or the place of an error
+        self._numbers = Index()  # of inputs, by sources
+        self._came = array("q")  # by numbers: the place of an input's line, or of an error's
+        self._order, self._names = array("I"), array("I")  # numbers, and how much of sources is what rows call them
 
     def begin(self, item: Input) -> int | None:
-        self._order.append((item.source, item.audio))
+        if (number := self._numbers[item.source]) < 0:
+            number = self._numbers[item.source] = len(self._came)
+            self._came.append(-1)
+        self._order.append(number)
+        self._names.append(len(item.audio))
         return super().begin(item)
 
-    def _finish(self, item: Input, known: _Known, *, anew: bool, copy: bool = False) -> None:
-        self._came[item.source] = known.key
+    def _finish(self, item: Input, known: _Known, *, anew: bool, copy: bool = False) -> None:  # noqa: ARG002  # as above
+        self._came[self._numbers[item.source]] = self.ledger.place(item.source)
         self.progress.end(item, anew=anew, copy=copy)
 
     def _fail(self, item: Input, row: CaptionRow, known: _Known | None = None) -> None:  # noqa: ARG002  # as above
-        self._came[item.source] = self.ledger.add(ErrorLine(row=row), sure=True)
+        self._came[self._numbers[item.source]] = self.ledger.add(ErrorLine(row=row), sure=True)
         self.progress.fail(item, row)
 
     def complete(self) -> None:
-        claims = self.ledger.claims.values()
-        lost = {claim.key for claim in claims if self.ledger.done(claim.key)}.difference(self._came.values())
+        lost = {line.key for line in self.ledger.claims(but={*self._came}) if self.ledger.done(line.key)}
+        here = map(self.ledger.line_at, self._came if lost else ())
+        lost.difference_update(line.key for line in here if isinstance(line, FileLine))
         if lost and self._partial.out.exists() and not self._overwrite:
             raise OutputExistsError(
                 f"{self._partial.out} holds captions of other inputs than these ({len(lost)} are missing now); pass "
@@ -325,17 +331,17 @@ class OneFileResults(WrittenResults):
             self._partial.move()
 
     def _rows(self) -> Iterator[CaptionRow]:
-        for source, audio in self._order:
-            came = self._came[source]
-            if isinstance(came, int):
-                yield self.ledger.error_at(came)
-            else:
-                yield from self.ledger.rows(came, audio)
+        for number, length in zip(self._order, self._names, strict=True):
+            line = self.ledger.line_at(self._came[number])
+            if isinstance(line, ErrorLine):
+                yield line.row
+            elif isinstance(line, FileLine):
+                yield from self.ledger.rows(line.key, line.source[:length])
 
 
 def wrote(ledger: Ledger, file: Path) -> bool:
     """Whether one file for all inputs is as an earlier run left it, so that it may be replaced."""
-    return file.is_file() and sha256_of(file) in ledger.written
+    return file.is_file() and ledger.written[sha256_of(file)] >= 0
 
 
 def is_complete(path: Path) -> bool:

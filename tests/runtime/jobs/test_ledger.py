@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dasheng_edge.runtime.errors import OutputExistsError, OutputWriteError
-from dasheng_edge.runtime.jobs.ledger import Claim, DropLine, ErrorLine, FileLine, JobLine, Ledger, RowLine, WrittenLine
+from dasheng_edge.runtime.jobs.ledger import DropLine, ErrorLine, FileLine, JobLine, Ledger, RowLine, WrittenLine
 from dasheng_edge.runtime.output.rows import CaptionRow
 from tests.fixtures.full_disk import largest_file
 
@@ -33,19 +33,41 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_what_was_told_is_known(place: Path) -> None:
     odd = "\udcff\n\u2028.wav"
+    file = FileLine(source=odd, key="a", output="o", formats=("txt",), stat=(1, 2, 3, 4))
+    written = WrittenLine(output="o", key="a", looks=("txt",))
     with Ledger(place, JOB, anew=True) as ledger:
-        ledger.add(FileLine(source=odd, key="a", output="o", formats=("txt",), stat=(1, 2, 3, 4)))
+        assert (ledger.is_empty, ledger.claim(odd)) == (True, None)
+        ledger.add(file)
         ledger.add(row("a", 0))
         ledger.add(row("a", 1, last=True), sure=True)
-        ledger.add(WrittenLine(output="o", key="a", looks=("txt",)))
+        ledger.add(written)
         failed = ledger.add(ErrorLine(row=CaptionRow.of_error(odd, ValueError("no"))))
     with Ledger(place, JOB) as ledger:
-        assert ledger.claims == {odd: Claim("a", "o", ("txt",), (1, 2, 3, 4))}
-        assert (ledger.count("a"), ledger.done("a"), ledger.written) == (2, True, {"o": ("a", ("txt",))})
+        assert ledger.claim(odd) == ledger.owner("O", "other") == file
+        assert [*ledger.claims(but=())] == [ledger.line_at(ledger.place(odd))] == [file]
+        assert not [*ledger.claims(but={ledger.place(odd)})]
+        assert (ledger.count("a"), ledger.done("a"), ledger.is_done_now("a")) == (2, True, False)
+        assert (ledger.written["o"], ledger.written["p"]) == (written.digest, -1)
         assert [one.audio for one in ledger.rows("a", "renamed")] == ["renamed"] * 2
-        assert ledger.error_at(failed).error == "no"
+        error = ledger.line_at(failed)
+        assert isinstance(error, ErrorLine)
+        assert error.row.error == "no"
         ledger.add(DropLine(key="a"))
         assert (ledger.count("a"), ledger.done("a"), ledger.damaged) == (0, False, 0)
+
+
+def test_a_path_is_of_the_last_that_got_it_and_kept_it(place: Path) -> None:
+    first, second = (FileLine(source=source, key="k", output="a") for source in ("1", "2"))
+    with Ledger(place, JOB, anew=True) as ledger:
+        for line in (first, second):
+            ledger.add(line)
+            assert ledger.owner("A", "3") == line
+        assert [ledger.owns(source, "a") for source in ("1", "2", "3")] == [False, True, False]
+        ledger.add(FileLine(source="2", key="l", output="b"))
+        assert ledger.owner("a", "3") is None
+        assert ledger.owner("a", "1") == first
+        ledger.add(first)
+        assert ledger.owner("a", "3") == first
 
 
 LINES = st.one_of(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dasheng_edge.runtime.jobs.inputs import Input, Inputs
-from dasheng_edge.runtime.jobs.ledger import Claim
+from dasheng_edge.runtime.jobs.ledger import FileLine, folded
 from dasheng_edge.runtime.jobs.places import Places
 
 ROOT = Path("out")
@@ -22,6 +22,11 @@ NAMES = st.lists(
 
 def taken(places: Places, inputs: Sequence[Input]) -> list[str]:
     return [places.take(one, one.audio)[0] for one in inputs]
+
+
+def owner(*lines: FileLine) -> Callable[[str, str], FileLine | None]:
+    known = {folded(line.output): line for line in lines}
+    return lambda output, _: known.get(folded(output))
 
 
 def test_one_name_for_two_inputs() -> None:
@@ -36,14 +41,15 @@ def test_places_are_apart_inside_and_the_same_again(names: list[str]) -> None:
     assert len({name.casefold() for name in first}) == len(inputs)
     assert all(".." not in Path(name).parts and not Path(name).is_absolute() for name in first)
     assert all(len(os.fsencode(Path(name).name)) <= 210 for name in first)
-    known = [(one.source, Claim(one.audio, name)) for one, name in zip(inputs, first, strict=True)]
+    lines = [FileLine(source=one.source, key=one.audio, output=at) for one, at in zip(inputs, first, strict=True)]
+    known = owner(*lines)
     assert taken(Places(ROOT, known), inputs) == first
     for one, name in zip(inputs, first, strict=True):  # whichever comes first, or alone
         assert Places(ROOT, known).take(one, one.audio)[0] == name
 
 
 def test_claims_go_by_source_or_content() -> None:
-    known = [("a.wav", Claim("old", "a", ("txt",)))]
+    known = owner(FileLine(source="a.wav", key="old", output="a", formats=("txt",)))
     (moved,) = Inputs(["/elsewhere/a.wav"])
     (same,) = Inputs(["a.wav"])
     assert Places(ROOT, known).take(same, "changed") == ("a", ("txt",))
