@@ -252,7 +252,8 @@ class _Meter:
     def clear(self) -> None:
         """Make room for another line."""
         if self._line:
-            sys.stderr.write("\r" + " " * min(_width(), len(self._line)) + "\r")
+            blanks = " " * min(_width(), len(self._line) + len("^C"))
+            sys.stderr.write(f"\r{blanks}\r")
             sys.stderr.flush()
             self._line = ""
 
