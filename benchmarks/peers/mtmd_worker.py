@@ -36,7 +36,7 @@ class Mtmd:
 
         api: Any = mtmd_cpp
         self._api = api
-        self._model = load_model(decoder, EngineSettings())  # of which only the vocabulary is used
+        self._model = load_model(decoder, EngineSettings())[0]  # of which only the vocabulary is used
         params = api.mtmd_context_params_default()
         params.use_gpu, params.print_timings, params.n_threads = False, False, threads
         self._context = api.mtmd_init_from_file(str(encoder).encode(), self._model, params)

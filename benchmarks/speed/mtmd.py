@@ -80,7 +80,7 @@ def _theirs(worker: Worker) -> Callable[[Path], Message]:
 
 
 def _width(decoder: Path) -> int:
-    model = TextModel(load_model(decoder, EngineSettings()))
+    model = TextModel(load_model(decoder, EngineSettings())[0])
     return model.n_embd
 
 

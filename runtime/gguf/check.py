@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
 
@@ -89,8 +89,10 @@ _NUMBERED = re.compile(r"(?<=^general\.base_model\.)\d{1,3}(?=\.)|(?<=^tokenizer
 _KIND_NAMES = {STRING: "text", BOOL: "boolean", UINT32: "uint32", INT32: "int32", FLOAT32: "float32"}
 
 
-def check_gguf(path: Path, facts: DecoderFacts | None = None) -> None:
-    """Raise unless a GGUF file is a decoder that llama.cpp can be given; `facts` are those of its bundle's manifest.
+def check_gguf(path: Path, facts: DecoderFacts | None = None) -> Header:
+    """The header, without its arrays, of a GGUF file that is a decoder which llama.cpp can be given.
+
+    `facts` are those of its bundle's manifest.
 
     Raises:
         GgufError: it cannot be read, or holds anything but what this module's description allows.
@@ -102,6 +104,7 @@ def check_gguf(path: Path, facts: DecoderFacts | None = None) -> None:
         problem = next(_problems(header, arch, facts), None)
     if problem is not None:
         raise GgufError(f"{path} {problem}. llama.cpp was not given it; copy the file again, or export it again")
+    return replace(header, values={key: value for key, value in header.values.items() if not value.is_array})
 
 
 def _problems(header: Header, arch: str, facts: DecoderFacts | None) -> Iterator[str]:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from dasheng_edge.runtime.bundle.manifest import DecoderFacts, Sampling
 from dasheng_edge.runtime.engine_options import EngineSettings
 from dasheng_edge.runtime.errors import DecoderError
+from dasheng_edge.runtime.gguf.header import Header
 
 from .context import Context
 from .llama import Watch
@@ -41,7 +42,7 @@ class Decoder(TextModel):
     in full, and is made anew with more when a request needs more, up to `context_length`.
     """
 
-    def __init__(self, model: Any, settings: EngineSettings, *, n_ctx: int = FIRST_CONTEXT) -> None:
+    def __init__(self, model: Any, header: Header, settings: EngineSettings, *, n_ctx: int = FIRST_CONTEXT) -> None:
         super().__init__(model)
         self.settings = settings
         self._watch: Watch | None = None
@@ -53,7 +54,7 @@ class Decoder(TextModel):
         self.prefixes: PrefixCache | None = None  # of prompts; None if a `watch` must see every row
         self._has_logits = False
         self._outputs = 1  # rows of a batch that may have logits
-        self._token_rows = TokenRows(self.new_context, self.n_embd)
+        self._token_rows = TokenRows(header)
 
     @classmethod
     def open(
@@ -72,7 +73,7 @@ class Decoder(TextModel):
             GgufError: the file is damaged, or not a Qwen2 or Qwen3 decoder as `gguf_check` describes it.
             DecoderError: llama.cpp cannot load the file.
         """
-        return cls(load_model(path, settings, facts), settings, n_ctx=n_ctx)
+        return cls(*load_model(path, settings, facts), settings, n_ctx=n_ctx)
 
     def close(self) -> None:
         """Free the model and the context; harmless when repeated."""

@@ -24,6 +24,7 @@ from dasheng_edge.runtime.machine.memory import require, short_of_memory
 
 _LIBRARY_BYTES = 16 << 20  # of addresses
 _LOG_WARN, _LOG_ERROR = 3, 4  # enum ggml_log_level
+_FLOAT_NAMES = {"f16": "ggml_fp16_to_fp32_row", "bf16": "ggml_bf16_to_fp32_row"}
 
 
 @cache
@@ -158,6 +159,24 @@ class Watch:
             raise error
 
 
+def float_values(kind: int, stored: bytes, count: int) -> NDArray[np.float32] | None:
+    """So many numbers that are stored as an `enum ggml_type`, as llama.cpp computes with them.
+
+    None if this llama.cpp has no function of its own for them.
+    """
+    ggml = _ggml_functions()
+    name = ggml.ggml_type_name(kind).decode()
+    if name == "f32":
+        return np.frombuffer(stored, np.float32, count).copy()
+    function = getattr(ggml, _FLOAT_NAMES.get(name, f"dequantize_row_{name}"), None)
+    if function is None:
+        return None
+    function.restype, function.argtypes = None, [ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int64]
+    values = np.empty(count, np.float32)
+    function(stored, values.ctypes.data, count)
+    return values
+
+
 @cache
 def _ggml_functions() -> Any:
     """Accessors of the library that llama.cpp itself computes with."""
@@ -172,6 +191,7 @@ def _ggml_functions() -> Any:
                        ("ggml_nrows", ctypes.c_int64), ("ggml_nbytes", ctypes.c_size_t)):  # fmt: skip
         function = getattr(ggml, name)
         function.restype, function.argtypes = kind, [ctypes.c_void_p]
+    ggml.ggml_type_name.restype, ggml.ggml_type_name.argtypes = ctypes.c_char_p, [ctypes.c_int]
     ggml.ggml_backend_tensor_get.restype = None
     ggml.ggml_backend_tensor_get.argtypes = [
         ctypes.c_void_p, ctypes.POINTER(ctypes.c_float), ctypes.c_size_t, ctypes.c_size_t,

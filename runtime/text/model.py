@@ -19,6 +19,7 @@ from dasheng_edge.runtime.bundle.manifest import DecoderFacts
 from dasheng_edge.runtime.engine_options import EngineSettings
 from dasheng_edge.runtime.errors import DecoderError, DeviceError, MemoryShortError
 from dasheng_edge.runtime.gguf.check import check_gguf
+from dasheng_edge.runtime.gguf.header import Header
 from dasheng_edge.runtime.machine.forks import only_here
 from dasheng_edge.runtime.machine.governor import governor
 from dasheng_edge.runtime.machine.installation import LLAMA_CUDA
@@ -42,7 +43,7 @@ def vocabulary(path: Path, facts: DecoderFacts) -> Generator[TextModel]:
 
     Raises what `load_model` raises.
     """
-    model = TextModel(load_model(path, EngineSettings(), facts, vocabulary_only=True))
+    model = TextModel(load_model(path, EngineSettings(), facts, vocabulary_only=True)[0])
     try:
         yield model
     finally:
@@ -51,10 +52,10 @@ def vocabulary(path: Path, facts: DecoderFacts) -> Generator[TextModel]:
 
 def load_model(
     path: str | Path, settings: EngineSettings, facts: DecoderFacts | None = None, *, vocabulary_only: bool = False
-) -> Any:
-    """A `llama_model` of a GGUF file; `cuda` puts all layers on the GPU. `facts` are those of the bundle's manifest.
+) -> tuple[Any, Header]:
+    """A `llama_model` of a GGUF file, and what the file's header says; `facts` are those of the bundle's manifest.
 
-    llama.cpp is only given what `check_gguf` allows.
+    `cuda` puts all layers on the GPU. llama.cpp is only given what `check_gguf` allows.
 
     Repacked weights and huge pages exist on the CPU only. With either of them the file is read, since a map of it would
     stay in memory beside the copy.
@@ -74,7 +75,7 @@ def load_model(
             f"device {device!r} needs llama.cpp with GPU support, this one is built for CPU or finds no GPU; "
             f"run {LLAMA_CUDA}, or choose cpu"
         )
-    check_gguf(Path(path), facts)
+    header = check_gguf(Path(path), facts)
     params = llama.llama_model_default_params()
     params.n_gpu_layers = 0 if device == "cpu" else -1
     if device != "cpu":  # on one card, the first, whose memory was asked; by itself llama.cpp spreads over all
@@ -102,7 +103,7 @@ def load_model(
         if says_memory(log.last()):
             raise MemoryShortError(f"llama.cpp gets no memory for {path} ({log.last()}): {_LESS}")
         raise DecoderError(f"llama.cpp cannot load {path}: {log.last()}; export the bundle again")
-    return model
+    return model, header
 
 
 def _require(path: Path, *, copied: bool) -> None:

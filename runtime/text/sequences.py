@@ -173,7 +173,9 @@ class Sequences:
                 "or fewer new tokens"
             )
         if self._keep and positions > self._each:
-            positions = max(positions, min(max(FIRST_CONTEXT, 2 * self._each), most))
+            # A GPU's memory is taken once; elsewhere a larger context costs less than what nobody asked for.
+            first = FIRST_CONTEXT if self._decoder.settings.text_device != "cpu" else 0
+            positions = max(positions, min(max(first, 2 * self._each), most))
         return -(-positions // CONTEXT_STEP) * CONTEXT_STEP
 
     def _fit(self, each: int, wanted: int) -> bool:

@@ -38,6 +38,7 @@ from dasheng_edge.runtime.bundle.golden import AUDIO_MARK
 from dasheng_edge.runtime.deviation import relative_rms
 from dasheng_edge.runtime.engine_options import EngineSettings
 from dasheng_edge.runtime.text.decoder import Decoder
+from dasheng_edge.runtime.text.model import TextModel
 from tests.fixtures.tiny_checkpoint import CONTROL_TOKENS
 from tests.fixtures.vocabulary_decoder import vocabulary_decoder
 
@@ -264,7 +265,7 @@ def test_tokenizers_agree_on_any_text(tiny_tokenizers: Any, text: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def qwen_tokenizers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Decoder, Tokenizer]]:
+def qwen_tokenizers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[TextModel, Tokenizer]]:
     """Qwen2.5-Omni's vocabulary in a GGUF without tensors, and in the Hugging Face library."""
     folder = tmp_path_factory.mktemp("qwen")
     for file in QWEN.glob("*.json"):

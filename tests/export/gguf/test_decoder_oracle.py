@@ -26,7 +26,6 @@ from dasheng_edge.runtime.engine_options import EngineSettings
 from dasheng_edge.runtime.text.context import BATCH
 from dasheng_edge.runtime.text.decoder import Decoder
 from dasheng_edge.runtime.text.sampler import Ngrams
-from dasheng_edge.runtime.text.token_rows import TokenRows
 from tests.fixtures.tiny_checkpoint import ROWS, write_tiny_adapter, write_tiny_checkpoint
 from tests.fixtures.together import together
 
@@ -174,6 +173,6 @@ def test_the_embeddings_of_tokens_are_those_of_the_file(decoder: Decoder, tiny_b
     table = gguf_tensors(tiny_bundle / DECODER)["token_embd.weight"]
     tokens = (7, 0, decoder.n_vocab - 1, 7)
     want = np.concatenate([table.rows(token, token + 1) for token in tokens])
-    got = TokenRows(decoder.new_context, decoder.n_embd).of(tokens)
+    got = decoder._token_rows.of(tokens)
     assert got is not None
     np.testing.assert_array_equal(got, want)

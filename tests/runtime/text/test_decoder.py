@@ -24,7 +24,6 @@ from dasheng_edge.runtime.text.context import Context
 from dasheng_edge.runtime.text.decoder import CONTEXT_STEP, Decoder
 from dasheng_edge.runtime.text.llama import build_info
 from dasheng_edge.runtime.text.sequences import Sequences
-from dasheng_edge.runtime.text.token_rows import TokenRows
 
 EMBED = 64
 TEXT = "Write an audio caption describing the sound"
@@ -59,7 +58,7 @@ def test_facts(decoder: Decoder) -> None:
 
 def test_embedding_rows_of_tokens_give_the_logits_of_the_tokens(decoder: Decoder) -> None:
     tokens = decoder.tokenize(TEXT)
-    table = TokenRows(decoder.new_context, decoder.n_embd)
+    table = decoder._token_rows
     want = logits_of(decoder, tokens)
     for cut in (0, 1, 3):
         rows = table.of(tokens[cut:])
