@@ -42,9 +42,9 @@ def bundle() -> Bundle:
 
 
 def altered(bundle: Bundle, part: str, **update: Any) -> Bundle:
-    """The same with other facts in one part of the manifest."""
+    """The same with other facts in one part of the manifest, and no word of what follows from them."""
     facts = getattr(bundle.manifest, part).model_copy(update=update)
-    return replace(bundle, manifest=bundle.manifest.model_copy(update={part: facts}))
+    return replace(bundle, manifest=bundle.manifest.model_copy(update={part: facts, "program": None}))
 
 
 def embeddings(_: str) -> Embeddings:

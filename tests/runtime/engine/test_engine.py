@@ -125,10 +125,17 @@ def test_captions_come_as_they_are_done_too(engine: Engine) -> None:
 
 def test_a_callback_may_ask_for_the_next(engine: Engine) -> None:
     later: list[Any] = []
+    called = threading.Event()
+
+    def asks(_: Any) -> None:
+        later.append(engine.submit(noise(2), max_new_tokens=2))
+        later[0].cancel()
+        called.set()
+
     first = engine.submit(noise(1), max_new_tokens=2)
-    first.add_done_callback(lambda _: later.append(engine.submit(noise(2), max_new_tokens=2)))
-    first.add_done_callback(lambda _: later[0].cancel())
+    first.add_done_callback(asks)
     assert first.result(60).tokens
+    assert called.wait(60)
     with pytest.raises(CancelledError):
         later[0].result(60)
     assert engine.submit(noise(3), max_new_tokens=2).result(60).tokens
