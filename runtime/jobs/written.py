@@ -215,7 +215,7 @@ class WrittenResults:
                     busy = f"cannot write {path}: another process is making it; wait for that, or name a folder (--out)"
                     self._locks[path] = lock(path.with_name(f".{path.name}.job.lock"), busy)
         except OSError as error:
-            raise _write_error(path, error) from error
+            raise _write_error(path, error, beside=self.places.root is None) from error
         self._kept = self._kept or frozenset(paths)
 
     def _unlock(self, paths: Iterable[Path]) -> None:
@@ -278,7 +278,7 @@ class WrittenResults:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise _write_error(path, error) from error
+            raise _write_error(path, error, beside=self.places.root is None) from error
 
 
 class OneFileResults(WrittenResults):
@@ -373,11 +373,13 @@ def _content(item: Input, stat: Stat | None) -> str:
     return secrets.token_hex(_DIGITS // 2)
 
 
-def _write_error(path: Path, error: OSError) -> OutputWriteError:
+def _write_error(path: Path, error: OSError, *, beside: bool) -> OutputWriteError:
     if isinstance(error, OutputWriteError):  # another process is at work
         return error
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     stored = "what is done is stored: free some space, and give the same command again"
+    if beside:  # where no ledger tells what is done
+        stored = "what is written stays: free some space, and name the inputs that are left, or a folder with --out"
     fix = stored if full else "make it writable, or choose another --out"
     return OutputWriteError(f"cannot write {path}: {error.strerror or error}; {fix}")
 

@@ -215,10 +215,13 @@ def test_a_place_that_cannot_be_written_costs_one_file_and_a_full_disk_all(
     with monkeypatch.context() as patched:
         patched.setattr(written, "replacing", full)
         done = caption(*words)
+        beside = caption(tiny_bundle, clips / "film.wav", "--format", "txt,srt").stderr
+        assert "what is written stays: free some space, and name the inputs that are left" in beside
     assert done.exit_code == 1
     assert "No space left on device; what is done is stored: free some space, and give the same command" in done.stderr
     assert caption(*words).exit_code == 0
-    assert asked == ["a.wav", "b.wav"]
+    assert asked[:2] == ["a.wav", "b.wav"]
+    assert {*asked[2:]} == {"film.wav"}
     assert outputs(out).keys() == {"a.txt", "b.txt"}
 
 
