@@ -1,4 +1,4 @@
-"""`dasheng-edge quantize` and `compare`."""
+"""`dasheng-edge quantize`, `compare` and `graphs`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 
 from dasheng_edge.quant.decoder.types import NEED_IMATRIX, DecoderType
 from dasheng_edge.quant.encoder.precisions import EncoderPrecision
+from dasheng_edge.quant.static.forms import Activations, GraphForm, Method, Opset, StaticOptions
 from dasheng_edge.runtime.bundle.manifest import KvType
 from dasheng_edge.runtime.cli.options import (
     JsonOption,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from dasheng_edge.quant.compare.record import Report
 
     from .bundle_compare import CompareOptions
+    from .bundle_graphs import GraphsOptions, GraphsReport
     from .bundle_quant import QuantizeOptions, QuantizeReport
 
 
@@ -212,4 +214,81 @@ def compare(
     show(f"read {typed_path(out / 'report.html')}")
 
 
-COMMANDS = (quantize, compare)
+FormOption = Annotated[
+    GraphForm,
+    name_option(
+        get_args(GraphForm),
+        "FORM",
+        "What is made of each graph",
+        "static has one shape and older operators; qdq is static int8 besides, made with Hugging Face optimum; ort is "
+        "ONNX Runtime's own format, with the list of operators for a build that has no others",
+    ),
+]
+OpsetOption = Annotated[int | None, typer.Option(metavar="N", help="Of the operators: 17, 19 or 23; default: 17.")]
+FramesOption = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Frames of a run, 10 ms each; default: a chunk of the bundle.")
+]
+MethodOption = Annotated[
+    Method | None, name_option(get_args(Method), "METHOD", "How qdq chooses ranges; default minmax")
+]
+ActivationsOption = Annotated[
+    Activations | None,
+    name_option(
+        get_args(Activations),
+        "TYPE",
+        "How qdq stores activations",
+        "uint8, the default, has a zero point, as QNN takes it; int8 is symmetric, as TensorRT and RKNN ask for it",
+    ),
+]
+_OPTIONS_OF_FORMS = {
+    "static": ("--opset", "--frames"),
+    "qdq": ("--opset", "--frames", "--calibrate", "--method", "--activations"),
+    "ort": (),
+}
+
+
+def graphs(
+    bundle: Annotated[Path, bundle_argument("Folder made by `dasheng-edge export`, or its name.")],
+    *,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write.")],
+    form: FormOption = "static",
+    opset: OpsetOption = None,
+    frames: FramesOption = None,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(metavar="CLIPS", help="Audio on which qdq measures ranges: a folder, a file or a manifest."),
+    ] = None,
+    method: MethodOption = None,
+    activations: ActivationsOption = None,
+    threads: ThreadsOption = None,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a bundle's graphs for other tool chains: QNN, TensorRT, RKNN, Core ML, a small ONNX Runtime.
+
+    Each graph is held against the bundle's own, and its error is printed. graphs.json in the folder says what the
+    graphs take and give.
+    """
+    words = ("--opset", "--frames", "--calibrate", "--method", "--activations")
+    for word, value in zip(words, (opset, frames, calibrate, method, activations), strict=True):
+        if value is not None and word not in _OPTIONS_OF_FORMS[form]:
+            raise typer.BadParameter(f"{word} has no effect on --form {form}; leave it out")
+    if opset not in (None, *get_args(Opset)):
+        raise typer.BadParameter(f"--opset is {opset}, expected {', '.join(map(str, get_args(Opset)))}")
+    module = load("dasheng_edge.quant.bundle_graphs", "graphs", "quant", "cpu")
+    chosen = StaticOptions(method or "minmax", activations or "uint8")
+    options: GraphsOptions = module.GraphsOptions(
+        bundle, out, form, opset or 17, frames, calibrate, chosen, threads, overwrite
+    )
+    with StepBars() as progress:
+        report: GraphsReport = module.write_graphs(options, progress)
+    for warning in report.warnings:
+        say(f"warning: {warning}")
+    if as_json:
+        print_json(dict(report.facts) | {"folder": str(out), "bytes": report.bytes, "seconds": report.seconds})
+        return
+    show(f"{out}: {report.bytes / 1e6:.1f} MB in {report.seconds:.1f} s, every graph within its tolerance")
+    show(f"what the graphs take and give is in {typed_path(out / 'graphs.json')}")
+
+
+COMMANDS = (quantize, compare, graphs)

@@ -63,6 +63,7 @@ COMMANDS: dict[str, list[str]] = {
     "pull": ["owner/name"],
     "quantize": [BUNDLE, "--recipe", "small", "--out", "small"],
     "compare": [BUNDLE, BUNDLE, "--clips", "clips", "--out", "report"],
+    "graphs": [BUNDLE, "--out", "graphs"],
 }
 
 

@@ -1,0 +1,1 @@
+"""A bundle's graphs as tool chains for NPUs take them: fixed shapes, older operators, static int8."""
