@@ -307,9 +307,7 @@ class Sequences:
         answer, start = place.answer, perf_counter()
         each = self._each_for(place.past + len(block) + answer.max_new_tokens)
         if each > self._each and not self._resize(self._sequences, each):
-            raise MemoryShortError(
-                f"there is not enough memory for {each} positions; free memory, or use shorter audio"
-            )
+            raise MemoryShortError(f"there is not enough memory for {each} positions; free some, or use shorter audio")
         assert self._context is not None
         self._context.extend(block, sequence=place.sequence, past=place.past, outputs=1)
         self._context.synchronize()
