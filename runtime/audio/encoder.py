@@ -202,18 +202,17 @@ def _joined(inputs: Sequence[NDArray[Any]], frames: int) -> NDArray[Any]:
 def _case(spec: FrontEndSpec, frames: int, valid: int, chunks: int = 1) -> Case:
     """What the graph must make of so many frames."""
     feed: dict[str, Shape | NDArray[np.int64]] = {"log_mel": (chunks, spec.n_mels, frames)}
-    keys = np.full(chunks, valid, np.int64)
+    keys, patches = np.full(chunks, valid, np.int64), frames // spec.patch_frames
+    computed = spec.chunk_patches if spec.pads_last_chunk else patches
     if spec.acoustic:
         feed["acoustic_mel"] = (chunks, spec.acoustic.n_mels, frames)
     if spec.takes_padding:
-        padded = spec.chunk_patches if spec.pads_last_chunk else frames // spec.patch_frames
-        feed["padded_patches"] = np.array([padded], np.int64)
+        feed["padded_patches"] = np.array([computed], np.int64)
     else:
         feed["valid_patches"] = keys
     if spec.acoustic:
         feed["kept_patches"] = keys
-    patches = frames // spec.patch_frames
-    return Case(feed, {"patches": (chunks, patches, -1)}, max_uses(patches))
+    return Case(feed, {"patches": (chunks, patches, -1)}, max_uses(computed))
 
 
 def chunk_feeds(spec: FrontEndSpec, features: Features, first: int = 0) -> Iterator[Feed]:

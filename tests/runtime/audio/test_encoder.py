@@ -17,7 +17,7 @@ from dasheng_edge.runtime.audio.encoder import Encoder, Projector, chunk_feeds
 from dasheng_edge.runtime.audio.front_end import Features
 from dasheng_edge.runtime.bundle.bundle import ENCODER, FRONT_END, PROJECTOR
 from dasheng_edge.runtime.bundle.front_end_spec import AcousticSpec, FrontEndSpec
-from dasheng_edge.runtime.bundle.graph_check import Checked
+from dasheng_edge.runtime.bundle.graph_check import Case, Checked, max_uses
 from dasheng_edge.runtime.errors import BundleFileError, DeviceError
 
 SPEC = FrontEndSpec()
@@ -140,6 +140,26 @@ def test_chunks_of_plain_dasheng_are_filled_up(session: FakeSession, samples: in
     patches = Encoder(Path("x"), PLAIN).patches(Features(np.zeros((64, frames), np.float32), None, samples))
     assert session.fed == fed
     assert len(patches) == PLAIN.patches_of(samples)
+
+
+@pytest.mark.parametrize("spec", [FrontEndSpec(), TWO_BRANCHES, PLAIN, SHORT])
+def test_a_graph_may_work_for_the_patches_that_it_fills_up(
+    session: FakeSession, spec: FrontEndSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A short chunk costs what its padding costs: an encoder of 630 M parameters was refused as too slow."""
+    checked: list[Case] = []
+
+    def check(_: Path, cases: list[Case], __: Case | None) -> Checked:
+        checked.extend(cases)
+        return Checked({"patches": (1, -1, 64)}, separable=True)
+
+    monkeypatch.setattr(encoder_module, "check_graph", check)
+    Encoder(Path("x"), spec)
+    for case in checked:
+        padded, log_mel = case.feed.get("padded_patches"), case.feed["log_mel"]
+        assert isinstance(log_mel, tuple)
+        computed = int(padded[0]) if padded is not None else log_mel[2] // spec.patch_frames
+        assert case.uses >= max_uses(computed)
 
 
 @pytest.mark.parametrize(
