@@ -218,7 +218,7 @@ FormOption = Annotated[
     GraphForm,
     name_option(
         get_args(GraphForm),
-        "FORM",
+        "NAME",
         "What is made of each graph",
         "static has one shape and older operators; qdq is static int8 besides, made with Hugging Face optimum; ort is "
         "ONNX Runtime's own format, with the list of operators for a build that has no others",
@@ -228,9 +228,7 @@ OpsetOption = Annotated[int | None, typer.Option(metavar="N", help="Of the opera
 FramesOption = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Frames of a run, 10 ms each; default: a chunk of the bundle.")
 ]
-MethodOption = Annotated[
-    Method | None, name_option(get_args(Method), "METHOD", "How qdq chooses ranges; default minmax")
-]
+MethodOption = Annotated[Method | None, name_option(get_args(Method), "NAME", "How qdq chooses ranges; default minmax")]
 ActivationsOption = Annotated[
     Activations | None,
     name_option(

@@ -315,7 +315,7 @@ def lock(path: Path, busy: str | Callable[[], str]) -> FileLock | None:
     `unlock` it, which removes the file. `busy` says what to tell a second writer.
 
     Raises:
-        OutputWriteError: another writer holds it, or the folder takes no files.
+        OutputWriteError: another writer holds it.
         OSError: the file cannot be made.
     """
     from filelock import FileLock, Timeout
@@ -328,7 +328,7 @@ def lock(path: Path, busy: str | Callable[[], str]) -> FileLock | None:
         try:
             path.touch()
         except FileNotFoundError:  # as in /proc, which FileLock takes for a file that is being removed
-            raise OutputWriteError(f"no file can be made in {path.parent}; choose another place") from error
+            raise FileNotFoundError(errno.ENOENT, f"no file can be made in {path.parent}") from error
         raise OutputWriteError(busy if isinstance(busy, str) else busy()) from error
     except OSError:
         if not path.exists():  # it could not even be made

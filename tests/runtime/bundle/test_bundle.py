@@ -376,7 +376,7 @@ def test_unwritable_places(tmp_path: Path) -> None:
     ],
 )
 def test_places_that_hold_no_files_are_named(out: str, why: str) -> None:
-    with pytest.raises(OutputWriteError, match=f"cannot write {out}: {why} choose another --out"), BundleWriter(out):
+    with pytest.raises(OutputWriteError, match=f"cannot write {out}: {why} .*choose another --out"), BundleWriter(out):
         pass
 
 

@@ -146,12 +146,15 @@ def test_a_signal_ends_the_command_like_an_error(monkeypatch: pytest.MonkeyPatch
 
     with_command(monkeypatch, extra)
     monkeypatch.setattr(sys, "argv", ["dasheng-edge", "extra"])
-    before = signal.getsignal(number)
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    assert stop.value.code == code
-    assert cleaned_up == [name]
-    assert signal.getsignal(number) is before
+    before = signal.signal(number, signal.default_int_handler)  # one that is ignored, as by nohup, stays so
+    try:
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert stop.value.code == code
+        assert cleaned_up == [name]
+        assert signal.getsignal(number) is signal.default_int_handler
+    finally:
+        signal.signal(number, before)
 
 
 def test_a_closed_stdin_is_named(tiny_bundle: Path) -> None:

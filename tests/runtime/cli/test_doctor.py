@@ -52,7 +52,7 @@ def test_this_machine() -> None:
 
 
 def test_both_distributions_of_onnx_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
-    installed(monkeypatch, *BASE, "onnxruntime", "onnxruntime-gpu", *EXPORT, *PULL, *QUANT, *MIC)
+    installed(monkeypatch, *BASE, "onnxruntime", "onnxruntime-gpu", *EXPORT, *PULL, *QUANT, *MIC, "optimum-onnx")
     report = examine()
     (problem,) = report.problems
     assert "pip uninstall -y onnxruntime onnxruntime-gpu" in problem
@@ -112,7 +112,7 @@ def test_this_distribution_is_read() -> None:
 
 
 def test_only_quant_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    installed(monkeypatch, *BASE, "onnxruntime", *EXPORT, *PULL, *MIC)
+    installed(monkeypatch, *BASE, "onnxruntime", *EXPORT, *PULL, *MIC, "optimum-onnx")
     assert set(examine().missing_extras) == {"quant"}
 
 
@@ -127,7 +127,7 @@ def test_sources_that_are_not_installed(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.fixture
 def with_card(monkeypatch: pytest.MonkeyPatch, fake_cuda: FakeCuda) -> FakeCuda:
     """A card, and the packages that are meant for it."""
-    installed(monkeypatch, *BASE, "onnxruntime-gpu", *EXPORT, *PULL, *QUANT, *MIC)
+    installed(monkeypatch, *BASE, "onnxruntime-gpu", *EXPORT, *PULL, *QUANT, *MIC, "optimum-onnx")
     monkeypatch.setattr(doctor, "find_gpus", lambda: fake_cuda.gpus)
     monkeypatch.setattr(llama, "build_info", lambda: ("CUDA", True))
     return fake_cuda
