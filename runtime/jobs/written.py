@@ -235,6 +235,7 @@ class WrittenResults:
         """All rows are there: write what is not written."""
         paths = self._paths(item, known.output)
         line = WrittenLine(output=known.output, key=known.key, looks=self._looks)
+        made = [path for path in paths.values() if not path.exists()]
         try:
             if self.ledger.written[line.output] != line.digest or not all(path.exists() for path in paths.values()):
                 for name, kind in self._formats.items():
@@ -245,6 +246,8 @@ class WrittenResults:
                         self.note(f"{item.audio}: {fault}")
                 self.ledger.add(line)
         except (OutputWriteError, SubtitleError) as error:
+            for path in made if self.places.root is None else ():  # some without the others would be in the way
+                path.unlink(missing_ok=True)
             if not _of_one(error):
                 raise
             self._fail(item, CaptionRow.of_error(item.audio, error))

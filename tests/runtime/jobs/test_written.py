@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from dasheng_edge.runtime.atomic_output import replacing
 from dasheng_edge.runtime.audio.read import describe_audio
 from dasheng_edge.runtime.cli import app as cli
 from dasheng_edge.runtime.engine.clip_audio import ClipAudio
+from dasheng_edge.runtime.jobs import written
 from tests.fixtures.audio_files import Format, sine, write_audio
 
 
@@ -107,6 +110,25 @@ def test_subtitles_lie_beside_their_films(tiny_bundle: Path, clips: Path) -> Non
     assert not [path for path in clips.iterdir() if path.name.startswith(".")]
     again = caption(tiny_bundle, clips / "film.wav", "--format", "srt")
     assert (again.exit_code, "film.srt already exists" in again.stderr) == (1, True)
+
+
+def test_an_input_has_all_its_outputs_beside_it_or_none(
+    tiny_bundle: Path, clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = (tiny_bundle, clips / "film.wav", "--format", "srt,vtt")
+
+    def full(path: Path, **options: Any) -> Any:
+        if path.suffix == ".vtt":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return replacing(path, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(written, "replacing", full)
+        assert caption(*words).exit_code == 1
+    assert not (clips / "film.srt").exists()
+    assert caption(*words).exit_code == 0
+    assert (clips / "film.srt").exists()
+    assert (clips / "film.vtt").exists()
 
 
 @pytest.mark.parametrize("turned", [False, True])
