@@ -215,7 +215,9 @@ def _qdq(plan: _Plan, folder: Path, steps: Steps) -> dict[str, Any]:
     names = tuple(name for name in plan.names if name != FRONT_END)
     step = steps.begin("static int8", len(names), "graphs")
     exact = StaticParts(folder, plan.layout, plan.threads, names)
-    wanted, patches = [exact.outputs(clip) for clip in clips], [exact.patches(clip) for clip in clips]
+    patches = [exact.patches(clip) for clip in clips]
+    wanted = [exact.embeddings(one) for one in patches] if PROJECTOR in names else patches
+    del exact  # and its memory
     rows = {
         ENCODER: (feed for clip in clips for feed, _ in plan.layout.feeds(clip)),
         PROJECTOR: ({"patches": run} for clip in patches for run in projector_runs(plan.layout, clip)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
@@ -16,7 +17,9 @@ from typer.testing import CliRunner
 
 from dasheng_edge.quant import bundle_graphs
 from dasheng_edge.quant.bundle_graphs import GraphsOptions, write_graphs
-from dasheng_edge.quant.static.forms import Activations, Method, StaticOptions
+from dasheng_edge.quant.encoder import graphs
+from dasheng_edge.quant.static import qdq
+from dasheng_edge.quant.static.forms import Activations, GraphForm, Method, StaticOptions
 from dasheng_edge.quant.static.ort_format import CONFIG, check_sizes
 from dasheng_edge.quant.static.parts import StaticLayout, StaticParts
 from dasheng_edge.quant.static.qdq import check_optimum
@@ -56,7 +59,7 @@ def test_no_value_keeps_a_free_dimension_and_facts_are_those_of_the_graphs(stati
         assert model.opset_import[0].version == facts["opset"]
         values = [*model.graph.input, *model.graph.output, *model.graph.value_info]
         sizes = {one.name: [axis.dim_value for axis in one.type.tensor_type.shape.dim] for one in values}
-        assert all(all(shape) for name, shape in sizes.items() if shape), sizes
+        assert all(all(shape) for shape in sizes.values()), sizes
         stated = facts["graphs"][name]["inputs"] | facts["graphs"][name]["outputs"]
         assert {key: one["shape"] for key, one in stated.items()} == {key: sizes[key] for key in stated}
         assert not {"Shape", "Range"} & facts["graphs"][name]["operators"].keys()
@@ -89,6 +92,29 @@ def test_other_lengths(tmp_path: Path, frames: int) -> None:
 def test_other_bundles(tmp_path: Path, kind: Callable[[Path, Path], Path]) -> None:
     report = write_graphs(GraphsOptions(kind(SMALLEST_BUNDLE, tmp_path / "bundle"), tmp_path / "graphs", opset=19))
     assert max(report.facts["deviations"].values()) <= 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["static", pytest.param("qdq", marks=has_optimum)])
+@pytest.mark.parametrize("kind", ["midashenglm", "midashenglm-tokenizer", "dasheng, filled up", "dasheng, short"])
+@pytest.mark.filterwarnings("default")  # of transformers
+def test_every_member_of_the_family(tmp_path: Path, kind: str, form: GraphForm) -> None:
+    from dasheng_edge.export.bundle_export import export_bundle
+    from dasheng_edge.export.options import ExportOptions
+    from tests.fixtures.tiny_checkpoint import write_tiny_checkpoint
+
+    variant, _, pads = kind.partition(", ")
+    checkpoint = write_tiny_checkpoint(tmp_path / "checkpoint", variant=variant)
+    export_bundle(ExportOptions(checkpoint, tmp_path / "bundle", pad_last_chunk=pads == "filled up" if pads else None))
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    for seconds in (5, 10):
+        noise = np.random.default_rng(seconds).uniform(-0.5, 0.5, seconds * 16_128).astype(np.float32)
+        write_audio(clips / f"{seconds}.flac", noise, replace(FORMATS[1], rate=16_000))
+    options = GraphsOptions(tmp_path / "bundle", tmp_path / "graphs", form, calibrate=clips)
+    report = write_graphs(options)
+    assert max(error for name, error in report.facts["deviations"].items() if name in GRAPHS) <= 1e-5
+    assert "padded_patches" not in report.facts["graphs"][ENCODER]["inputs"]
 
 
 @pytest.mark.slow  # onnxruntime.tools takes seconds to load
@@ -185,10 +211,15 @@ def test_without_optimum_it_says_what_to_install() -> None:
 
 @has_optimum
 @pytest.mark.slow
-@pytest.mark.filterwarnings("default")
+@pytest.mark.filterwarnings("default")  # of transformers
+@pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("activations", get_args(Activations))
 @pytest.mark.parametrize("method", get_args(Method))
-def test_static_int8(tmp_path: Path, method: Method, activations: Activations) -> None:
+def test_static_int8(
+    tmp_path: Path, method: Method, activations: Activations, large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (qdq, graphs) if large else ():
+        monkeypatch.setattr(module, "EXTERNAL_BYTES", 1000)  # above which weights are in a file of their own
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, 60_000).astype(np.float32)
     clip = write_audio(tmp_path / "noise.flac", noise, FORMATS[1])
     quantized = StaticOptions(method, activations)
@@ -199,4 +230,8 @@ def test_static_int8(tmp_path: Path, method: Method, activations: Activations) -
     kinds = {one.data_type for one in onnx.load(report.out / ENCODER).graph.initializer if "zero_point" in one.name}
     unsigned = onnx.TensorProto.UINT8 in kinds
     assert unsigned == (activations == "uint8")
-    assert (report.out / ENCODER).stat().st_size < 0.6 * Bundle.open(SMALLEST_BUNDLE).path(ENCODER).stat().st_size
+    beside = report.out / f"{ENCODER}.data"
+    assert beside.exists() == large
+    size = sum(path.stat().st_size for path in (report.out / ENCODER, beside) if path.exists())
+    assert size < 0.6 * (SMALLEST_BUNDLE / ENCODER).stat().st_size
+    assert {path.name for path in report.out.iterdir()} == {*report.facts["files"], "graphs.json"}

@@ -40,11 +40,8 @@ def lowered(text: str, shapes: dict[str, tuple[int, ...]], opset: Opset) -> tupl
 
 
 def same(source: onnx.ModelProto, result: onnx.ModelProto, feed: dict[str, np.ndarray]) -> bool:
-    wanted = ReferenceEvaluator(source).run(None, feed)
-    return all(
-        relative_rms(got, want) < 1e-6
-        for got, want in zip(ReferenceEvaluator(result).run(None, feed), wanted, strict=True)
-    )
+    got, wanted = (list(map(np.asarray, ReferenceEvaluator(model).run(None, feed))) for model in (result, source))
+    return all(relative_rms(one, want) < 1e-6 for one, want in zip(got, wanted, strict=True))
 
 
 @settings(max_examples=10, deadline=None)
