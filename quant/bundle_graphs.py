@@ -50,13 +50,14 @@ MIN_SNR_DB = 10.0  # of static int8, below which something is wrong; golden clip
 
 @dataclass(frozen=True)
 class GraphsOptions:
-    """One set of graphs. `opset` and `frames` are of static and qdq, `calibrate` and `quantized` of qdq."""
+    """One set of graphs. `opset` and what follows are of static and qdq, `calibrate` and `quantized` of qdq alone."""
 
     source: Path
     out: Path
     form: GraphForm = "static"
     opset: Opset = 17
     frames: int | None = None  # of a chunk that the encoder takes; None: a whole one of the bundle
+    full_chunks: bool = False  # without `valid_patches` and its mask
     calibrate: Path | None = None
     quantized: StaticOptions = field(default_factory=StaticOptions)
     threads: int | None = None
@@ -138,7 +139,8 @@ def _plan(options: GraphsOptions, source: Bundle) -> _Plan:
         if options.calibrate is None:
             raise QuantizeError("--form qdq measures the ranges of activations on audio; pass --calibrate CLIPS")
         clips = find_clips(options.calibrate)
-    return _Plan(options, source, StaticLayout(spec, frames), clips, checked_threads(options.threads), names)
+    layout = StaticLayout(spec, frames, full_chunks=options.full_chunks)
+    return _Plan(options, source, layout, clips, checked_threads(options.threads), names)
 
 
 def _static(plan: _Plan, folder: Path, steps: Steps) -> dict[str, Any]:
@@ -208,7 +210,7 @@ def _qdq(plan: _Plan, folder: Path, steps: Steps) -> dict[str, Any]:
     audio = AudioParts.open(plan.source, EngineOptions().changed(threads=plan.threads))
     calibration = calibrate_on(plan.clips, audio, steps.progress.advance)
     plan.warnings.extend(calibration.warnings)
-    clips = [clip for clip in calibration.features if plan.layout.takes(clip)]
+    clips = [clip for clip in calibration.features if plan.layout.fits(clip)]
     step.end(note=f"{len(clips)} of {len(plan.clips.clips)} clips in {plan.clips.name!r}")
     if not clips:
         raise QuantizeError(f"no clip fits into {plan.layout.frames} frames; pass other clips, or another --frames")

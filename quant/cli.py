@@ -228,6 +228,12 @@ OpsetOption = Annotated[int | None, typer.Option(metavar="N", help="Of the opera
 FramesOption = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Frames of a run, 10 ms each; default: a chunk of the bundle.")
 ]
+FullOption = Annotated[
+    bool,
+    typer.Option(
+        "--full-chunks", help="An encoder for full chunks alone: it takes no valid_patches, and computes no mask."
+    ),
+]
 MethodOption = Annotated[Method | None, name_option(get_args(Method), "NAME", "How qdq chooses ranges; default minmax")]
 ActivationsOption = Annotated[
     Activations | None,
@@ -239,8 +245,8 @@ ActivationsOption = Annotated[
     ),
 ]
 _OPTIONS_OF_FORMS = {
-    "static": ("--opset", "--frames"),
-    "qdq": ("--opset", "--frames", "--calibrate", "--method", "--activations"),
+    "static": ("--opset", "--frames", "--full-chunks"),
+    "qdq": ("--opset", "--frames", "--full-chunks", "--calibrate", "--method", "--activations"),
     "ort": (),
 }
 
@@ -252,6 +258,7 @@ def graphs(
     form: FormOption = "static",
     opset: OpsetOption = None,
     frames: FramesOption = None,
+    full_chunks: FullOption = False,
     calibrate: Annotated[
         Path | None,
         typer.Option(metavar="CLIPS", help="Audio on which qdq measures ranges: a folder, a file or a manifest."),
@@ -267,8 +274,8 @@ def graphs(
     Each graph is held against the bundle's own, and its error is printed. graphs.json in the folder says what the
     graphs take and give.
     """
-    words = ("--opset", "--frames", "--calibrate", "--method", "--activations")
-    for word, value in zip(words, (opset, frames, calibrate, method, activations), strict=True):
+    values = (opset, frames, full_chunks or None, calibrate, method, activations)
+    for word, value in zip(_OPTIONS_OF_FORMS["qdq"], values, strict=True):
         if value is not None and word not in _OPTIONS_OF_FORMS[form]:
             raise typer.BadParameter(f"{word} has no effect on --form {form}; leave it out")
     if opset not in (None, *get_args(Opset)):
@@ -276,7 +283,7 @@ def graphs(
     module = load("dasheng_edge.quant.bundle_graphs", "graphs", "quant", "cpu")
     chosen = StaticOptions(method or "minmax", activations or "uint8")
     options: GraphsOptions = module.GraphsOptions(
-        bundle, out, form, opset or 17, frames, calibrate, chosen, threads, overwrite
+        bundle, out, form, opset or 17, frames, full_chunks, calibrate, chosen, threads, overwrite
     )
     with StepBars() as progress:
         report: GraphsReport = module.write_graphs(options, progress)

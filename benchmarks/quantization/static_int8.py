@@ -108,7 +108,6 @@ def measure(bundle: Bundle, work: Path, calibrate: Path, clips: Path, threads: i
     audio = AudioParts.open(bundle, EngineOptions().changed(threads=threads))
     heard, judged = (calibrate_on(find_clips(path), audio, no_advance).features for path in (calibrate, clips))
     candidates.make(calibrate, heard)
-    judged = tuple(clip for clip in judged if candidates.layout.takes(clip))
     wanted = candidates.outputs("fp32", judged)
     names = candidates.names
     snr_db = {name: Deviation.of(zip(candidates.outputs(name, judged), wanted, strict=True)).snr_db for name in names}

@@ -99,6 +99,11 @@ def _attention(node: ir.Node) -> None:
     written.replace(result)
 
 
+def _takes_all(mask: ir.Value | None) -> bool:
+    """Whether a mask is known and leaves nothing out."""
+    return mask is not None and mask.const_value is not None and bool(mask.const_value.numpy().all())
+
+
 def _added(written: _Written, mask: ir.Value) -> ir.Value:
     """What is added to scores for a mask of booleans; written once, though every block takes it."""
     producer = mask.producer()
@@ -146,6 +151,8 @@ def lower(model: ir.Model, opset: Opset) -> None:
     """
     graph = model.graph
     for node in list(graph):
+        if node.op_type == "Attention" and len(node.inputs) > 3 and _takes_all(node.inputs[3]):
+            node.resize_inputs(3)
         since, write = NEWER.get(node.op_type, (0, _gelu))
         if since > opset:
             write(node)

@@ -20,41 +20,42 @@ Array = NDArray[np.float32]
 class StaticLayout:
     """What graphs of so many frames are given for a clip.
 
-    A shorter chunk is filled up: the last frame is repeated, and `valid_patches` says how much of it counts. Plain
-    Dasheng attends to every patch, so that its graph takes chunks of just its length.
+    A shorter chunk is filled up: the last frame is repeated, and `valid_patches` says how much of it counts. Graphs for
+    `full_chunks` have no such input, and attend to all that they are given; those of plain Dasheng are always so.
     """
 
-    def __init__(self, spec: FrontEndSpec, frames: int) -> None:
+    def __init__(self, spec: FrontEndSpec, frames: int, *, full_chunks: bool = False) -> None:
         self.spec, self.frames, self.patches = spec, frames, frames // spec.patch_frames
         self.tokens = self.patches // spec.tokens_patches  # of a run of the projector
         self.samples = frames * spec.hop_length  # of the longest clip
+        self.full_chunks = full_chunks or spec.takes_padding
         self._reach = max(spec.n_fft, spec.acoustic.n_fft if spec.acoustic else 0) // 2  # of the last spectrum
 
     @property
     def constants(self) -> dict[str, NDArray[np.int64]]:
-        """Inputs of the encoder that a fixed length leaves no choice of."""
-        return {"padded_patches": np.array([self.patches], np.int64)} if self.spec.takes_padding else {}
+        """Inputs of the encoder that full chunks leave no choice of."""
+        return {name: np.array([self.patches]) for name in self._counts} if self.full_chunks else {}
+
+    @property
+    def _counts(self) -> list[str]:
+        """Inputs of the encoder that count patches."""
+        if self.spec.takes_padding:
+            return ["padded_patches"]
+        return ["valid_patches", *(["kept_patches"] if self.spec.acoustic else [])]
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the other inputs, of all graphs but the projector."""
-        bands = {"log_mel": self.spec.n_mels} | (
-            {"acoustic_mel": self.spec.acoustic.n_mels} if self.spec.acoustic else {}
-        )
-        counts = [] if self.spec.takes_padding else ["valid_patches", *(["kept_patches"] if self.spec.acoustic else [])]
+        bands = {"log_mel": self.spec.n_mels}
+        if self.spec.acoustic:
+            bands["acoustic_mel"] = self.spec.acoustic.n_mels
         spectra = {name: (1, count, self.frames) for name, count in bands.items()}
-        return {"waveform": (1, self.samples + self._reach), **spectra, **dict.fromkeys(counts, (1,))}
+        return {"waveform": (1, self.samples + self._reach), **spectra, **dict.fromkeys(self._counts, (1,))}
 
-    def takes(self, features: Features) -> bool:
-        """Whether the graphs give of a clip what the bundle's give."""
-        feeds = list(chunk_feeds(self.spec, features))
-        frames = [feed["log_mel"].shape[2] for feed in feeds]
-        if not self.spec.takes_padding:
-            return bool(max(frames) <= self.frames)
-        lengths = {count // self.spec.patch_frames for count in frames} | {
-            int(feed["padded_patches"][0]) for feed in feeds
-        }
-        return lengths == {self.patches}
+    def fits(self, features: Features) -> bool:
+        """Whether no chunk of a clip has more patches than the graphs take."""
+        frames = (int(feed["log_mel"].shape[2]) for feed in chunk_feeds(self.spec, features))
+        return all(count // self.spec.patch_frames <= self.patches for count in frames)
 
     def feeds(self, features: Features) -> Iterator[tuple[Feed, int]]:
         """What the encoder is given for each chunk of a clip, and how many of the patches that it gives count."""
@@ -141,9 +142,9 @@ def random_features(spec: FrontEndSpec, samples: Sequence[int]) -> list[Features
 
 
 def lengths(layout: StaticLayout) -> list[int]:
-    """Clips, in samples, that fill the graphs, all but a patch, and to a part; plain Dasheng's fill them."""
+    """Clips, in samples, that fill the graphs, all but a patch, and to a part where they take less than full chunks."""
     spec, full = layout.spec, layout.samples
-    if spec.takes_padding:
+    if layout.full_chunks:
         return [full]
     a_patch_less = full - spec.patch_frames * spec.hop_length
     return sorted(

@@ -19,13 +19,15 @@ from dasheng_edge.quant import bundle_graphs
 from dasheng_edge.quant.bundle_graphs import GraphsOptions, write_graphs
 from dasheng_edge.quant.encoder import graphs
 from dasheng_edge.quant.static import qdq
-from dasheng_edge.quant.static.forms import Activations, GraphForm, Method, StaticOptions
+from dasheng_edge.quant.static.forms import Activations, GraphForm, Method, Opset, StaticOptions
 from dasheng_edge.quant.static.ort_format import CONFIG, check_sizes
 from dasheng_edge.quant.static.parts import StaticLayout, StaticParts
 from dasheng_edge.quant.static.qdq import check_optimum
 from dasheng_edge.runtime.audio.audio_parts import AudioInputParts
+from dasheng_edge.runtime.audio.front_end import Features
 from dasheng_edge.runtime.audio.onnx_session import onnx_session
 from dasheng_edge.runtime.bundle.bundle import ENCODER, FRONT_END, PROJECTOR, Bundle
+from dasheng_edge.runtime.bundle.front_end_spec import FrontEndSpec
 from dasheng_edge.runtime.cli.app import build_app
 from dasheng_edge.runtime.deviation import max_difference, relative_rms
 from dasheng_edge.runtime.engine_options import EngineSettings
@@ -86,6 +88,25 @@ def test_other_lengths(tmp_path: Path, frames: int) -> None:
     report = write_graphs(GraphsOptions(SMALLEST_BUNDLE, tmp_path / "graphs", frames=frames))
     assert report.facts["graphs"][ENCODER]["inputs"]["log_mel"]["shape"] == [1, 64, frames]
     assert report.facts["graphs"][PROJECTOR]["outputs"]["embeddings"]["shape"][1] == frames // 20
+
+
+@pytest.mark.parametrize("opset", [17, 23])
+def test_full_chunks_need_no_mask(tmp_path: Path, opset: Opset) -> None:
+    report = write_graphs(GraphsOptions(SMALLEST_BUNDLE, tmp_path / "graphs", opset=opset, full_chunks=True))
+    encoder = report.facts["graphs"][ENCODER]
+    assert list(encoder["inputs"]) == ["log_mel"]
+    assert not {"Less", "Or", "Not", "Where", "Expand", "Cast"} & encoder["operators"].keys()
+    assert {len(node.input) for node in onnx.load(report.out / ENCODER).graph.node if node.op_type == "Attention"} <= {
+        3
+    }
+
+
+def test_a_clip_with_frames_that_fill_no_patch_fits() -> None:
+    spec = FrontEndSpec()
+    layout = StaticLayout(spec, 200)
+    for samples, fits in ((32_000, True), (32_479, True), (32_480, False), (400_000, False)):
+        frames = spec.frames_of(samples)
+        assert layout.fits(Features(np.zeros((64, frames), np.float32), None, samples)) == fits
 
 
 @pytest.mark.parametrize("kind", [write_encoder_bundle, write_two_branch_bundle])
