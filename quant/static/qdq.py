@@ -7,6 +7,7 @@ others take their own kernels. Attention's own products, norms and sums stay flo
 
 from __future__ import annotations
 
+import gc
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -53,40 +54,52 @@ def quantize_static(source: Path, out: Path, rows: Iterable[Row], options: Stati
     `rows` are what it is given, by input: optimum's calibrator adds the batch axis itself, so they come without.
     """
     load_onnxruntime()  # before optimum does, which leaves its telemetry on
-    with quiet():
-        optimum, configuration = (
-            import_module(f"optimum.{name}") for name in ("onnxruntime", "onnxruntime.configuration")
-        )
-        from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType
-        from transformers import PretrainedConfig
-
-    def measured(method: Any, **settings: float) -> Any:
-        return configuration.CalibrationConfig("audio", "", "", 0, method, **settings)
-
-    methods = {
-        "minmax": measured(CalibrationMethod.MinMax, moving_average=False),
-        "percentile": measured(CalibrationMethod.Percentile, num_bins=PERCENTILE_BINS, percentile=PERCENTILE),
-        "entropy": measured(CalibrationMethod.Entropy, num_bins=ENTROPY_BINS, num_quantized_bins=ENTROPY_BINS),
-    }
-    symmetric = options.activations == "int8"
-    large = sum(file.stat().st_size for file in (source, weights_file(source)) if file.exists()) > EXTERNAL_BYTES
     with quiet(), tempfile.TemporaryDirectory(prefix="optimum-", dir=out.parent) as work:
-        quantizer = optimum.ORTQuantizer(source, PretrainedConfig())
-        config = methods[options.method]
-        for row in rows:  # one at a time: histograms are merged, where all activations at once would fill the memory
-            quantizer.partial_fit(
-                [row], config, Path(work) / "augmented.onnx", ["MatMul"], use_external_data_format=large,
-                force_symmetric_range=symmetric,
-            )  # fmt: skip
-            config = replace(config, method=None)  # goes on with the calibrator that is there
+        optimum = import_module("optimum.onnxruntime")
+        from onnxruntime.quantization import QuantFormat, QuantType
+
+        large = sum(file.stat().st_size for file in (source, weights_file(source)) if file.exists()) > EXTERNAL_BYTES
+        ranges = _ranges(source, rows, options, Path(work) / "augmented.onnx", large)
+        gc.collect()  # the calibrator, and the graph that it ran
+        symmetric = options.activations == "int8"
         settings = optimum.QuantizationConfig(
             is_static=True, format=QuantFormat.QDQ, per_channel=True, weights_dtype=QuantType.QInt8,
             activations_dtype=QuantType.QInt8 if symmetric else QuantType.QUInt8, activations_symmetric=symmetric,
             nodes_to_quantize=[node.name or "" for node in matrix_nodes(load_graph(source)).values()],
             operators_to_quantize=["MatMul"],
         )  # fmt: skip
-        quantizer.quantize(settings, work, "static", quantizer.compute_ranges(), use_external_data_format=large)
+        _quantizer(source).quantize(settings, work, "static", ranges, use_external_data_format=large)
         return save_graph(load_graph(Path(work) / f"{source.stem}_static.onnx"), out)
+
+
+def _quantizer(source: Path) -> Any:
+    """optimum's, without a model of transformers behind it."""
+    from transformers import PretrainedConfig
+
+    return import_module("optimum.onnxruntime").ORTQuantizer(source, PretrainedConfig())
+
+
+def _ranges(source: Path, rows: Iterable[Row], options: StaticOptions, augmented: Path, large: bool) -> Any:
+    """The range of each activation over the rows, as the method chooses it."""
+    from onnxruntime.quantization import CalibrationMethod
+
+    def measured(method: Any, **settings: float) -> Any:
+        configuration = import_module("optimum.onnxruntime.configuration")
+        return configuration.CalibrationConfig("audio", "", "", 0, method, **settings)
+
+    config = {
+        "minmax": measured(CalibrationMethod.MinMax, moving_average=False),
+        "percentile": measured(CalibrationMethod.Percentile, num_bins=PERCENTILE_BINS, percentile=PERCENTILE),
+        "entropy": measured(CalibrationMethod.Entropy, num_bins=ENTROPY_BINS, num_quantized_bins=ENTROPY_BINS),
+    }[options.method]
+    quantizer = _quantizer(source)
+    for row in rows:  # one at a time: histograms are merged, where all activations at once would fill the memory
+        quantizer.partial_fit(
+            [row], config, augmented, ["MatMul"], use_external_data_format=large,
+            force_symmetric_range=options.activations == "int8",
+        )  # fmt: skip
+        config = replace(config, method=None)  # goes on with the calibrator that is there
+    return quantizer.compute_ranges()
 
 
 def batchless(feed: Row) -> Row:
