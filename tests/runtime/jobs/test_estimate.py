@@ -12,6 +12,7 @@ from typing import Any
 from unittest import mock
 
 import av
+import av.error
 import numpy as np
 import pytest
 from hypothesis import given
