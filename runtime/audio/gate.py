@@ -19,6 +19,7 @@ BLOCK_S = 0.05  # of a clip: two and a half periods of mains hum, which must not
 # No 16-bit file can hold less: 1 step is -90 dB, and its dither, which lasts, has -96 to -90 dB. What is recorded with
 # 24 bits or as floats may be as quiet as that, but then it rises and falls.
 NOTHING_DB, DITHER_DB = -105.0, -90.0
+SILENT_DB = -200.0  # level of nothing
 RINGING_DB = 30.0  # below an offset: 37 dB were seen in a block of that length
 BLOCKS = 64  # whose levels are computed at once, in arrays of 0.4 MB at 16 kHz; those of an hour would take 2 GB
 STEADY_DB = 6.0  # blocks of noise differ by less; of sparse flips of the last bit, too
@@ -36,7 +37,7 @@ def level_db(waveform: Waveform) -> float:
 
     Its mean and its drift, a straight line, are left out: they are no sound.
     """
-    return float(_levels_db(waveform.astype(np.float64)[None])[0]) if len(waveform) else -200.0
+    return float(_levels_db(waveform.astype(np.float64)[None])[0]) if len(waveform) else SILENT_DB
 
 
 def _levels_db(blocks: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -65,7 +66,7 @@ def is_silent(waveform: Waveform, rate_hz: int) -> bool:
     )
     if len(levels) > 3:  # an offset that sets in with the clip rings where it was resampled, which is no sound either
         offset_db = 20.0 * np.log10(max(abs(float(np.mean(waveform))), 1e-10))
-        levels[[0, -2, -1]] = np.where(levels[[0, -2, -1]] < offset_db - RINGING_DB, -200.0, levels[[0, -2, -1]])
+        levels[[0, -2, -1]] = np.where(levels[[0, -2, -1]] < offset_db - RINGING_DB, SILENT_DB, levels[[0, -2, -1]])
     heard = levels[levels > NOTHING_DB]
     return not heard.size or bool(heard.max() < DITHER_DB and heard.max() - np.percentile(heard, 10) < STEADY_DB)
 

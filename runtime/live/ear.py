@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from dasheng_edge.runtime.audio.audio_parts import AudioInputParts
 from dasheng_edge.runtime.audio.front_end import Features, FrontEnd
-from dasheng_edge.runtime.audio.gate import Gate, level_db
+from dasheng_edge.runtime.audio.gate import SILENT_DB, Gate, level_db
 from dasheng_edge.runtime.audio.read import Waveform
 from dasheng_edge.runtime.errors import AudioError
 
@@ -128,7 +128,7 @@ class Ear:
         self._rows: list[NDArray[np.float32]] = []  # of it, encoded, and in the next window too
         self._sounded = 0  # the tick behind the last one for which the gate was open
         self._loudest_db = -np.inf  # bin of the window so far
-        self.level_db = -200.0
+        self.level_db = SILENT_DB
         self.ticks = self.sounding_ticks = self.encoded_ticks = 0
 
     @property
@@ -153,6 +153,7 @@ class Ear:
         if self._pending and self._sounded > self._pending[0].index:
             yield self._cut(len(self._pending))
         self._forget()
+        self.level_db = SILENT_DB
 
     def _hear(self, tick: Tick) -> Iterator[Window]:
         self.ticks += 1

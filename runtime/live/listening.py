@@ -133,6 +133,8 @@ class Listening:
         self.seconds += piece.lost_s + len(piece.samples) / self._rate_hz
         if len(piece.samples):
             yield from self.ear.hear(piece.samples)
+        if piece.ends:
+            yield from self.ear.end()
 
     def _begin(self, window: Window) -> Iterator[Heard]:
         """Ask for a caption; another one is let go of where too many wait."""

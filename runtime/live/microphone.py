@@ -181,7 +181,7 @@ class Microphone:
                 yield NOTHING
                 self._clock.sleep(PIECE_S / 2)
             else:
-                yield Piece(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
+                yield Piece(resampler.resample_chunk(np.zeros(0, np.float32), last=True), ends=True)
                 return
 
     def _found_again(self) -> Generator[Piece, None, Recorder]:

@@ -35,10 +35,14 @@ class SystemClock:
 
 @dataclass(frozen=True)
 class Piece:
-    """Audio, float32 [n] at 16 kHz with full scale 1; before it, `lost_s` seconds are missing."""
+    """Audio, float32 [n] at 16 kHz with full scale 1; before it, `lost_s` seconds are missing.
+
+    `ends`: nothing follows for now, as its device is gone.
+    """
 
     samples: Waveform
     lost_s: float = 0.0
+    ends: bool = False
 
 
 NOTHING = Piece(np.zeros(0, np.float32))

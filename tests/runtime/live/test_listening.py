@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dasheng_edge.runtime.audio.audio_parts import AudioInputParts
+from dasheng_edge.runtime.audio.gate import SILENT_DB
 from dasheng_edge.runtime.caption import Caption, Timings
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.engine.clip_audio import HeardAudio
@@ -234,6 +235,26 @@ def test_time_that_is_missing_is_in_the_times() -> None:
     listening = Listening(Unplugged(), parts(), PLAN, SlowDecoder(FakeClock(), 0).ask, waits=True)
     assert [one.window.sounded_s for one in listening.run()] == pytest.approx([2, 65], abs=0.21)
     assert listening.seconds == pytest.approx(67)
+
+
+def test_a_sound_that_is_cut_off_is_captioned_at_once() -> None:
+    told: list[tuple[float, float]] = []
+
+    class Unplugged:
+        name = "gone"
+
+        def pieces(self) -> Iterator[Piece]:
+            yield Piece(sounds(1.5, (1, 1.5)))
+            yield Piece(np.zeros(0, np.float32), ends=True)
+            told.append((listening.tally.captions, listening.ear.level_db))
+            yield Piece(sounds(4, (1, 2)), lost_s=60.0)
+
+        def behind_s(self) -> float:
+            return 0.0
+
+    listening = Listening(Unplugged(), parts(), PLAN, SlowDecoder(FakeClock(), 0).ask, waits=True)
+    assert [one.window.sounded_s for one in listening.run()] == pytest.approx([1.5, 63.5], abs=0.21)
+    assert told == [(1, SILENT_DB)]
 
 
 def test_a_caption_of_embeddings_is_that_of_the_clip(captioner: Captioner, tiny_bundle: Path) -> None:

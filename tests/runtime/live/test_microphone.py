@@ -150,9 +150,13 @@ def test_one_that_is_unplugged_is_waited_for_and_told_of(sound: FakeSound) -> No
     sound.streams[0].active = False
     sound.names = ["Built-in Mic"]
     gone_s = sound.clock.now()
-    left = 0
+    had = [next(pieces)]
     while sound.clock.now() < gone_s + 40:
-        left += len(next(pieces).samples)
+        had.append(next(pieces))
+    ends = [at for at, piece in enumerate(had) if piece.ends]
+    assert len(ends) == 1
+    assert not any(len(piece.samples) for piece in had[ends[0] + 1 :])
+    left = sum(len(piece.samples) for piece in had)
     assert left < 2 * PIECE_S * RATE  # what had come before
     assert sound.streams[0].closed
     assert sound.started == 1 + 5  # after 1, 3, 7, 15 and 30 s
