@@ -81,6 +81,7 @@ class Ticks:
         self._context = (front_end.edge_frames + 1) * spec.hop_length
         self._waveform, self._before = np.zeros(0, np.float32), 0  # samples of it that are context
         self._index = 0
+        self._ahead = 0  # samples by which the ticks so far are longer than what was heard and what is missing
 
     def add(self, samples: Waveform) -> Iterator[Tick]:
         """Ticks that are whole now, and whose context has come."""
@@ -91,14 +92,17 @@ class Ticks:
     def end(self, lost: int = 0) -> Iterator[Tick]:
         """The others, the last filled up with silence; what comes then has no context, and `lost` samples are missing.
 
-        Of the time that is missing, whole ticks count.
+        Of the time that is missing, whole ticks count; what that is too much or too little counts the next time.
         """
         if rest := (len(self._waveform) - self._before) % self.samples:
             self._waveform = np.pad(self._waveform, (0, self.samples - rest))
+            self._ahead += self.samples - rest
         while len(self._waveform) > self._before:
             yield self._next()
         self._waveform, self._before = np.zeros(0, np.float32), 0
-        self._index += lost // self.samples
+        missing = max(0, round((lost - self._ahead) / self.samples)) if lost else 0
+        self._index += missing
+        self._ahead += missing * self.samples - lost
 
     def _next(self) -> Tick:
         begin, hop = self._before, self._front_end.spec.hop_length
