@@ -215,6 +215,7 @@ class Captioner:
         first = [asked(self.bundle, prompt, system, max_new_tokens, sampling) for prompt in named.values()]
         requests = [replace(one, audio=audio, ask_silence=self.ask_silence) for one in first]
         with self._busy():
+            self.parts.make_way()
             results = CaptionJob(self.bundle, self.parts, requests).finish(self.sequences)
             return {name: _unless_failed(result) for name, result in zip(named, results, strict=True)}
 
@@ -280,10 +281,9 @@ class Captioner:
         scheduler = CaptionScheduler(self.bundle, self.parts, batch, questions=questions)
         self._schedulers.add(scheduler)
         jobs: deque[CaptionJob] = deque()
-        ahead = 2 * -(-batch // questions)
         try:
             while True:
-                new = list(islice(clips, ahead - len(jobs)))
+                new = list(islice(clips, scheduler.ahead - len(jobs)))
                 if not new and not jobs:
                     return
                 with self._busy():

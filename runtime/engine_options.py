@@ -7,12 +7,14 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 from dasheng_edge.runtime.bundle.manifest import DecoderFacts, KvType
+from dasheng_edge.runtime.errors import DeviceError
 from dasheng_edge.runtime.machine.devices import Device, Placement, checked_device, checked_threads, usable_cores
 
 WeightLayout: TypeAlias = Literal["mapped", "repacked"]
+Memory: TypeAlias = Literal["normal", "low"]
 
 FLOAT_TYPES = ("F32", "F16", "BF16")  # llama.cpp computes with these as they are in the file
 # Types whose weights llama.cpp copies into layouts of its own on x86-64; it has none for others there. On Zen with
@@ -58,6 +60,13 @@ class EngineOptions:
     # than 512 rows before a token that changes no bit; with more, llama.cpp's sums are rounded by number of threads.
     adaptive_threads: bool = True
     batch: int | None = None  # how many answers are made together where there are many clips
+    # `low` never has the weights of encoder and decoder in memory together: a few clips are heard, then answered. Where
+    # nothing else is said, answers are made one by one, with keys in Q8_0 instead of F16 and no copies of weights. Both
+    # parts are opened anew for each few clips, or each call for one.
+    memory: Memory = "normal"
+    # Whether ONNX Runtime copies the encoder's weights into its own order: see `onnx_session`. None: unless memory is
+    # low, or few clips are to come, as for `warm_up`.
+    packed: bool | None = None
 
     def __post_init__(self) -> None:
         for device in (self.device, self.text_device):
@@ -65,6 +74,10 @@ class EngineOptions:
         for threads in (self.encoder_threads, self.prefill_threads, self.decode_threads):
             if threads is not None:
                 checked_threads(threads)
+        if self.memory not in get_args(Memory):
+            raise DeviceError(f"memory is {self.memory!r}; expected one of {', '.join(get_args(Memory))}")
+        if self.memory == "low" and not self.device == self.text_device == "cpu":
+            raise DeviceError('memory="low" is for the CPU, where parts take turns; choose cpu, or memory="normal"')
 
     def changed(
         self, *, device: Device | None = None, threads: int | None = None, weights: WeightLayout | None = None
@@ -108,6 +121,7 @@ class EngineSettings(EngineOptions):
     huge_pages: bool = False
     warm_up: bool = False
     batch: int = DEFAULT_BATCH["cpu"]
+    packed: bool = True
 
     @property
     def text_threads(self) -> int:
@@ -135,6 +149,11 @@ def resolve(
     """What the engines run with: what is given, else what was tuned, else the default for this decoder and host."""
     tuned = tuned if options.may_be_tuned else None
     default = tuned or _defaults(decoder, host)
+    if options.memory == "low":
+        kv_type: KvType = "q8_0" if default.kv_type == "f16" else default.kv_type
+        options = replace(
+            options, weights="mapped", huge_pages=False, kv_type=options.kv_type or kv_type, batch=options.batch or 1
+        )
     weights, huge_pages = options.weights or default.weights, options.huge_pages
     if huge_pages is None:
         repacked = weights == "repacked"
@@ -151,15 +170,16 @@ def resolve(
         exact=options.exact,
         cache=options.cache,
         allow_tf32=options.allow_tf32,
-        warm_up=_warms_up(options),
+        warm_up=_is_long(options) and not options.device == options.text_device == "cpu",
+        packed=_is_long(options) and options.memory == "normal" if options.packed is None else options.packed,
+        memory=options.memory,
         adaptive_threads=options.adaptive_threads,
         batch=options.batch or (tuned.batch if tuned else DEFAULT_BATCH[options.text_device]),
     )
 
 
-def _warms_up(options: EngineOptions) -> bool:
-    if options.device == options.text_device == "cpu":
-        return False
+def _is_long(options: EngineOptions) -> bool:
+    """Whether so much is to come that it pays to prepare for it."""
     return options.weights != "mapped" if options.warm_up is None else options.warm_up
 
 

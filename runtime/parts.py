@@ -21,10 +21,12 @@ from dasheng_edge.runtime.gguf.check import Sizes
 from dasheng_edge.runtime.gguf.header import Header, read_header
 from dasheng_edge.runtime.machine.devices import ON_CPU, Placement
 from dasheng_edge.runtime.machine.gpu import find_gpus
-from dasheng_edge.runtime.machine.memory import release_freed_memory, require
+from dasheng_edge.runtime.machine.memory import release_freed_memory, release_read_pages, require
 from dasheng_edge.runtime.machine.placing import Card, Needs, placed, refusal
+from dasheng_edge.runtime.machine.turns import Turns
 from dasheng_edge.runtime.program import check_program
 from dasheng_edge.runtime.text.answer import Answer
+from dasheng_edge.runtime.text.apart_decoder import ApartDecoder
 from dasheng_edge.runtime.text.context import BATCH, KV_TYPES
 from dasheng_edge.runtime.text.context_memory import KV_BITS, computed_bytes, kept_bytes
 from dasheng_edge.runtime.text.decoder import FIRST_CONTEXT, Decoder, Embeddings
@@ -48,14 +50,18 @@ class TextParts:
     prompts: PromptBuilder
 
     @classmethod
-    def open(cls, bundle: Bundle, options: EngineOptions) -> TextParts:
-        """Open the decoder.
+    def open(cls, bundle: Bundle, options: EngineOptions, turns: Turns | None = None) -> TextParts:
+        """Open the decoder; its weights are there in their turn only where memory is low.
 
         Raises `BundleKindError` where the bundle has none, and what `Decoder.open`, `PromptBuilder` and
         `check_program` raise.
         """
         stored, facts = bundle.decoder_facts, bundle.prompt_facts
-        decoder = Decoder.open(bundle.path(DECODER), resolve_here(options, stored), facts=stored)
+        path, settings = bundle.path(DECODER), resolve_here(options, stored)
+        if settings.memory == "low":
+            decoder: Decoder = ApartDecoder(path, settings, stored, turns or Turns())
+        else:
+            decoder = Decoder.open(path, settings, facts=stored)
         try:
             prompts = PromptBuilder(decoder.chat_template, facts, decoder)
             check_program(bundle, decoder, prompts)
@@ -70,10 +76,11 @@ class Parts(TextParts):
     """All sessions of a bundle."""
 
     audio: AudioInputParts
+    turns: Turns | None = None
 
     @classmethod
-    def open(cls, bundle: Bundle, options: EngineOptions) -> Parts:
-        """Open all parts on one device.
+    def open(cls, bundle: Bundle, options: EngineOptions, turns: Turns | None = None) -> Parts:
+        """Open all parts on one device; where memory is low, those with weights are there in their turn only.
 
         Raises what `TextParts.open` and `AudioInputParts.open` raise, MemoryShortError among it.
         """
@@ -81,8 +88,10 @@ class Parts(TextParts):
         settings = on_card(bundle, settings)
         if settings.device == settings.text_device == "cpu":
             _require(bundle, settings)
+        if settings.memory == "low":
+            return cls._apart(bundle, settings, turns or Turns())
         with ThreadPoolExecutor(1) as pool:  # the engines load side by side
-            opening = pool.submit(AudioInputParts.open, bundle, settings)
+            opening = pool.submit(_opened_audio, bundle, settings)
             try:
                 text = TextParts.open(bundle, settings)
             except BaseException:
@@ -94,7 +103,27 @@ class Parts(TextParts):
             text.decoder.close()
             raise
         release_freed_memory()
+        release_read_pages()
         return cls(text.decoder, text.prompts, audio)
+
+    @classmethod
+    def _apart(cls, bundle: Bundle, settings: EngineSettings, turns: Turns) -> Parts:
+        """As `open`, but of parts of which one at a time has its weights in memory."""
+        text = TextParts.open(bundle, settings, turns)
+        try:
+            return cls(text.decoder, text.prompts, AudioInputParts.open(bundle, settings, turns), turns)
+        except BaseException:
+            text.decoder.close()
+            raise
+
+    def make_way(self) -> None:
+        """Audio is to be heard: where parts take turns, the decoder's weights go before the audio is read.
+
+        Raises:
+            CaptionerBusyError: other answers are in the making.
+        """
+        if self.turns is not None:
+            self.turns.take("audio")
 
     def warm_up(self, alone: Sequences | None = None) -> None:
         """Run each part that is on a GPU at sizes that requests have, alone and together: `EngineOptions.warm_up`.
@@ -128,17 +157,25 @@ class Parts(TextParts):
         return np.zeros((rows, self.decoder.n_embd), np.float32)
 
 
+def _opened_audio(bundle: Bundle, settings: EngineSettings) -> AudioInputParts:
+    """What was read to open it does not wait in memory for the decoder."""
+    audio = AudioInputParts.open(bundle, settings)
+    release_freed_memory()
+    return audio
+
+
 def _require(bundle: Bundle, settings: EngineSettings) -> None:
     """Refuse what does not fit as a whole: the engines ask each for itself, and load side by side."""
     sizes = [_size(bundle.path(name)) for name in _LOADED]
     decoder, graphs = sizes[0], sum(sizes[1:])
     started = "onnxruntime" in sys.modules
     copied = settings.huge_pages or settings.weights == "repacked"
+    mapped = max(graphs, decoder) if settings.memory == "low" else graphs + (0 if copied else decoder)
     require(
         f"the bundle {bundle.folder}",
-        'free memory, take `weights="mapped"`, or quantize to a smaller recipe',
+        'free memory, take `memory="low"` or `weights="mapped"`, or quantize to a smaller recipe',
         own=graphs + (decoder if copied else 0),
-        mapped=graphs + (0 if copied else decoder) + (0 if started else _LIBRARIES_BYTES),
+        mapped=mapped + (0 if started else _LIBRARIES_BYTES),
     )
 
 
@@ -205,6 +242,8 @@ def choose_placement(folder: str | Path, options: EngineOptions) -> tuple[Placem
 
     Raises what `Bundle.open` and `needs_of` raise.
     """
+    if options.memory == "low":
+        return ON_CPU, "parts take turns there, as memory is to be low"
     bundle = Bundle.open(folder, check_sha256=False)
     facts, card = bundle.manifest.decoder, Card.first(find_gpus())
     whys = [why_not_cuda(), why_no_gpu() if facts else ""]

@@ -1,6 +1,6 @@
 """A process that does one thing with a bundle and ends, for what is measured from outside: memory, and a start.
 
-    python -m benchmarks.peers.bundle_process caption BUNDLE CLIP THREADS TOKENS
+    python -m benchmarks.peers.bundle_process caption BUNDLE CLIP THREADS TOKENS [low]
     python -m benchmarks.peers.bundle_process encode BUNDLE SECONDS THREADS
 
 A caption is printed as its token ids, `encode` as JSON.
@@ -25,9 +25,10 @@ from dasheng_edge.runtime.engine_options import EngineOptions
 BLOCK_SAMPLES = 1 << 14  # about as much as a decoder of audio files hands on at a time
 
 
-def caption(bundle: str, clip: str, threads: str, tokens: str) -> None:
+def caption(bundle: str, clip: str, threads: str, tokens: str, memory: str = "normal") -> None:
     """As the command does it, without the check of the files."""
-    options = EngineOptions(weights="mapped").changed(threads=int(threads))
+    options = EngineOptions(weights="mapped", memory="low" if memory == "low" else "normal")
+    options = options.changed(threads=int(threads))
     with Captioner.open(bundle, options=options, check_sha256=False) as captioner:
         print(*captioner.caption(clip, max_new_tokens=int(tokens), sampling=Sampling()).tokens, flush=True)
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from dasheng_edge.runtime.bundle.bundle import ENCODER, FRONT_END, PROJECTOR, Bundle, weights_file
 from dasheng_edge.runtime.engine_options import EngineOptions, resolve_here
 from dasheng_edge.runtime.errors import BundleFileError
+from dasheng_edge.runtime.machine.turns import Turns
 
 from .encoder import Encoder, Feed, Patches, Projector, chunk_feeds
 from .front_end import Features, FrontEnd
@@ -27,8 +28,10 @@ class AudioParts:
     encoder: Encoder
 
     @classmethod
-    def open(cls, bundle: Bundle, options: EngineOptions) -> AudioParts:
+    def open(cls, bundle: Bundle, options: EngineOptions, turns: Turns | None = None) -> AudioParts:
         """Open both, the encoder on its device; the front end always computes on the CPU.
+
+        With `turns`, the encoder is there in its turn only.
 
         Raises:
             BundleFileError: a graph is not one of this bundle, or cannot be loaded.
@@ -39,7 +42,10 @@ class AudioParts:
         _check_listed(bundle)
         front_end = FrontEnd(spec, threads=threads)
         path = bundle.graph(ENCODER, device)
-        encoder = Encoder(path, spec, device=device, threads=threads, allow_tf32=settings.allow_tf32)
+        encoder = Encoder(
+            path, spec, device=device, threads=threads, allow_tf32=settings.allow_tf32, packed=settings.packed,
+            turns=turns,
+        )  # fmt: skip
         _check_width(path, "patches", encoder.width, "encoder.embed_dim", bundle.manifest.encoder.embed_dim)
         return cls(front_end, encoder)
 
@@ -51,16 +57,18 @@ class AudioInputParts(AudioParts):
     projector: Projector
 
     @classmethod
-    def open(cls, bundle: Bundle, options: EngineOptions) -> AudioInputParts:
-        """Open all three on one device.
+    def open(cls, bundle: Bundle, options: EngineOptions, turns: Turns | None = None) -> AudioInputParts:
+        """Open all three on one device; with `turns`, those with weights are there in their turn only.
 
         Raises what `AudioParts.open` raises.
         """
         settings = resolve_here(options)
-        audio, device = AudioParts.open(bundle, settings), settings.device
-        path, threads = bundle.graph(PROJECTOR, device), settings.encoder_threads
-        spec, allow_tf32 = bundle.manifest.front_end, settings.allow_tf32
-        projector = Projector(path, spec, device=device, threads=threads, allow_tf32=allow_tf32)
+        audio, device = AudioParts.open(bundle, settings, turns), settings.device
+        path, spec, threads = bundle.graph(PROJECTOR, device), bundle.manifest.front_end, settings.encoder_threads
+        projector = Projector(
+            path, spec, device=device, threads=threads, allow_tf32=settings.allow_tf32, packed=settings.packed,
+            turns=turns,
+        )  # fmt: skip
         _check_width(path, "what it takes", projector.audio_width, "encoder.embed_dim", audio.encoder.width)
         _check_width(path, "embeddings", projector.width, "decoder.hidden_size", bundle.decoder_facts.hidden_size)
         return cls(audio.front_end, audio.encoder, projector)

@@ -15,6 +15,7 @@ from dasheng_edge.runtime.bundle.front_end_spec import FrontEndSpec
 from dasheng_edge.runtime.bundle.graph_check import Case, check_graph, max_uses
 from dasheng_edge.runtime.bundle.graph_shapes import Shape
 from dasheng_edge.runtime.machine.devices import Device
+from dasheng_edge.runtime.machine.turns import Lent, Turns
 
 from .front_end import Features
 from .onnx_session import OnDevice, onnx_session, run_graph, run_on_device
@@ -49,7 +50,7 @@ class Encoder:
     these are examples.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # how a session is opened
         self,
         path: Path,
         spec: FrontEndSpec,
@@ -57,6 +58,8 @@ class Encoder:
         device: Device = "cpu",
         threads: int = 1,
         allow_tf32: bool = False,
+        packed: bool = True,
+        turns: Turns | None = None,
         chunks: int | None = None,
     ) -> None:
         self.spec, self._path = spec, path
@@ -67,7 +70,10 @@ class Encoder:
         several = _case(spec, full, full // patch, chunks) if chunks > 1 else None
         self.max_chunks, _, self.width = check_graph(path, cases, several).shapes["patches"]
         self.stays = device != "cpu" and self._few_shapes  # whether `clips` leaves patches on the device
-        self._session = onnx_session(path, device, threads, allow_tf32=allow_tf32)
+        self._session = Lent(
+            lambda: onnx_session(path, device, threads, allow_tf32=allow_tf32, packed=packed), turns, "audio"
+        )
+        self._session()
 
     @property
     def _few_shapes(self) -> bool:
@@ -149,7 +155,7 @@ class Encoder:
         """The patches of clips that share a run, by their places."""
         feeds = [feed for place in places for feed in clips[place]]
         joined, shape = self._joined(feeds, max(map(_frames, feeds)))
-        whole, chunk, found = run_on_device(self._session, self._path, joined, shape), 0, dict[int, Patches]()
+        whole, chunk, found = run_on_device(self._session(), self._path, joined, shape), 0, dict[int, Patches]()
         for place in places:
             rows = sum(_frames(feed) // self.spec.patch_frames for feed in clips[place])
             found[place] = replace(whole, first=chunk * shape[1], rows=rows)
@@ -175,7 +181,7 @@ class Encoder:
 
     def _run(self, feeds: Sequence[Feed]) -> list[NDArray[np.float32]]:
         joined, shape = self._joined(feeds, _frames(feeds[0]))
-        (patches,) = run_graph(self._session, self._path, joined, {"patches": shape})
+        (patches,) = run_graph(self._session(), self._path, joined, {"patches": shape})
         return [one[: _frames(feed) // self.spec.patch_frames] for one, feed in zip(patches, feeds, strict=False)]
 
     def _joined(self, feeds: Sequence[Feed], longest: int) -> tuple[Feed, Shape]:
@@ -240,8 +246,16 @@ class Projector:
     May be called from several threads at once.
     """
 
-    def __init__(
-        self, path: Path, spec: FrontEndSpec, *, device: Device = "cpu", threads: int = 1, allow_tf32: bool = False
+    def __init__(  # noqa: PLR0913  # as above
+        self,
+        path: Path,
+        spec: FrontEndSpec,
+        *,
+        device: Device = "cpu",
+        threads: int = 1,
+        allow_tf32: bool = False,
+        packed: bool = True,
+        turns: Turns | None = None,
     ) -> None:
         self.spec, self._path = spec, path
         join = spec.tokens_patches
@@ -258,7 +272,10 @@ class Projector:
         # Where they share runs, patches are filled up to a multiple, as chunks of the encoder are.
         self._multiple = whole if self._max_patches else join
         self.audio_width, self.width = shapes["patches"][2], shapes["embeddings"][2]
-        self._session = onnx_session(path, device, threads, allow_tf32=allow_tf32)
+        self._session = Lent(
+            lambda: onnx_session(path, device, threads, allow_tf32=allow_tf32, packed=packed), turns, "audio"
+        )
+        self._session()
 
     @property
     def sizes(self) -> list[int]:
@@ -283,7 +300,7 @@ class Projector:
             if filled > size:
                 given = np.pad(given, ((0, 0), (0, filled - size), (0, 0)), mode="edge")
         (embeddings,) = run_graph(
-            self._session, self._path, {"patches": given}, {"embeddings": (1, filled // join, self.width)}
+            self._session(), self._path, {"patches": given}, {"embeddings": (1, filled // join, self.width)}
         )
         return np.ascontiguousarray(embeddings[0, : size // join], np.float32)
 

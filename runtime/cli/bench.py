@@ -16,6 +16,7 @@ from .options import (
     BundleArgument,
     DeviceOption,
     JsonOption,
+    LowMemoryOption,
     Tf32Option,
     ThreadsOption,
     TokensOption,
@@ -51,6 +52,7 @@ def bench(
     device: DeviceOption = ON_CPU,
     allow_tf32: Tf32Option = False,
     threads: ThreadsOption = None,
+    low_memory: LowMemoryOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Measure how fast a bundle captions on this machine, stage by stage.
@@ -68,7 +70,12 @@ def bench(
 
     clips = tuple(sys.stdin.buffer.read() if name == "-" else name for name in names)
     options = BenchOptions(
-        str(bundle), clips, rounds, max_new_tokens, checkpoint, engine_options(bundle, device, threads, allow_tf32)
+        str(bundle),
+        clips,
+        rounds,
+        max_new_tokens,
+        checkpoint,
+        engine_options(bundle, device, threads, allow_tf32, low_memory),
     )
     report = run(options, say)
     if as_json:

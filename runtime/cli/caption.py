@@ -19,6 +19,7 @@ from dasheng_edge.runtime.subtitles.styles import STYLES
 from .options import (
     BundleArgument,
     DeviceOption,
+    LowMemoryOption,
     OverwriteOption,
     Sha256Option,
     StrictOption,
@@ -177,6 +178,7 @@ def caption(
     device: DeviceOption = ON_CPU,
     allow_tf32: Tf32Option = False,
     threads: ThreadsOption = None,
+    low_memory: LowMemoryOption = False,
     check_sha256: Sha256Option = True,
 ) -> None:
     """Caption audio files, or ask about them with --prompt.
@@ -193,10 +195,9 @@ def caption(
         seed=seed, repetition_penalty=repetition_penalty, no_repeat_ngram_size=no_repeat_ngram_size,
     )  # fmt: skip
     run = _Run(inputs, watch, reading, _batch(batch, asked, alone=stream or live), asked, target, ask_silence)
-    engine = engine_options(bundle, device, threads, allow_tf32, mapped=run.mapped, few=run.few)
-    view = _view(quiet=quiet, events=as_json)
+    engine = engine_options(bundle, device, threads, allow_tf32, low_memory, mapped=run.mapped, few=run.few)
     with run.opened(bundle, engine, check_sha256) as captioner:
-        ok = run.done(captioner, view, stream=stream, overwrite=overwrite, resume=resume)
+        ok = run.done(captioner, _view(quiet=quiet, events=as_json), stream=stream, overwrite=overwrite, resume=resume)
     raise typer.Exit(0 if ok else 1)
 
 
@@ -281,7 +282,7 @@ class _Run:
         foretell(captioner, ahead, asked, batch=self._batch(captioner), tell=tell)
         results = PrintedResults(self.target.printed(single_file=self.single_file), say, stream=stream)
         for inputs in passes:
-            run(captioner, inputs, asked, results, batch=self._batch(captioner), show=results.show)
+            run(captioner, inputs, asked, results, batch=self._batch(captioner), show=results.show if stream else None)
         results.complete()
         return not results.failed
 

@@ -20,6 +20,7 @@ from .options import (
     BundleArgument,
     DeviceOption,
     JsonLinesOption,
+    LowMemoryOption,
     OverwriteOption,
     Sha256Option,
     Tf32Option,
@@ -44,6 +45,7 @@ def embed(
     device: DeviceOption = ON_CPU,
     allow_tf32: Tf32Option = False,
     threads: ThreadsOption = None,
+    low_memory: LowMemoryOption = False,
     check_sha256: Sha256Option = True,
 ) -> None:
     """Write embeddings of audio files, 25 vectors per second, to an npz file.
@@ -63,7 +65,7 @@ def embed(
     writer = EmbeddingsWriter(out, overwrite=overwrite)
     results: list[EmbeddedFile] = []
     # In this order: if the bundle cannot be opened, nothing is written.
-    options = engine_options(bundle, device, threads, allow_tf32)
+    options = engine_options(bundle, device, threads, allow_tf32, low_memory)
     with Embedder.open(bundle, options=options, check_sha256=check_sha256) as embedder, writer:
         dim = embedder.dim
         with _bars(len(audio), shown=not as_json) as bars:

@@ -133,6 +133,13 @@ Tf32Option = Annotated[
         help="Let a GPU round what an fp32 encoder multiplies to 10 bits: half the time, errors of 4e-4.",
     ),
 ]
+LowMemoryOption = Annotated[
+    bool,
+    typer.Option(
+        "--low-memory",
+        help="Never have encoder and decoder in memory together: clips are heard, then answered. On a CPU; slower.",
+    ),
+]
 ThreadsOption = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Threads of each part; default: one per usable core.")
 ]
@@ -150,6 +157,7 @@ def engine_options(
     device: Placement | None,
     threads: int | None,
     allow_tf32: bool = False,
+    low_memory: bool = False,
     *,
     mapped: bool = False,
     few: bool | None = None,
@@ -163,8 +171,9 @@ def engine_options(
     from dasheng_edge.runtime.engine_options import EngineOptions
 
     options = EngineOptions(
-        weights="mapped" if mapped else None, allow_tf32=allow_tf32, warm_up=None if few is None else not few
-    ).changed(threads=threads)
+        weights="mapped" if mapped else None, allow_tf32=allow_tf32, warm_up=None if few is None else not few,
+        memory="low" if low_memory else "normal",
+    ).changed(threads=threads)  # fmt: skip
     if device is None:
         from dasheng_edge.runtime.parts import choose_placement
 

@@ -35,7 +35,7 @@ class Hearing(Generic[_Job]):
     `read` runs in threads, a few requests ahead; who has audio that does not come lets others go first, see
     `PATIENCE_S`. With `beside`, `hear` runs in a thread, too, up to `ahead` requests before they are taken: for a GPU,
     which does both at once. Without, it is called by `take`: where encoder and decoder each use all cores, they take
-    turns.
+    turns. With `apart`, that is once nothing is being answered, and as many are heard then as may be `together`.
 
     `add` and `discard` may be called by any thread, `take` and `close` by one at a time.
 
@@ -44,9 +44,16 @@ class Hearing(Generic[_Job]):
     """
 
     def __init__(
-        self, hear: Callable[[Sequence[_Job]], None], *, readers: int, together: int, beside: bool, ahead: int
+        self,
+        hear: Callable[[Sequence[_Job]], None],
+        *,
+        readers: int,
+        together: int,
+        beside: bool,
+        ahead: int,
+        apart: bool = False,
     ) -> None:
-        self._hear, self._together, self._ahead = hear, together, ahead
+        self._hear, self._together, self._ahead, self._apart = hear, together, ahead, apart
         self._read_ahead = 2 * readers + together
         self._added: deque[_Job] = deque()  # to be read when those before them have been
         self._waiting: deque[_Reading[_Job]] = deque()
@@ -92,8 +99,8 @@ class Hearing(Generic[_Job]):
 
         With `wait`, nothing else is to be done meanwhile.
         """
-        if self._thread is None and not self._heard:
-            self._hear_next(min(most, self._together), wait=wait)
+        if self._thread is None and not self._heard and (wait or not self._apart):
+            self._hear_next(self._together if self._apart else min(most, self._together), wait=wait)
         with self._changed:
             if wait and self._thread is not None:
                 self._changed.wait_for(lambda: self._heard or not (self._waiting or self._under_way), PATIENCE_S)
@@ -155,11 +162,16 @@ class Hearing(Generic[_Job]):
         waited_for = takewhile(lambda one: one.done or one.stalls, self._waiting)
         return list(islice((one for one in waited_for if one.done), most))
 
+    def _enough(self, most: int) -> bool:
+        """Whether so many were read that it is time to hear them."""
+        needed = min(most, len(self._waiting)) if self._apart else 1
+        return len(self._ripe(needed)) == needed
+
     def _hear_next(self, most: int, *, wait: bool) -> None:
         """Hear some of those that were read, if there are any; with `wait`, nothing else is to be done meanwhile."""
         with self._changed:
             self._changed.wait_for(
-                lambda: self._closed or not self._waiting or self._ripe(1) or (self._stuck and not wait),
+                lambda: self._closed or not self._waiting or self._enough(most) or (self._stuck and not wait),
                 PATIENCE_S if wait else MOMENT_S,
             )
             chosen = self._ripe(most)

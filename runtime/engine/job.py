@@ -21,6 +21,9 @@ from .scheduler import Scheduler
 
 READERS = 1  # threads that read audio: one reads 300 times as fast as two cores encode
 GPU_READERS, GPU_TOGETHER = 4, 8  # which compute spectrograms, too; clips that are encoded together
+# Clips that are heard before any is answered, where parts take turns: a turn costs the 0.6B 0.3 s. Each waits as its
+# samples, 4 MB at most, and then as its rows.
+HEARD_APART = 8
 
 
 class _Question:
@@ -201,8 +204,11 @@ class CaptionScheduler(Scheduler[CaptionJob]):
         self._listens = settings.device != "cpu" if beside is None else beside
         beside = self._listens or settings.text_device != "cpu"
         readers, together = (GPU_READERS, GPU_TOGETHER) if self._listens else (READERS, 1)
-        clips = -(-most // questions)
-        hearing = Hearing(self._hear, readers=readers, together=together, beside=beside, ahead=clips)
+        clips, apart = -(-most // questions), settings.memory == "low"
+        if apart:
+            together = max(clips, HEARD_APART)
+        self.ahead = together + clips if apart else 2 * clips  # how many are to be added before one is waited for
+        hearing = Hearing(self._hear, readers=readers, together=together, beside=beside, apart=apart, ahead=clips)
         super().__init__(hearing, _Places(Sequences(parts.decoder, most)), clips, beside=beside)
 
     def job(self, *requests: Request) -> CaptionJob:

@@ -149,6 +149,8 @@ class RunningRequest:
 
         Raises what `ClipAudio.rows` and `Sequences` raise.
         """
+        if not isinstance(self._request.audio, HeardAudio):
+            self._parts.make_way()
         if not self._request.ask_silence and self._audio.silent():
             self.be_silent()
             return
@@ -163,8 +165,10 @@ class RunningRequest:
         limit, sampling = self._request.max_new_tokens, self._request.sampling
         if self._request.live:
             before, after = self._prompt.around_audio()
-            answer = Answer([before], limit, sampling)
-            sequences.listen(answer, chain(self._audio.groups(), [after]))
+            answer, groups = Answer([before], limit, sampling), self._audio.groups()
+            if self._parts.decoder.settings.memory == "low":  # all is heard before the decoder has its turn
+                groups = iter(list(groups))
+            sequences.listen(answer, chain(groups, [after]))
         else:
             answer = Answer(self.rows(self._audio.rows()), limit, sampling)
             sequences.begin([answer])

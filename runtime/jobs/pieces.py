@@ -100,13 +100,15 @@ def run(
 ) -> None:
     """Ask about inputs, up to `batch` pieces together; one by one, `show` gets each answer's text as it comes.
 
+    Where parts take turns, several are heard even if answers are made one by one, unless they are to be shown.
     A window that fails ends its file.
     """
     questions, reading = asked
     failed = -1  # the last input that did: they come in their order
     going = (piece for piece in _pieces(captioner, inputs, reading, results) if piece.file != failed)
     came: Iterator[tuple[Piece, Result]]
-    if batch > 1 or questions.named or questions.changes:
+    ahead = captioner.parts.decoder.settings.memory == "low" and show is None and not reading.live
+    if batch > 1 or questions.named or questions.changes or ahead:
         came = _together(captioner, going, questions, batch)
     else:
         came = _one_by_one(captioner, going, questions, live=reading.live, show=show or _read_through)

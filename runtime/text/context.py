@@ -27,6 +27,7 @@ from .context_memory import context_bytes
 from .llama import Watch, llama_cpp_library, llama_log, pointer
 
 BATCH = 512  # rows per llama_decode call, llama.cpp's own default; memory for activations grows with it
+LOW_MEMORY_ROWS = 64  # that are computed together where memory is low: 3 instead of 27 MB, of a 0.6B
 _LESS = "free memory, caption fewer clips at once (--batch) or shorter ones, or quantize to a smaller recipe"
 _NOT_FINITE = (
     "the decoder computed NaN or infinity; run `dasheng-edge verify` on the bundle, and try another device or precision"
@@ -60,7 +61,8 @@ class Context:
         llama, log = llama_cpp_library(), llama_log()
         self._llama, self._watch, self._sequences = llama, watch, sequences
         params = llama.llama_context_default_params()
-        params.n_ctx, params.n_batch, params.n_ubatch = n_ctx, BATCH, BATCH
+        params.n_ctx, params.n_batch = n_ctx, BATCH
+        params.n_ubatch = BATCH if settings.memory == "normal" else LOW_MEMORY_ROWS
         params.n_seq_max = sequences
         params.n_outputs_max = outputs
         self._set_threads: tuple[int, ...] = (settings.decode_threads, settings.prefill_threads)

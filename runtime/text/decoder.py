@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +36,18 @@ CONTEXT_STEP = 256  # llama.cpp rounds the context up to a multiple of this
 _GREEDY = Sampling()
 
 
+class User(Protocol):
+    """Who has a context on a decoder's weights."""
+
+    def __len__(self) -> int:
+        """How many answers are made there at present."""
+        ...
+
+    def leave(self) -> None:
+        """Close the context; another one is made where it is needed."""
+        ...
+
+
 class Decoder(TextModel):
     """A GGUF text decoder (Qwen2 or Qwen3) with its tokenizer, and one sequence in its KV cache.
 
@@ -55,6 +68,7 @@ class Decoder(TextModel):
         self._has_logits = False
         self._outputs = 1  # rows of a batch that may have logits
         self._token_rows = TokenRows(header)
+        self.users: WeakSet[User] = WeakSet()
 
     @classmethod
     def open(
@@ -190,10 +204,14 @@ class Decoder(TextModel):
         Raises:
             DecoderError: the decoder is closed, or llama.cpp cannot make it.
         """
+        watch = watch or self._watch
+        return Context(self._weights(), n_ctx, self.settings, sequences=sequences, outputs=outputs, watch=watch)
+
+    def _weights(self) -> Any:
+        """A `llama_model` that can compute."""
         if not self._free_model.alive:
             raise DecoderError("the decoder is closed; open it again")
-        watch = watch or self._watch
-        return Context(self._model, n_ctx, self.settings, sequences=sequences, outputs=outputs, watch=watch)
+        return self._model
 
     def _decode(self, rows: NDArray[Any], *, outputs: int) -> None:
         """Decode int32 [n] tokens or float32 [n, n_embd] embeddings at the end of the sequence.

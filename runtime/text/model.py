@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,20 +20,25 @@ from dasheng_edge.runtime.engine_options import EngineSettings
 from dasheng_edge.runtime.errors import DecoderError, DeviceError, MemoryShortError
 from dasheng_edge.runtime.gguf.check import check_gguf
 from dasheng_edge.runtime.gguf.header import Header
+from dasheng_edge.runtime.machine.devices import Device
 from dasheng_edge.runtime.machine.forks import only_here
 from dasheng_edge.runtime.machine.governor import governor
+from dasheng_edge.runtime.machine.huge_pages import HugePages
 from dasheng_edge.runtime.machine.installation import LLAMA_CUDA
 from dasheng_edge.runtime.machine.memory import require, says_memory
 
-from .huge_pages import HugePages
 from .llama import HeldSignals, llama_cpp_library, llama_log, pointer
 
 Tokens: TypeAlias = tuple[int, ...]
+Part: TypeAlias = Literal["all", "vocabulary", "weights"]
+
+TABLE = "token_embd.weight"  # of the embeddings of tokens
 
 _SPECIAL_IDS = {"bos_token": "bos_token", "eos_token": "eos_token", "pad_token": "padding_token"}  # name -> GGUF's
 _LESS = 'free memory, take `weights="mapped"`, or quantize to a smaller recipe'
 _LOAD_READ, _LOAD_MAPPED = 0, 1  # enum llama_load_mode
 _SPLIT_NONE = 0  # enum llama_split_mode
+_OVERRIDES_NUMBER, _OVERRIDES_TEXT = 0, 3  # enum llama_model_kv_override_type
 _ATTR_CONTROL, _ATTR_USER_DEFINED = 1 << 3, 1 << 4  # enum llama_token_attr
 
 
@@ -43,7 +48,7 @@ def vocabulary(path: Path, facts: DecoderFacts) -> Generator[TextModel]:
 
     Raises what `load_model` raises.
     """
-    model = TextModel(load_model(path, EngineSettings(), facts, vocabulary_only=True)[0])
+    model = TextModel(load_model(path, EngineSettings(), facts, part="vocabulary")[0])
     try:
         yield model
     finally:
@@ -51,11 +56,17 @@ def vocabulary(path: Path, facts: DecoderFacts) -> Generator[TextModel]:
 
 
 def load_model(
-    path: str | Path, settings: EngineSettings, facts: DecoderFacts | None = None, *, vocabulary_only: bool = False
+    path: str | Path,
+    settings: EngineSettings,
+    facts: DecoderFacts | None = None,
+    *,
+    part: Part = "all",
+    checked: Header | None = None,
 ) -> tuple[Any, Header]:
     """A `llama_model` of a GGUF file, and what the file's header says; `facts` are those of the bundle's manifest.
 
-    `cuda` puts all layers on the GPU. llama.cpp is only given what `check_gguf` allows.
+    `part` leaves out the vocabulary, which takes 42 MB where there are 151,936 tokens, or all else. `cuda` puts all
+    layers on the GPU. llama.cpp is only given what `check_gguf` allows; `checked` is what it gave for this file.
 
     Repacked weights and huge pages exist on the CPU only. With either of them the file is read, since a map of it would
     stay in memory beside the copy.
@@ -70,12 +81,8 @@ def load_model(
     llama, log = llama_cpp_library(), llama_log()
     device, repacked = settings.text_device, settings.weights == "repacked"
     huge_pages = settings.huge_pages and device == "cpu"
-    if device != "cpu" and not llama.llama_supports_gpu_offload():
-        raise DeviceError(
-            f"device {device!r} needs llama.cpp with GPU support, this one is built for CPU or finds no GPU; "
-            f"run {LLAMA_CUDA}, or choose cpu"
-        )
-    header = check_gguf(Path(path), facts)
+    _check_device(device)
+    header = checked or check_gguf(Path(path), facts)
     params = llama.llama_model_default_params()
     params.n_gpu_layers = 0 if device == "cpu" else -1
     if device != "cpu":  # on one card, the first, whose memory was asked; by itself llama.cpp spreads over all
@@ -83,7 +90,10 @@ def load_model(
     # llama.cpp's AMX kernels end the process on quantized weights (ggml-org/llama.cpp#20824). The switch
     # that keeps weights out of their layout turns off repacking too, so it is left on elsewhere.
     params.use_extra_bufts = repacked and b"AMX_INT8 = 1" not in llama.llama_print_system_info()
-    params.vocab_only = vocabulary_only
+    params.vocab_only = part == "vocabulary"
+    if part == "weights":
+        overrides = _without_vocabulary(header)  # must outlive the call
+        params.kv_overrides = overrides
     params.load_mode = _LOAD_READ if huge_pages or (repacked and device == "cpu") else _LOAD_MAPPED
     signals, pages = HeldSignals(), [HugePages()] if huge_pages else []
 
@@ -94,7 +104,7 @@ def load_model(
 
     callback = llama.llama_progress_callback(go_on)  # must outlive the call
     params.progress_callback = callback
-    if not vocabulary_only:
+    if part != "vocabulary":
         _require(Path(path), copied=params.load_mode == _LOAD_READ)
     log.lines.clear()
     with signals.held(), governor().opening():
@@ -104,6 +114,25 @@ def load_model(
             raise MemoryShortError(f"llama.cpp gets no memory for {path} ({log.last()}): {_LESS}")
         raise DecoderError(f"llama.cpp cannot load {path}: {log.last()}; export the bundle again")
     return model, header
+
+
+def _check_device(device: Device) -> None:
+    if device != "cpu" and not llama_cpp_library().llama_supports_gpu_offload():
+        raise DeviceError(
+            f"device {device!r} needs llama.cpp with GPU support, this one is built for CPU or finds no GPU; "
+            f"run {LLAMA_CUDA}, or choose cpu"
+        )
+
+
+def _without_vocabulary(header: Header) -> Any:
+    """What llama.cpp is to read in place of the file's own keys, so that it makes no tokenizer."""
+    llama = llama_cpp_library()
+    (_, tokens), arch = header.tensors[TABLE].shape, header.text("general.architecture")
+    kind, count, end = overrides = (llama.llama_model_kv_override * 3)()
+    kind.tag, kind.key, kind.value.val_str = _OVERRIDES_TEXT, b"tokenizer.ggml.model", b"none"
+    count.tag, count.key, count.value.val_i64 = _OVERRIDES_NUMBER, f"{arch}.vocab_size".encode(), tokens
+    end.key = b""
+    return overrides
 
 
 def _require(path: Path, *, copied: bool) -> None:
@@ -117,9 +146,8 @@ class TextModel:
 
     def __init__(self, model: Any) -> None:
         llama = llama_cpp_library()
-        self._llama, self._model = llama, model
-        self._free_model = weakref.finalize(self, only_here(llama.llama_model_free), model)
-        self._vocab = llama.llama_model_get_vocab(model)
+        self._llama = llama
+        self._take(model)
         self.n_vocab: int = llama.llama_vocab_n_tokens(self._vocab)
         every = map(partial(llama.llama_vocab_get_attr, self._vocab), range(self.n_vocab))
         attributes = np.fromiter(every, np.int32, self.n_vocab)
@@ -129,6 +157,10 @@ class TextModel:
         self.added_tokens: Mapping[str, int] = self._tokens_with(attributes, _ATTR_USER_DEFINED)
         self.n_embd: int = llama.llama_model_n_embd_inp(model)
         self.context_length: int = llama.llama_model_n_ctx_train(model)
+
+    def _take(self, model: Any) -> None:
+        self._model, self._vocab = model, self._llama.llama_model_get_vocab(model)
+        self._free_model = weakref.finalize(self, only_here(self._llama.llama_model_free), model)
 
     def close(self) -> None:
         """Free the model; harmless when repeated."""

@@ -21,7 +21,7 @@ from dasheng_edge.runtime.atomic_output import remove_left, replacing
 from dasheng_edge.runtime.bundle.bundle import DECODER, Bundle
 from dasheng_edge.runtime.engine_options import EngineSettings
 
-from .context import Context
+from .context import LOW_MEMORY_ROWS, Context
 from .llama import llama_cpp_library
 from .model import Tokens
 
@@ -40,7 +40,8 @@ def prefix_model(bundle: Bundle, settings: EngineSettings) -> str:
     caption, whatever ran before.
     """
     exact = "" if settings.exact is None else f" exact={settings.exact}"
-    kept = f"{settings.kv_type}{exact} {settings.text_device} {settings.weights}"
+    low = "" if settings.memory == "normal" else f" {LOW_MEMORY_ROWS} rows"
+    kept = f"{settings.kv_type}{exact} {settings.text_device} {settings.weights}{low}"
     llama = llama_cpp_library()
     build = llama.llama_print_system_info().decode("utf-8", "replace")
     return f"{bundle.manifest.files[DECODER].sha256} {kept} {version('llama-cpp-python')} {build}"

@@ -39,10 +39,10 @@ class Sequences:
         self._decoder, self._most, self._limit = decoder, most, most  # the limit is lower where memory is short
         self._prefixes = decoder.prefixes or PrefixCache(None, "")  # in memory alone
         self._context: Context | None = None
-        self._each = 0  # positions of a sequence
         self._places: dict[int, Place] = {}  # by sequence
         self._leads: dict[int, Tokens] = {}  # with which sequences begin, those of answers that have ended, too
-        self._sequences = 0  # of the context
+        self._sequences = self._each = 0  # of the context, and positions of each
+        decoder.users.add(self)
 
     def __len__(self) -> int:
         """How many answers are in the making."""
@@ -58,6 +58,10 @@ class Sequences:
         for place in self._places.values():
             place.sampler.close()
         self._places.clear()
+        self._drop_context()
+
+    def leave(self) -> None:
+        """Close the context, in which no answer is, as if nothing had been asked."""
         self._drop_context()
 
     def begin(self, answers: Sequence[Answer]) -> int:
@@ -173,8 +177,7 @@ class Sequences:
                 "or fewer new tokens"
             )
         if self._keep and positions > self._each:
-            # A GPU's memory is taken once; elsewhere a larger context costs less than what nobody asked for.
-            first = FIRST_CONTEXT if self._decoder.settings.text_device != "cpu" else 0
+            first = 0 if self._decoder.settings.text_device == "cpu" else FIRST_CONTEXT  # that memory is taken once
             positions = max(positions, min(max(first, 2 * self._each), most))
         return -(-positions // CONTEXT_STEP) * CONTEXT_STEP
 
@@ -188,7 +191,6 @@ class Sequences:
             self._limit = self._most
             if not self._keep:
                 self._drop_context()
-                self._each = 0
         room = self._sequences - len(self._places)
         short = not room or (not self._places and room < min(wanted, self._limit))
         if each <= self._each and not short:
@@ -234,7 +236,7 @@ class Sequences:
     def _drop_context(self) -> None:
         if self._context is not None:
             self._context.close()
-        self._context, self._sequences = None, 0
+        self._context, self._sequences, self._each = None, 0, 0
         self._leads.clear()
 
     def _close_gaps(self) -> None:
@@ -331,12 +333,8 @@ class Sequences:
                 wanted[lasts] = 1
                 positions = [np.arange(place.past, place.past + len(rows), dtype=np.int32) for place, rows in group]
                 owners = [np.full(len(rows), place.sequence, np.int32) for place, rows in group]
-                context.decode(
-                    np.concatenate([rows for _, rows in group]),
-                    np.concatenate(positions),
-                    np.concatenate(owners),
-                    wanted,
-                )
+                together = np.concatenate([rows for _, rows in group])
+                context.decode(together, np.concatenate(positions), np.concatenate(owners), wanted)
         except (DecoderError, MemoryShortError) as error:
             for place, rows in group:
                 context.forget(place.sequence, place.past)

@@ -19,9 +19,8 @@ from dasheng_edge.runtime.gguf.check import BLOCKS
 from dasheng_edge.runtime.gguf.header import Header
 
 from .llama import float_values
-from .model import Tokens
+from .model import TABLE, Tokens
 
-TABLE = "token_embd.weight"
 MAX_KEPT = 8
 MAX_TOKENS = 256  # of a text; the rows of a 7B have 3.7 MB then
 

@@ -12,7 +12,7 @@ import pytest
 
 from dasheng_edge.runtime import engine_options
 from dasheng_edge.runtime.bundle.bundle import Bundle
-from dasheng_edge.runtime.bundle.manifest import DecoderFacts
+from dasheng_edge.runtime.bundle.manifest import DecoderFacts, KvType
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.engine_options import EngineOptions, EngineSettings, Host, huge_pages_on_request, resolve
 from dasheng_edge.runtime.errors import DeviceError
@@ -58,7 +58,9 @@ def test_what_was_tuned_goes_before_the_default(decoder: DecoderFacts) -> None:
     assert resolve(EngineOptions(), decoder, HOST, TUNED) == TUNED
     assert resolve(EngineOptions(kv_type="f16"), decoder, HOST, TUNED) == replace(TUNED, kv_type="f16")
     # Pages are tuned for one layout.
-    assert resolve(EngineOptions(weights="mapped"), decoder, HOST, TUNED) == replace(TUNED, huge_pages=False)
+    assert resolve(EngineOptions(weights="mapped"), decoder, HOST, TUNED) == replace(
+        TUNED, huge_pages=False, packed=False
+    )
     assert resolve(EngineOptions(weights="repacked"), decoder, HOST, TUNED) == replace(TUNED, weights="repacked")
 
 
@@ -135,5 +137,34 @@ def test_a_captioner_runs_with_what_is_given(tiny_bundle: Path, tmp_path: Path) 
     options = EngineOptions(prefill_threads=1, weights="mapped", huge_pages=True, cache=tmp_path / "prompts")
     with Captioner.open(tiny_bundle, options=options, threads=1) as captioner:
         captioner.caption((np.sin(np.arange(3200, dtype=np.float32)), 16_000), max_new_tokens=1)
-        assert captioner.parts.decoder.settings == EngineSettings(huge_pages=True, cache=tmp_path / "prompts")
+        want = EngineSettings(huge_pages=True, cache=tmp_path / "prompts", packed=False)
+        assert captioner.parts.decoder.settings == want
     assert list((tmp_path / "prompts").rglob("*.kv"))
+
+
+@pytest.mark.parametrize("tuned", [None, TUNED])
+@pytest.mark.parametrize(("stored", "low"), [("f16", "q8_0"), ("q8_0", "q8_0"), ("q4_0", "q4_0")])
+def test_low_memory_is_small_unless_something_else_is_said(
+    decoder: DecoderFacts, stored: KvType, low: KvType, tuned: EngineSettings | None
+) -> None:
+    facts = decoder.model_copy(update={"kv_type": stored})
+    tuned = tuned and replace(tuned, kv_type=stored)
+    settings = resolve(EngineOptions(memory="low"), facts, HOST, tuned)
+    assert (settings.memory, settings.weights, settings.huge_pages) == ("low", "mapped", False)
+    assert (settings.kv_type, settings.batch, settings.packed) == (low, 1, False)
+    assert resolve(settings, facts, HOST) == settings
+    said = EngineOptions(memory="low", kv_type="f16", batch=4, packed=True, decode_threads=1)
+    settings = resolve(said, facts, HOST, tuned)
+    assert (settings.kv_type, settings.batch, settings.packed, settings.decode_threads) == ("f16", 4, True, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "packed"),
+    [
+        (EngineOptions(), True), (EngineOptions(weights="repacked"), True), (EngineOptions(weights="mapped"), False),
+        (EngineOptions(weights="mapped", warm_up=True), True), (EngineOptions(warm_up=False), False),
+        (EngineOptions(weights="mapped", packed=True), True), (EngineOptions(packed=False), False),
+    ],
+)  # fmt: skip
+def test_weights_are_packed_where_much_is_to_come(options: EngineOptions, packed: bool) -> None:
+    assert resolve(options, None, HOST).packed == packed

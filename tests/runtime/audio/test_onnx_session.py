@@ -79,6 +79,14 @@ def test_a_graph_that_fails_to_run(tiny_bundle: Path) -> None:
         run_graph(session, tiny_bundle / FRONT_END, {"waveform": np.zeros(3, np.float32)}, {})
 
 
+def test_packed_weights_give_the_same_bits(tiny_bundle: Path) -> None:
+    path = tiny_bundle / PROJECTOR
+    packed, stored = (onnx_session(path, "cpu", 1, packed=packed) for packed in (True, False))
+    patches = np.random.default_rng(0).normal(size=(1, 250, packed.get_inputs()[0].shape[2])).astype(np.float32)
+    assert stored.get_session_options().get_session_config_entry("session.disable_prepacking") == "1"
+    np.testing.assert_array_equal(*(session.run(None, {"patches": patches})[0] for session in (packed, stored)))
+
+
 @pytest.mark.parametrize("content", [b"", b"not a graph", b"\0" * 99])
 def test_graphs_that_do_not_load(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / FRONT_END

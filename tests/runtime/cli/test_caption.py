@@ -257,3 +257,17 @@ def test_a_file_that_breaks_costs_its_windows_only(tiny_bundle: Path, clip: Path
     assert done.exit_code == 1
     assert "error: " in done.stderr
     assert len(done.stdout.splitlines()) == 1
+
+
+@pytest.mark.parametrize("words", [(), ("--window", "2"), ("--stream",), ("--ask", "Why?"), ("--live",)])
+def test_little_memory_gives_the_same_captions(words: tuple[str, ...], tiny_bundle: Path, clip: Path) -> None:
+    clips = [clip] if "--live" in words else [clip, clip]
+    ways = [caption(tiny_bundle, *clips, *words, *low) for low in ((), ("--low-memory",))]
+    assert ways[0].stdout == ways[1].stdout
+    assert [way.exit_code for way in ways] == [0, 0]
+
+
+def test_little_memory_is_for_the_cpu(tiny_bundle: Path, clip: Path) -> None:
+    refused = caption(tiny_bundle, clip, "--low-memory", "--device", "cuda")
+    assert refused.exit_code == 1
+    assert "is for the CPU" in refused.stderr

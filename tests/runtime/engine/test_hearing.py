@@ -25,3 +25,30 @@ def test_what_hears_ends_its_threads_where_one_cannot_begin(monkeypatch: pytest.
     with pytest.raises(MemoryShortError):
         hearing.Hearing(print, readers=2, together=1, beside=False, ahead=1)
     assert threading.active_count() == before
+
+
+class Clip:
+    """A request that is read at once."""
+
+    def read(self) -> None:
+        pass
+
+
+def test_where_parts_take_turns_several_are_heard_once_nothing_is_answered() -> None:
+    heard: list[int] = []
+    apart = hearing.Hearing[Clip](
+        lambda jobs: heard.append(len(jobs)), readers=1, together=3, beside=False, apart=True, ahead=1
+    )
+    clips = [Clip() for _ in range(5)]
+    for clip in clips:
+        apart.add(clip)
+    assert apart.take(1, wait=False) == []  # something is being answered
+    taken = [apart.take(1, wait=True)]
+    assert heard == [3]
+    taken += [apart.take(1, wait=False), apart.take(5, wait=True)]
+    assert heard == [3]
+    assert apart.take(1, wait=False) == []
+    taken += [apart.take(2, wait=True)]
+    assert heard == [3, 2]
+    assert [clip for some in taken for clip in some] == clips
+    apart.close()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import re
+import resource
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dasheng_edge.runtime.errors import BundleFileError, MemoryShortError
@@ -169,3 +172,63 @@ def test_a_thread_that_cannot_begin_is_an_error_of_memory(monkeypatch: pytest.Mo
     monkeypatch.setattr(threading.Thread, "start", refused)
     with pytest.raises(MemoryShortError, match=r"cannot start a thread \(can't start new thread\): .*ulimit -v, -u"):
         started_thread("test", done.set)
+
+
+SMAPS = """\
+1000-2000 r-xp 00000000 08:01 7                          /x/site-packages/av/_core.so
+Rss:                   4 kB
+Anonymous:             0 kB
+2000-3000 r--p 00001000 08:01 7                          /x/site-packages/av.libs/libavcodec.so.62
+Anonymous:             4 kB
+3000-5000 r--p 00002000 08:01 7                          /x/site-packages/onnxruntime/capi/a b.so (deleted)
+Anonymous:             0 kB
+5000-6000 rw-p 00002000 08:01 7                          /x/site-packages/onnxruntime/capi/a.so
+Anonymous:             0 kB
+6000-7000 r-xp 00000000 08:01 8                          /x/lib/libpython3.11.so.1.0
+Anonymous:             0 kB
+7000-8000 r--s 00000000 08:01 9                          /x/onnxruntime/decoder.gguf
+Anonymous:             0 kB
+8000-9000 r-xp 00000000 08:01 9                          /x/lib/libplugin.so
+Anonymous:             0 kB
+9000-a000 r-xp 00000000 00:00 0
+Anonymous:             0 kB
+"""
+
+
+def test_pages_go_that_files_have_and_that_stay_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given_back: list[tuple[int, int]] = []
+
+    class Library:
+        def __init__(self, _: None) -> None:
+            def madvise(begin: int, size: int, _: int) -> int:
+                given_back.append((begin, size))
+                return 0
+
+            self.madvise = madvise
+
+    (tmp_path / "smaps").write_text(SMAPS)
+    monkeypatch.setattr(memory, "_PAGES", tmp_path / "smaps")
+    monkeypatch.setattr(ctypes, "CDLL", Library)
+    memory.release_read_pages()
+    assert given_back == [(0x1000, 0x1000), (0x3000, 0x2000), (0x6000, 0x1000)]
+    monkeypatch.setattr(memory, "_PAGES", tmp_path / "none")
+    memory.release_read_pages()  # not Linux
+    assert len(given_back) == 3
+
+
+@linux
+def test_pages_that_went_are_found_again(tiny_bundle: Path) -> None:
+    from dasheng_edge.runtime import Captioner
+
+    clip = np.random.default_rng(0).normal(0, 0.1, 16_000).astype(np.float32), 16_000
+    with Captioner.open(tiny_bundle, threads=1) as captioner:
+        want = captioner.caption(clip, max_new_tokens=3)
+        before = _mapped_bytes()
+        memory.release_read_pages()
+        assert _mapped_bytes() < before
+        assert captioner.caption(clip, max_new_tokens=3).tokens == want.tokens
+
+
+def _mapped_bytes() -> int:
+    """Resident pages of files."""
+    return int(Path("/proc/self/statm").read_text().split()[2]) * resource.getpagesize()

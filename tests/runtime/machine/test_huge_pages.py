@@ -14,9 +14,9 @@ import pytest
 from dasheng_edge.runtime.bundle.bundle import DECODER
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.engine_options import EngineOptions, EngineSettings, Host
-from dasheng_edge.runtime.text import huge_pages
+from dasheng_edge.runtime.machine import huge_pages
+from dasheng_edge.runtime.machine.huge_pages import MIN_BYTES, HugePages
 from dasheng_edge.runtime.text.decoder import Decoder
-from dasheng_edge.runtime.text.huge_pages import MIN_BYTES, HugePages
 from dasheng_edge.runtime.text.llama import llama_cpp_library
 
 PROMPT = ((1, 2, 3),)
