@@ -27,7 +27,7 @@ _LIMITS = Path("/proc/self/limits")
 _PAGES = Path("/proc/self/smaps")
 # Parts that may not be written to, of libraries that stay loaded for good: begin and end.
 _LIBRARY = re.compile(
-    r"([0-9a-f]+)-([0-9a-f]+) r-[x-]p .*(?:/(?:onnxruntime|av|av\.libs|numpy|numpy\.libs|pydantic_core)/"
+    r"([0-9a-f]+)-([0-9a-f]+) r-[x-]p .*(?:/(?:onnxruntime|llama_cpp|av|av\.libs|numpy|numpy\.libs|pydantic_core)/"
     r"|/lib(?:python|crypto|ssl|sqlite3|stdc\+\+)[^/]*$)"
 )
 _OWN_GROUPS = Path("/proc/self/cgroup")

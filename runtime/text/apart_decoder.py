@@ -16,7 +16,7 @@ from dasheng_edge.runtime.bundle.manifest import DecoderFacts
 from dasheng_edge.runtime.engine_options import EngineSettings
 from dasheng_edge.runtime.errors import CaptionerBusyError, DecoderError
 from dasheng_edge.runtime.machine.forks import only_here
-from dasheng_edge.runtime.machine.memory import release_freed_memory
+from dasheng_edge.runtime.machine.memory import release_freed_memory, release_read_pages
 from dasheng_edge.runtime.machine.turns import Lent, Turns
 
 from .decoder import Decoder
@@ -102,6 +102,7 @@ class ApartDecoder(Decoder):
     def _loaded(self) -> _Weights:
         weights = _Weights(self._load("weights"))
         release_freed_memory()  # of the header, which has all tokens
+        release_read_pages()
         return weights
 
     def _load(self, part: Part) -> Any:
