@@ -41,7 +41,8 @@ class Lent(Generic[_T]):
     """Something that is opened when it is called for, which takes the turn of its side; without turns, it stays."""
 
     def __init__(self, opened: Callable[[], _T], turns: Turns | None, side: Side) -> None:
-        self._opened, self._turns, self._side = opened, turns, side
+        self._opened, self._turns = opened, turns
+        self._side: Side = side
         self._it: _T | None = None
         if turns is not None:
             turns.close_with(side, self.close)
