@@ -51,7 +51,7 @@ KEYS: Mapping[str, Key] = {
     "device": Key(str, "cpu, cuda or auto, or one for each part"),
     "allow_tf32": Key(bool, "whether a GPU may round what an fp32 encoder multiplies"),
     "threads": Key(int, "threads of each part"),
-    "low_memory": Key(bool, "whether encoder and decoder are never in memory together"),
+    "low_memory": Key(bool, "whether encoder and decoder are never in memory together", ("device=*cuda*",)),
     "prompt": Key(str, "what to ask", ("ask",)),
     "system": Key(str, "system text"),
     "max_new_tokens": Key(int, "longest answer, in tokens"),

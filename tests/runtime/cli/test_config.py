@@ -223,6 +223,7 @@ SET = """
 device = 'cpu'
 allow_tf32 = true
 threads = 1
+low_memory = true
 prompt = 'what?'
 system = ''
 max_new_tokens = 9
