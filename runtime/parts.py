@@ -25,13 +25,13 @@ from dasheng_edge.runtime.machine.memory import release_freed_memory, release_re
 from dasheng_edge.runtime.machine.placing import Card, Needs, placed, refusal
 from dasheng_edge.runtime.machine.turns import Turns
 from dasheng_edge.runtime.program import check_program
+from dasheng_edge.runtime.prompt.prompt import PromptBuilder
 from dasheng_edge.runtime.text.answer import Answer
 from dasheng_edge.runtime.text.apart_decoder import ApartDecoder
 from dasheng_edge.runtime.text.context import BATCH, KV_TYPES
 from dasheng_edge.runtime.text.context_memory import KV_BITS, computed_bytes, kept_bytes
 from dasheng_edge.runtime.text.decoder import FIRST_CONTEXT, Decoder, Embeddings
 from dasheng_edge.runtime.text.llama import why_no_gpu
-from dasheng_edge.runtime.text.prompt import PromptBuilder
 from dasheng_edge.runtime.text.sequences import Sequences
 
 _LIBRARIES_BYTES = 160 << 20  # of addresses: both engines, started side by side, with a heap for the second thread

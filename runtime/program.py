@@ -32,9 +32,9 @@ from dasheng_edge.runtime.errors import BundleManifestError, OutputExistsError, 
 from dasheng_edge.runtime.gguf.check import BLOCKS, Sizes
 from dasheng_edge.runtime.gguf.header import read_header
 from dasheng_edge.runtime.progress import typed_path
-from dasheng_edge.runtime.text.chat_template import MARK
+from dasheng_edge.runtime.prompt.chat_template import MARK
+from dasheng_edge.runtime.prompt.prompt import Audio, Piece, PromptBuilder
 from dasheng_edge.runtime.text.model import TextModel, vocabulary
-from dasheng_edge.runtime.text.prompt import Audio, Piece, PromptBuilder
 
 # What Python's `strip` takes for white space: all that a template's filters and methods may take off.
 WHITE_SPACE = "".join(chr(point) for point in range(0x3001) if chr(point).isspace())

@@ -20,7 +20,7 @@ from benchmarks.records.section import Section, table
 from benchmarks.records.turns import summed_up, take_turns, timed, times
 from benchmarks.synthetic.noise import GREEDY, RATE_HZ, noise
 from dasheng_edge.runtime import Bundle, Captioner, EngineOptions
-from dasheng_edge.runtime.text.prompt import PromptBuilder
+from dasheng_edge.runtime.prompt.prompt import PromptBuilder
 
 QUESTIONS = (
     "Write an audio caption describing the sound", "Transcribe the speech", "What language is spoken?",

@@ -17,8 +17,8 @@ from dasheng_edge.runtime.bundle.golden import AUDIO_MARK, GoldenText
 from dasheng_edge.runtime.bundle.manifest import PromptFacts
 from dasheng_edge.runtime.engine_options import EngineOptions, resolve_here
 from dasheng_edge.runtime.errors import ExportError, PromptError
+from dasheng_edge.runtime.prompt.prompt import PromptBuilder
 from dasheng_edge.runtime.text.decoder import Decoder
-from dasheng_edge.runtime.text.prompt import PromptBuilder
 from dasheng_edge.runtime.verify import AttentionError, attention_error
 
 from .decoder import DecoderReport

@@ -17,9 +17,9 @@ from dasheng_edge.export.variants.table import PUBLISHED, README_PROMPT, TRAINED
 from dasheng_edge.runtime.bundle.golden import AUDIO_MARK
 from dasheng_edge.runtime.bundle.manifest import PromptFacts
 from dasheng_edge.runtime.errors import CheckpointFileError, CheckpointVariantError, ExportError, PromptError
-from dasheng_edge.runtime.text.chat_template import compile_template, render_chat, template_names
-from dasheng_edge.runtime.text.prompt import CONTENT_FORMS, chat_messages
-from dasheng_edge.runtime.text.template_meter import TemplateBoundError
+from dasheng_edge.runtime.prompt.chat_template import compile_template, render_chat, template_names
+from dasheng_edge.runtime.prompt.prompt import CONTENT_FORMS, chat_messages
+from dasheng_edge.runtime.prompt.template_meter import TemplateBoundError
 
 from .chat_template import AudioTokens, ChatTemplate, read_audio_tokens, read_chat_template
 from .generation_config import LONGEST, GenerationConfig, read_generation_config

@@ -30,7 +30,7 @@ from dasheng_edge.runtime.machine.identity import identify, installed
 from dasheng_edge.runtime.machine.installation import install_line
 from dasheng_edge.runtime.machine.load import Load, wait_for_calm
 from dasheng_edge.runtime.machine.meters import EnergyMeter, peak_rss_bytes
-from dasheng_edge.runtime.text.prompt import Prompt
+from dasheng_edge.runtime.prompt.prompt import Prompt
 from dasheng_edge.runtime.tuned import tuned_for
 
 # `Timings` says what each is: all but the first token's are parts of the total, first_token is a sum of some.

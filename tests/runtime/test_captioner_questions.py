@@ -20,8 +20,8 @@ from dasheng_edge.runtime.errors import (
     DashengEdgeError,
     PromptError,
 )
+from dasheng_edge.runtime.prompt.prompt import PromptBuilder
 from dasheng_edge.runtime.text.context import Context
-from dasheng_edge.runtime.text.prompt import PromptBuilder
 
 RATE = 16_000
 QUESTIONS = {

@@ -26,7 +26,7 @@ from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.cli.app import build_app
 from dasheng_edge.runtime.errors import BundleFileError, BundleManifestError, OutputExistsError
 from dasheng_edge.runtime.program import WHITE_SPACE, prompts_of, upgrade_bundle
-from dasheng_edge.runtime.text.prompt import PromptBuilder
+from dasheng_edge.runtime.prompt.prompt import PromptBuilder
 from dasheng_edge.runtime.verify import verify_bundle
 
 # Systems by themselves or not, text that is stripped, kept, or stripped at one end, and texts that share a run.

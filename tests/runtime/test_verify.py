@@ -19,8 +19,8 @@ from dasheng_edge.runtime.bundle.golden import GoldenText, read_golden
 from dasheng_edge.runtime.bundle.manifest import MANIFEST, FileFacts
 from dasheng_edge.runtime.engine_options import EngineOptions, EngineSettings
 from dasheng_edge.runtime.errors import BundleFileError, DecoderError, DeviceError, PromptError
+from dasheng_edge.runtime.prompt.prompt import PromptBuilder
 from dasheng_edge.runtime.text.decoder import Decoder
-from dasheng_edge.runtime.text.prompt import PromptBuilder
 from dasheng_edge.runtime.verdict.judge import judge
 from dasheng_edge.runtime.verify import (
     GPU_LOGITS,

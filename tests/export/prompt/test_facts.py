@@ -21,7 +21,7 @@ from dasheng_edge.export.variants.table import CAPTION_PROMPT, README_PROMPT, VA
 from dasheng_edge.runtime.bundle.golden import AUDIO_MARK
 from dasheng_edge.runtime.bundle.manifest import PromptFacts
 from dasheng_edge.runtime.errors import CheckpointFileError, CheckpointVariantError, ExportError
-from dasheng_edge.runtime.text.prompt import PromptBuilder
+from dasheng_edge.runtime.prompt.prompt import PromptBuilder
 from tests.fixtures.chat_templates import BARE, MACRO, NUMBERED, TEMPLATES, TEXT_ONLY, HuggingFace
 
 USER = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"

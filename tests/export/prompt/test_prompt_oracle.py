@@ -13,7 +13,7 @@ import pytest
 
 from dasheng_edge.runtime.bundle.manifest import PromptFacts
 from dasheng_edge.runtime.captioner import Captioner
-from dasheng_edge.runtime.text.prompt import (
+from dasheng_edge.runtime.prompt.prompt import (
     Audio,
     Prompt,
     PromptBuilder,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from dasheng_edge.runtime.bundle.manifest import PromptFacts
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.errors import PromptError
-from dasheng_edge.runtime.text.prompt import (
+from dasheng_edge.runtime.prompt.prompt import (
     Audio,
     Prompt,
     PromptBuilder,

@@ -9,10 +9,10 @@ import pytest
 
 from dasheng_edge.runtime.bundle.manifest import PromptFacts
 from dasheng_edge.runtime.errors import PromptError
-from dasheng_edge.runtime.text import template_meter
-from dasheng_edge.runtime.text.chat_template import compile_template, render_chat, template_names
-from dasheng_edge.runtime.text.prompt import PromptBuilder
-from dasheng_edge.runtime.text.template_meter import MAX_COST, Meter, TemplateBoundError
+from dasheng_edge.runtime.prompt import template_meter
+from dasheng_edge.runtime.prompt.chat_template import compile_template, render_chat, template_names
+from dasheng_edge.runtime.prompt.prompt import PromptBuilder
+from dasheng_edge.runtime.prompt.template_meter import MAX_COST, Meter, TemplateBoundError
 
 START = "{% set n = namespace(a='x', b=[1], d={}) %}"
 BIG = "{% set n = namespace(a='x' * 100000) %}"
