@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from itertools import islice, starmap
+from itertools import count, islice, starmap
 from pathlib import Path
+from typing import TypeAlias
 
 from dasheng_edge.runtime.audio.read import AudioSource
 from dasheng_edge.runtime.bundle.bundle import Bundle
@@ -21,12 +21,20 @@ from dasheng_edge.runtime.engine.job import CaptionJob, CaptionScheduler
 from dasheng_edge.runtime.engine.opening import open_parts, warm_up
 from dasheng_edge.runtime.engine.request import Request, RunningRequest, asked, check_count
 from dasheng_edge.runtime.engine_options import EngineOptions
-from dasheng_edge.runtime.errors import AudioError, CaptionerBusyError, DashengEdgeError, PromptError
+from dasheng_edge.runtime.errors import (
+    NOT_OF_A_CLIP,
+    AudioError,
+    CaptionerBusyError,
+    DashengEdgeError,
+    PromptError,
+)
 from dasheng_edge.runtime.machine.devices import Device
 from dasheng_edge.runtime.machine.forks import Home, starts_pool
 from dasheng_edge.runtime.machine.memory import memory_errors
 from dasheng_edge.runtime.parts import Parts
 from dasheng_edge.runtime.text.sequences import MAX_SEQUENCES, Sequences
+
+_Early: TypeAlias = Callable[[int, list[Caption | DashengEdgeError]], None]  # is told of results, by numbers of clips
 
 
 class Captioner:
@@ -185,15 +193,18 @@ class Captioner:
         sampling: Sampling | None = None,
         batch: int | None = None,
         changes: bool = False,
+        early: Callable[[int, Caption | DashengEdgeError], None] | None = None,
     ) -> Generator[Caption | DashengEdgeError]:
         """As `caption_batch`, but a clip that fails gives its error, an `AudioError` mostly, and the others go on.
 
         Results come in the order of the clips, of which twice as many as `batch` are asked for ahead. Fewer are decoded
         together where there is no memory for more. What is wrong for all clips, such as the prompt or the captioner, is
-        raised. With `changes`, captions say where something sets in.
+        raised. With `changes`, captions say where something sets in. `early` is told of each result as soon as it is
+        there, with the number of its clip from 0 on, before those of clips ahead of it that take longer.
         """
         first = replace(asked(self.bundle, prompt, system, max_new_tokens, sampling), changes=changes)
-        return (result for (result,) in self._results(clips, [first], batch))
+        told = None if early is None else lambda number, results: early(number, results[0])
+        return (result for (result,) in self._results(clips, [first], batch, told))
 
     def ask(
         self,
@@ -229,6 +240,7 @@ class Captioner:
         sampling: Sampling | None = None,
         batch: int | None = None,
         changes: bool = False,
+        early: Callable[[int, dict[str, Caption | DashengEdgeError]], None] | None = None,
     ) -> Generator[dict[str, Caption | DashengEdgeError]]:
         """As `ask`, of many clips, and as `caption_each`: `batch` answers are made together.
 
@@ -238,7 +250,8 @@ class Captioner:
         named = _named(questions)
         some = [asked(self.bundle, prompt, system, max_new_tokens, sampling) for prompt in named.values()]
         first = [replace(one, changes=changes) for one in some]
-        return (dict(zip(named, results, strict=True)) for results in self._results(clips, first, batch))
+        told = None if early is None else lambda number, results: early(number, dict(zip(named, results, strict=True)))
+        return (dict(zip(named, results, strict=True)) for results in self._results(clips, first, batch, told))
 
     def _run(self, request: Request) -> Generator[str, None, Caption]:
         with self._busy():
@@ -265,7 +278,7 @@ class Captioner:
             self._lock.release()
 
     def _results(
-        self, clips: Iterable[AudioSource], questions: Sequence[Request], batch: int | None
+        self, clips: Iterable[AudioSource], questions: Sequence[Request], batch: int | None, early: _Early | None
     ) -> Generator[list[Caption | DashengEdgeError]]:
         """What came of each question about each clip; the clips are asked for a few ahead."""
         batch = self.parts.decoder.settings.batch if batch is None else batch
@@ -273,14 +286,26 @@ class Captioner:
         if isinstance(clips, (str, bytes, os.PathLike)) or not isinstance(clips, Iterable):
             raise AudioError(f"the clips are of type {type(clips).__name__}; expected a list of paths or other audio")
         first = [replace(one, ask_silence=self.ask_silence) for one in questions]
-        return self._scheduled(([replace(one, audio=audio) for one in first] for audio in clips), batch, len(first))
+        requests = ([replace(one, audio=audio) for one in first] for audio in clips)
+        return self._scheduled(requests, batch, len(first), early)
 
     def _scheduled(
-        self, clips: Iterator[Sequence[Request]], batch: int, questions: int
+        self, clips: Iterator[Sequence[Request]], batch: int, questions: int, early: _Early | None
     ) -> Generator[list[Caption | DashengEdgeError]]:
         scheduler = CaptionScheduler(self.bundle, self.parts, batch, questions=questions)
         self._schedulers.add(scheduler)
-        jobs: deque[CaptionJob] = deque()
+        jobs: dict[CaptionJob, int] = {}  # in their order, with their numbers
+        numbers = count()
+
+        def end(job: CaptionJob) -> None:
+            if early is None or job not in jobs:  # its turn came before
+                return
+            try:
+                results = job.results()
+            except NOT_OF_A_CLIP:  # raised in its turn
+                return
+            early(jobs[job], results)
+
         try:
             while True:
                 new = list(islice(clips, scheduler.ahead - len(jobs)))
@@ -288,11 +313,13 @@ class Captioner:
                     return
                 with self._busy():
                     for job in starmap(scheduler.job, new):
-                        jobs.append(job)
+                        jobs[job] = next(numbers)
                         scheduler.add(job)
-                    while not jobs[0].ended:
-                        scheduler.advance(lambda _: None)
-                    results = jobs.popleft().results()
+                    first = next(iter(jobs))
+                    while not first.ended:
+                        scheduler.advance(end)
+                    del jobs[first]
+                    results = first.results()
                 yield results
         finally:
             self._schedulers.discard(scheduler)

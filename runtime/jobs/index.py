@@ -59,20 +59,43 @@ class Index:
 
 
 class RowPlaces:
-    """Where rows are in the ledger; of each file those from the first window on, without a hole."""
+    """Where rows are in the ledger: of each file those from the first window on without a hole, and a few beyond it."""
 
     def __init__(self) -> None:
         self.last = Index()  # by keys: which row is their last
         self._places, self._windows, self._before = array("q"), array("I"), array("I")  # of each; ~place ends a file
+        self._beyond: dict[str, dict[int, int]] = {}  # by keys and windows: those that came before the ones ahead
 
     def add(self, key: str, window: int, place: int, *, last: bool) -> None:
-        """Keep the place of a row, if it is the next of its file."""
-        before = self.last[key]
-        if window == self.count(key) and not self.ended(key):
-            self.last[key] = len(self._places)
-            self._places.append(~place if last else place)
-            self._windows.append(window)
+        """Keep the place of a row; of two for one window, the first."""
+        if window < (number := self.count(key)) or self.ended(key):
+            return
+        beyond = self._beyond.setdefault(key, {})
+        beyond.setdefault(window, ~place if last else place)
+        while number in beyond and not self.ended(key):
+            before, self.last[key] = self.last[key], len(self._places)
+            self._places.append(beyond.pop(number))
+            self._windows.append(number)
             self._before.append(max(0, before))
+            number += 1
+        if not beyond or self.ended(key):
+            del self._beyond[key]
+
+    def beyond(self, key: str, window: int) -> int | None:
+        """The place of a row behind a hole."""
+        place = self._beyond.get(key, {}).get(window)
+        return None if place is None else max(place, ~place)
+
+    def drop(self, key: str) -> None:
+        """Forget the rows of a file."""
+        self._beyond.pop(key, None)
+        if self.count(key):
+            self.last[key] = -1
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no row."""
+        return not self._beyond and max(self.last.numbers(), default=-1) < 0
 
     def count(self, key: str) -> int:
         """Rows that there are of a file."""

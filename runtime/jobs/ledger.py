@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, cast
 
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf, TypeAdapter, ValidationError
 
@@ -169,7 +169,7 @@ class Ledger:
 
     def leave(self) -> None:
         """Leave nothing behind, no folder that was made for it either, where nothing was answered or written."""
-        if not (max(self._rows.last.numbers(), default=-1) >= 0 or self.written or self.damaged):
+        if self._rows.is_empty and not (self.written or self.damaged):
             self.remove()
             self._unmake()
 
@@ -214,7 +214,7 @@ class Ledger:
         return self._owners[folded(output)] == self._claims[source]
 
     def count(self, key: str) -> int:
-        """Rows that there are of a file, from its first window on."""
+        """Rows that there are of a file, from its first window on, up to the first that is not there."""
         return self._rows.count(key)
 
     def done(self, key: str) -> bool:
@@ -223,14 +223,23 @@ class Ledger:
 
     def is_done_now(self, key: str) -> bool:
         """Whether the last of all rows of a file came since this ledger was opened."""
-        return self.done(key) and self._rows.places(key)[-1] >= self._began
+        return self.done(key) and max(self._rows.places(key)) >= self._began
 
     def rows(self, key: str, audio: str) -> Iterator[CaptionRow]:
-        """The rows of a file, which is called `audio` now."""
-        for place in self._rows.places(key):
-            line = self.line_at(place)
-            if isinstance(line, RowLine):
-                yield line.row if line.row.audio == audio else line.row.model_copy(update={"audio": audio})
+        """The rows of a file, which is called `audio` now, up to the first that is not there."""
+        return (self._row_at(place, audio) for place in self._rows.places(key))
+
+    def beyond(self, key: str, window: int, audio: str) -> CaptionRow | None:
+        """A row behind one that is not there."""
+        return None if (place := self._rows.beyond(key, window)) is None else self._row_at(place, audio)
+
+    def has(self, key: str, window: int) -> bool:
+        """Whether a row is there."""
+        return window < self.count(key) or self._rows.beyond(key, window) is not None
+
+    def _row_at(self, place: int, audio: str) -> CaptionRow:
+        row = cast("RowLine", self.line_at(place)).row
+        return row if row.audio == audio else row.model_copy(update={"audio": audio})
 
     def line_at(self, place: int) -> _AnyLine:
         """The line at a place that `add` or `place` told."""
@@ -266,8 +275,8 @@ class Ledger:
             self._claims[line.source] = self._owners[folded(line.output)] = place
         elif isinstance(line, WrittenLine):
             self.written[line.output] = line.digest
-        elif isinstance(line, DropLine) and self.count(line.key):
-            self._rows.last[line.key] = -1
+        elif isinstance(line, DropLine):
+            self._rows.drop(line.key)
 
     def _load(self) -> None:
         first = True

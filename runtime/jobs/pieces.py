@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Protocol, TypeAlias
 
 from dasheng_edge.runtime.audio import windows
@@ -44,7 +45,7 @@ class Questions:
 
 @dataclass(frozen=True)
 class Piece:
-    """A clip or a window of it; `error` says why it cannot be read."""
+    """A clip or a window of it; `error` says why it cannot be read, `known` what it was told before."""
 
     item: Input
     file: int  # its place among the inputs
@@ -52,6 +53,7 @@ class Piece:
     number: int = 0  # of its windows
     span: Span | None = None
     error: DashengEdgeError | None = None
+    known: CaptionRow | None = None
 
     @property
     def last(self) -> bool:
@@ -65,6 +67,8 @@ class Piece:
 
     def row(self, result: Result) -> CaptionRow:
         """What came of it."""
+        if isinstance(result, CaptionRow):
+            return result
         if isinstance(result, DashengEdgeError):
             return CaptionRow.of_error(self.item.audio, result)
         if isinstance(result, Caption):
@@ -72,7 +76,8 @@ class Piece:
         return CaptionRow.of_answers(self.item.audio, self.window, result)
 
 
-Result: TypeAlias = Caption | DashengEdgeError | dict[str, Caption | DashengEdgeError]
+_Told: TypeAlias = Caption | DashengEdgeError | dict[str, Caption | DashengEdgeError]
+Result: TypeAlias = _Told | CaptionRow
 Show: TypeAlias = Callable[[Piece, Iterator[str]], None]
 
 
@@ -81,6 +86,12 @@ class Results(Protocol):
 
     def begin(self, item: Input) -> int | None:
         """Which window of an input comes next; None: it is done. What it raises is the input's error."""
+
+    def known(self, item: Input, number: int) -> CaptionRow | None:
+        """What a window was told in an earlier run that kept it before those ahead of it."""
+
+    def keep(self, piece: Piece, row: CaptionRow) -> None:
+        """What came of a piece, as soon as it is there: `take` is told of it in its turn."""
 
     def take(self, piece: Piece, row: CaptionRow) -> None:
         """What came of a piece, in the order of pieces; with an error, its input ends."""
@@ -109,7 +120,7 @@ def run(
     came: Iterator[tuple[Piece, Result]]
     ahead = captioner.parts.decoder.settings.memory == "low" and show is None and not reading.live
     if batch > 1 or questions.named or questions.changes or ahead:
-        came = _together(captioner, going, questions, batch)
+        came = _together(captioner, going, questions, batch, results.keep)
     else:
         came = _one_by_one(captioner, going, questions, live=reading.live, show=show or _read_through)
     for piece, result in came:
@@ -133,14 +144,12 @@ def _pieces_of(
     try:
         number = results.begin(first.item)
         if number is not None:
-            yield from _cut(captioner, replace(first, number=number), reading, results.note, parts)
+            yield from _cut(captioner, replace(first, number=number), reading, results, parts)
     except Exception as error:  # noqa: BLE001  # whatever a file does, the others go on
         yield replace(first, error=clip_error(first.item.audio, error))
 
 
-def _cut(
-    captioner: Captioner, first: Piece, reading: Reading, note: Callable[[str], None], parts: PartReader
-) -> Iterator[Piece]:
+def _cut(captioner: Captioner, first: Piece, reading: Reading, results: Results, parts: PartReader) -> Iterator[Piece]:
     """The whole clip if the model answers well about all of it, else windows; only windows if they were asked for."""
     item, rate_hz = first.item, captioner.bundle.manifest.front_end.sample_rate_hz
     if reading.live:
@@ -156,39 +165,53 @@ def _cut(
     for number, span in enumerate(spans, first.number):
         if not reading.windows and number == first.number and not span.whole:
             why = f"{item.audio} is longer than {whole_s:g} s, beyond which this model's answers get worse"
-            note(f"{why}; it is captioned in windows of {window_s:g} s every {hop_s:g} s (see --window)")
-        yield replace(first, number=number, audio=span.audio, span=span)
+            results.note(f"{why}; it is captioned in windows of {window_s:g} s every {hop_s:g} s (see --window)")
+        yield replace(first, number=number, audio=span.audio, span=span, known=results.known(item, number))
 
 
 def _together(
-    captioner: Captioner, going: Iterator[Piece], questions: Questions, batch: int
-) -> Iterator[tuple[Piece, Result]]:
-    """Pieces in their order with what came of them, `batch` of them decoded together."""
+    captioner: Captioner, going: Iterator[Piece], questions: Questions, batch: int,
+    keep: Callable[[Piece, CaptionRow], None],
+) -> Iterator[tuple[Piece, Result]]:  # fmt: skip
+    """Pieces in their order with what came of them, which `keep` is told at once; `batch` are decoded together."""
     waiting: deque[Piece] = deque()
+    asked: dict[int, Piece] = {}  # of them, by their numbers among those that are asked about
+    numbers = count()
 
     def audio() -> Iterator[AudioSource]:
         for piece in going:
             waiting.append(piece)
-            if piece.error is None:
+            if _result(piece) is None:
+                asked[next(numbers)] = piece
                 yield piece.audio
+
+    def early(number: int, result: _Told) -> None:
+        piece = asked.pop(number)
+        keep(piece, piece.row(result))
 
     results: Generator[Result] | Generator[dict[str, Caption | DashengEdgeError]]
     if questions.named:
         results = captioner.ask_each(
             audio(), questions.named, system=questions.system, max_new_tokens=questions.max_new_tokens,
-            sampling=questions.sampling, batch=batch, changes=questions.changes,
+            sampling=questions.sampling, batch=batch, changes=questions.changes, early=early,
         )  # fmt: skip
     else:
         results = captioner.caption_each(
             audio(), questions.prompt, system=questions.system, max_new_tokens=questions.max_new_tokens,
-            sampling=questions.sampling, batch=batch, changes=questions.changes,
+            sampling=questions.sampling, batch=batch, changes=questions.changes, early=early,
         )  # fmt: skip
     with closing(results):
-        for result in results:
-            while (error := waiting[0].error) is not None:
-                yield waiting.popleft(), error
+        for number, result in enumerate(results):
+            asked.pop(number, None)
+            while (before := _result(waiting[0])) is not None:
+                yield waiting.popleft(), before
             yield waiting.popleft(), result
-    yield from ((piece, piece.error) for piece in waiting if piece.error is not None)
+    yield from ((piece, before) for piece in waiting if (before := _result(piece)) is not None)
+
+
+def _result(piece: Piece) -> Result | None:
+    """What is known of a piece without asking."""
+    return piece.error or piece.known
 
 
 def _one_by_one(
@@ -196,6 +219,9 @@ def _one_by_one(
 ) -> Iterator[tuple[Piece, Result]]:
     """As `_together`, one by one; `show` is given each answer's text as it comes, and reads it to its end."""
     for piece in going:
+        if piece.known is not None:
+            yield piece, piece.known
+            continue
         ended: list[Caption] = []
         try:
             show(piece, _text(captioner, piece, questions, live, ended.append))

@@ -30,6 +30,12 @@ class PrintedResults:
     def begin(self, item: Input) -> int:  # noqa: ARG002  # as `Results` has it
         return 0
 
+    def known(self, item: Input, number: int) -> None:
+        """Nothing is kept."""
+
+    def keep(self, piece: Piece, row: CaptionRow) -> None:
+        """Lines come in their order."""
+
     def note(self, text: str) -> None:
         self._say(f"note: {text}")
 

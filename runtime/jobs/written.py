@@ -123,6 +123,17 @@ class WrittenResults:
         self._open[item.source], self._waiting[known.key] = known, []
         return self.ledger.count(known.key)
 
+    def known(self, item: Input, number: int) -> CaptionRow | None:
+        return self.ledger.beyond(self._open[item.source].key, number, item.audio)
+
+    def keep(self, piece: Piece, row: CaptionRow) -> None:
+        known = self._open.get(piece.item.source)
+        if known is None or row.error is not None or self.ledger.has(known.key, piece.number):
+            return
+        if known.stat is None or _stat(piece.item) == known.stat:  # else `take` says so
+            line = RowLine(key=known.key, window=piece.number, last=piece.last, row=row)
+            self.ledger.add(line, sure=True)
+
     def take(self, piece: Piece, row: CaptionRow) -> None:
         item = piece.item
         known = self._open.get(item.source)
@@ -134,8 +145,8 @@ class WrittenResults:
             changed = f"{item.audio} was changed while it was read; caption it again when it is complete"
             row = CaptionRow.of_error(item.audio, AudioError(changed))
         if row.error is None:
-            line = RowLine(key=known.key, window=piece.number, last=piece.last, row=row)
-            self.ledger.add(line, sure=True)
+            if not self.ledger.has(known.key, piece.number):
+                self.ledger.add(RowLine(key=known.key, window=piece.number, last=piece.last, row=row), sure=True)
             self.progress.row(item, row)
         if row.error is None and not piece.last:
             return

@@ -21,6 +21,7 @@ from dasheng_edge.runtime.errors import (
     AudioNotFoundError,
     CaptionerBusyError,
     ClipFailedError,
+    DashengEdgeError,
     MemoryShortError,
     PromptError,
 )
@@ -129,6 +130,16 @@ def test_encoder_and_decoder_may_work_at_the_same_time(captioner: Captioner, bes
             alone.audio_s,
         )
         assert min(result.timings.encoder_ms, result.timings.front_end_ms, result.timings.projector_ms) > 0
+
+
+def test_each_result_is_told_at_once(captioner: Captioner) -> None:
+    told: dict[int, Caption | DashengEdgeError] = {}
+    clips: list[Any] = [*noises(4), b"broken", *noises(2), (np.zeros(RATE, np.float32), RATE)]
+    for number, result in enumerate(
+        captioner.caption_each(clips, max_new_tokens=6, batch=3, early=lambda *one: told.update([one]))
+    ):
+        assert told.get(number, result) == result
+    assert {*told} >= {0, 1, 2, 3, 5, 6}  # the others end while they are read
 
 
 def test_another_caption_may_be_asked_for_in_between(captioner: Captioner) -> None:

@@ -17,9 +17,11 @@ from dasheng_edge.runtime.cli import app as cli
 from dasheng_edge.runtime.engine.clip_audio import ClipAudio
 from dasheng_edge.runtime.jobs import written
 from dasheng_edge.runtime.jobs.job import LEDGER
+from dasheng_edge.runtime.jobs.written import WrittenResults
 from tests.fixtures.audio_files import Format, sine, write_audio
 
 WAV = Format("wav", "wav", "pcm_s16le", 16_000)
+FILM = ("--format", "json", "--window", 2, "--hop", 1)  # in six windows
 
 
 def caption(*args: str | Path | float) -> Result:
@@ -154,7 +156,7 @@ def test_people_are_told_where_outputs_are(tiny_bundle: Path, clips: Path, tmp_p
 def test_a_film_goes_on_at_its_window(
     tiny_bundle: Path, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[str], windows: int
 ) -> None:
-    film, words = clips / "film.wav", ("--format", "json", "--window", 2, "--hop", 1, "--batch", 1)
+    film, words = clips / "film.wav", (*FILM, "--batch", 1)
     caption(tiny_bundle, film, "--out", tmp_path / "whole", *words)
     assert len(asked) == 6
     rows = ClipAudio.groups
@@ -173,6 +175,39 @@ def test_a_film_goes_on_at_its_window(
     assert caption(tiny_bundle, film, "--out", tmp_path / "out", *words).exit_code == 0
     assert len(asked) == 6 + 1 + 6
     assert outputs(tmp_path / "out") == outputs(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("lost", [{0}, {1, 3}, {5}, {4, 5}])
+def test_windows_that_were_kept_before_others_are_not_asked_again(
+    tiny_bundle: Path, clips: Path, tmp_path: Path, asked: list[str], lost: set[int]
+) -> None:
+    words = (tiny_bundle, clips / "film.wav", "--out", tmp_path / "out", *FILM, "--batch", 4)
+    caption(*words)
+    whole, ledger = outputs(tmp_path / "out"), tmp_path / "out" / LEDGER
+    kept = [line for line in ledger.read_text().splitlines() if json.loads(line).get("window") not in lost]
+    ledger.write_text("".join(f"{line}\n" for line in kept if '"kind": "written"' not in line))
+    asked.clear()
+    assert caption(*words).exit_code == 0
+    assert len(asked) == len(lost)
+    assert outputs(tmp_path / "out") == whole
+
+
+def test_what_is_answered_is_kept_before_its_turn(
+    tiny_bundle: Path, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[str]
+) -> None:
+    words = (tiny_bundle, clips / "film.wav", "--out", tmp_path / "out", *FILM, "--batch", 4)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(WrittenResults, "take", killed)
+        assert caption(*words).exit_code == 130
+    rows = (tmp_path / "out" / LEDGER).read_text().count('"kind": "row"')
+    assert rows >= 1
+    asked.clear()
+    assert caption(*words).exit_code == 0
+    assert len(asked) == 6 - rows
 
 
 def test_nothing_is_overwritten_and_no_input(tiny_bundle: Path, clips: Path, tmp_path: Path) -> None:
