@@ -99,8 +99,8 @@ class Target:
 
     def files(self, *, single_file: bool, overwrite: bool, resume: bool) -> Files:
         """The files to write: one where --out is named like one, else one for each input."""
+        from dasheng_edge.runtime.jobs.copies import Mux
         from dasheng_edge.runtime.jobs.job import Files
-        from dasheng_edge.runtime.jobs.written import Mux
 
         is_file = self._file is not None
         single = single_file or not is_file

@@ -17,13 +17,14 @@ from dasheng_edge.runtime.bundle.manifest import MANIFEST
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.output.caption_formats import CaptionFormat
 
+from .copies import Mux
 from .estimate import foretell
 from .inputs import Input
 from .ledger import JobLine, Ledger
 from .pieces import Questions, Reading, run
 from .places import Places
 from .progress import Progress, Tally
-from .written import Mux, OneFileResults, WrittenResults, is_complete, wrote
+from .written import OneFileResults, WrittenResults, is_complete, wrote
 
 LEDGER = ".dasheng-edge.jsonl"  # in the folder of outputs
 

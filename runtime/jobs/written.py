@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING
 from dasheng_edge.runtime.atomic_output import PartialOutput, lock, remove_left, replacing, unlock
 from dasheng_edge.runtime.bundle.bundle import sha256_of
 from dasheng_edge.runtime.errors import AudioError, OutputExistsError, OutputWriteError, SubtitleError
-from dasheng_edge.runtime.output.caption_formats import CaptionFormat, SubtitleFormat
+from dasheng_edge.runtime.output.caption_formats import CaptionFormat
 from dasheng_edge.runtime.output.rows import CaptionRow
 
+from .copies import MUX, Mux
 from .index import Index
-from .inputs import STDIN, SUBTITLED, Input
+from .inputs import STDIN, Input
 from .ledger import DropLine, ErrorLine, FileLine, Ledger, RowLine, Stat, WrittenLine
 from .pieces import Piece
 from .places import Places
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from filelock import FileLock
 
 FRESH_NS = 2_000_000_000  # a file changed so lately may change again without its times telling: FAT counts in 2 s
-MUX = "mux"  # among formats
 _DIGITS = 64  # of SHA-256
 _COMPLETE, _LAST_BYTES = ("complete",), 1 << 20  # looks of one file for all without errors; its line is in these
 # What is wrong with one output alone: its name, or what has it.
@@ -46,34 +46,6 @@ class _Known:
     key: str
     output: str
     stat: Stat | None
-
-
-@dataclass(frozen=True)
-class Mux:
-    """Copies of videos with a track of subtitles."""
-
-    subtitles: SubtitleFormat
-    language: str = "en"
-
-    @property
-    def look(self) -> str:
-        """What a copy depends on beside rows."""
-        return f"{MUX} {self.subtitles.look} {self.language}"
-
-    def suffix(self, video: str) -> str:
-        """Of the copy's name."""
-        return f"{SUBTITLED}{Path(video).suffix}"
-
-    def write(self, video: str, rows: Iterable[CaptionRow], out: Path) -> list[str]:
-        """Write a copy; a sentence for each thing that could not be copied.
-
-        Raises:
-            SubtitleError: it is no video that takes subtitles.
-            OutputWriteError: it cannot be written.
-        """
-        from dasheng_edge.runtime.subtitles.mux import mux
-
-        return mux(video, self.subtitles.cues(rows), out, language=self.language, overwrite=True)
 
 
 class WrittenResults:

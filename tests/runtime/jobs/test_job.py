@@ -317,10 +317,12 @@ def test_copies_of_videos_have_their_subtitles(tiny_bundle: Path, clips: Path, t
     with av.open(str(tmp_path / "film.subtitled.mkv")) as copy:
         assert [stream.type for stream in copy.streams] == ["audio", "subtitle"]
         assert copy.streams[1].metadata["language"] == copy.streams[1].language == "eng"
+        assert copy.streams[1].metadata["title"] == "Sounds"
     assert (clips / "film.mkv").read_bytes() == before
     assert "1 done before" in caption(*words).stderr
-    assert caption(tiny_bundle, clips / "film.mkv", "--mux", "en").exit_code == 0
-    assert (clips / "film.subtitled.mkv").exists()
+    assert caption(tiny_bundle, clips / "film.mkv", "--mux", "en", "--speech", "en").exit_code == 0
+    with av.open(str(clips / "film.subtitled.mkv")) as copy:
+        assert copy.streams[1].metadata["title"] == "Sounds and speech"
 
 
 def test_events_for_machines(tiny_bundle: Path, clips: Path, tmp_path: Path) -> None:
