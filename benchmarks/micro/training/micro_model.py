@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 ENCODER = EncoderSpec(embed_dim=256, depth=6, num_heads=4)
 EMBEDDING_ROWS = 768  # at least the tokenizer's ids; rows behind its last id are never used
 MAX_POSITIONS = 4096  # ten minutes are 3000 audio tokens
+EMBEDDING, HEAD = "decoder.model.embed_tokens.weight", "decoder.lm_head.weight"
 
 
 MASKED_SCORE = -30000.0  # of a key that is padding; finite, so that no row of a softmax is empty
@@ -56,19 +57,16 @@ class DecoderSpec:
     num_attention_heads: int = 4
     num_key_value_heads: int = 2
     vocab_size: int = EMBEDDING_ROWS
+    max_position_embeddings: int = MAX_POSITIONS
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 1e6
+    tie_word_embeddings: bool = False
 
     def qwen2_config(self) -> Qwen2Config:
         """The same as a configuration of transformers' Qwen2."""
         from transformers import Qwen2Config
 
-        return Qwen2Config(
-            **asdict(self),
-            max_position_embeddings=MAX_POSITIONS,
-            rope_theta=1e6,
-            rms_norm_eps=1e-6,
-            tie_word_embeddings=False,
-            attn_implementation="eager",
-        )
+        return Qwen2Config(**asdict(self), attn_implementation="eager")
 
 
 class MicroModel(nn.Module):
@@ -168,9 +166,6 @@ def text_config(spec: DecoderSpec) -> dict[str, object]:
         "model_type": "qwen2_5_omni_text",
         **asdict(spec),
         "hidden_act": "silu",
-        "max_position_embeddings": MAX_POSITIONS,
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 1e6,
         "rope_scaling": {
             "mrope_section": [eighth, eighth * 3 // 2, eighth * 3 // 2],
             "rope_type": "default",
@@ -179,39 +174,41 @@ def text_config(spec: DecoderSpec) -> dict[str, object]:
         "use_sliding_window": False,
         "attention_dropout": 0.0,
         "initializer_range": 0.02,
-        "tie_word_embeddings": False,
         "use_cache": True,
     }
 
 
-def model_config(model: MicroModel, tokenizer: Qwen2TokenizerFast) -> dict[str, object]:
+def model_config(model: MicroModel, tokenizer: Qwen2TokenizerFast, dtype: torch.dtype) -> dict[str, object]:
     """`config.json`."""
     return {
         "architectures": ["MiDashengLMModel"],
         "model_type": "midashenglm",
-        "torch_dtype": "bfloat16",
+        "torch_dtype": str(dtype).removeprefix("torch."),
         "subsample_factor": model.audio_projector.factor,
         "audio_token_id": token_id(tokenizer, AUDIO),
         "audio_encoder_config": encoder_config(model.audio_encoder.spec, model.audio_encoder.front_end),
         "text_config": text_config(model.decoder_spec),
-        "tie_word_embeddings": False,
+        "tie_word_embeddings": model.decoder_spec.tie_word_embeddings,
     }
 
 
-def save_checkpoint(model: MicroModel, tokenizer: Qwen2TokenizerFast, folder: Path) -> None:
-    """Writes the Hugging Face folder, weights in bf16; an older folder is replaced only when all is written."""
+def save_checkpoint(
+    model: MicroModel, tokenizer: Qwen2TokenizerFast, folder: Path, dtype: torch.dtype = torch.bfloat16
+) -> None:
+    """Writes the Hugging Face folder; an older folder is replaced only when all is written."""
     with replacing(folder) as scratch:
         scratch.mkdir()
         save_tokenizer(tokenizer, scratch)
         tensors = {
-            name: (value.to(torch.bfloat16) if value.is_floating_point() else value).contiguous()
+            name: (value.to(dtype) if value.is_floating_point() else value).contiguous()
             for name, value in model.state_dict().items()
+            if name != HEAD or not model.decoder_spec.tie_word_embeddings
         }
         save_file(tensors, scratch / "model.safetensors", metadata={"format": "pt"})
         (scratch / "model.safetensors").chmod(0o644)  # safetensors makes it readable by its owner alone
         stops = [token_id(tokenizer, token) for token in (IM_END, END_OF_TEXT)]
         files: dict[str, dict[str, object]] = {
-            "config.json": model_config(model, tokenizer),
+            "config.json": model_config(model, tokenizer, dtype),
             "generation_config.json": {
                 "do_sample": False,
                 "eos_token_id": stops,
@@ -241,7 +238,9 @@ def load_checkpoint(folder: Path) -> tuple[MicroModel, Qwen2TokenizerFast]:
     encoder = EncoderSpec(**{name: audio[name] for name in asdict(ENCODER)})
     decoder = DecoderSpec(**{name: text[name] for name in asdict(DecoderSpec())})
     model = MicroModel(encoder, decoder)
-    tensors = load_file(folder / "model.safetensors")
-    model.load_state_dict({n: t.float() if t.is_floating_point() else t for n, t in tensors.items()})
+    tensors = {n: t.float() if t.is_floating_point() else t for n, t in load_file(folder / "model.safetensors").items()}
+    if decoder.tie_word_embeddings:
+        tensors[HEAD] = tensors[EMBEDDING]
+    model.load_state_dict(tensors)
     model.audio_token_id = int(config["audio_token_id"])
     return model.eval(), Qwen2TokenizerFast.from_pretrained(str(folder))

@@ -6,7 +6,7 @@ has ids; only the merges are our own, and the control tokens (by the same string
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -49,16 +49,20 @@ CHAT_TEMPLATE = """{%- for message in messages -%}
 """
 
 
-def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Qwen2TokenizerFast:
-    """Byte-level BPE of at most `vocabulary` tokens, control tokens included."""
-    from transformers import Qwen2TokenizerFast
-
-    backend = Tokenizer(BPE())
+def byte_level(model: BPE) -> Tokenizer:
+    """A BPE model between Qwen2's normaliser, pre-tokeniser and decoder."""
+    backend = Tokenizer(model)
     backend.normalizer = normalizers.NFC()
     split = pre_tokenizers.Split(Regex(PRE_TOKENIZER_PATTERN), behavior="isolated")
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
+    as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([split, as_bytes])
     backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Qwen2TokenizerFast:
+    """Byte-level BPE of at most `vocabulary` tokens, control tokens included."""
+    backend = byte_level(BPE())
     trainer = BpeTrainer(
         vocab_size=vocabulary - len(CONTROL_TOKENS),
         min_frequency=2,
@@ -66,16 +70,23 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Qwen2TokenizerFast
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)
-    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in CONTROL_TOKENS])
+    return as_qwen2(backend, CONTROL_TOKENS)
+
+
+def as_qwen2(backend: Tokenizer, control: Sequence[str], max_length: int = 4096) -> Qwen2TokenizerFast:
+    """With the control tokens, behind the vocabulary if they are not in it, as transformers' tokenizer of Qwen2."""
+    from transformers import Qwen2TokenizerFast
+
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])
     return Qwen2TokenizerFast(
         tokenizer_object=backend,
         unk_token=cast("str", None),  # as Qwen2: bytes need none; the annotation forgets it
         eos_token=IM_END,
         pad_token=END_OF_TEXT,
-        additional_special_tokens=list(CONTROL_TOKENS[1:]),
+        additional_special_tokens=list(control[1:]),
         extra_special_tokens={"audio_token": AUDIO, "audio_bos_token": AUDIO_BOS, "audio_eos_token": AUDIO_EOS},
         chat_template=CHAT_TEMPLATE,
-        model_max_length=4096,
+        model_max_length=max_length,
     )
 
 
