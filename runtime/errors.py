@@ -187,3 +187,7 @@ def clip_error(name: str, error: BaseException) -> DashengEdgeError:
         )
     failed.__cause__ = error
     return failed
+
+
+class BoardError(DashengEdgeError, ValueError):
+    """A board is not known, or its file is none of a board."""

@@ -53,7 +53,7 @@ def require(what: str, fix: str, *, own: int = 0, mapped: int = 0) -> None:
     if _fits(own, mapped):
         return
     addresses = own + mapped + MARGIN_BYTES
-    known = [size for size in (_fillable(), _addresses_left()) if size is not None]
+    known = [size for size in (free_bytes(), _addresses_left()) if size is not None]
     there = f", {min(known) / 1e6:.0f} MB are left" if known else ", which this process cannot get"
     raise MemoryShortError(f"{what} needs about {addresses / 1e6:.0f} MB of memory{there}: {fix}")
 
@@ -134,7 +134,7 @@ def release_read_pages() -> None:
 def _fits(own: int, mapped: int) -> bool:
     if not _can_map(own + MARGIN_BYTES) or (mapped and not _can_map(own + mapped + MARGIN_BYTES, filled=False)):
         return False
-    left = _fillable() if own else None  # reading files costs more than asking for addresses
+    left = free_bytes() if own else None  # reading files costs more than asking for addresses
     return left is None or own <= left
 
 
@@ -151,7 +151,7 @@ def _can_map(size: int, *, filled: bool = True) -> bool:
     return True
 
 
-def _fillable() -> int | None:
+def free_bytes() -> int | None:
     """Bytes that can be filled at most, were every page of a file dropped; None where the system does not tell."""
     try:
         facts = _sizes(_MEMINFO)

@@ -229,7 +229,7 @@ def test_what_does_not_fit_is_refused(captioner: Captioner, monkeypatch: pytest.
     fitting = float(str(error.value).partition("less than ")[2].split()[0])
     check_fits(captioner, fitting, 32, windows=True)
     assert captioner.bundle.manifest.front_end.tokens_of(round(fitting * rate)) + 32 <= positions
-    monkeypatch.setattr("dasheng_edge.runtime.machine.memory._fillable", lambda: 1 << 20)
+    monkeypatch.setattr("dasheng_edge.runtime.machine.memory.free_bytes", lambda: 1 << 20)
     with pytest.raises(MemoryShortError, match="shorter windows"):
         check_fits(captioner, 300.0, 32, windows=True)
 
