@@ -13,7 +13,7 @@ import numpy as np
 from dasheng_edge.runtime.audio.audio_parts import AudioInputParts
 from dasheng_edge.runtime.audio.encoder import CHUNKS
 from dasheng_edge.runtime.audio.onnx_session import why_not_cuda
-from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER, FRONT_END, PROJECTOR, Bundle, weights_file
+from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER, PROJECTOR, Bundle, weights_file
 from dasheng_edge.runtime.bundle.manifest import Sampling
 from dasheng_edge.runtime.engine_options import EngineOptions, EngineSettings, resolve_here
 from dasheng_edge.runtime.errors import MemoryShortError
@@ -21,9 +21,12 @@ from dasheng_edge.runtime.gguf.check import Sizes
 from dasheng_edge.runtime.gguf.header import Header, read_header
 from dasheng_edge.runtime.machine.devices import ON_CPU, Placement
 from dasheng_edge.runtime.machine.gpu import find_gpus
-from dasheng_edge.runtime.machine.memory import release_freed_memory, release_read_pages, require
+from dasheng_edge.runtime.machine.memory import release_freed_memory, release_read_pages, require, room_bytes
 from dasheng_edge.runtime.machine.placing import Card, Needs, placed, refusal
 from dasheng_edge.runtime.machine.turns import Turns
+from dasheng_edge.runtime.planning.memory import Use, account
+from dasheng_edge.runtime.planning.recipes import fitting
+from dasheng_edge.runtime.planning.shape import ModelShape
 from dasheng_edge.runtime.program import check_program
 from dasheng_edge.runtime.prompt.prompt import PromptBuilder
 from dasheng_edge.runtime.text.answer import Answer
@@ -39,7 +42,7 @@ _LIBRARIES_BYTES = 160 << 20  # of addresses: both engines, started side by side
 # llama.cpp differ between few rows (each number to 8), some (to 64) and many, of which the first context holds 512.
 _WARM_ROWS = (510, 256, 128, 64, 32, 16, 8, 2)
 _WARM_ANSWERS, _WARM_PROMPT = 8, 60  # at once, and rows of each
-_LOADED = (DECODER, FRONT_END, ENCODER, PROJECTOR)
+_SURE = 0.9  # of the account
 
 
 @dataclass(frozen=True)
@@ -165,18 +168,26 @@ def _opened_audio(bundle: Bundle, settings: EngineSettings) -> AudioInputParts:
 
 
 def _require(bundle: Bundle, settings: EngineSettings) -> None:
-    """Refuse what does not fit as a whole: the engines ask each for itself, and load side by side."""
-    sizes = [_size(bundle.path(name)) for name in _LOADED]
-    decoder, graphs = sizes[0], sum(sizes[1:])
-    started = "onnxruntime" in sys.modules
+    """Refuse what does not fit as a whole: the engines ask each for itself, and load side by side.
+
+    Asked for is what the shortest clip takes; and a little less, as far as the account errs.
+    """
+    shape, use = ModelShape.of(bundle, types=False), Use(clip_s=1.0, tokens=1, kv_type=settings.kv_type)
+    decoder = shape.decoder.bytes if shape.decoder else 0
     copied = settings.huge_pages or settings.weights == "repacked"
-    mapped = max(graphs, decoder) if settings.memory == "low" else graphs + (0 if copied else decoder)
-    require(
-        f"the bundle {bundle.folder}",
-        'free memory, take `memory="low"` or `weights="mapped"`, or quantize to a smaller recipe',
-        own=graphs + (decoder if copied else 0),
-        mapped=mapped + (0 if started else _LIBRARIES_BYTES),
-    )
+    taken, mapped = account(shape, use).taken, 0 if copied else decoder + shape.beside_bytes
+    try:
+        require(
+            f"the bundle {bundle.folder}",
+            'free memory, take `memory="low"` or `weights="mapped"`, or quantize to a smaller recipe',
+            own=int(_SURE * (taken - mapped)),
+            mapped=mapped + (0 if "onnxruntime" in sys.modules else _LIBRARIES_BYTES),
+        )
+    except MemoryShortError as error:
+        room = room_bytes()
+        if room is None or not (fits := fitting(ModelShape.of(bundle), room, use)):
+            raise
+        raise MemoryShortError(f"{error}: {fits}") from error
 
 
 def needs_of(bundle: Bundle, settings: EngineSettings) -> Needs:

@@ -53,8 +53,8 @@ def require(what: str, fix: str, *, own: int = 0, mapped: int = 0) -> None:
     if _fits(own, mapped):
         return
     addresses = own + mapped + MARGIN_BYTES
-    known = [size for size in (free_bytes(), _addresses_left()) if size is not None]
-    there = f", {min(known) / 1e6:.0f} MB are left" if known else ", which this process cannot get"
+    left = room_bytes()
+    there = ", which this process cannot get" if left is None else f", {left / 1e6:.0f} MB are left"
     raise MemoryShortError(f"{what} needs about {addresses / 1e6:.0f} MB of memory{there}: {fix}")
 
 
@@ -149,6 +149,11 @@ def _can_map(size: int, *, filled: bool = True) -> bool:
     except (OSError, OverflowError, ValueError):
         return False
     return True
+
+
+def room_bytes() -> int | None:
+    """What this process can get of memory and of addresses, whichever is less; None where the system tells neither."""
+    return min((size for size in (free_bytes(), _addresses_left()) if size is not None), default=None)
 
 
 def free_bytes() -> int | None:

@@ -205,7 +205,9 @@ def store_calibration(board: Board) -> Path:
     path = calibration_path()
     if path is None:
         raise BoardError(f"there is no place for rates: {FOLDER_VARIABLE} is off, or there is no home; set it")
-    output = PartialOutput(path, overwrite=True, what="this machine's rates", why_not=not_a_file, option=FOLDER_VARIABLE)
+    output = PartialOutput(
+        path, overwrite=True, what="this machine's rates", why_not=not_a_file, option=FOLDER_VARIABLE
+    )
     try:
         output.open(folder=False)
         with output.write_errors():

@@ -31,14 +31,14 @@ KINDS: Mapping[RatedType, int] = {"Q4_K": 12, "Q6_K": 14, "Q8_0": 8, "IQ3_XXS": 
 NARROW, WIDE, DEEP = 256, 1024, 12  # widths, and layers of a wide decoder: 106 to 377 MB, more than caches hold
 NARROW_LAYERS, BLOCKS = 8, 4
 FEW, MANY, CHUNK = 16, 144, 252  # rows
-FAR = 229  # positions; with _LEAD and MANY all stay in a context of 512
+FAR = 229  # positions; with LEAD and MANY all stay in a context of 512
 MIN_RUNS, MIN_S, MAX_S = 3, 0.15, 1.2  # of one figure
-_LEAD = 5  # tokens that are in the cache
+LEAD = 5  # tokens that are in the cache
 _READ_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
-class _Decoded:
+class Decoded:
     """What a decoder of zeros takes, in seconds."""
 
     one: float
@@ -92,7 +92,7 @@ def run(wanted: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
             types, decoder = {}, dict[str, float]()
             for name, kind in KINDS.items():
                 tell(f"{threads} thread{'s' * (threads > 1)}: decoder in {name}")
-                types[name], decoder = _type(place, kind, threads, decoder)
+                types[name], decoder = type_rates(place, kind, threads, decoder)
             rates.append(Rates(threads=threads, **encoder, **decoder, types=types).model_dump())
         tell("disk and vocabulary")
         return {
@@ -163,22 +163,22 @@ def encoder_rates(narrow: float, wide: float, single: float, block: float) -> di
     }  # fmt: skip
 
 
-def _decode(place: Path, spec: DecoderSpec, threads: int) -> _Decoded:
+def _decode(place: Path, spec: DecoderSpec, threads: int) -> Decoded:
     path = place / "decoder.gguf"
     write_decoder(path, spec)
     settings = EngineSettings(prefill_threads=threads, decode_threads=threads, adaptive_threads=False)
     decoder = Decoder.open(path, settings)
     try:
         rows = np.zeros((MANY, spec.width), np.float32)
-        cases = ((_LEAD, 1), (FAR, 1), (_LEAD, FEW), (_LEAD, MANY))
+        cases = ((LEAD, 1), (FAR, 1), (LEAD, FEW), (LEAD, MANY))
         leads = {length: tuple(index % spec.tokens for index in range(length)) for length, _ in cases}
         times = [_typical_s(lambda case=case: decoder.prefill([leads[case[0]], rows[: case[1]]])) for case in cases]
     finally:
         decoder.close()
-    return _Decoded(*times)
+    return Decoded(*times)
 
 
-def _type(place: Path, kind: int, threads: int, known: dict[str, float]) -> tuple[TypeRates, dict[str, float]]:
+def type_rates(place: Path, kind: int, threads: int, known: dict[str, float]) -> tuple[TypeRates, dict[str, float]]:
     """Rates of a type, and what is the same of all types, which is measured with the first."""
     layers = DEEP
     while layers > 2 and 2 * (1 << 24) * layers * 2 > (free_bytes() or math.inf):
@@ -189,7 +189,10 @@ def _type(place: Path, kind: int, threads: int, known: dict[str, float]) -> tupl
     size = sum(map(spec.bytes_of, spec.matrices))
     if not known:
         small = replace(spec, width=NARROW, layers=NARROW_LAYERS)
-        narrow, fewer = _decode(place, small, threads), _decode(place, replace(small, layers=NARROW_LAYERS // 4), threads)
+        narrow, fewer = (
+            _decode(place, small, threads),
+            _decode(place, replace(small, layers=NARROW_LAYERS // 4), threads),
+        )
         known = decoder_rates(narrow, fewer, wide, small, spec)
     per_row = max(wide.row - known["decoder_value_ns"] * 1e-9 * row_values(spec.sizes) * layers, wide.row / 2)
     read = max(wide.one - known["layer_us"] * 1e-6 * layers - known["token_us"] * 1e-6, wide.one / 2)
@@ -202,7 +205,7 @@ def _type(place: Path, kind: int, threads: int, known: dict[str, float]) -> tupl
 
 
 def decoder_rates(
-    narrow: _Decoded, fewer: _Decoded, wide: _Decoded, small: DecoderSpec, spec: DecoderSpec
+    narrow: Decoded, fewer: Decoded, wide: Decoded, small: DecoderSpec, spec: DecoderSpec
 ) -> dict[str, float]:
     """What is the same of all types: of a narrow decoder, one of a quarter of its layers, and a wide one."""
     layers = small.layers - small.layers // 4
@@ -216,7 +219,7 @@ def decoder_rates(
     share = values[0] / values[1]
     linear = max(0.0, (narrow.row - share * wide.row) / (widths[0] - share * widths[1]))
     queries = spec.sizes.heads * spec.sizes.head_width * spec.layers
-    position = max(0.0, wide.far - wide.one) / (FAR - _LEAD) / queries
+    position = max(0.0, wide.far - wide.one) / (FAR - LEAD) / queries
     return {
         "decoder_value_ns": linear * 1e9, "layer_us": layer * 1e6, "token_us": token * 1e6,
         "position_ns": position * 1e9, "logit_ns": _logit_ns(),
@@ -257,8 +260,6 @@ def _disk(place: Path) -> float:
         while file.read(1 << 20):
             pass
     return _READ_BYTES / 1e6 / (perf_counter() - start)
-
-
 
 
 if __name__ == "__main__":

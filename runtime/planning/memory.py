@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from dasheng_edge.runtime.bundle.manifest import KvType
 from dasheng_edge.runtime.text.context_memory import KV_BITS, kept_bytes
 
-from .shape import DecoderShape, ModelShape
+from .shape import ModelShape
 
 KV_KINDS: Mapping[KvType, int] = {"f16": 1, "q8_0": 8, "q4_0": 2}  # enum ggml_type
 PROCESS_BYTES = 126_000_000  # Python, both engines, a small model: where nobody has measured it
+_PROCESS = "process"
 _OPENING_BYTES = 14_000_000  # of these, what only captioning takes
 # A graph is read whole, and its matrices are copied into layouts that are faster: both are there while it opens. In
 # int8, llama.cpp's and ONNX Runtime's peaks were 1.9 to 2.15 times the file, in float32 1.7 to 1.8.
@@ -39,6 +40,11 @@ class Account:
         return max(sum(self.opening.values()), sum(self.working.values()))
 
     @property
+    def taken(self) -> int:
+        """Of the peak, what is not there before a bundle is opened."""
+        return sum(size for what, size in self.parts.items() if what != _PROCESS)
+
+    @property
     def parts(self) -> Mapping[str, int]:
         """Of the peak."""
         return max(self.opening, self.working, key=lambda parts: sum(parts.values()))
@@ -60,12 +66,12 @@ def account(shape: ModelShape, use: Use, process_bytes: int = PROCESS_BYTES) -> 
     graphs = shape.graph_bytes + shape.beside_bytes + shape.front_end_bytes
     opened = _OPENED_INT8 if shape.encoder.precision == "int8" else _OPENED
     heard = {"encoder": int(_KEPT * graphs), "its values": values_bytes(shape, use)}
-    base = {"process": process_bytes - _OPENING_BYTES}
-    working = {"process": process_bytes, "the clip": _CLIP_BYTES + int(_CLIP_S_BYTES * use.clip_s)}
+    base = {_PROCESS: process_bytes - _OPENING_BYTES}
+    working = {_PROCESS: process_bytes, "the clip": _CLIP_BYTES + int(_CLIP_S_BYTES * use.clip_s)}
     opening = {"encoder, while it is read": int(opened * shape.graph_bytes + shape.beside_bytes)}
     if shape.decoder is None:
         return Account(base | opening, working | heard)
-    text = {"decoder": _filled(shape.decoder), "vocabulary": _TOKEN_BYTES * shape.decoder.sizes.tokens}
+    text = {"decoder": shape.decoder.bytes, "vocabulary": _TOKEN_BYTES * shape.decoder.sizes.tokens}
     context = {"keys and values": _kept(shape, use), "decoder's values": _decoded_bytes(shape, use)}
     if use.low:
         return Account(base | opening, max(working | heard, working | text | context, key=lambda p: sum(p.values())))
@@ -89,7 +95,9 @@ def positions(shape: ModelShape, use: Use) -> int:
 def _kept(shape: ModelShape, use: Use) -> int:
     """Keys and values of an answer, and of a second context of CONTEXT_STEP, which texts are looked up in."""
     assert shape.decoder is not None
-    bits = KV_BITS[KV_KINDS[use.kv_type or shape.decoder.kv_type]]
+    kind = use.kv_type or shape.decoder.kv_type
+    exact = kind == "f16" and shape.decoder.precision == "F32"  # as `text.context` does it
+    bits = 32.0 if exact else KV_BITS[KV_KINDS[kind]]
     return kept_bytes(shape.decoder.sizes, positions(shape, use) + CONTEXT_STEP, bits)
 
 
@@ -98,7 +106,3 @@ def _decoded_bytes(shape: ModelShape, use: Use) -> int:
     assert shape.decoder is not None
     sizes, rows = shape.decoder.sizes, min(512, shape.audio_rows(use.clip_s) + shape.decoder.text_rows)
     return 4 * (rows * (4 * sizes.width + 3 * sizes.inner) + 2 * sizes.tokens)
-
-
-def _filled(decoder: DecoderShape) -> int:
-    return decoder.bytes

@@ -148,7 +148,11 @@ class DecoderSpec:
 def write_decoder(path: Path, spec: DecoderSpec) -> None:
     """A GGUF file that llama.cpp loads; its tensors are a hole in the file, so that it takes no place on a disk."""
     sizes, arch = spec.sizes, spec.sizes.arch
-    keys = [_key("general.architecture", arch), _key("tokenizer.ggml.model", "gpt2"), _key("tokenizer.ggml.pre", "qwen2")]
+    keys = [
+        _key("general.architecture", arch),
+        _key("tokenizer.ggml.model", "gpt2"),
+        _key("tokenizer.ggml.pre", "qwen2"),
+    ]
     numbers = {
         "context_length": 4096, "embedding_length": sizes.width, "block_count": sizes.layers,
         "feed_forward_length": sizes.inner, "attention.head_count": sizes.heads,
@@ -172,7 +176,7 @@ def write_decoder(path: Path, spec: DecoderSpec) -> None:
         file.truncate(-(-len(head) // ALIGNMENT) * ALIGNMENT + place)
 
 
-def _key(name: str, value: str | int | float) -> bytes:
+def _key(name: str, value: str | float) -> bytes:
     if isinstance(value, str):
         return _text(name) + struct.pack("<I", STRING) + _text(value)
     kind, layout = (FLOAT32, "<If") if isinstance(value, float) else (UINT32, "<II")

@@ -1,0 +1,147 @@
+"""`dasheng-edge plan`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .options import JsonOption, bundle_argument, print_json, print_table, say, show
+
+if TYPE_CHECKING:
+    from dasheng_edge.runtime.planning.board import Board
+    from dasheng_edge.runtime.planning.shape import ModelShape
+    from dasheng_edge.runtime.planning.speed import Prediction
+
+_MAX_S, _MAX_TOKENS = 3600.0, 4096
+
+
+def plan(
+    bundles: Annotated[list[Path] | None, bundle_argument("Bundles, which need not be on the board.")] = None,
+    *,
+    recipes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="What `quantize` would make of the first bundle, too: recipes with commas between them, or all.",
+        ),
+    ] = None,
+    board: Annotated[
+        str,
+        typer.Option(metavar="BOARD", help="A board that is known, a file of one, or here: see docs/boards.md."),
+    ] = "here",
+    clip: Annotated[float, typer.Option(min=0.1, max=_MAX_S, metavar="S", help="Length of a clip, in seconds.")] = 10.0,
+    tokens: Annotated[int, typer.Option(min=1, max=_MAX_TOKENS, metavar="N", help="Length of an answer.")] = 40,
+    threads: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Threads; default: one for each fast core of the board.")
+    ] = None,
+    low_memory: Annotated[
+        bool, typer.Option("--low-memory", help="As if encoder and decoder were never in memory together.")
+    ] = False,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Measure this machine's rates first, in a minute, and store them.")
+    ] = False,
+    boards: Annotated[bool, typer.Option("--boards", help="List the boards that are known.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Foretell memory, seconds and energy of bundles and recipes on a board, before it is bought.
+
+    Nothing is loaded, and the bundles need not fit here. Says what fits, and what to take. Rates of this machine
+    are those of --calibrate; those of a board say where they come from, and which are guesses.
+    """
+    from dasheng_edge.runtime.planning.board import load_board, store_calibration
+
+    if boards:
+        _list(as_json=as_json)
+        return
+    if calibrate:
+        from dasheng_edge.runtime.planning.calibrate import calibrate as measure
+
+        path = store_calibration(measure(say))
+        say(f"stored in {path}")
+    if not bundles:
+        if not calibrate:
+            raise typer.BadParameter("name a bundle, or --calibrate or --boards")
+        if as_json:
+            print_json(load_board("here"))
+        return
+    from dasheng_edge.runtime.planning.memory import Use
+    from dasheng_edge.runtime.planning.plan import choose
+    from dasheng_edge.runtime.planning.speed import predict
+
+    known, shapes = load_board(board), _shapes(bundles, recipes)
+    use = Use(clip, tokens, threads or known.threads, low=low_memory)
+    predictions = [predict(shape, known, use, threads) for shape in shapes]
+    best, why = choose(predictions)
+    if as_json:
+        print_json({
+            "board": known.name, "guesses": known.guesses, "clip_s": clip, "tokens": tokens, "threads": use.threads,
+            "predictions": [fields(one) for one in predictions], "take": best and best.shape.name, "why": why,
+        })  # fmt: skip
+        return
+    _print(known, predictions)
+    for note in dict.fromkeys(f"{one.shape.name}: {note}" for one in predictions for note in one.shape.notes):
+        show(note)
+    if known.guesses:
+        show(f"guessed, not measured: {', '.join(known.guesses)}")
+    show(why)
+
+
+def _shapes(bundles: list[Path], recipes: str | None) -> list[ModelShape]:
+    """Of bundles, and what recipes would make of the first."""
+    from dasheng_edge.runtime.bundle.bundle import Bundle
+    from dasheng_edge.runtime.planning.recipes import RECIPE_SIZES, made
+    from dasheng_edge.runtime.planning.shape import ModelShape
+
+    shapes = [ModelShape.of(Bundle.open(path, check_sha256=False)) for path in bundles]
+    names = [name.strip() for name in (recipes or "").split(",") if name.strip()]
+    names = [*RECIPE_SIZES] if names == ["all"] else names
+    return [*shapes, *(made(shapes[0], name) for name in dict.fromkeys(names))]
+
+
+def fields(one: Prediction) -> dict[str, object]:
+    """A prediction, for `--json`: bytes, seconds, joules."""
+    return {
+        "name": one.shape.name, "bundle_bytes": one.shape.total_bytes, "fits": one.fits,
+        "peak_bytes": one.account.peak, "memory_bytes": one.memory_bytes, "peak_parts": dict(one.account.parts),
+        **asdict(one.times), "caption_s": one.times.caption_s, "prefill_rows": one.prefill_rows,
+        "real_time_factor": one.real_time_factor, "joules": one.joules, "notes": one.shape.notes,
+    }  # fmt: skip
+
+
+def _print(board: Board, predictions: list[Prediction]) -> None:
+    from rich.table import Table
+
+    use = predictions[0].use
+    title = f"{board.name}: a clip of {use.clip_s:g} s, {use.tokens} tokens, {use.threads} threads"
+    table = Table("", title=title)
+    headings = ("disk", "peak", "fits", "load", "encoder", "prefill", "decode", "caption", "real time")
+    for heading in (*headings, *(["energy"] if board.watts else [])):
+        table.add_column(heading, justify="right")
+    for one in predictions:
+        times = one.times
+        rate = f"{1 / times.token_s:.3g}/s" if times.token_s else ""
+        prefill = f"{one.prefill_rows / times.prefill_s:.3g}/s" if times.prefill_s else ""
+        energy = [f"{one.joules:.3g} J"] if one.joules is not None else []
+        table.add_row(
+            one.shape.name, f"{one.shape.total_bytes / 1e6:,.0f} MB", f"{one.account.peak / 1e6:,.0f} MB",
+            "yes" if one.fits else "NO", f"{times.load_s:.2g} s", f"{times.encoder_s + times.front_end_s:.3g} s",
+            prefill, rate, f"{times.caption_s:.3g} s", f"{one.real_time_factor:.2g}", *energy,
+        )  # fmt: skip
+    print_table(table)
+
+
+def _list(*, as_json: bool) -> None:
+    from dasheng_edge.runtime.planning.board import board_names, is_calibrated, load_board
+
+    found = {name: load_board(name) for name in board_names()}
+    if is_calibrated():
+        found["here"] = load_board("here")
+    if as_json:
+        print_json({name: board.model_dump(mode="json") for name, board in found.items()})
+        return
+    for name, board in found.items():
+        guesses = f" ({len(board.guesses)} guesses)" if board.guesses else ""
+        show(f"{name}: {board.name}, {board.memory_mb:,.0f} MB, {board.threads} threads{guesses}")
