@@ -30,10 +30,9 @@ from dasheng_edge.runtime.progress import typed_path
 
 from .bench import bench
 from .caption import caption
-from .config import config, with_defaults
+from .config import config, print_first_steps, with_defaults
 from .doctor import doctor
 from .embed import embed
-from .first_steps import print_first_steps
 from .info import info, upgrade
 from .listen import listen
 from .options import say, wrong_parameter

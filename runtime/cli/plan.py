@@ -56,36 +56,42 @@ def plan(
     if boards:
         _list(as_json=as_json)
         return
+    if not (bundles or calibrate):
+        raise typer.BadParameter("name a bundle, or --calibrate or --boards")
     if calibrate:
         from dasheng_edge.runtime.planning.calibrate import calibrate as measure
 
-        path = store_calibration(measure(say))
-        say(f"stored in {path}")
-    if not bundles:
-        if not calibrate:
-            raise typer.BadParameter("name a bundle, or --calibrate or --boards")
-        if as_json:
+        say(f"stored in {store_calibration(measure(say))}")
+        if not bundles and as_json:
             print_json(load_board("here"))
+    if not bundles:
         return
     from dasheng_edge.runtime.planning.memory import Use
-    from dasheng_edge.runtime.planning.plan import choose
     from dasheng_edge.runtime.planning.speed import predict
 
     known, shapes = load_board(board), _shapes(bundles, recipes)
     use = Use(clip, tokens, threads or known.threads, low=low_memory)
     predictions = [predict(shape, known, use, threads) for shape in shapes]
+    _tell(known, predictions, as_json=as_json)
+
+
+def _tell(board: Board, predictions: list[Prediction], *, as_json: bool) -> None:
+    from dasheng_edge.runtime.planning.plan import choose
+
+    use = predictions[0].use
     best, why = choose(predictions)
     if as_json:
         print_json({
-            "board": known.name, "guesses": known.guesses, "clip_s": clip, "tokens": tokens, "threads": use.threads,
+            "board": board.name, "guesses": board.guesses, "clip_s": use.clip_s, "tokens": use.tokens,
+            "threads": use.threads,
             "predictions": [fields(one) for one in predictions], "take": best and best.shape.name, "why": why,
         })  # fmt: skip
         return
-    _print(known, predictions)
+    _print(board, predictions)
     for note in dict.fromkeys(f"{one.shape.name}: {note}" for one in predictions for note in one.shape.notes):
         show(note)
-    if known.guesses:
-        show(f"guessed, not measured: {', '.join(known.guesses)}")
+    if board.guesses:
+        show(f"guessed, not measured: {', '.join(board.guesses)}")
     show(why)
 
 

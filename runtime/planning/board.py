@@ -151,15 +151,16 @@ def load_board(name: str) -> Board:
     except OSError as error:
         raise BoardError(f"cannot read {path}: {error.strerror or error}; check the path") from error
     known = did_you_mean(name, [*names, HERE])
-    raise BoardError(f"no board is called {name!r}, and no file; {known}" if known else f"no board is called {name!r}")
+    hint = known or f"expected one of {', '.join(names)}"
+    raise BoardError(f"no board is called {name!r}, and no file of a board has this name; {hint}")
 
 
 def _here() -> Board:
     path = calibration_path()
     if path is None or not path.is_file():
         raise BoardError(
-            "this machine's rates are not known; measure them in a minute with `dasheng-edge plan --calibrate`, or name "
-            f"a board: {', '.join(board_names())}"
+            "this machine's rates are not known; measure them in a minute with `dasheng-edge plan --calibrate`, or "
+            f"name a board: {', '.join(board_names())}"
         )
     return _parsed(path.read_bytes(), str(path))
 
@@ -171,9 +172,9 @@ def is_calibrated() -> bool:
 
 
 def _parsed(content: bytes, name: str) -> Board:
+    if len(content) > MAX_BYTES:
+        raise BoardError(f"{name} is not a board: it has more than {MAX_BYTES} bytes; see docs/boards.md")
     try:
-        if len(content) > MAX_BYTES:
-            raise ValueError(f"it has more than {MAX_BYTES} bytes")
         return Board.model_validate(json.loads(content.decode("utf-8")))
     except ValidationError as error:
         first = error.errors()[0]

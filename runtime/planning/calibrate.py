@@ -28,6 +28,7 @@ from .synthetic import Compute, DecoderSpec, encoder_graph, write_decoder
 
 Say: TypeAlias = Callable[[str], None]
 KINDS: Mapping[RatedType, int] = {"Q4_K": 12, "Q6_K": 14, "Q8_0": 8, "IQ3_XXS": 18, "F16": 1}  # enum ggml_type
+MAX_GOP_PER_S = 1e6  # what is measured as more is no measurement
 NARROW, WIDE, DEEP = 256, 1024, 12  # widths, and layers of a wide decoder: 106 to 377 MB, more than caches hold
 NARROW_LAYERS, BLOCKS = 8, 4
 FEW, MANY, CHUNK = 16, 144, 252  # rows
@@ -155,10 +156,10 @@ def encoder_rates(narrow: float, wide: float, single: float, block: float) -> di
     linear = max(0.0, narrow - square)
     operations = 2 * 12 * NARROW * NARROW * CHUNK / 1e9
     rest = min(linear * scale, single / 2)
-    fp32 = operations * scale * scale / (single - rest)
+    fp32 = min(operations * scale * scale / (single - rest), MAX_GOP_PER_S)
     scores = 4 * CHUNK * values / 1e9 / fp32  # `speed` counts attention by itself
     return {
-        "int8_gop_per_s": operations / square, "fp32_gop_per_s": fp32,
+        "int8_gop_per_s": min(operations / square, MAX_GOP_PER_S), "fp32_gop_per_s": fp32,
         "encoder_value_ns": max(0.0, linear - scores) / values * 1e9, "encoder_block_us": block * 1e6,
     }  # fmt: skip
 

@@ -93,12 +93,12 @@ def positions(shape: ModelShape, use: Use) -> int:
 
 
 def _kept(shape: ModelShape, use: Use) -> int:
-    """Keys and values of an answer, and of a second context of CONTEXT_STEP, which texts are looked up in."""
+    """Keys and values of an answer."""
     assert shape.decoder is not None
     kind = use.kv_type or shape.decoder.kv_type
     exact = kind == "f16" and shape.decoder.precision == "F32"  # as `text.context` does it
     bits = 32.0 if exact else KV_BITS[KV_KINDS[kind]]
-    return kept_bytes(shape.decoder.sizes, positions(shape, use) + CONTEXT_STEP, bits)
+    return kept_bytes(shape.decoder.sizes, positions(shape, use), bits)
 
 
 def _decoded_bytes(shape: ModelShape, use: Use) -> int:

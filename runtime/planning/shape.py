@@ -10,6 +10,7 @@ from pathlib import Path
 from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER, FRONT_END, PROJECTOR, Bundle, weights_file
 from dasheng_edge.runtime.bundle.front_end_spec import FrontEndSpec
 from dasheng_edge.runtime.bundle.manifest import EncoderFacts, KvType
+from dasheng_edge.runtime.bundle.program import Program
 from dasheng_edge.runtime.errors import GgufError
 from dasheng_edge.runtime.gguf.check import BLOCKS, Sizes
 from dasheng_edge.runtime.gguf.header import Header, TensorInfo, read_header
@@ -60,7 +61,6 @@ class DecoderShape:
             ) from error
         stated = Sizes.stated(header, header.text("general.architecture"))
         sizes = Sizes(**{**vars(stated), "tokens": facts.vocab_size})
-        default = program.prompts.default if program and program.prompts else None
         return cls(
             sizes=sizes,
             bytes=header.size,
@@ -70,7 +70,7 @@ class DecoderShape:
             tied=tied,
             kv_type=facts.kv_type,
             precision=facts.precision,
-            text_rows=len(default.after) if default else _TEXT_ROWS,
+            text_rows=_text_rows(program),
             max_new_tokens=bundle.prompt_facts.max_new_tokens,
         )
 
@@ -92,9 +92,14 @@ class DecoderShape:
         )  # fmt: skip
         none = Matrices(0, 0, 0)
         return cls(
-            sizes, _size(path), (), none, none, stated.tied_head, facts.kv_type, facts.precision, _TEXT_ROWS,
+            sizes, _size(path), (), none, none, stated.tied_head, facts.kv_type, facts.precision, _text_rows(program),
             bundle.prompt_facts.max_new_tokens,
         )  # fmt: skip
+
+
+def _text_rows(program: Program | None) -> int:
+    default = program.prompts.default if program and program.prompts else None
+    return len(default.after) if default else _TEXT_ROWS
 
 
 def _matrices(tensor: TensorInfo) -> Matrices:

@@ -1,4 +1,4 @@
-"""Graphs and decoders of zeros that rates are measured with: they take the time of real ones, and no place on a disk."""
+"""Graphs and decoders of zeros that rates are measured with: they take the time of real ones, and no disk."""
 
 from __future__ import annotations
 

@@ -63,7 +63,11 @@ def test_calibrate_stores_what_holds_then(tiny_bundle: Path, tmp_path: Path, mon
 
 @pytest.mark.parametrize(
     ("words", "why"),
-    [((), "name a bundle"), (("nowhere",), "cannot open bundle"), (("--board", "pi6"), "name a bundle")],
+    [
+        ((), "name a bundle"),
+        (("nowhere", "--board", "pi5"), "cannot open bundle"),
+        (("--board", "pi6"), "name a bundle"),
+    ],
 )
 def test_wrong_use(words: tuple[str, ...], why: str) -> None:
     shown = run("plan", *words)

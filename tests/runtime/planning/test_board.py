@@ -40,7 +40,7 @@ def test_rates_of_other_numbers_of_threads_lie_between(tmp_path: Path) -> None:
     path = tmp_path / "mine.json"
     path.write_text(json.dumps(fields | {"rates": [one, four]}))
     board = load_board(str(path))
-    assert board.rated(1).int8_gop_per_s == board.rated(0).int8_gop_per_s == 30
+    assert board.rated(1).int8_gop_per_s == 30
     assert board.rated(2).int8_gop_per_s == pytest.approx(30 + (150 - 30) / 3)
     assert board.rated(3).types["Q4_K"].decode_gb_per_s == pytest.approx(4.4 + 2 * 6 / 3)
     assert board.rated(4) == board.rated(None) == board.rated(64)
@@ -84,7 +84,7 @@ def test_the_same_number_of_threads_twice_is_refused(tmp_path: Path) -> None:
 def test_unknown_boards_are_told_what_is_known(tmp_path: Path) -> None:
     with pytest.raises(BoardError, match="pi5"):
         load_board("pi6")
-    with pytest.raises(BoardError, match="cannot read|no board is called"):
+    with pytest.raises(BoardError, match=r"no board is called"):
         load_board(str(tmp_path))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,7 +53,7 @@ def test_memory_hangs_on_the_manifest_alone_where_it_says_enough(tiny_bundle: Pa
 @pytest.mark.parametrize(
     "more", [{"clip_s": 60.0}, {"tokens": 2000}, {"threads": 2}], ids=lambda more: next(iter(more))
 )
-def test_more_takes_more(more: dict[str, float], shape: ModelShape, board: Board) -> None:
+def test_more_takes_more(more: dict[str, Any], shape: ModelShape, board: Board) -> None:
     less, use = predict(shape, board, Use()), replace(Use(), **more)
     got = predict(shape, board, use)
     assert sum(got.account.working.values()) > sum(less.account.working.values())
