@@ -44,7 +44,7 @@ from dasheng_edge.runtime.deviation import relative_rms_of
 from dasheng_edge.runtime.engine_options import EngineOptions, resolve_here
 from dasheng_edge.runtime.errors import OutputExistsError, QuantizeError
 from dasheng_edge.runtime.machine.devices import checked_threads
-from dasheng_edge.runtime.parts import Parts
+from dasheng_edge.runtime.parts import Parts, check_memory
 from dasheng_edge.runtime.program import program_of
 from dasheng_edge.runtime.progress import NoProgress, Progress, StepReport, Steps
 from dasheng_edge.runtime.text.decoder import Decoder
@@ -118,6 +118,7 @@ def quantize_bundle(options: QuantizeOptions, progress: Progress | None = None) 
         BundleError: the source cannot be used, or has no decoder, and a decoder was asked for.
         ClipsError, AudioError: the clips or the importance matrix cannot be used.
         QuantizeError: what was asked for cannot be made of this bundle, or loses too much.
+        MemoryShortError: the parts that must be opened do not fit.
         OutputExistsError, OutputWriteError: the output is there, or cannot be written.
     """
     start = time.perf_counter()
@@ -125,6 +126,7 @@ def quantize_bundle(options: QuantizeOptions, progress: Progress | None = None) 
     if options.out.resolve().is_relative_to(options.source.resolve()):
         raise OutputExistsError(f"{options.out} is or lies in the bundle to be quantized; choose another --out")
     plan, steps = _plan(options, source), Steps(progress or NoProgress())
+    check_memory(source, resolve_here(plan.engine, source.manifest.decoder), text=plan.measures)
     with (
         BundleWriter(options.out, overwrite=options.overwrite) as writer,
         saved_imatrix(options.save_imatrix, (options.source, options.out), overwrite=options.overwrite) as save,

@@ -90,7 +90,7 @@ class Parts(TextParts):
         settings = resolve_here(options, bundle.decoder_facts)
         settings = on_card(bundle, settings)
         if settings.device == settings.text_device == "cpu":
-            _require(bundle, settings)
+            check_memory(bundle, settings)
         if settings.memory == "low":
             return cls._apart(bundle, settings, turns or Turns())
         with ThreadPoolExecutor(1) as pool:  # the engines load side by side
@@ -167,12 +167,16 @@ def _opened_audio(bundle: Bundle, settings: EngineSettings) -> AudioInputParts:
     return audio
 
 
-def _require(bundle: Bundle, settings: EngineSettings) -> None:
+def check_memory(bundle: Bundle, settings: EngineSettings, *, text: bool = True) -> None:
     """Refuse what does not fit as a whole: the engines ask each for itself, and load side by side.
 
-    Asked for is what the shortest clip takes; and a little less, as far as the account errs.
+    Asked for is what the shortest clip takes; and a little less, as far as the account errs. `text`: with the decoder.
+
+    Raises:
+        MemoryShortError: it does not fit; the recipe is named that would.
     """
     shape, use = ModelShape.of(bundle, types=False), Use(clip_s=1.0, tokens=1, kv_type=settings.kv_type)
+    shape = shape if text else replace(shape, decoder=None)
     decoder = shape.decoder.bytes if shape.decoder else 0
     copied = settings.huge_pages or settings.weights == "repacked"
     taken, mapped = account(shape, use).taken, 0 if copied else decoder + shape.beside_bytes

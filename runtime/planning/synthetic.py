@@ -176,11 +176,11 @@ def write_decoder(path: Path, spec: DecoderSpec) -> None:
         file.truncate(-(-len(head) // ALIGNMENT) * ALIGNMENT + place)
 
 
-def _key(name: str, value: str | float) -> bytes:
+def _key(name: str, value: str | int | float) -> bytes:  # noqa: PYI041  # which of the two decides
     if isinstance(value, str):
         return _text(name) + struct.pack("<I", STRING) + _text(value)
-    kind, layout = (FLOAT32, "<If") if isinstance(value, float) else (UINT32, "<II")
-    return _text(name) + struct.pack(layout, kind, value)
+    number = struct.pack("<If", FLOAT32, value) if isinstance(value, float) else struct.pack("<II", UINT32, value)
+    return _text(name) + number
 
 
 def _text(text: str) -> bytes:

@@ -24,7 +24,7 @@ from dasheng_edge.runtime.errors import MemoryShortError, MissingExtraError
 from dasheng_edge.runtime.machine.devices import Placement
 from dasheng_edge.runtime.machine.gpu import Gpu, Gpus
 from dasheng_edge.runtime.machine.placing import ALL, DECODER, ENCODER, Card
-from dasheng_edge.runtime.parts import Parts, choose_placement, needs_of, on_card
+from dasheng_edge.runtime.parts import Parts, check_memory, choose_placement, needs_of, on_card
 from dasheng_edge.runtime.text import context as context_module
 from dasheng_edge.runtime.text.context import Context
 from dasheng_edge.runtime.text.context_memory import context_bytes
@@ -290,3 +290,25 @@ def test_no_more_answers_are_made_at_once_than_the_card_has_room_for(fake_cuda: 
 def test_a_board_that_does_not_tell_what_is_free_is_tried(fake_cuda: FakeCuda, tiny_bundle: Path) -> None:
     fake_cuda.gpus = Gpus((replace(H200, free_bytes=None),), "")
     Parts.open(Bundle.open(tiny_bundle), EngineSettings("cuda", decoder_device="cpu")).decoder.close()
+
+
+def test_what_does_not_fit_is_refused_with_the_recipe_that_would(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Bundle.open(tiny_bundle, check_sha256=False)
+    room = 8_000_000
+    monkeypatch.setattr("dasheng_edge.runtime.parts.room_bytes", lambda: room)
+
+    def short(what: str, fix: str, *, own: int, mapped: int) -> None:
+        assert own > 0
+        assert mapped >= bundle.path(DECODER_FILE).stat().st_size
+        raise MemoryShortError(f"{what}: {fix}")
+
+    monkeypatch.setattr("dasheng_edge.runtime.parts.require", short)
+    with pytest.raises(MemoryShortError, match=r"(balanced|small|tiny), which takes \d+ MB, would fit"):
+        check_memory(bundle, EngineSettings())
+    room = 0
+    with pytest.raises(MemoryShortError, match=r"smaller recipe$"):
+        check_memory(bundle, EngineSettings())
+    monkeypatch.setattr("dasheng_edge.runtime.parts.require", lambda *_, **__: None)
+    check_memory(bundle, EngineSettings(), text=False)

@@ -11,7 +11,7 @@ from dasheng_edge.runtime.audio.onnx_session import onnx_session
 from dasheng_edge.runtime.engine_options import EngineSettings
 from dasheng_edge.runtime.gguf.check import BLOCKS, check_gguf
 from dasheng_edge.runtime.planning import calibrate as module
-from dasheng_edge.runtime.planning.board import Board, Rates
+from dasheng_edge.runtime.planning.board import Board, Rates, TypeRates
 from dasheng_edge.runtime.planning.calibrate import CHUNK, FAR, FEW, KINDS, MANY, NARROW, WIDE, decoder_rates
 from dasheng_edge.runtime.planning.speed import row_values
 from dasheng_edge.runtime.planning.synthetic import Compute, DecoderSpec, encoder_graph, write_decoder
@@ -82,13 +82,13 @@ def test_times_that_others_spoilt_still_give_rates(monkeypatch: pytest.MonkeyPat
     for _ in range(20):
         encoder = module.encoder_rates(*(times.pop() for _ in range(4)))
         types, known = module.type_rates(tmp_path, KINDS["Q4_K"], 1, {})
-        assert Rates(threads=1, **encoder, **known, types={"Q4_K": types})
+        assert Rates(threads=1, **encoder, **known, types={"Q4_K": types}).threads == 1
 
 
 def test_this_machine_is_a_board(monkeypatch: pytest.MonkeyPatch) -> None:
     rate = Rates(
         threads=1, int8_gop_per_s=1, fp32_gop_per_s=1, encoder_value_ns=0, encoder_block_us=0, decoder_value_ns=0,
-        layer_us=0, types={"F16": {"decode_gb_per_s": 1, "start_gb_per_s": 1, "prefill_gop_per_s": 1}},
+        layer_us=0, types={"F16": TypeRates(decode_gb_per_s=1, start_gb_per_s=1, prefill_gop_per_s=1)},
     )  # fmt: skip
 
     class Measured:

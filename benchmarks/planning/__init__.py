@@ -1,0 +1,1 @@
+"""Whether what `dasheng-edge plan` foretells comes true."""
