@@ -152,7 +152,7 @@ class ModelShape:
             graph_bytes=sum(map(_size, graphs)),
             beside_bytes=sum(_size(weights_file(graph)) for graph in graphs),
             decoder=decoder,
-            total_bytes=manifest.total_bytes,
+            total_bytes=sum(_size(bundle.path(file)) for file in manifest.files),
         )
 
     @property
