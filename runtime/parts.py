@@ -24,8 +24,8 @@ from dasheng_edge.runtime.machine.gpu import find_gpus
 from dasheng_edge.runtime.machine.memory import release_freed_memory, release_read_pages, require, room_bytes
 from dasheng_edge.runtime.machine.placing import Card, Needs, placed, refusal
 from dasheng_edge.runtime.machine.turns import Turns
-from dasheng_edge.runtime.planning.memory import Use, account
-from dasheng_edge.runtime.planning.recipes import fitting
+from dasheng_edge.runtime.planning.memory import MAPPED, Use, account
+from dasheng_edge.runtime.planning.recipes import LOW_WAY, fitting
 from dasheng_edge.runtime.planning.shape import ModelShape
 from dasheng_edge.runtime.program import check_program
 from dasheng_edge.runtime.prompt.prompt import PromptBuilder
@@ -42,7 +42,7 @@ _LIBRARIES_BYTES = 160 << 20  # of addresses: both engines, started side by side
 # llama.cpp differ between few rows (each number to 8), some (to 64) and many, of which the first context holds 512.
 _WARM_ROWS = (510, 256, 128, 64, 32, 16, 8, 2)
 _WARM_ANSWERS, _WARM_PROMPT = 8, 60  # at once, and rows of each
-_SURE = 0.9  # of the account
+_SURE = 0.95  # of the account
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,7 @@ class Parts(TextParts):
 
     audio: AudioInputParts
     turns: Turns | None = None
+    memory_note: str = ""  # what is to be said of memory: see `check_memory`
 
     @classmethod
     def open(cls, bundle: Bundle, options: EngineOptions, turns: Turns | None = None) -> Parts:
@@ -89,10 +90,9 @@ class Parts(TextParts):
         """
         settings = resolve_here(options, bundle.decoder_facts)
         settings = on_card(bundle, settings)
-        if settings.device == settings.text_device == "cpu":
-            check_memory(bundle, settings)
+        note = check_memory(bundle, settings) if settings.device == settings.text_device == "cpu" else ""
         if settings.memory == "low":
-            return cls._apart(bundle, settings, turns or Turns())
+            return cls._apart(bundle, settings, turns or Turns(), note)
         with ThreadPoolExecutor(1) as pool:  # the engines load side by side
             opening = pool.submit(_opened_audio, bundle, settings)
             try:
@@ -107,17 +107,20 @@ class Parts(TextParts):
             raise
         release_freed_memory()
         release_read_pages()
-        return cls(text.decoder, text.prompts, audio)
+        return cls(text.decoder, text.prompts, audio, memory_note=note)
 
     @classmethod
-    def _apart(cls, bundle: Bundle, settings: EngineSettings, turns: Turns) -> Parts:
+    def _apart(cls, bundle: Bundle, settings: EngineSettings, turns: Turns, note: str) -> Parts:
         """As `open`, but of parts of which one at a time has its weights in memory."""
         text = TextParts.open(bundle, settings, turns)
         try:
-            return cls(text.decoder, text.prompts, AudioInputParts.open(bundle, settings, turns), turns)
+            audio = AudioInputParts.open(bundle, settings, turns)
         except BaseException:
             text.decoder.close()
             raise
+        release_freed_memory()
+        release_read_pages()
+        return cls(text.decoder, text.prompts, audio, turns, note)
 
     def make_way(self) -> None:
         """Audio is to be heard: where parts take turns, the decoder's weights go before the audio is read.
@@ -167,31 +170,41 @@ def _opened_audio(bundle: Bundle, settings: EngineSettings) -> AudioInputParts:
     return audio
 
 
-def check_memory(bundle: Bundle, settings: EngineSettings, *, text: bool = True) -> None:
+def check_memory(bundle: Bundle, settings: EngineSettings, *, text: bool = True) -> str:
     """Refuse what does not fit as a whole: the engines ask each for itself, and load side by side.
 
     Asked for is what the shortest clip takes; and a little less, as far as the account errs. `text`: with the decoder.
+    Returns what is to be said where it does fit, but only if its files are read again and again; "" elsewhere.
 
     Raises:
-        MemoryShortError: it does not fit; the recipe is named that would.
+        MemoryShortError: it does not fit; low memory or the recipe is named that would.
     """
-    shape, use = ModelShape.of(bundle, types=False), Use(clip_s=1.0, tokens=1, kv_type=settings.kv_type)
-    shape = shape if text else replace(shape, decoder=None)
-    decoder = shape.decoder.bytes if shape.decoder else 0
+
+    def shape(*, types: bool) -> ModelShape:
+        whole = ModelShape.of(bundle, types=types)
+        return whole if text else replace(whole, decoder=None)
+
+    low = settings.memory == "low"
+    use = Use(clip_s=1.0, tokens=1, kv_type=settings.kv_type, low=low, packed=settings.packed)
+    needed = account(shape(types=False), use)
     copied = settings.huge_pages or settings.weights == "repacked"
-    taken, mapped = account(shape, use).taken, 0 if copied else decoder + shape.beside_bytes
+    what, taken, own = f"the bundle {bundle.folder}", needed.taken(), int(_SURE * needed.taken(MAPPED[copied:]))
+    mapped = taken - own + (0 if "onnxruntime" in sys.modules else _LIBRARIES_BYTES)
+    ways = [way for way in (LOW_WAY, 'weights="mapped"') if not low and (copied or way == LOW_WAY)]
     try:
-        require(
-            f"the bundle {bundle.folder}",
-            'free memory, take `memory="low"` or `weights="mapped"`, or quantize to a smaller recipe',
-            own=int(_SURE * (taken - mapped)),
-            mapped=mapped + (0 if "onnxruntime" in sys.modules else _LIBRARIES_BYTES),
-        )
-    except MemoryShortError as error:
-        room = room_bytes()
-        if room is None or not (fits := fitting(ModelShape.of(bundle), room, use)):
-            raise
-        raise MemoryShortError(f"{error}: {fits}") from error
+        require(what, ", ".join(["free memory", *ways, "or quantize to a smaller recipe"]), own=own, mapped=mapped)
+    except MemoryShortError:
+        if (room := room_bytes()) is not None and (fits := fitting(shape(types=True), room, use)):
+            require(what, fits, own=own, mapped=mapped)
+        raise
+    room = room_bytes()
+    if room is None or taken <= room:
+        return ""
+    fits = fitting(shape(types=True), room, use) or "free memory"
+    return (
+        f"{what} takes about {taken / 1e6:,.0f} MB, {room / 1e6:,.0f} MB are left, so that its files are read "
+        f"again for each token: {fits}"
+    )
 
 
 def needs_of(bundle: Bundle, settings: EngineSettings) -> Needs:

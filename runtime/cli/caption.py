@@ -262,6 +262,8 @@ class _Run:
         self.target.check(single_file=self.single_file)
         captioner = Captioner.open(bundle, options=engine, check_sha256=check_sha256)
         captioner.ask_silence = self.ask_silence
+        if captioner.parts.memory_note:
+            say(f"warning: {captioner.parts.memory_note}")
         return captioner
 
     def done(self, captioner: Captioner, view: View, *, stream: bool, overwrite: bool, resume: bool) -> bool:

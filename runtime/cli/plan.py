@@ -90,6 +90,8 @@ def _tell(board: Board, predictions: list[Prediction], *, as_json: bool) -> None
     _print(board, predictions)
     for note in dict.fromkeys(f"{one.shape.name}: {note}" for one in predictions for note in one.shape.notes):
         show(note)
+    if (rated := board.rated(use.threads).threads) != use.threads:
+        show(f"rates are those of {_threads(rated)}: nobody has measured {_threads(use.threads)}")
     if board.guesses:
         show(f"guessed, not measured: {', '.join(board.guesses)}")
     show(why)
@@ -103,7 +105,9 @@ def _shapes(bundles: list[Path], recipes: str | None) -> list[ModelShape]:
 
     shapes = [ModelShape.of(Bundle.open(path, check_sha256=False)) for path in bundles]
     names = [name.strip() for name in (recipes or "").split(",") if name.strip()]
-    names = [*RECIPE_SIZES] if names == ["all"] else names
+    if names == ["all"]:
+        every = [made(shapes[0], name) for name in RECIPE_SIZES]
+        return [*shapes, *(one for one in every if one.total_bytes < shapes[0].total_bytes)]
     return [*shapes, *(made(shapes[0], name) for name in dict.fromkeys(names))]
 
 
@@ -112,31 +116,69 @@ def fields(one: Prediction) -> dict[str, object]:
     return {
         "name": one.shape.name, "bundle_bytes": one.shape.total_bytes, "fits": one.fits,
         "peak_bytes": one.account.peak, "memory_bytes": one.memory_bytes, "peak_parts": dict(one.account.parts),
+        "low_memory_peak_bytes": one.low and one.low.account.peak, "low_memory_fits": one.low and one.low.fits,
+        "low_memory_caption_s": one.low and one.low.times.caption_s,
         **asdict(one.times), "caption_s": one.times.caption_s, "prefill_rows": one.prefill_rows,
         "real_time_factor": one.real_time_factor, "joules": one.joules, "notes": one.shape.notes,
     }  # fmt: skip
 
 
 def _print(board: Board, predictions: list[Prediction]) -> None:
+    """Two tables, each of which fits into 80 columns."""
     from rich.table import Table
 
-    use = predictions[0].use
-    title = f"{board.name}: a clip of {use.clip_s:g} s, {use.tokens} tokens, {use.threads} threads"
-    table = Table("", title=title)
-    headings = ("disk", "peak", "fits", "load", "encoder", "prefill", "decode", "caption", "real time")
-    for heading in (*headings, *(["energy"] if board.watts else [])):
-        table.add_column(heading, justify="right")
-    for one in predictions:
+    use, memory, seconds = predictions[0].use, Table(""), Table("")
+    for heading in ("disk", "peak", *([] if use.low else ["--low-memory"]), "fits"):
+        memory.add_column(heading, justify="right")
+    for heading in (
+        "load",
+        "encoder",
+        "prefill",
+        "decode",
+        "caption",
+        "of clip",
+        *(["energy"] if board.watts else []),
+    ):
+        seconds.add_column(heading, justify="right")
+    for name, one in zip(_short([one.shape.name for one in predictions]), predictions, strict=True):
         times = one.times
-        rate = f"{1 / times.token_s:.3g}/s" if times.token_s else ""
-        prefill = f"{one.prefill_rows / times.prefill_s:.3g}/s" if times.prefill_s else ""
-        energy = [f"{one.joules:.3g} J"] if one.joules is not None else []
-        table.add_row(
-            one.shape.name, f"{one.shape.total_bytes / 1e6:,.0f} MB", f"{one.account.peak / 1e6:,.0f} MB",
-            "yes" if one.fits else "NO", f"{times.load_s:.2g} s", f"{times.encoder_s + times.front_end_s:.3g} s",
-            prefill, rate, f"{times.caption_s:.3g} s", f"{one.real_time_factor:.2g}", *energy,
+        least = [] if use.low else [_mb(one.low.account.peak) if one.low else ""]
+        fits = "yes" if one.fits else "--low-memory" if one.low and one.low.fits else "NO"
+        memory.add_row(name, _mb(one.shape.total_bytes), _mb(one.account.peak), *least, fits)
+        seconds.add_row(
+            name, f"{_digits(times.load_s)} s", f"{_digits(times.encoder_s + times.front_end_s)} s",
+            f"{_digits(one.prefill_rows / times.prefill_s)}/s" if times.prefill_s else "",
+            f"{_digits(1 / times.token_s)}/s" if times.token_s else "", f"{_digits(times.caption_s)} s",
+            f"{_digits(100 * one.real_time_factor)} %", *([] if one.joules is None else [f"{_digits(one.joules)} J"]),
         )  # fmt: skip
-    print_table(table)
+    low = " with --low-memory" if use.low else ""
+    show(f"{board.name}; memory{low}, of which there are {_mb(predictions[0].memory_bytes)}:")
+    print_table(memory)
+    show(f"A clip of {use.clip_s:g} s and {use.tokens} tokens, {_threads(use.threads)}{low}:")
+    print_table(seconds)
+
+
+def _mb(count: float) -> str:
+    return f"{count / 1e6:,.0f} MB"
+
+
+def _digits(number: float) -> str:
+    """Two of them, or all before the point."""
+    return f"{number:,.0f}" if number >= 10 else f"{number:.2g}"
+
+
+def _short(names: list[str]) -> list[str]:
+    """As little of the end of paths as tells them apart."""
+    paths = [Path(name).parts for name in names]
+    for count in range(1, max(map(len, paths)) + 1):
+        short = [str(Path(*parts[-count:])) if parts else "." for parts in paths]
+        if len(set(short)) == len(set(names)):
+            return short
+    return names
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' * (count > 1)}"
 
 
 def _list(*, as_json: bool) -> None:

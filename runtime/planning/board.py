@@ -75,7 +75,7 @@ class Board(_Model):
 
     name: str
     memory_mb: Positive  # that programs can have
-    process_mb: Positive = 128.0  # of Python with both engines and a small model
+    process_mb: Positive = 124.0  # of Python with both engines, just loaded
     rates: Annotated[tuple[Rates, ...], Field(min_length=1)]
     disk_mb_per_s: Positive
     open_mb_per_s: Positive  # of graphs that are read and laid out anew

@@ -133,7 +133,7 @@ def _encode_s(
     path = place / "encoder.onnx"
     path.write_bytes(encoder_graph(compute, width, depth))
     start = perf_counter()
-    session = onnx_session(path, "cpu", threads)
+    session = onnx_session(path, "cpu", threads, packed=False)  # as `caption` opens it for a few clips
     opened = path.stat().st_size / 1e6 / (perf_counter() - start)
     generator, times = np.random.default_rng(0), list[float]()
     for count in rows:

@@ -6,48 +6,51 @@ others. Peaks are of resident memory, mapped pages of files included.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 
 from dasheng_edge.runtime.bundle.manifest import KvType
+from dasheng_edge.runtime.text.context import BATCH, LOW_MEMORY_ROWS
 from dasheng_edge.runtime.text.context_memory import KV_BITS, kept_bytes
 
 from .shape import ModelShape
 
 KV_KINDS: Mapping[KvType, int] = {"f16": 1, "q8_0": 8, "q4_0": 2}  # enum ggml_type
-PROCESS_BYTES = 128_000_000  # Python, both engines, a small model: where nobody has measured it
-_PROCESS = "process"
-_OPENING_BYTES = 14_000_000  # of these, what only captioning takes
-# A graph is read whole, and its matrices are copied into layouts that are faster: both are there while it opens. In
-# int8, llama.cpp's and ONNX Runtime's peaks were 1.9 to 2.15 times the file, in float32 1.7 to 1.8.
-_OPENED, _OPENED_INT8, _KEPT = 1.75, 2.0, 0.98
-_TOKEN_BYTES = 310  # of llama.cpp's and our tables for each token: 47 MB for 151,936
+PROCESS_BYTES = 124_000_000  # Python and both engines, just loaded: where nobody has measured it
+_PROCESS, _DECODER, _BESIDE = "process", "decoder", "encoder's weights"
+MAPPED = (_DECODER, _BESIDE)  # of files, unless the decoder's are copied
+# Of these, pages of libraries that go back once engines are open or take turns, and what hearing reads of them again.
+_RELEASED, _READ_AGAIN = 44_000_000, 17_000_000
+# A graph is read as a message, and its weights leave that one by one; copies in an order that is faster are there
+# beside it until all are made. Of a graph's bytes, while it opens:
+_OPENED, _OPENED_PACKED = 1.15, 1.75
+# llama.cpp's and our tables for each token, 45 MB for 151,936; and what is left of them where memory is low.
+_TOKEN_BYTES, _LOW_TOKEN_BYTES = 295, 115
 _CLIP_BYTES, _CLIP_S_BYTES = 2_500_000, 200_000  # of reading audio, and for each second of it
-_THREADS_FACTOR = 1.9  # of what is computed, with two threads or more, which free into heaps of their own
+_THREADS_FACTOR = 1.7  # of what is computed, with two threads or more, which free into heaps of their own
 CONTEXT_STEP = 256
 
 
 @dataclass(frozen=True)
 class Account:
-    """Bytes at the peak while a bundle opens, and while it captions, by what they are for."""
+    """Bytes at the peaks of what follows one another, by what they are for."""
 
-    opening: Mapping[str, int]
-    working: Mapping[str, int]
-
-    @property
-    def peak(self) -> int:
-        """The larger of the two."""
-        return max(sum(self.opening.values()), sum(self.working.values()))
-
-    @property
-    def taken(self) -> int:
-        """Of the peak, what is not there before a bundle is opened."""
-        return sum(size for what, size in self.parts.items() if what != _PROCESS)
+    phases: Mapping[str, Mapping[str, int]]
 
     @property
     def parts(self) -> Mapping[str, int]:
-        """Of the peak."""
-        return max(self.opening, self.working, key=lambda parts: sum(parts.values()))
+        """Of the phase that takes most."""
+        return max(self.phases.values(), key=lambda parts: sum(parts.values()))
+
+    @property
+    def peak(self) -> int:
+        """What that takes."""
+        return sum(self.parts.values())
+
+    def taken(self, without: Collection[str] = ()) -> int:
+        """The most that a phase takes beside what is there before a bundle is opened, without some parts."""
+        beside = (_PROCESS, *without)
+        return max(sum(size for what, size in parts.items() if what not in beside) for parts in self.phases.values())
 
 
 @dataclass(frozen=True)
@@ -57,25 +60,40 @@ class Use:
     clip_s: float = 10.0
     tokens: int = 40
     threads: int = 1
-    kv_type: KvType | None = None  # None: the bundle's
-    low: bool = False  # whether encoder and decoder are never in memory together
+    kv_type: KvType | None = None  # None: the bundle's; Q8_0 where memory is low and that is F16
+    low: bool = False  # `EngineOptions.memory`: encoder and decoder take turns in memory
+    packed: bool = False  # `EngineOptions.packed`
+
+    @property
+    def with_low_memory(self) -> Use:
+        """The same with as little memory as there is to be had."""
+        return replace(self, low=True, packed=False)
 
 
 def account(shape: ModelShape, use: Use, process_bytes: int = PROCESS_BYTES) -> Account:
     """What captioning takes, weights of the decoder as they are in their file or copied, which is as much."""
-    graphs = shape.graph_bytes + shape.beside_bytes + shape.front_end_bytes
-    opened = _OPENED_INT8 if shape.encoder.precision == "int8" else _OPENED
-    heard = {"encoder": int(_KEPT * graphs), "its values": values_bytes(shape, use)}
-    base = {_PROCESS: process_bytes - _OPENING_BYTES}
-    working = {_PROCESS: process_bytes, "the clip": _CLIP_BYTES + int(_CLIP_S_BYTES * use.clip_s)}
-    opening = {"encoder, while it is read": int(opened * shape.graph_bytes + shape.beside_bytes)}
+    graphs, beside = shape.graph_bytes + shape.front_end_bytes, {_BESIDE: shape.beside_bytes}
+    factor = _OPENED_PACKED if use.packed else _OPENED
+    opened = {"encoder, while it is read": graphs + int((factor - 1) * shape.graph_bytes)} | beside
+    heard = {"encoder": graphs, "its values": values_bytes(shape, use)} | beside
+    clip = {"the clip": _CLIP_BYTES + int(_CLIP_S_BYTES * use.clip_s)}
+    loaded, released = {_PROCESS: process_bytes}, {_PROCESS: process_bytes - _RELEASED}
+    reading = {_PROCESS: process_bytes - _RELEASED + _READ_AGAIN}
     if shape.decoder is None:
-        return Account(base | opening, working | heard)
-    text = {"decoder": shape.decoder.bytes, "vocabulary": _TOKEN_BYTES * shape.decoder.sizes.tokens}
+        return Account({"opening": loaded | opened, "hearing": loaded | clip | heard})
+    tokens = shape.decoder.sizes.tokens
+    decoder, vocabulary = {_DECODER: shape.decoder.bytes}, {"vocabulary": _TOKEN_BYTES * tokens}
     context = {"keys and values": _kept(shape, use), "decoder's values": _decoded_bytes(shape, use)}
     if use.low:
-        return Account(base | opening, max(working | heard, working | text | context, key=lambda p: sum(p.values())))
-    return Account(base | opening | text, working | heard | text | context)
+        return Account({
+            "opening": loaded | opened | vocabulary,
+            "hearing": reading | clip | heard | vocabulary,
+            "answering": released | clip | decoder | context | {"vocabulary": _LOW_TOKEN_BYTES * tokens},
+        })  # fmt: skip
+    return Account({
+        "opening": loaded | opened | decoder | vocabulary,
+        "captioning": reading | clip | heard | decoder | vocabulary | context,
+    })  # fmt: skip
 
 
 def values_bytes(shape: ModelShape, use: Use) -> int:
@@ -96,6 +114,8 @@ def _kept(shape: ModelShape, use: Use) -> int:
     """Keys and values of an answer."""
     assert shape.decoder is not None
     kind = use.kv_type or shape.decoder.kv_type
+    if use.low and not use.kv_type and kind == "f16":
+        kind = "q8_0"  # as `engine_options.resolve`
     exact = kind == "f16" and shape.decoder.precision == "F32"  # as `text.context` does it
     bits = 32.0 if exact else KV_BITS[KV_KINDS[kind]]
     return kept_bytes(shape.decoder.sizes, positions(shape, use), bits)
@@ -104,5 +124,6 @@ def _kept(shape: ModelShape, use: Use) -> int:
 def _decoded_bytes(shape: ModelShape, use: Use) -> int:
     """What the rows of a prompt compute, of which one makes logits."""
     assert shape.decoder is not None
-    sizes, rows = shape.decoder.sizes, min(512, shape.audio_rows(use.clip_s) + shape.decoder.text_rows)
+    sizes, most = shape.decoder.sizes, LOW_MEMORY_ROWS if use.low else BATCH
+    rows = min(most, shape.audio_rows(use.clip_s) + shape.decoder.text_rows)
     return 4 * (rows * (4 * sizes.width + 3 * sizes.inner) + 2 * sizes.tokens)

@@ -17,6 +17,7 @@ from dasheng_edge.runtime.gguf.check import BLOCKS
 from .memory import Use, account
 from .shape import DecoderShape, Matrices, ModelShape
 
+LOW_WAY = '--low-memory (memory="low")'
 _F16, _Q4_K, _Q5_K, _Q6_K, _IQ3_XXS, _IQ3_S, _IQ2_S = 1, 12, 13, 14, 18, 21, 22  # enum ggml_type
 
 
@@ -61,11 +62,19 @@ def made(shape: ModelShape, recipe: str) -> ModelShape:
 
 
 def fitting(shape: ModelShape, room_bytes: int, use: Use) -> str:
-    """The finest recipe that would fit where a bundle does not, and what it takes; "" if there is none."""
+    """What would fit where a bundle does not, and what it takes; "" if nothing would.
+
+    That is the same bundle with low memory, or else the finest recipe.
+    """
+    if not use.low and shape.decoder is not None:
+        with_low = account(shape, use.with_low_memory).taken()
+        if with_low <= room_bytes:
+            return f"take {LOW_WAY}, with which it takes {with_low / 1e6:,.0f} MB"
     for recipe in RECIPE_SIZES:
         smaller = _sized(shape, recipe)
-        if smaller.total_bytes < shape.total_bytes and (peak := account(smaller, use).taken) <= room_bytes:
-            return f"{recipe}, which takes {peak / 1e6:,.0f} MB, would fit"
+        if smaller.total_bytes < shape.total_bytes and (taken := account(smaller, use).taken()) <= room_bytes:
+            source = "it" if is_source(shape) else "the bundle that it was made of"
+            return f"quantize {source} to {recipe}, which takes {taken / 1e6:,.0f} MB"
     return ""
 
 

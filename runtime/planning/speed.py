@@ -27,11 +27,12 @@ class Times:
     prefill_s: float
     token_s: float  # each
     decode_s: float
+    turn_s: float = 0.0  # of opening the encoder again, where memory is low
 
     @property
     def caption_s(self) -> float:
         """Of a clip, once the bundle is open and its prompt was seen."""
-        return self.front_end_s + self.encoder_s + self.prefill_s + self.decode_s
+        return self.turn_s + self.front_end_s + self.encoder_s + self.prefill_s + self.decode_s
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Prediction:
     prefill_rows: int
     memory_bytes: int  # that there is
     watts: float | None
+    low: Prediction | None = None  # the same with low memory, unless this is that
 
     @property
     def fits(self) -> bool:
@@ -76,9 +78,11 @@ def predict(shape: ModelShape, board: Board, use: Use, threads: int | None = Non
         prefill_s=_prefill_s(shape.decoder, rates, rows) + call_s if shape.decoder else 0.0,
         token_s=token_s,
         decode_s=max(0, use.tokens - 1) * token_s + call_s if shape.decoder else 0.0,  # the first comes of the prefill
+        turn_s=_open_s(shape, board) if use.low and shape.decoder else 0.0,
     )
     kept = account(shape, use, int(board.process_mb * 1e6))
-    return Prediction(shape, use, kept, times, rows, int(board.memory_mb * 1e6), board.watts)
+    low = None if use.low or not shape.decoder else predict(shape, board, use.with_low_memory, threads)
+    return Prediction(shape, use, kept, times, rows, int(board.memory_mb * 1e6), board.watts, low)
 
 
 def load_s(shape: ModelShape, board: Board) -> float:
@@ -86,7 +90,12 @@ def load_s(shape: ModelShape, board: Board) -> float:
     graphs = shape.graph_bytes + shape.beside_bytes + shape.front_end_bytes
     read = (graphs + (shape.decoder.bytes if shape.decoder else 0)) / 1e6 / board.disk_mb_per_s
     tokens = shape.decoder.sizes.tokens if shape.decoder else 0
-    return board.start_s + read + max(graphs / 1e6 / board.open_mb_per_s, tokens * board.vocabulary_us / 1e6)
+    return board.start_s + read + max(_open_s(shape, board), tokens * board.vocabulary_us / 1e6)
+
+
+def _open_s(shape: ModelShape, board: Board) -> float:
+    """Of graphs that are in memory."""
+    return (shape.graph_bytes + shape.beside_bytes) / 1e6 / board.open_mb_per_s
 
 
 def _front_end_s(shape: ModelShape, rates: Rates, clip_s: float) -> float:

@@ -25,6 +25,8 @@ from dasheng_edge.runtime.machine.devices import Placement
 from dasheng_edge.runtime.machine.gpu import Gpu, Gpus
 from dasheng_edge.runtime.machine.placing import ALL, DECODER, ENCODER, Card
 from dasheng_edge.runtime.parts import Parts, check_memory, choose_placement, needs_of, on_card
+from dasheng_edge.runtime.planning.memory import Use, account
+from dasheng_edge.runtime.planning.shape import ModelShape
 from dasheng_edge.runtime.text import context as context_module
 from dasheng_edge.runtime.text.context import Context
 from dasheng_edge.runtime.text.context_memory import context_bytes
@@ -296,19 +298,37 @@ def test_what_does_not_fit_is_refused_with_the_recipe_that_would(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = Bundle.open(tiny_bundle, check_sha256=False)
-    room = 8_000_000
+    use = Use(clip_s=1.0, tokens=1)
+    low = account(ModelShape.of(bundle), use.with_low_memory).taken()
+    room: int | None = low
     monkeypatch.setattr("dasheng_edge.runtime.parts.room_bytes", lambda: room)
 
     def short(what: str, fix: str, *, own: int, mapped: int) -> None:
         assert own > 0
-        assert mapped >= bundle.path(DECODER_FILE).stat().st_size
+        assert own + mapped >= bundle.path(DECODER_FILE).stat().st_size
         raise MemoryShortError(f"{what}: {fix}")
 
     monkeypatch.setattr("dasheng_edge.runtime.parts.require", short)
-    with pytest.raises(MemoryShortError, match=r"smaller recipe: reference, which takes \d+ MB, would fit"):
+    with pytest.raises(MemoryShortError, match=r"take --low-memory \(memory=\"low\"\), with which it takes \d+ MB$"):
         check_memory(bundle, EngineSettings())
+    room = low - 1
+    with pytest.raises(MemoryShortError, match=r"quantize it to [a-z]+, which takes \d+ MB$"):
+        check_memory(bundle, EngineSettings(memory="low"))
     room = 0
     with pytest.raises(MemoryShortError, match=r"smaller recipe$"):
         check_memory(bundle, EngineSettings())
     monkeypatch.setattr("dasheng_edge.runtime.parts.require", lambda *_, **__: None)
-    check_memory(bundle, EngineSettings(), text=False)
+    assert check_memory(bundle, EngineSettings(), text=False).endswith(": free memory")
+    room = low
+    assert "take --low-memory" in check_memory(bundle, EngineSettings())
+    room = None
+    assert check_memory(bundle, EngineSettings()) == ""
+
+
+def test_what_fits_only_with_its_files_read_again_is_said(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dasheng_edge.runtime.parts.room_bytes", lambda: 1_000_000)
+    with Captioner.open(tiny_bundle, options=EngineOptions(cache="off")) as captioner:
+        assert "1 MB are left" in captioner.parts.memory_note
+    monkeypatch.setattr("dasheng_edge.runtime.parts.room_bytes", lambda: 8_000_000_000)
+    with Captioner.open(tiny_bundle, options=EngineOptions(cache="off", memory="low")) as captioner:
+        assert captioner.parts.memory_note == ""

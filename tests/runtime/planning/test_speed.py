@@ -56,8 +56,14 @@ def test_memory_hangs_on_the_manifest_alone_where_it_says_enough(tiny_bundle: Pa
 def test_more_takes_more(more: dict[str, Any], shape: ModelShape, board: Board) -> None:
     less, use = predict(shape, board, Use()), replace(Use(), **more)
     got = predict(shape, board, use)
-    assert sum(got.account.working.values()) > sum(less.account.working.values())
-    assert got.account.opening == less.account.opening
+    assert got.account.phases["opening"] == less.account.phases["opening"]
+    for want, one in zip((less, less.low), (got, got.low), strict=True):
+        assert want
+        assert one
+        assert one.account.phases.keys() == want.account.phases.keys()
+        for phase in one.account.phases.keys() - {"opening"}:
+            grown = sum(one.account.phases[phase].values()) - sum(want.account.phases[phase].values())
+            assert grown > 0 or (phase, "clip_s" in more) in {("hearing", False), ("answering", False)}
     if "threads" not in more:
         assert got.times.caption_s > less.times.caption_s
 
@@ -69,8 +75,12 @@ def test_apart_takes_no_more_than_together(shape: ModelShape) -> None:
 
 
 def test_smaller_keys_take_less(shape: ModelShape) -> None:
-    kept = [account(shape, Use(kv_type=kind)).working["keys and values"] for kind in ("f16", "q8_0", "q4_0")]
+    kept = [
+        account(shape, Use(kv_type=kind)).phases["captioning"]["keys and values"] for kind in ("f16", "q8_0", "q4_0")
+    ]
     assert sorted(kept, reverse=True) == kept
+    low = account(shape, Use(low=True)).phases["answering"]["keys and values"]
+    assert low == kept[1] < kept[0]
 
 
 def test_positions_hold_the_clip_and_the_answer(shape: ModelShape) -> None:
@@ -116,12 +126,19 @@ def test_recipes_are_smaller_the_further_they_go(shape: ModelShape) -> None:
         made(shape, "huge")
 
 
-def test_what_would_fit_is_the_finest(shape: ModelShape) -> None:
+def test_low_memory_or_the_finest_recipe_is_what_would_fit(shape: ModelShape) -> None:
     use = Use()
-    taken = {recipe: account(made(shape, recipe), use).taken for recipe in RECIPE_SIZES}
+    low = account(shape, use.with_low_memory).taken()
+    assert fitting(shape, low, use).startswith("take --low-memory")
+    assert "--low-memory" not in fitting(shape, low - 1, use)
+    assert "--low-memory" not in fitting(shape, low, use.with_low_memory)
+    taken = {recipe: account(made(shape, recipe), use.with_low_memory).taken() for recipe in RECIPE_SIZES}
     for recipe, size in taken.items():
         if made(shape, recipe).total_bytes < shape.total_bytes:
-            assert fitting(shape, size, use).split(",")[0] in {name for name, one in taken.items() if one <= size}
+            finest = next(name for name, one in taken.items() if one <= size)
+            assert fitting(shape, size, use.with_low_memory).startswith(f"quantize it to {finest},")
+    small = made(shape, "small")
+    assert fitting(small, taken["tiny"], use.with_low_memory).startswith("quantize the bundle that it was made of to")
     assert fitting(shape, min(taken.values()) - 1, use) == ""
 
 
@@ -136,6 +153,10 @@ def test_what_to_take(shape: ModelShape, board: Board) -> None:
     assert best is both
     assert "times as long" in why
     assert choose([replace(large, memory_bytes=1), small])[0] is small
-    none, why = choose([replace(large, memory_bytes=1), replace(small, memory_bytes=1)])
+    short = [replace(one, memory_bytes=1) for one in (large, small)]
+    best, why = choose(short)
+    assert best is small.low or best is large.low
+    assert "--low-memory" in why
+    none, why = choose([replace(one, low=one.low and replace(one.low, memory_bytes=1)) for one in short])
     assert none is None
     assert "small" in why
