@@ -72,7 +72,7 @@ $(STAMP_LLAMA): $(STAMP_TORCH) constraints.txt
 
 $(STAMP_READY): $(STAMP_LLAMA) pyproject.toml constraints.txt
 	@echo "set-up: the other dependencies and dasheng-edge itself, one to two minutes"
-	@$(call INSTALL,--editable '.[cpu$(,)export$(,)npu$(,)pull$(,)quant]' --group dev)
+	@$(call INSTALL,--editable '.[cpu$(,)export$(,)npu$(,)pull$(,)quant$(,)serve]' --group dev)
 	@touch $@
 
 .PHONY: setup

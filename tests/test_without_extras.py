@@ -13,7 +13,8 @@ import pytest
 from tests.fixtures.places import SMALLEST_BUNDLE
 
 EXTRAS = ("torch", "transformers", "peft", "onnx", "onnxscript", "onnx_ir", "safetensors", "gguf", "yaml",
-          "huggingface_hub", "jiwer", "matplotlib", "sounddevice", "aac_metrics", "scipy")  # fmt: skip
+          "huggingface_hub", "jiwer", "matplotlib", "sounddevice", "aac_metrics", "scipy", "fastapi", "starlette",
+          "uvicorn", "python_multipart", "prometheus_client", "websockets")  # fmt: skip
 ENGINES = ("onnxruntime", "llama_cpp")
 OURS = ("dasheng_edge.export", "dasheng_edge.quant")
 # Several commands in a process, since each takes a second to start. Modules are hidden by a finder that says that they
@@ -56,6 +57,7 @@ BUNDLE = str(SMALLEST_BUNDLE)
 COMMANDS: dict[str, list[str]] = {
     "caption": [BUNDLE, "a.wav"],
     "listen": [BUNDLE],
+    "serve": [BUNDLE],
     "embed": [BUNDLE, "a.wav", "--out", "a.npz"],
     "verify": [BUNDLE],
     "bench": [BUNDLE],

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import os
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +26,7 @@ from dasheng_edge.runtime.errors import (
     AudioEmptyError,
     AudioError,
     AudioNotFoundError,
+    AudioTooLongError,
     MemoryShortError,
 )
 
@@ -99,6 +100,10 @@ class AudioStream(Iterator[Waveform]):
         It is an `AudioEmptyError` where it holds nothing there. Once it is read, there may be others that `reaches`.
         """
         return AudioStream(_part(self, offset_s, duration_s), self._findings, self.sample_rate_hz, offset_s)
+
+    def limited(self, max_s: float, stopped: Callable[[], bool]) -> AudioStream:
+        """The same, but what is longer is an `AudioTooLongError`, and so is what is `stopped` while it is read."""
+        return AudioStream(_limited(self, max_s, stopped), self._findings, self.sample_rate_hz, self._offset_s)
 
     def reaches(self, offset_s: float) -> bool:
         """Whether a part that begins there can be read yet: behind the last one, or in the last KEPT_S of it."""
@@ -229,6 +234,15 @@ def _part(stream: AudioStream, offset_s: float, duration_s: float | None) -> Gen
         raise AudioEmptyError(
             f"{stream.name} has no sound from {offset_s:g} s on{length}; correct the clip's offset and duration"
         )
+
+
+def _limited(stream: AudioStream, max_s: float, stopped: Callable[[], bool]) -> Generator[Waveform, None, None]:
+    samples = 0
+    for block in stream:
+        samples += len(block)
+        if samples > max_s * stream.sample_rate_hz or stopped():
+            raise AudioTooLongError(f"{stream.name} is longer than {max_s:g} s; cut it into shorter pieces")
+        yield block
 
 
 def _guarded(blocks: _Blocks, name: str) -> _Blocks:

@@ -33,7 +33,7 @@ from .options import (
     name_option,
     say,
 )
-from .questions import (
+from .requests.questions import (
     Asked,
     AskOption,
     MinPOption,
@@ -46,7 +46,7 @@ from .questions import (
     TopKOption,
     TopPOption,
 )
-from .targets import Target, parse_formats
+from .requests.targets import Target, parse_formats
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

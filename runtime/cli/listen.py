@@ -34,7 +34,7 @@ from .options import (
     say,
     show,
 )
-from .questions import PromptOption, SystemOption
+from .requests.questions import PromptOption, SystemOption
 
 if TYPE_CHECKING:
     from dasheng_edge.runtime.live.ear import WindowPlan

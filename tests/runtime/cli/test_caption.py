@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 from dasheng_edge.runtime.audio.read import ReadAudio
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.cli import app as cli
-from dasheng_edge.runtime.cli import questions
+from dasheng_edge.runtime.cli.requests import questions
 from dasheng_edge.runtime.engine.clip_audio import ClipAudio
 from dasheng_edge.runtime.engine_options import EngineOptions
 from dasheng_edge.runtime.errors import DecoderError

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dasheng_edge.runtime.cli.options import language_option, wrong_value
 from dasheng_edge.runtime.languages.language import Language
 from dasheng_edge.runtime.output.caption_formats import SPEECH
-
-from .options import language_option, wrong_value
 
 if TYPE_CHECKING:
     from dasheng_edge.runtime.captioner import Captioner

@@ -1,0 +1,1 @@
+"""What is asked, and where answers go, as options say; for commands."""

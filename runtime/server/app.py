@@ -1,0 +1,206 @@
+"""The application: routes, and what is read of a request before anything is asked."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request
+from pydantic import BaseModel
+from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from .answers import ErrorBody, Refusal, come_back
+from .asking import Asking
+from .door import Door, Limits
+from .keys import Keys, Policy
+from .models import Models
+from .places import Places
+from .transcription import AudioFields, TranscriptionFields, TranslationFields, transcribe
+from .visits import Metrics, stderr_log
+
+READERS = 4  # threads that read audio
+AHEAD = 2  # requests that are read while as many as are answered together are
+MAX_FIELDS, MAX_FIELD = 64, 64 << 10  # of a form beside its file, and bytes of each
+_Fields = TypeVar("_Fields", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """What a server is told when it begins."""
+
+    host: str = "127.0.0.1"
+    keys: Keys = field(default_factory=Keys)
+    origins: tuple[str, ...] = ()
+    limits: Limits = field(default_factory=Limits)
+    queue: int = 64  # requests that wait
+    log: Callable[[str], None] = stderr_log
+
+
+class Server:
+    """Models under OpenAI's API; `app` is what an ASGI server runs."""
+
+    def __init__(self, models: Models, options: ServerOptions) -> None:
+        self.models, self.options = models, options
+        self.metrics, self.places = Metrics(), Places(options.queue)
+        self._readers = ThreadPoolExecutor(READERS, "dasheng-edge upload")
+        self._asking = Asking(models, self.places, options.limits, self.metrics, self._readers)
+        self.ready = False
+        policy = Policy(options.keys, options.host, options.origins)
+        self.app: ASGIApp = Door(self._routed(), policy, options.limits, self.metrics, options.log)
+
+    def end(self) -> None:
+        """Let nobody in any more; what runs is finished."""
+        self.ready = False
+        self.places.end()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncGenerator[None]:
+        """Requests are answered meanwhile.
+
+        Raises what opening the first bundle raises.
+        """
+        async with self.models.use(self.models.default) as model:  # what is wrong with it is told before anybody asks
+            self.places.max_working = (model.engine.batch if model.engine else 1) + AHEAD
+        self.ready = True
+        try:
+            yield
+        finally:
+            self.end()
+            self._readers.shutdown(wait=False, cancel_futures=True)
+            await self.models.close()
+
+    def _routed(self) -> FastAPI:
+        app = FastAPI(
+            title="dasheng-edge", version=version("dasheng-edge"), docs_url=None, redoc_url=None,
+            exception_handlers={HTTPException: _refused, Exception: _unanswered},
+        )  # fmt: skip
+        errors: dict[int | str, dict[str, Any]] = {kind: {"model": ErrorBody} for kind in ("4XX", "5XX")}
+        for path, methods, endpoint in self._endpoints():
+            app.add_api_route(path, endpoint, methods=methods, responses=errors, response_model=None)
+        return app
+
+    def _endpoints(self) -> list[tuple[str, list[str], Callable[..., Awaitable[Response]]]]:
+        return [
+            ("/health", ["GET"], self.health),
+            ("/ready", ["GET"], self.is_ready),
+            ("/metrics", ["GET"], self.numbers),
+            ("/v1/models", ["GET"], self.list_models),
+            ("/v1/models/{model}", ["GET"], self.get_model),
+            ("/v1/audio/transcriptions", ["POST"], self.transcriptions),
+            ("/v1/audio/translations", ["POST"], self.translations),
+        ]
+
+    async def health(self) -> Response:
+        """Whether the process answers."""
+        return JSONResponse({"status": "ok"})
+
+    async def is_ready(self) -> Response:
+        """Whether requests are taken."""
+        if not self.ready:
+            raise come_back("the server is starting or ending")
+        return JSONResponse({"status": "ready"})
+
+    async def numbers(self) -> Response:
+        """Numbers for Prometheus."""
+        self.metrics.working.set(self.places.working)
+        self.metrics.waiting.set(self.places.waiting)
+        for model in self.models:
+            self.metrics.opened.labels(model.name).set(model.embedder is not None)
+        return Response(self.metrics.text(), media_type=self.metrics.content_type)
+
+    async def list_models(self) -> Response:
+        """The names that may be asked for."""
+        return JSONResponse({"object": "list", "data": self.models.cards()})
+
+    async def get_model(self, model: str) -> Response:
+        """One of them."""
+        found, _ = self.models.named(model)
+        return JSONResponse(found.card(model))
+
+    async def transcriptions(self, request: Request) -> Response:
+        """What is said in an audio file, or what is heard."""
+        return await self._from_form(request, TranscriptionFields)
+
+    async def translations(self, request: Request) -> Response:
+        """What is said in an audio file, in English."""
+        return await self._from_form(request, TranslationFields)
+
+    async def _from_form(self, request: Request, kind: type[AudioFields]) -> Response:
+        form = await read_form(request)
+        try:
+            fields, file = form_fields(form, kind)
+            self.options.limits.check_size(file.size or 0)
+            return await transcribe(self._asking, request.state.visit, fields, file)
+        finally:
+            await form.close()
+
+
+async def read_form(request: Request) -> FormData:
+    """The form of a request; its file is on disk if it is large, and gone when it is closed.
+
+    Raises:
+        Refusal: it is none.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "multipart/form-data":
+        raise Refusal(
+            415, f"the body is {kind or 'of no stated type'}; expected multipart/form-data", code="wrong_type"
+        )
+    try:
+        return await request.form(max_files=1, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD)
+    except HTTPException as error:
+        raise Refusal(400, f"the form cannot be read: {error.detail}", code="invalid_form") from error
+
+
+def form_fields(form: FormData, kind: type[_Fields]) -> tuple[_Fields, UploadFile]:
+    """The fields of a form, and its file. Names end in [] where there may be several, and a[b] is b of a.
+
+    Raises:
+        Refusal: there is no file, or a field twice.
+        ValidationError: a field is not known, or of another kind.
+    """
+    values: dict[str, Any] = {}
+    file: UploadFile | None = None
+    for name, value in form.multi_items():
+        if isinstance(value, UploadFile):
+            if name != "file":
+                raise Refusal(400, f"{name} is a file; expected one, called file", param=name, code="unknown_parameter")
+            file = value
+            continue
+        outer, bracket, inner = name.partition("[")
+        inner = inner.removesuffix("]")
+        if bracket and not inner:
+            values.setdefault(outer, []).append(value)
+        elif bracket and isinstance(values.setdefault(outer, {}), dict):
+            values[outer][inner] = value
+        elif outer in values:
+            raise Refusal(400, f"{name} is there twice", param=name, code="invalid_value")
+        elif value or name == "prompt":
+            values[name] = value
+    fields = kind.model_validate(values)
+    if file is None:
+        raise Refusal(400, "file: it is missing", param="file", code="missing_required_parameter")
+    return fields, file
+
+
+async def _refused(_: Request, error: Exception) -> Response:
+    """What the router refuses: a path or method that there is not."""
+    assert isinstance(error, HTTPException)
+    raise Refusal(error.status_code, str(error.detail), headers=error.headers)
+
+
+async def _unanswered(_: Request, __: Exception) -> Response:
+    """Starlette would answer what it does not know, and raises it then: the door answers all alike."""
+    return _Nothing()
+
+
+class _Nothing(Response):
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends nothing."""
