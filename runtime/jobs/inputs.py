@@ -22,9 +22,11 @@ from dasheng_edge.runtime.clips.clips import (
 )
 from dasheng_edge.runtime.errors import ClipsError, DashengEdgeError
 from dasheng_edge.runtime.names import address_hint, printable
+from dasheng_edge.runtime.output.caption_formats import CAPTION_FORMATS
 
 STDIN = "-"
 SUBTITLED = ".subtitled"  # at the end of the name of a video with subtitles, before its ending
+_WRITTEN = frozenset(kind.suffix for kind in CAPTION_FORMATS.values())  # endings of outputs
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ class Inputs:
     """What was named, as inputs; each pass over it looks at folders anew, and holds none of what it gives.
 
     `include` and `exclude` are patterns for files in folders, of their names or of their paths in the folder, in any
-    case; without `include`, files count by their endings.
+    case; without `include`, files count by their endings. What has an output's name is taken only where a pattern says
+    so, as "*.txt" does and "*" does not.
     """
 
     names: Sequence[str]
@@ -130,15 +133,19 @@ class Inputs:
     def _wanted(self, inner: Path) -> bool:
         if any(part.startswith(".") for part in inner.parts) or _matches(inner, self.exclude):
             return False
-        if inner.stem.endswith(SUBTITLED) and not self.include:  # a copy that --mux made is no film to be subtitled
-            return False
-        return _matches(inner, self.include) if self.include else is_audio(inner)
+        if not self.include:
+            return is_audio(inner) and not _of_output(inner)
+        return _matches(inner, [pattern for pattern in self.include if _of_output(inner) in pattern.casefold()])
 
     def _matching(self, pattern: str) -> Iterator[Input]:
         root = Path(re.split(r"[*?[]", pattern, maxsplit=1)[0] + "x").parent
         found = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207  # it may be absolute, which Path refuses
         inner = {name: Path(name).relative_to(root) for name in found if is_file(Path(name))}
-        found = [name for name, path in inner.items() if not _matches(path, self.exclude)]
+        found = [
+            name
+            for name, path in inner.items()
+            if _of_output(path) in pattern.casefold() and not _matches(path, self.exclude)
+        ]
         if not found:
             yield _nothing(pattern, f"no file matches {pattern}; name files, folders, or another pattern")
         for name in found:
@@ -183,6 +190,13 @@ def _nothing(name: str, why: str) -> Input:
 def _matches(path: Path, patterns: Sequence[str]) -> bool:
     names = path.as_posix().casefold(), path.name.casefold()
     return any(fnmatchcase(name, pattern.casefold()) for pattern in patterns for name in names)
+
+
+def _of_output(path: Path) -> str:
+    """By what in its name a file is an output, as a copy that --mux made, and no input unless that is asked for."""
+    if path.stem.casefold().endswith(SUBTITLED):
+        return SUBTITLED
+    return suffix if (suffix := path.suffix.casefold()) in _WRITTEN else ""
 
 
 def _output(name: str) -> str:

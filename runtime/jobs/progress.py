@@ -193,8 +193,10 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """It is over, or was stopped; says what became of all, and how to go on."""
         self.view.close()
+        gone = (self.tally.files or 0) - self.tally.ended if kind is None else 0
         if self.tally.ended or kind is None:
-            self.view.say(self.tally.summary() + self._places())
+            left = f"; {gone} gone since they were counted" if gone > 0 else ""
+            self.view.say(self.tally.summary() + left + self._places())
         if kind is not None and self._out is not None and (self.tally.ended or self.tally.audio_s):
             self.view.say("note: what is done is stored; give the same command again to go on")
         self.view.event("end", self.tally.facts())

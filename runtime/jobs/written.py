@@ -8,8 +8,8 @@ import os
 import secrets
 import time
 from array import array
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISREG
@@ -35,8 +35,10 @@ if TYPE_CHECKING:
 FRESH_NS = 2_000_000_000  # a file changed so lately may change again without its times telling: FAT counts in 2 s
 _DIGITS = 64  # of SHA-256
 _COMPLETE, _LAST_BYTES = ("complete",), 1 << 20  # looks of one file for all without errors; its line is in these
-# What is wrong with one output alone: its name, or what has it.
-_OF_ONE = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EINVAL, errno.EILSEQ, errno.ELOOP)
+_OF_ONE = (  # what is wrong with one output alone: its name, what has it, or its folder
+    errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EINVAL, errno.EILSEQ, errno.ELOOP,
+    errno.EACCES, errno.EPERM,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,13 @@ class WrittenResults:
             raise item.error
         if self.arriving and self.ledger.place(item.source) < 0 and self._is_made(item):
             return None
-        known = self._known(item)
+        try:
+            known = self._known(item)
+        except OutputWriteError as error:
+            if not _of_one(error):
+                raise
+            self._fail(item, CaptionRow.of_error(item.audio, error))
+            return None
         if known.key in self._waiting:
             self._waiting[known.key].append((item, known))
             self._unlock(self._paths(item, known.output).values())  # there may be more copies than files may be open
@@ -221,12 +229,12 @@ class WrittenResults:
         made = [path for path in paths.values() if not path.exists()]
         try:
             if self.ledger.written[line.output] != line.digest or not all(path.exists() for path in paths.values()):
-                for name, kind in self._formats.items():
-                    self._write(paths[name], kind, self.ledger.rows(known.key, item.audio))
                 if self._mux is not None:
                     rows = self.ledger.rows(known.key, item.audio)
                     for fault in self._mux.write(item.path, rows, paths[MUX]):
                         self.note(f"{item.audio}: {fault}")
+                wanted = {paths[name]: kind for name, kind in self._formats.items()}
+                self._write(wanted, lambda: self.ledger.rows(known.key, item.audio))
                 self.ledger.add(line)
         except (OutputWriteError, SubtitleError) as error:
             for path in made if self.places.root is None else ():  # some without the others would be in the way
@@ -240,31 +248,33 @@ class WrittenResults:
 
     def _fail(self, item: Input, row: CaptionRow, known: _Known | None = None) -> None:
         self.ledger.add(ErrorLine(row=row), sure=True)
-        for kind in self._formats.values() if known is not None else ():
-            if known is not None and kind.errors:
-                rows = [*self.ledger.rows(known.key, item.audio), row]
-                self._write(self.places.path(known.output, kind.suffix), kind, rows)
         if known is not None:
-            self._unlock(self._paths(item, known.output).values())
+            paths, rows = self._paths(item, known.output), [*self.ledger.rows(known.key, item.audio), row]
+            self._write({paths[name]: kind for name, kind in self._formats.items() if kind.errors}, lambda: rows)
+            self._unlock(paths.values())
         self.progress.fail(item, row)
 
-    def _write(self, path: Path, kind: CaptionFormat, rows: Iterable[CaptionRow]) -> None:
-        """Write an output.
+    def _write(self, kinds: Mapping[Path, CaptionFormat], rows: Callable[[], Iterable[CaptionRow]]) -> None:
+        """Write the outputs of an input. They have their names when all are on the disk: a kill leaves all or none.
 
         Raises:
-            OutputWriteError: it cannot be written, whose cause says whether others can.
+            OutputWriteError: one cannot be written, whose cause says whether others can.
         """
+        path = Path()
         try:
-            if path.parent not in self._swept:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                remove_left(path.parent, "*")
-                self._swept.add(path.parent)
-            with replacing(path, sweep=False) as part, part.open("w", encoding="utf-8", newline="") as file:
-                file.writelines(kind.document(rows))
-                file.flush()
-                os.fsync(file.fileno())
+            with ExitStack() as parts:
+                for path, kind in kinds.items():
+                    if path.parent not in self._swept:
+                        path.parent.mkdir(parents=True, exist_ok=True)
+                        remove_left(path.parent, "*")
+                        self._swept.add(path.parent)
+                    part = parts.enter_context(replacing(path, sweep=False))
+                    with part.open("w", encoding="utf-8", newline="") as file:
+                        file.writelines(kind.document(rows()))
+                        file.flush()
+                        os.fsync(file.fileno())
         except OSError as error:
-            raise _write_error(path, error, beside=self.places.root is None) from error
+            raise _write_error(Path(error.filename2 or path), error, beside=self.places.root is None) from error
 
 
 class OneFileResults(WrittenResults):
@@ -371,5 +381,5 @@ def _write_error(path: Path, error: OSError, *, beside: bool) -> OutputWriteErro
 
 
 def _of_one(error: OutputWriteError | SubtitleError) -> bool:
-    """Whether others can be written although this one cannot: its name is the fault, what has it, or its video."""
+    """Whether others can be written although this one cannot."""
     return isinstance(error, SubtitleError) or getattr(error.__cause__, "errno", None) in _OF_ONE

@@ -43,10 +43,15 @@ def test_folders_in_their_order(here: Path) -> None:
     assert isinstance(empty.error, ClipsError)
 
 
-def test_copies_with_subtitles_are_no_films_of_a_folder(here: Path) -> None:
-    for name in ("film.mkv", "film.subtitled.mkv"):
+def test_outputs_are_no_inputs_unless_that_is_said(here: Path) -> None:
+    for name in ("film.mkv", "film.subtitled.mkv", "film.srt", "a.JSON"):
         (here / "other" / name).write_bytes(b"12345")
-    assert named(Inputs(["other"])) == [("other/a.wav", "a"), ("other/film.mkv", "film")]
+    inputs = [("other/a.wav", "a"), ("other/film.mkv", "film")]
+    for given in (Inputs(["other"]), Inputs(["other"], include=["*"]), Inputs(["other/*"])):
+        assert named(given) == inputs
+    assert named(Inputs(["other"], include=["*.mkv"])) == inputs[1:]
+    copies = [("other/film.subtitled.mkv", "film.subtitled")]
+    assert named(Inputs(["other"], include=["*.subtitled.mkv"])) == named(Inputs(["other/*.subtitled.*"])) == copies
     assert named(Inputs(["other/film.subtitled.mkv"])) == [("other/film.subtitled.mkv", "film.subtitled")]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -112,23 +113,60 @@ def test_subtitles_lie_beside_their_films(tiny_bundle: Path, clips: Path) -> Non
     assert (again.exit_code, "film.srt already exists" in again.stderr) == (1, True)
 
 
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
 def test_an_input_has_all_its_outputs_beside_it_or_none(
-    tiny_bundle: Path, clips: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_bundle: Path, clips: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     words = (tiny_bundle, clips / "film.wav", "--format", "srt,vtt")
 
     def full(path: Path, **options: Any) -> Any:
         if path.suffix == ".vtt":
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise error
         return replacing(path, **options)
 
     with monkeypatch.context() as patched:
         patched.setattr(written, "replacing", full)
-        assert caption(*words).exit_code == 1
+        assert caption(*words).exit_code == (1 if isinstance(error, OSError) else 130)
     assert not (clips / "film.srt").exists()
     assert caption(*words).exit_code == 0
     assert (clips / "film.srt").exists()
     assert (clips / "film.vtt").exists()
+
+
+@pytest.mark.parametrize("out", [True, False])
+def test_a_folder_that_cannot_be_written_costs_what_belongs_there(
+    tiny_bundle: Path, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, out: bool
+) -> None:
+    def refused(real: Callable[..., Any]) -> Callable[..., Any]:
+        def refuse(path: Path, *more: Any, **options: Any) -> Any:
+            if path.parent.name == "below":
+                raise PermissionError(errno.EACCES, "Permission denied")
+            return real(path, *more, **options)
+
+        return refuse
+
+    for name in ("replacing", "lock"):
+        monkeypatch.setattr(written, name, refused(getattr(written, name)))
+    done = caption(tiny_bundle, clips, "--format", "txt,json", *(("--out", tmp_path / "out") if out else ()))
+    assert done.exit_code == 1
+    assert "3 captioned" in done.stderr
+    assert "a.txt: Permission denied; make it writable" in done.stderr
+    assert "1 whose output cannot be written" in done.stderr
+
+
+def test_inputs_that_vanish_are_counted(
+    tiny_bundle: Path, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = written.WrittenResults.begin
+
+    def vanishing(self: Any, item: Any) -> Any:
+        (clips / "film.wav").unlink(missing_ok=True)
+        return begin(self, item)
+
+    monkeypatch.setattr(written.WrittenResults, "begin", vanishing)
+    done = caption(tiny_bundle, clips, "--out", tmp_path / "out")
+    assert "3 captioned" in done.stderr
+    assert "1 gone since they were counted" in done.stderr
 
 
 @pytest.mark.parametrize("turned", [False, True])
