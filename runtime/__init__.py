@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from .captioner import Captioner as Captioner
     from .embedder import Embedder as Embedder
     from .embedder import Embedding as Embedding
+    from .engine.conversation import ChatOptions as ChatOptions
+    from .engine.conversation import Message as Message
+    from .engine.conversation import Reply as Reply
     from .engine.engine import Engine as Engine
     from .engine_options import EngineOptions as EngineOptions
     from .errors import DashengEdgeError as DashengEdgeError
@@ -25,18 +28,21 @@ if TYPE_CHECKING:
 _HOMES = {
     "Bundle": "bundle.bundle",
     "Manifest": "bundle.manifest",
+    "Message": "engine.conversation",
     "Caption": "caption",
     "Captioner": "captioner",
+    "ChatOptions": "engine.conversation",
     "DashengEdgeError": "errors",
     "Embedder": "embedder",
     "Embedding": "embedder",
     "Engine": "engine.engine",
     "EngineOptions": "engine_options",
+    "Reply": "engine.conversation",
 }
 
 __all__ = [
-    "Bundle", "Caption", "Captioner", "DashengEdgeError", "Embedder", "Embedding", "Engine", "EngineOptions",
-    "Manifest",
+    "Bundle", "Caption", "Captioner", "ChatOptions", "DashengEdgeError", "Embedder", "Embedding", "Engine",
+    "EngineOptions", "Manifest", "Message", "Reply",
 ]  # fmt: skip
 
 

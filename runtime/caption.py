@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 from dasheng_edge.runtime.machine.forks import Home
 from dasheng_edge.runtime.subtitles.cue import Change
@@ -56,15 +56,18 @@ class Caption:
     changes: tuple[Change, ...] = ()  # where something sets in, at times of the clip, if that was asked for
 
 
-class CaptionStream(Iterator[str]):
-    """Pieces of a caption as they are generated; once exhausted, `caption` holds all of it.
+_Result = TypeVar("_Result")
+
+
+class TextStream(Iterator[str], Generic[_Result]):
+    """Pieces of an answer as they are generated.
 
     Work starts with the first piece. The captioner is busy until the stream is exhausted, closed or dropped.
     """
 
-    def __init__(self, run: Generator[str, None, Caption]) -> None:
+    def __init__(self, run: Generator[str, None, _Result]) -> None:
         self._run = run
-        self._caption: Caption | None = None
+        self._result: _Result | None = None
         self._home = Home("caption stream")
 
     def __next__(self) -> str:
@@ -72,24 +75,34 @@ class CaptionStream(Iterator[str]):
         try:
             return next(self._run)
         except StopIteration as stop:
-            self._caption = self._caption or stop.value
+            self._result = self._result or stop.value
             raise
 
-    def finish(self) -> Caption:
-        """Read the rest and return the whole caption.
+    def finish(self) -> _Result:
+        """Read the rest and return the whole answer.
 
         Raises:
             CaptionerBusyError: the stream or its captioner was closed, or an error ended it, before its end.
         """
         for _ in self:
             pass
-        if self._caption is None:
+        if self._result is None:
             raise CaptionerBusyError("the stream was ended before the caption was complete; start a new one")
-        return self._caption
+        return self._result
 
     def close(self) -> None:
         """Stop early and free the captioner; harmless when repeated."""
         self._run.close()
+
+    @property
+    def _whole(self) -> _Result:
+        if self._result is None:
+            raise RuntimeError("the caption is complete only after the stream was read to its end")
+        return self._result
+
+
+class CaptionStream(TextStream[Caption]):
+    """Pieces of a caption as they are generated; once exhausted, `caption` holds all of it."""
 
     @property
     def caption(self) -> Caption:
@@ -98,6 +111,4 @@ class CaptionStream(Iterator[str]):
         Raises:
             RuntimeError: the stream was not read to its end.
         """
-        if self._caption is None:
-            raise RuntimeError("the caption is complete only after the stream was read to its end")
-        return self._caption
+        return self._whole

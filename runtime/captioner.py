@@ -10,14 +10,17 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 from itertools import count, islice, starmap
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from dasheng_edge.runtime.audio.read import AudioSource
 from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.bundle.manifest import Sampling
-from dasheng_edge.runtime.caption import Caption, CaptionStream
+from dasheng_edge.runtime.caption import Caption, CaptionStream, TextStream
+from dasheng_edge.runtime.engine.chat_job import ChatJob, ChatRequest
 from dasheng_edge.runtime.engine.clip_audio import HeardAudio
-from dasheng_edge.runtime.engine.job import CaptionJob, CaptionScheduler
+from dasheng_edge.runtime.engine.conversation import ChatOptions, Message, Reply, ReplyStream
+from dasheng_edge.runtime.engine.heard_clips import HeardClips
+from dasheng_edge.runtime.engine.job import CaptionJob, CaptionScheduler, Job
 from dasheng_edge.runtime.engine.opening import open_parts, warm_up
 from dasheng_edge.runtime.engine.request import Request, RunningRequest, asked, check_count
 from dasheng_edge.runtime.engine_options import EngineOptions
@@ -52,7 +55,8 @@ class Captioner:
         self.parts = parts
         self.ask_silence = False
         self._lock = threading.Lock()
-        self._streams: weakref.WeakSet[CaptionStream] = weakref.WeakSet()
+        self._streams: weakref.WeakSet[TextStream[Any]] = weakref.WeakSet()
+        self._heard = HeardClips()
         self.sequences = Sequences(
             parts.decoder, MAX_SEQUENCES, choose=False, keep=True
         )  # of one request after another
@@ -253,6 +257,28 @@ class Captioner:
         told = None if early is None else lambda number, results: early(number, dict(zip(named, results, strict=True)))
         return (dict(zip(named, results, strict=True)) for results in self._results(clips, first, batch, told))
 
+    def chat(self, messages: Sequence[Message], options: ChatOptions | None = None) -> Reply:
+        """The next reply of a conversation: send all of its messages each time.
+
+        Clips that were heard in a turn before are not heard again, nor does the decoder read again what it still has
+        of the messages before. Without a system message, the bundle's system text is used; `Message("system", "")` is
+        none. A clip in which there is nothing is asked about all the same, and `warnings` say so.
+
+        Raises what `stream` raises.
+        """
+        return self.chat_stream(messages, options).finish()
+
+    def chat_stream(self, messages: Sequence[Message], options: ChatOptions | None = None) -> ReplyStream:
+        """As `chat`, piece by piece."""
+        request = ChatRequest(self.bundle, self.parts, messages, options)
+        stream = ReplyStream(self._chat(request))
+        self._streams.add(stream)
+        return stream
+
+    def _chat(self, request: ChatRequest) -> Generator[str, None, Reply]:
+        with self._busy():
+            return (yield from ChatJob(self.parts, request, self._heard).generate(self.sequences))
+
     def _run(self, request: Request) -> Generator[str, None, Caption]:
         with self._busy():
             running = RunningRequest(self.bundle, self.parts, request)
@@ -297,8 +323,8 @@ class Captioner:
         jobs: dict[CaptionJob, int] = {}  # in their order, with their numbers
         numbers = count()
 
-        def end(job: CaptionJob) -> None:
-            if early is None or job not in jobs:  # its turn came before
+        def end(job: Job) -> None:
+            if early is None or not isinstance(job, CaptionJob) or job not in jobs:  # its turn came before
                 return
             try:
                 results = job.results()

@@ -18,7 +18,7 @@ from dasheng_edge.runtime.bundle.golden import AUDIO_MARK
 from dasheng_edge.runtime.bundle.manifest import PromptFacts
 from dasheng_edge.runtime.errors import CheckpointFileError, CheckpointVariantError, ExportError, PromptError
 from dasheng_edge.runtime.prompt.chat_template import compile_template, render_chat, template_names
-from dasheng_edge.runtime.prompt.prompt import CONTENT_FORMS, chat_messages
+from dasheng_edge.runtime.prompt.prompt import CONTENT_FORMS, chat_messages, question
 from dasheng_edge.runtime.prompt.template_meter import TemplateBoundError
 
 from .chat_template import AudioTokens, ChatTemplate, read_audio_tokens, read_chat_template
@@ -128,7 +128,7 @@ def _probe(tokenizer: Any, template: str, facts: PromptFacts) -> tuple[tuple[boo
 
 
 def _rendered(tokenizer: Any, template: str, facts: PromptFacts, form: tuple[bool, bool]) -> str:
-    messages = chat_messages(facts.prompt, facts, form=form, system=facts.system or "")
+    messages = chat_messages(question(facts.prompt, facts, system=facts.system or ""), facts, form)
     _check_bounded(template, messages, tokenizer.special_tokens_map)
     try:
         return str(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import atexit
 import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as WaitedTooLongError
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from dasheng_edge.runtime.audio.read import AudioSource
 from dasheng_edge.runtime.bundle.bundle import Bundle
@@ -22,25 +23,30 @@ from dasheng_edge.runtime.machine.memory import started_thread
 from dasheng_edge.runtime.parts import Parts
 from dasheng_edge.runtime.text.sequences import MAX_SEQUENCES
 
+from .chat_job import ChatRequest
 from .clip_audio import HeardAudio
-from .job import CaptionJob, CaptionScheduler
+from .conversation import ChatOptions, Message, Piece, Reply
+from .heard_clips import HeardClips
+from .job import CaptionScheduler, Job
 from .opening import open_parts, warm_up
 from .request import asked, check_count
 
+_Result = TypeVar("_Result")
 
-class Ticket(Future[Caption]):
-    """A caption that was asked for: a future of Python's own, so `as_completed` and `asyncio.wrap_future` take it.
+
+class Ticket(Future[_Result]):
+    """A caption or reply that was asked for: a future of Python's, so `as_completed` and `asyncio.wrap_future` take it.
 
     Callbacks are called in the engine's thread, which waits for them.
     """
 
-    def __init__(self, engine: Engine, job: CaptionJob) -> None:
+    def __init__(self, engine: Engine, job: Job) -> None:
         super().__init__()
         self._engine = engine
-        self.job: CaptionJob | None = job  # until it is done: it has the audio, and the rows of its prompt
+        self.job: Job | None = job  # until it is done: it has the audio, and the rows of its prompt
 
-    def result(self, timeout: float | None = None) -> Caption:
-        """The caption, when it is there.
+    def result(self, timeout: float | None = None) -> _Result:
+        """The caption or reply, when it is there.
 
         Raises:
             TimeoutError: it is not there after so many seconds; it is still made.
@@ -59,20 +65,20 @@ class Ticket(Future[Caption]):
         """Do not make it: its place is free within one step. False if it is done, and in a forked child."""
         return self._engine.cancel(self)
 
-    def settle(self, result: Caption | Exception | Literal["cancelled"]) -> None:
+    def settle(self, result: _Result | Exception | Literal["cancelled"]) -> None:
         """This is what came of it; the engine says so, once, and holds no lock."""
         self.job = None
-        if isinstance(result, Caption):
-            self.set_result(result)
+        if isinstance(result, Exception):
+            self.set_exception(result)
         elif result == "cancelled":
             super().cancel()
             self.set_running_or_notify_cancel()
         else:
-            self.set_exception(result)
+            self.set_result(result)
 
 
 class Engine:
-    """Captions for any number of threads at once, `batch` of them together, in the order in which they were asked for.
+    """Answers for any number of threads at once, `batch` of them together, in the order in which they were asked for.
 
     Greedy captions are those of `Captioner.caption`: see `Sequences`. `ask_silence` is as in `Captioner`.
     """
@@ -84,8 +90,9 @@ class Engine:
         self.ask_silence = False
         self._home = Home("engine", parts)
         self._changed = threading.Condition()
-        self._tickets: dict[CaptionJob, Ticket] = {}  # that are not done
-        self._cancelled: list[CaptionJob] = []
+        self._tickets: dict[Job, Ticket[Any]] = {}  # that are not done
+        self._cancelled: list[Job] = []
+        self._heard = HeardClips()
         self._closed = False
         starts_pool(parts.decoder.settings.text_threads)
         self._scheduler = self._new_scheduler()
@@ -127,7 +134,7 @@ class Engine:
         system: str | None = None,
         max_new_tokens: int | None = None,
         sampling: Sampling | None = None,
-    ) -> Ticket:
+    ) -> Ticket[Caption]:
         """Ask for a caption; arguments as in `Captioner.stream`. What is wrong with the clip is said by `result`.
 
         Raises:
@@ -139,18 +146,40 @@ class Engine:
         self.check_home()
         request = asked(self.bundle, prompt, system, max_new_tokens, sampling)
         request = replace(request, audio=audio, ask_silence=self.ask_silence)
+        return self._added(lambda scheduler: scheduler.job(request))
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        options: ChatOptions | None = None,
+        *,
+        on_piece: Callable[[Piece], None] | None = None,
+    ) -> Ticket[Reply]:
+        """Ask for the next reply of a conversation, as `Captioner.chat`; what is wrong with clips is said by `result`.
+
+        `on_piece` is told of the text as it comes, in the engine's thread, which waits for it; what it raises ends the
+        answer, and is its error.
+
+        Raises what `submit` raises.
+        """
+        self.check_home()
+        request = ChatRequest(self.bundle, self.parts, messages, options)
+        return self._added(lambda scheduler: scheduler.chat(request, self._heard, on_piece))
+
+    def _added(self, new_job: Callable[[CaptionScheduler], Job]) -> Ticket[Any]:
         with self._changed:
             if self._closed:
                 raise CaptionerBusyError("the engine is closed; open a new one")
             if self._scheduler.closed:
                 self._scheduler = self._new_scheduler()
-            job = self._scheduler.job(request)
-            ticket = self._tickets[job] = Ticket(self, job)
+            job = new_job(self._scheduler)
+            ticket: Ticket[Any] = Ticket(self, job)
+            self._tickets[job] = ticket
             self._scheduler.add(job)
             self._changed.notify()
         return ticket
 
-    def cancel(self, ticket: Ticket) -> bool:
+    def cancel(self, ticket: Ticket[Any]) -> bool:
         """As `Ticket.cancel`."""
         if not self._home.here:
             return False
@@ -215,7 +244,7 @@ class Engine:
         for job in cancelled:
             self._scheduler.cancel(job)
 
-    def _settle(self, job: CaptionJob) -> None:
+    def _settle(self, job: Job) -> None:
         """A job is done: its caller has the result."""
         with self._changed:
             ticket = self._tickets.pop(job, None)
@@ -232,14 +261,14 @@ class Engine:
             ticket.settle(_named(job, error))
 
 
-def _outcome(job: CaptionJob) -> Caption | Exception:
+def _outcome(job: Job) -> Caption | Reply | Exception:
     try:
         return job.result()
     except Exception as error:  # noqa: BLE001  # whatever it is, the caller is told
         return _named(job, error)
 
 
-def _named(job: CaptionJob, error: BaseException) -> Exception:
+def _named(job: Job, error: BaseException) -> Exception:
     try:
         return clip_error(job.name, error)
     except DashengEdgeError as same:

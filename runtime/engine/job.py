@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from time import perf_counter
+from typing import TypeAlias
 
 from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.caption import Caption
@@ -14,7 +15,10 @@ from dasheng_edge.runtime.text.answer import Answer, share_beginning
 from dasheng_edge.runtime.text.decoder import Embeddings
 from dasheng_edge.runtime.text.sequences import Sequences
 
+from .chat_job import ChatJob, ChatRequest
 from .clip_audio import ClipAudio
+from .conversation import Piece
+from .heard_clips import HeardClips
 from .hearing import Hearing
 from .request import Request, RunningRequest
 from .scheduler import Scheduler
@@ -158,6 +162,9 @@ class CaptionJob:
         return clip_error(self.name, raised)
 
 
+Job: TypeAlias = CaptionJob | ChatJob
+
+
 class _Places:
     """The sequences of a decoder, as the scheduler sees them: a job has begun when one of its answers has."""
 
@@ -166,7 +173,7 @@ class _Places:
         self._waiting: list[Answer] = []  # of jobs that have begun
         self.close = sequences.close
 
-    def begin(self, jobs: Sequence[CaptionJob]) -> int:
+    def begin(self, jobs: Sequence[Job]) -> int:
         answers = [answer for job in jobs for answer in job.answers]
         begun = 0 if self._waiting else self._sequences.begin(answers)
         jobs_begun = 0
@@ -183,15 +190,15 @@ class _Places:
             del self._waiting[: self._sequences.begin(self._waiting)]
         self._sequences.step()
 
-    def stop(self, job: CaptionJob) -> None:
+    def stop(self, job: Job) -> None:
         answers = job.answers
         self._waiting = [one for one in self._waiting if not any(one is answer for answer in answers)]
         for answer in answers:
             self._sequences.stop(answer)
 
 
-class CaptionScheduler(Scheduler[CaptionJob]):
-    """A scheduler of captions on a bundle's parts, of which it makes up to `most` together; a clip has `questions`.
+class CaptionScheduler(Scheduler[Job]):
+    """A scheduler of answers on a bundle's parts, of which it makes up to `most` together; a clip has `questions`.
 
     `beside`, encoder and decoder work at the same time: by default where one of them is on a GPU.
     """
@@ -215,10 +222,15 @@ class CaptionScheduler(Scheduler[CaptionJob]):
         """What is asked about a clip, to `add`. What is wrong with it is its `result`."""
         return CaptionJob(self._bundle, self._parts, requests, listens=self._listens)
 
-    def _hear(self, jobs: Sequence[CaptionJob]) -> None:
-        if len(jobs) > 1:
+    def chat(self, request: ChatRequest, known: HeardClips, on_piece: Callable[[Piece], None] | None) -> ChatJob:
+        """As `job`, of a conversation."""
+        return ChatJob(self._parts, request, known, listens=self._listens, on_piece=on_piece)
+
+    def _hear(self, jobs: Sequence[Job]) -> None:
+        alone = [job for job in jobs if isinstance(job, CaptionJob)]
+        if len(alone) > 1:
             with suppress(Exception):  # what is wrong with one is seen when it is heard alone
-                self._hear_together(jobs)
+                self._hear_together(alone)
         for job in jobs:
             job.hear()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
@@ -19,7 +19,7 @@ from dasheng_edge.runtime.caption import Caption, Timings
 from dasheng_edge.runtime.errors import AudioTooLongError, PromptError
 from dasheng_edge.runtime.parts import Parts
 from dasheng_edge.runtime.text.answer import Answer
-from dasheng_edge.runtime.text.decoder import Embeddings
+from dasheng_edge.runtime.text.decoder import Decoder, Embeddings
 from dasheng_edge.runtime.text.model import Tokens
 from dasheng_edge.runtime.text.sampler import phrase_of_loop
 from dasheng_edge.runtime.text.sequences import Sequences
@@ -57,14 +57,23 @@ class Request:
             if not isinstance(text, str | None):
                 raise PromptError(f"the {name} is of type {type(text).__name__}; expected a string, or None")
         check_count("max_new_tokens", self.max_new_tokens)
-        if not isinstance(self.sampling, Sampling):
-            raise PromptError(f"sampling is of type {type(self.sampling).__name__}; expected Sampling, or None")
-        try:
-            Sampling.model_validate(self.sampling.model_dump(warnings=False))  # `model_copy` and its kind check nothing
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = first["loc"][0] if first["loc"] else "sampling"
-            raise PromptError(f"{where} of sampling is {first['input']!r}: {first['msg']}") from error
+        checked_sampling(self.sampling)
+
+
+def checked_sampling(sampling: object) -> None:
+    """Refuse what is no sampling.
+
+    Raises:
+        PromptError: it is of another type, or out of range.
+    """
+    if not isinstance(sampling, Sampling):
+        raise PromptError(f"sampling is of type {type(sampling).__name__}; expected Sampling, or None")
+    try:
+        Sampling.model_validate(sampling.model_dump(warnings=False))  # `model_copy` and its kind check nothing
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = first["loc"][0] if first["loc"] else "sampling"
+        raise PromptError(f"{where} of sampling is {first['input']!r}: {first['msg']}") from error
 
 
 def asked(
@@ -184,23 +193,8 @@ class RunningRequest:
 
     def caption(self) -> Caption:
         """The whole caption, once all is generated."""
-        answer, ms, read_ms = self._answer, self._audio.ms, self._audio.read_ms
+        answer = self._answer
         ended = self._silent or self._parts.decoder.is_end(answer.tokens[-1])
-        before_ms = self._prompt_ms + sum(ms.values()) + answer.prefill_ms
-        first_ms = before_ms + sum(answer.spent_ms[:1])
-        timings = Timings(
-            audio_decode_ms=read_ms,
-            front_end_ms=ms["front_end"] - read_ms,
-            encoder_ms=ms["encoder"],
-            projector_ms=ms["projector"],
-            prefill_ms=answer.prefill_ms,
-            first_token_ms=first_ms,
-            after_audio_ms=first_ms - read_ms if self._waited_ms is None else self._waited_ms,
-            decode_ms=sum(answer.spent_ms[1:]),
-            total_ms=before_ms + sum(answer.spent_ms),
-            decode_tokens=len(answer.spent_ms[1:]),
-            prefill_rows=answer.prefilled,
-        )
         return Caption(
             text=self._parts.decoder.detokenize(answer.tokens),
             tokens=tuple(answer.tokens[:-1] if ended else answer.tokens),
@@ -208,7 +202,7 @@ class RunningRequest:
             audio_s=self._audio.samples / self._audio.rate_hz,
             prompt_tokens=self._prompt.text_tokens,
             audio_tokens=self._audio.tokens,
-            timings=timings,
+            timings=timings_of(self._prompt_ms, [self._audio], answer, self._waited_ms),
             warnings=tuple(self._warnings()),
             confidence=answer.confidence,
             reason="silence" if self._silent else None,
@@ -219,7 +213,7 @@ class RunningRequest:
         yield from self._audio.warnings
         if self._silent:
             return
-        yield from self._cut_warnings()
+        yield from cut_warnings(self._parts.decoder, self._answer)
         seconds, comfortable_s = self._audio.samples / self._audio.rate_hz, self._prompt_facts.comfortable_s
         if seconds > comfortable_s:
             length = f"the audio is {seconds:.0f} s long"
@@ -230,17 +224,39 @@ class RunningRequest:
             below = f"quiet bins of those lie up to {self._audio.deviation_db:.1f} dB below those of the whole clip"
             yield f"{louder}: {below}; caption it as a file, without --live, for the exact numbers"
 
-    def _cut_warnings(self) -> Iterator[str]:
-        """Why the answer ends although the model had more to say."""
-        tokens, limit = self._answer.tokens, self._request.max_new_tokens
-        if self._parts.decoder.is_end(tokens[-1]):
-            return
-        if size := phrase_of_loop(tokens) or phrase_of_loop(tokens, MIN_LOOP_TOKENS):
-            phrase = self._parts.decoder.detokenize(tokens[-size:]).strip()
-            ended = "" if len(tokens) == limit else f", so it was ended after {len(tokens)} tokens"
-            yield (
-                f"the answer says {phrase!r} over and over{ended}; try no_repeat_ngram_size 4 "
-                "(--no-repeat-ngram-size 4), or a repetition penalty of 1.1"
-            )
-        if len(tokens) == limit:
-            yield f"the answer was cut at {limit} tokens; allow more (--max-new-tokens) to get all of it"
+
+def timings_of(prompt_ms: float, clips: Sequence[ClipAudio], answer: Answer, waited_ms: float | None = None) -> Timings:
+    """How long each stage of an answer took, and from the last sample to the first token if that is not all of it."""
+    ms = {stage: sum(clip.ms[stage] for clip in clips) for stage in ("front_end", "encoder", "projector")}
+    read_ms = sum(clip.read_ms for clip in clips)
+    before_ms = prompt_ms + sum(ms.values()) + answer.prefill_ms
+    first_ms = before_ms + sum(answer.spent_ms[:1])
+    return Timings(
+        audio_decode_ms=read_ms,
+        front_end_ms=ms["front_end"] - read_ms,
+        encoder_ms=ms["encoder"],
+        projector_ms=ms["projector"],
+        prefill_ms=answer.prefill_ms,
+        first_token_ms=first_ms,
+        after_audio_ms=first_ms - read_ms if waited_ms is None else waited_ms,
+        decode_ms=sum(answer.spent_ms[1:]),
+        total_ms=before_ms + sum(answer.spent_ms),
+        decode_tokens=len(answer.spent_ms[1:]),
+        prefill_rows=answer.prefilled,
+    )
+
+
+def cut_warnings(decoder: Decoder, answer: Answer) -> Iterator[str]:
+    """Why an answer ends although the model had more to say."""
+    tokens, limit = answer.tokens, answer.max_new_tokens
+    if decoder.is_end(tokens[-1]):
+        return
+    if size := phrase_of_loop(tokens) or phrase_of_loop(tokens, MIN_LOOP_TOKENS):
+        phrase = decoder.detokenize(tokens[-size:]).strip()
+        ended = "" if len(tokens) == limit else f", so it was ended after {len(tokens)} tokens"
+        yield (
+            f"the answer says {phrase!r} over and over{ended}; try no_repeat_ngram_size 4 "
+            "(--no-repeat-ngram-size 4), or a repetition penalty of 1.1"
+        )
+    if len(tokens) == limit:
+        yield f"the answer was cut at {limit} tokens; allow more (--max-new-tokens) to get all of it"

@@ -12,7 +12,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias, TypeVar
+from typing import Literal, Protocol, TypeAlias, TypeVar
 
 from dasheng_edge.runtime.bundle.manifest import PromptFacts
 from dasheng_edge.runtime.errors import PromptError
@@ -22,8 +22,8 @@ from .chat_template import MARK, MARKS, compile_template, render_chat, template_
 from .template_meter import TemplateBoundError
 
 __all__ = [
-    "Audio", "Piece", "Prompt", "PromptBuilder", "Segment", "Text", "Tokenizer", "chat_messages", "compile_template",
-    "render_chat", "template_names", "with_texts",
+    "Audio", "Piece", "Prompt", "PromptBuilder", "Role", "Segment", "Text", "Tokenizer", "Turn", "chat_messages",
+    "compile_template", "question", "render_chat", "template_names", "with_texts",
 ]  # fmt: skip
 
 
@@ -64,6 +64,17 @@ class Audio:
     clip: int
 
 
+Role: TypeAlias = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What somebody says in a conversation: texts, and the places of clips."""
+
+    role: Role
+    parts: tuple[str | Audio, ...]
+
+
 Segment: TypeAlias = Text | Audio
 Piece: TypeAlias = int | str | Audio  # a special token, a run of text with marks for users' texts, the place of a clip
 _Rows = TypeVar("_Rows")
@@ -94,10 +105,12 @@ class Prompt(tuple[Segment, ...]):
         return tuple(before.ids(0)), tuple(after.ids(0))
 
 
-MAX_MARKS = 16  # places for texts in one rendering: two are usual, and each may hold a long text
-_MARK_PATTERN = re.compile(MARK.format(r"(\d)"))
-# Whether the user's and the system's content are lists of parts, as processors of audio models send them, or plain
-# text, which is all that templates of text models take. The first that a template can render is right.
+# Places for texts in one rendering, each of which may hold a long text: usual are as many as there are texts. In
+# conversations of more than eight, each may come twice.
+MAX_MARKS = 16
+_MARK_PATTERN = re.compile(MARK.format(r"(\d+)"))
+# Whether the content of the user, and that of the others, are lists of parts, as processors of audio models send them,
+# or plain text, which is all that templates of text models take. The first that a template can render is right.
 CONTENT_FORMS = ((True, True), (True, False), (False, False))
 
 
@@ -134,7 +147,28 @@ class PromptBuilder:
         texts = [self._facts.prompt if prompt is None else prompt]
         if system := self._facts.system if system is None else system:
             texts.append(system)
-        return Prompt(segment for segment in self._filled(self.pieces(texts, clips), texts) if segment != Text(()))
+        return self._prompt(self.pieces(texts, clips), texts)
+
+    def chat(self, turns: Sequence[Turn]) -> Prompt:
+        """The prompt of a conversation, for the answer to its last turn; nothing is added but by the template.
+
+        Clips are numbered in the order in which they come. Raises what `build` raises.
+        """
+        texts, marked, names = list[str](), list[Turn](), list[str]()
+        for number, turn in enumerate(turns, 1):
+            parts: list[str | Audio] = []
+            for part in turn.parts:
+                if isinstance(part, str):
+                    parts.append(_marked(len(texts), _checked(part)))
+                    texts.append(part)
+                    names.append(f"{turn.role}'s text in message {number}")
+                else:
+                    parts.append(part)
+            marked.append(Turn(turn.role, tuple(parts)))
+        return self._prompt(self._laid_out(marked, texts, names), texts)
+
+    def _prompt(self, pieces: Iterable[Piece], texts: Sequence[str]) -> Prompt:
+        return Prompt(segment for segment in self._filled(pieces, texts) if segment != Text(()))
 
     def pieces(self, texts: Sequence[str], clips: int = 1) -> list[Piece]:
         """What the template makes of a prompt, and of a system text if there is one, with marks where these go.
@@ -142,23 +176,30 @@ class PromptBuilder:
         Raises:
             PromptError: as `build`.
         """
-        checked = [_checked(text) for text in texts]
+        marked = [_marked(index, _checked(text)) for index, text in enumerate(texts)]
+        turns = question(marked[0], self._facts, system="".join(marked[1:]), clips=clips)
+        return self._laid_out(turns, texts, ["prompt", "system text"])
+
+    def _laid_out(self, turns: Sequence[Turn], texts: Sequence[str], names: Sequence[str]) -> list[Piece]:
+        """What the template makes of turns with marks in the place of texts, in the first form that it takes."""
         errors: list[PromptError] = []
         for form in CONTENT_FORMS:
             try:
-                return self._laid_out(checked, clips, form)
+                return self._in_form(turns, texts, names, form)
             except PromptError as error:  # noqa: PERF203  # three rounds at most
                 if isinstance(error.__cause__, TemplateBoundError):
                     raise  # it did too much once, which is enough
                 errors.append(error)
         raise errors[0]
 
-    def _laid_out(self, texts: list[str], clips: int, form: tuple[bool, bool]) -> list[Piece]:
-        rendered = self._render([_marked(index, text) for index, text in enumerate(texts)], clips, form)
-        for index, (what, text) in enumerate(zip(("prompt", "system text"), texts, strict=False)):
+    def _in_form(
+        self, turns: Sequence[Turn], texts: Sequence[str], names: Sequence[str], form: tuple[bool, bool]
+    ) -> list[Piece]:
+        rendered = self._render(turns, len(texts), form)
+        for index, (what, text) in enumerate(zip(names, texts, strict=False)):
             if text.strip() and MARK.format(index) not in rendered:
                 raise PromptError(f"the bundle's chat template leaves the {what} out; it does not support one")
-        pieces = [*self._cut(rendered)]
+        pieces, clips = [*self._cut(rendered)], sum(not isinstance(part, str) for turn in turns for part in turn.parts)
         if (places := sum(isinstance(piece, Audio) for piece in pieces)) != clips:
             raise PromptError(
                 f"the bundle's chat template has {places} places for audio ({self._facts.audio_token}), "
@@ -166,8 +207,8 @@ class PromptBuilder:
             )
         return pieces
 
-    def _render(self, marked: list[str], clips: int, form: tuple[bool, bool]) -> str:
-        messages = chat_messages(marked[0], self._facts, form=form, system="".join(marked[1:]), clips=clips)
+    def _render(self, turns: Sequence[Turn], texts: int, form: tuple[bool, bool]) -> str:
+        messages = chat_messages(turns, self._facts, form)
         special_tokens = self._facts.special_tokens
         if special_tokens is None:  # the bundle does not say, as those of schema 1
             special_tokens = dict(self._tokenizer.special_texts)
@@ -176,12 +217,13 @@ class PromptBuilder:
         except Exception as error:  # a template can fail in any way that Python can
             raise PromptError(f"the bundle's chat template fails on this request: {str(error)[:500]}") from error
         places = _MARK_PATTERN.findall(rendered)
-        if MARKS.search(_MARK_PATTERN.sub("", rendered)) or {*map(int, places)} - {*range(len(marked))}:
+        if MARKS.search(_MARK_PATTERN.sub("", rendered)) or {*map(int, places)} - {*range(texts)}:
             raise PromptError("the bundle's chat template writes U+E0F0 or U+E0F1, which mark what users wrote")
-        if len(places) > MAX_MARKS or len(rendered) > MAX_TEMPLATE_LENGTH:
+        most = max(MAX_MARKS, 2 * texts)
+        if len(places) > most or len(rendered) > MAX_TEMPLATE_LENGTH:
             raise PromptError(
                 f"the bundle's chat template renders {len(rendered)} characters and the texts {len(places)} times, "
-                f"expected at most {MAX_TEMPLATE_LENGTH} and {MAX_MARKS}; correct it in the checkpoint and export again"
+                f"expected at most {MAX_TEMPLATE_LENGTH} and {most}; correct it in the checkpoint and export again"
             )
         return rendered
 
@@ -224,22 +266,28 @@ def with_texts(run: str, texts: Sequence[str]) -> str:
     return _MARK_PATTERN.sub(lambda match: texts[int(match.group(1))].strip(), run)
 
 
+def question(prompt: str, facts: PromptFacts, *, system: str = "", clips: int = 1) -> list[Turn]:
+    """The turns of one request: clips and prompt in the order that the model was trained with."""
+    audio = tuple(map(Audio, range(clips)))
+    turns = [Turn("user", (*audio, prompt) if facts.audio_first else (prompt, *audio))]
+    return [Turn("system", (system,)), *turns] if system else turns
+
+
 def chat_messages(
-    prompt: str, facts: PromptFacts, *, form: tuple[bool, bool] = (True, True), system: str = "", clips: int = 1
+    turns: Sequence[Turn], facts: PromptFacts, form: tuple[bool, bool] = CONTENT_FORMS[0]
 ) -> list[dict[str, object]]:
-    """The messages of one request, for a chat template; `form` is one of CONTENT_FORMS."""
-    user_parts, system_parts = form
-    audio: list[dict[str, str]] = [{"type": "audio"}] * clips
-    text = [{"type": "text", "text": prompt}]
-    content: object = audio + text if facts.audio_first else text + audio
-    if not user_parts:
-        places = facts.audio_token * clips
-        content = places + prompt if facts.audio_first else prompt + places
-    messages: list[dict[str, object]] = [{"role": "user", "content": content}]
-    if system:
-        turn: object = [{"type": "text", "text": system}] if system_parts else system
-        messages.insert(0, {"role": "system", "content": turn})
-    return messages
+    """The turns as a chat template is given them; `form` is one of CONTENT_FORMS."""
+    user_in_parts, others_in_parts = form
+    return [
+        {"role": turn.role, "content": _content(turn, facts, user_in_parts if turn.role == "user" else others_in_parts)}
+        for turn in turns
+    ]
+
+
+def _content(turn: Turn, facts: PromptFacts, in_parts: bool) -> object:
+    if in_parts:
+        return [{"type": "text", "text": part} if isinstance(part, str) else {"type": "audio"} for part in turn.parts]
+    return "".join(part if isinstance(part, str) else facts.audio_token for part in turn.parts)
 
 
 def _marked(index: int, text: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any, TypeAlias
@@ -15,7 +15,7 @@ from dasheng_edge.runtime.errors import DashengEdgeError
 from .context import BATCH
 from .decoder import Embeddings
 from .model import Tokens
-from .sampler import Sampler
+from .sampler import Chosen, Sampler
 
 Block: TypeAlias = NDArray[Any]  # tokens int32 [n] or embeddings float32 [n, n_embd]
 
@@ -43,6 +43,11 @@ class Answer:
     error: DashengEdgeError | None = None
     ended: bool = False
     beginning: Beginning | None = None  # of the prompt, if others begin with it, too; until the answer has begun
+    converses: bool = False  # whether it is kept for a next turn, and begins with what was kept of the last one
+    grammar: str | None = None  # of llama.cpp's kind, which the text must follow
+    top: int | None = None  # how many alternatives of each token are to be `chosen` with it; None: nothing is
+    chosen: Sequence[Chosen] = ()
+    told: Callable[[], bool] | None = None  # of each token, the end token, too; whether the answer ends with it
 
     @property
     def positions(self) -> int:

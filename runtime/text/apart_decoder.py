@@ -14,7 +14,7 @@ import numpy as np
 
 from dasheng_edge.runtime.bundle.manifest import DecoderFacts
 from dasheng_edge.runtime.engine_options import EngineSettings
-from dasheng_edge.runtime.errors import CaptionerBusyError, DecoderError
+from dasheng_edge.runtime.errors import CaptionerBusyError, DecoderError, PromptError
 from dasheng_edge.runtime.machine.forks import only_here
 from dasheng_edge.runtime.machine.memory import release_freed_memory, release_read_pages
 from dasheng_edge.runtime.machine.turns import Lent, Turns
@@ -78,6 +78,14 @@ class ApartDecoder(Decoder):
     def is_end(self, token: int) -> bool:
         """As `TextModel.is_end`."""
         return token in self._ends
+
+    def new_grammar(self, grammar: str) -> Any:  # noqa: ARG002  # as of any decoder
+        """There are none: llama.cpp asks its vocabulary at every token.
+
+        Raises:
+            PromptError: always.
+        """
+        raise PromptError('with memory="low" answers have no prescribed form; leave the form or the low memory out')
 
     def tokenize(self, text: str, parse_special: bool = False) -> Tokens:
         """As `TextModel.tokenize`.

@@ -227,12 +227,16 @@ class Context:
 
     def state(self, sequence: int) -> bytes:
         """Keys and values of a sequence, as llama.cpp writes them of a context of one sequence."""
-        size = self._llama.llama_state_seq_get_size(self.pointer, sequence)
+        size = self.state_bytes(sequence)
         buffer = np.empty(size, np.uint8)
         written = self._llama.llama_state_seq_get_data(self.pointer, pointer(buffer, ctypes.c_uint8), size, sequence)
         # All uint32: magic, sequence, how many sequences there are, then what each has: a 0 for all but this one.
         before, behind = 4 * (3 + sequence), 4 * (self._sequences - 1 - sequence)
         return buffer[:4].tobytes() + _ONE_SEQUENCE + buffer[before : written - behind].tobytes()
+
+    def state_bytes(self, sequence: int) -> int:
+        """How many bytes `state` takes."""
+        return int(self._llama.llama_state_seq_get_size(self.pointer, sequence))
 
     def restore(self, sequence: int, state: bytes, rows: int) -> bool:
         """Put what `state` gave into an empty sequence.

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from dasheng_edge.runtime.bundle.manifest import DecoderFacts
 from dasheng_edge.runtime.engine_options import EngineSettings
-from dasheng_edge.runtime.errors import DecoderError, DeviceError, MemoryShortError
+from dasheng_edge.runtime.errors import DecoderError, DeviceError, MemoryShortError, PromptError
 from dasheng_edge.runtime.gguf.check import check_gguf
 from dasheng_edge.runtime.gguf.header import Header
 from dasheng_edge.runtime.machine.devices import Device
@@ -224,6 +224,18 @@ class TextModel:
     def detokenize(self, tokens: Iterable[int]) -> str:
         """The text of tokens, without control tokens."""
         return "".join(self.text_pieces(tokens))
+
+    def new_grammar(self, grammar: str) -> Any:
+        """llama.cpp's sampler for a grammar, which the caller frees; its root is `root`.
+
+        Raises:
+            PromptError: llama.cpp does not take it.
+        """
+        llama_log().lines.clear()
+        sampler = self._llama.llama_sampler_init_grammar(self._vocab, grammar.encode(), b"root")
+        if not sampler:
+            raise PromptError(f"llama.cpp does not take the form of the answer: {llama_log().last()}; simplify it")
+        return sampler
 
     def is_end(self, token: int) -> bool:
         """Whether the vocabulary says that generation ends with this token."""

@@ -55,8 +55,10 @@ class PrefixCache:
         self._model = model
         self._memory: OrderedDict[Tokens, bytes] = OrderedDict()
 
-    def put(self, context: Context, sequence: int, tokens: Tokens) -> int:
+    def put(self, context: Context, sequence: int, tokens: Tokens, *, store: bool = True) -> int:
         """Have the rows of these tokens in an empty sequence, and how many were computed: none if they are stored.
+
+        Without `store`, they are not stored now: what comes once is not worth it, and on disk it is nobody's business.
 
         Raises:
             DecoderError: llama.cpp failed.
@@ -67,7 +69,7 @@ class PrefixCache:
         if state is not None:
             self.drop(tokens)
         context.extend(np.array(tokens, np.int32), sequence=sequence, past=0, outputs=0)
-        if len(tokens) >= MIN_TOKENS:
+        if store and len(tokens) >= MIN_TOKENS:
             self.store(tokens, context.state(sequence))
         return len(tokens)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from dasheng_edge.runtime.bundle.manifest import Sampling
 from dasheng_edge.runtime.bundle.program import PENALTY_WINDOW
 
+from .grammar import Candidates, Grammar
 from .llama import llama_cpp_library
 
 if TYPE_CHECKING:
@@ -25,18 +27,37 @@ MAX_PHRASE = 64  # tokens that are looked for as one phrase
 MIN_TIMES = 4  # that a phrase comes in a loop
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """A token that was chosen, with natural log-probabilities by the model alone; `top` are the likeliest, in order."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
 class Sampler:
     """One for each answer, since what it chose before counts.
 
     It keeps the log-probability of each token that it chose, by the model alone: at temperature 1, whatever penalties
-    and limits it was chosen under, so that the confidence of answers can be compared.
+    and limits it was chosen under, so that the confidence of answers can be compared. With `top`, it keeps what else
+    was as likely, too. With a grammar, the likeliest token that the grammar allows is the likeliest.
+
+    Raises:
+        PromptError: llama.cpp does not take the grammar.
     """
 
-    def __init__(self, model: TextModel, sampling: Sampling) -> None:
+    def __init__(
+        self, model: TextModel, sampling: Sampling, top: int | None = None, grammar: str | None = None
+    ) -> None:
         self._llama = llama_cpp_library()
         likeliest = not sampling.temperature and sampling.repetition_penalty == 1.0
         self._chain = None if likeliest else self._new_chain(model.n_vocab, sampling)
-        self.greedy = likeliest and not sampling.no_repeat_ngram_size  # always the likeliest token
+        self._grammar = None if grammar is None else Grammar(model, grammar)
+        # Whether it is always the likeliest token, and nothing else is asked.
+        self.greedy = likeliest and not sampling.no_repeat_ngram_size and top is None and grammar is None
+        self._top = top
+        self.chosen: list[Chosen] = []  # with `top`
         self._ngrams = Ngrams(sampling.no_repeat_ngram_size) if sampling.no_repeat_ngram_size else None
         self._log_probabilities: list[float] = []
 
@@ -53,21 +74,41 @@ class Sampler:
         """The token after a row of the last batch; `logits` are that row's, as llama.cpp's own samplers see them."""
         banned = self._ngrams.banned() if self._ngrams is not None else []
         before, logits[banned] = logits[banned], -np.inf
-        if self._chain is None:
+        if self._grammar is not None:
+            token = self._grammar.next(logits, self._picked)
+            if self._chain is not None:
+                self._llama.llama_sampler_accept(self._chain, token)
+        elif self._chain is None:
             token = int(logits.argmax())  # llama.cpp's own greedy sampler copies and sorts what it looks at
         else:
             token = int(self._llama.llama_sampler_sample(self._chain, context.pointer, row))
         logits[banned] = before
         if self._ngrams is not None:
             self._ngrams.add(token)
-        self._log_probabilities.append(log_probability(logits, token))
+        own = log_probability(logits, token)
+        self._log_probabilities.append(own)
+        if self._top is not None:
+            self.chosen.append(Chosen(token, own, self._likeliest(logits, own - float(logits[token]))))
         return token
+
+    def _picked(self, logits: NDArray[np.float32]) -> int:
+        """As `next`, but nothing is remembered."""
+        return int(logits.argmax()) if self._chain is None else Candidates(logits).apply(self._chain)
+
+    def _likeliest(self, logits: NDArray[np.float32], shift: float) -> tuple[tuple[int, float], ...]:
+        """So many tokens as were asked for, with logits and what makes log-probabilities of them."""
+        most = min(self._top or 0, len(logits))
+        first = np.argpartition(logits, -most)[-most:] if most else np.zeros(0, np.int64)
+        first = first[np.argsort(-logits[first], kind="stable")]
+        return tuple((int(token), float(logits[token]) + shift) for token in first)
 
     def close(self) -> None:
         """Free it; harmless when repeated."""
         if self._chain is not None:
             self._llama.llama_sampler_free(self._chain)
             self._chain = None
+        if self._grammar is not None:
+            self._grammar.close()
 
     def _new_chain(self, n_vocab: int, sampling: Sampling) -> Any:
         """In the order of transformers, whose settings these are: temperature first. At 0 it is greedy."""

@@ -12,11 +12,11 @@ import numpy as np
 
 from dasheng_edge.runtime.errors import DashengEdgeError, DecoderError, MemoryShortError
 
-from .answer import Answer, Beginning, Block, Place, groups
+from .answer import Answer, Block, Place, groups
+from .beginnings import Beginnings
 from .context import Context
 from .decoder import CONTEXT_STEP, FIRST_CONTEXT, Decoder, Embeddings
 from .model import Tokens
-from .prefix_cache import PrefixCache
 from .sampler import Sampler, phrase_of_loop
 
 MAX_SEQUENCES = 256  # llama.cpp's own limit; each takes keys and values of its own
@@ -37,10 +37,9 @@ class Sequences:
         self._choose_there = decoder.settings.text_device != "cpu" if choose is None else choose
         self._keep = keep
         self._decoder, self._most, self._limit = decoder, most, most  # the limit is lower where memory is short
-        self._prefixes = decoder.prefixes or PrefixCache(None, "")  # in memory alone
+        self._beginnings = Beginnings(decoder)
         self._context: Context | None = None
         self._places: dict[int, Place] = {}  # by sequence
-        self._leads: dict[int, Tokens] = {}  # with which sequences begin, those of answers that have ended, too
         self._sequences = self._each = 0  # of the context, and positions of each
         decoder.users.add(self)
 
@@ -59,6 +58,7 @@ class Sequences:
             place.sampler.close()
         self._places.clear()
         self._drop_context()
+        self._beginnings.close()
 
     def leave(self) -> None:
         """Close the context, in which no answer is, as if nothing had been asked."""
@@ -84,7 +84,7 @@ class Sequences:
                 place = self._placed(answer, len(answers) - taken)
                 if place is None:
                     break
-                placed.append((place, self._lead(place)))
+                placed.append((place, self._begun(place)))
             except DashengEdgeError as error:
                 self._end(answer, error)
             taken += 1
@@ -102,12 +102,15 @@ class Sequences:
             place = self._placed(answer, 1)
             assert place is not None, "another answer is in the making"
             start = perf_counter()
-            self._put_lead(place, tuple(token for tokens in answer.prompt for token in tokens))
+            assert self._context is not None
+            self._beginnings.put_lead(
+                self._context, place, tuple(token for tokens in answer.prompt for token in tokens)
+            )
             answer.prefill_ms += 1000 * (perf_counter() - start)
             for segment in filter(len, segments):
                 self._append(place, self._decoder.checked(segment))
         except BaseException:
-            self._leads.clear()
+            self._beginnings.lose()
             self.stop(answer)
             raise
         self._choose(place, -1, 0.0)
@@ -139,13 +142,15 @@ class Sequences:
     def stop(self, answer: Answer) -> None:
         """Let go of an answer, whose place is free at once; harmless if it is not in the making."""
         for place in [place for place in self._places.values() if place.answer is answer]:
+            if self._context is not None and answer.error is None:
+                self._beginnings.keep(self._context, place)
             place.sampler.close()
             del self._places[place.sequence]
 
     def _end(self, answer: Answer, error: DashengEdgeError | None = None) -> None:
         answer.ended, answer.error = True, error
         if error is not None:
-            self._leads.clear()
+            self._beginnings.lose()
         self.stop(answer)
 
     def _placed(self, answer: Answer, wanted: int) -> Place | None:
@@ -155,7 +160,7 @@ class Sequences:
         if not self._fit(self._each_for(answer.positions), wanted):
             return None
         sequence = next(index for index in range(self._sequences) if index not in self._places)
-        place = Place(sequence, answer, Sampler(self._decoder, answer.sampling))
+        place = Place(sequence, answer, Sampler(self._decoder, answer.sampling, answer.top, answer.grammar))
         self._places[sequence] = place
         self._say_who_chooses(place)
         return place
@@ -237,7 +242,7 @@ class Sequences:
         if self._context is not None:
             self._context.close()
         self._context, self._sequences, self._each = None, 0, 0
-        self._leads.clear()
+        self._beginnings.lose()
 
     def _close_gaps(self) -> None:
         """Have the answers in the first sequences: llama.cpp computes those on either side of a gap one by one."""
@@ -247,62 +252,17 @@ class Sequences:
             place.sequence = next(index for index in range(last) if index not in self._places)
             self._context.forget(place.sequence, 0)
             self._context.move(last, place.sequence)
-            self._leads[place.sequence] = self._leads.pop(last, ())
+            self._beginnings.move(last, place.sequence)
             self._say_who_chooses(place)
             self._places[place.sequence] = place
 
-    def _lead(self, place: Place) -> Block:
-        """Have the leading tokens of a prompt in the cache; returns its other rows.
-
-        They are computed once, and copied from then on: as `Decoder.prefill` does, so that the numbers are the same.
-        """
-        blocks = [self._decoder.checked(segment) for segment in place.answer.prompt if len(segment)]
+    def _begun(self, place: Place) -> Block:
+        """As `Beginnings.put`."""
         start = perf_counter()
-        shared, place.answer.beginning = place.answer.beginning, None
-        if shared is not None:
-            common = sum(1 for segment in shared.segments if len(segment))
-            self._begin_as(place, shared, blocks[:common])
-            del blocks[:common]
-        *others, last = self._decoder.merged(blocks if shared is not None else self._without_lead(place, blocks))
-        self._extend(place, others)  # none, unless llama.cpp does not show the embeddings of tokens
-        place.answer.prefill_ms += 1000 * (perf_counter() - start)
-        return last
-
-    def _without_lead(self, place: Place, blocks: Sequence[Block]) -> Sequence[Block]:
-        """The other blocks, if the first has leading tokens, which are put into the cache."""
-        lead = len(blocks) > 1 and blocks[0].ndim == 1
-        self._put_lead(place, tuple(blocks[0].tolist()) if lead else ())
-        return blocks[1:] if lead else blocks
-
-    def _put_lead(self, place: Place, lead: Tokens) -> None:
-        """Have these tokens in the cache and no others; they stay there from one answer to the next."""
-        context, kept = self._context, self._leads.pop(place.sequence, ()) == lead
-        assert context is not None
-        context.forget(place.sequence, len(lead) if kept else 0)
-        if not kept:
-            place.answer.prefilled += self._prefixes.put(context, place.sequence, lead)
-        place.past = len(lead)
-        self._leads[place.sequence] = lead
-
-    def _begin_as(self, place: Place, beginning: Beginning, blocks: Sequence[Block]) -> None:
-        """Have the rows of a beginning in the cache."""
-        context, rows = self._context, sum(map(len, blocks))
-        assert context is not None
-        if beginning.state is not None:
-            self._leads.pop(place.sequence, None)
-            context.forget(place.sequence, 0)
-            if context.restore(place.sequence, beginning.state, rows):
-                place.past = rows
-                return
-        self._extend(place, self._without_lead(place, blocks))
-        beginning.state = context.state(place.sequence)
-
-    def _extend(self, place: Place, blocks: Sequence[Block]) -> None:
         assert self._context is not None
-        for block in blocks:
-            self._context.extend(block, sequence=place.sequence, past=place.past, outputs=0)
-            place.past += len(block)
-            place.answer.prefilled += len(block)
+        rest = self._beginnings.put(self._context, place)
+        place.answer.prefill_ms += 1000 * (perf_counter() - start)
+        return rest
 
     def _append(self, place: Place, block: Block) -> None:
         """Decode more of a prompt that is alone, in a larger context if need be; its last row has logits."""
@@ -388,11 +348,13 @@ class Sequences:
             else:
                 token = place.sampler.next(context, context.logits(row), row)
                 answer.confidence = place.sampler.confidence
+                answer.chosen = place.sampler.chosen
         except DashengEdgeError as error:  # NaN: of this row alone
             self._end(answer, error)
             return
         answer.tokens.append(token)
         answer.spent_ms.append(spent_ms + 1000 * (perf_counter() - start))
         full = len(answer.tokens) == answer.max_new_tokens
-        if full or self._decoder.is_end(token) or phrase_of_loop(answer.tokens):
+        enough = answer.told is not None and answer.told()
+        if full or enough or self._decoder.is_end(token) or phrase_of_loop(answer.tokens):
             self._end(answer)

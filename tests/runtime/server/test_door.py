@@ -29,7 +29,7 @@ PATH = "/v1/audio/transcriptions"
 FIELDS = {"model": "tiny:caption"}
 
 
-class Waiting(Ticket):
+class Waiting(Ticket[Caption]):
     """A caption that is made when somebody says so."""
 
     def __init__(self) -> None:
