@@ -21,6 +21,7 @@ from .asking import Asking
 from .door import Door, Limits
 from .keys import Keys, Policy
 from .models import Models
+from .page import page
 from .places import Places
 from .transcription import AudioFields, TranscriptionFields, TranslationFields, transcribe
 from .visits import Metrics, stderr_log
@@ -83,11 +84,14 @@ class Server:
         )  # fmt: skip
         errors: dict[int | str, dict[str, Any]] = {kind: {"model": ErrorBody} for kind in ("4XX", "5XX")}
         for path, methods, endpoint in self._endpoints():
-            app.add_api_route(path, endpoint, methods=methods, responses=errors, response_model=None)
+            app.add_api_route(
+                path, endpoint, methods=methods, responses=errors, response_model=None, include_in_schema=path != "/"
+            )
         return app
 
     def _endpoints(self) -> list[tuple[str, list[str], Callable[..., Awaitable[Response]]]]:
         return [
+            ("/", ["GET", "HEAD"], self.page),
             ("/health", ["GET"], self.health),
             ("/ready", ["GET"], self.is_ready),
             ("/metrics", ["GET"], self.numbers),
@@ -96,6 +100,10 @@ class Server:
             ("/v1/audio/transcriptions", ["POST"], self.transcriptions),
             ("/v1/audio/translations", ["POST"], self.translations),
         ]
+
+    async def page(self) -> Response:
+        """The page for people."""
+        return Response(page().body, headers=page().headers)
 
     async def health(self) -> Response:
         """Whether the process answers."""
