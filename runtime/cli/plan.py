@@ -19,13 +19,18 @@ _MAX_S, _MAX_TOKENS = 3600.0, 4096
 
 
 def plan(
-    bundles: Annotated[list[Path] | None, bundle_argument("Bundles, which need not be on the board.")] = None,
+    bundles: Annotated[
+        list[Path] | None,
+        bundle_argument(
+            "Bundles, and recipes of `quantize` by name; default: see `dasheng-edge config`.", "BUNDLE|RECIPE"
+        ),
+    ] = None,
     *,
     recipes: Annotated[
         str | None,
         typer.Option(
             metavar="NAMES",
-            help="What `quantize` would make of the first bundle, too: recipes with commas between them, or all.",
+            help="What `quantize` would make of the first bundle: recipes with commas between them, or all.",
         ),
     ] = None,
     board: Annotated[
@@ -56,20 +61,18 @@ def plan(
     if boards:
         _list(as_json=as_json)
         return
-    if not (bundles or calibrate):
-        raise typer.BadParameter("name a bundle, or --calibrate or --boards")
     if calibrate:
         from dasheng_edge.runtime.planning.calibrate import calibrate as measure
 
         say(f"stored in {store_calibration(measure(say))}")
         if not bundles and as_json:
             print_json(load_board("here"))
-    if not bundles:
+    if calibrate and not bundles:
         return
     from dasheng_edge.runtime.planning.memory import Use
     from dasheng_edge.runtime.planning.speed import predict
 
-    known, shapes = load_board(board), _shapes(bundles, recipes)
+    shapes, known = _shapes(bundles or [], recipes), load_board(board)
     use = Use(clip, tokens, threads or known.threads, low=low_memory)
     predictions = [predict(shape, known, use, threads) for shape in shapes]
     _tell(known, predictions, as_json=as_json)
@@ -97,14 +100,20 @@ def _tell(board: Board, predictions: list[Prediction], *, as_json: bool) -> None
     show(why)
 
 
-def _shapes(bundles: list[Path], recipes: str | None) -> list[ModelShape]:
-    """Of bundles, and what recipes would make of the first."""
+def _shapes(words: list[Path], recipes: str | None) -> list[ModelShape]:
+    """Of bundles, and what recipes would make of the first, or of the default one."""
     from dasheng_edge.runtime.bundle.bundle import Bundle
+    from dasheng_edge.runtime.config.default_bundle import default_bundle
+    from dasheng_edge.runtime.config.settings import settings
     from dasheng_edge.runtime.planning.recipes import RECIPE_SIZES, made
     from dasheng_edge.runtime.planning.shape import ModelShape
 
-    shapes = [ModelShape.of(Bundle.open(path, check_sha256=False)) for path in bundles]
-    names = [name.strip() for name in (recipes or "").split(",") if name.strip()]
+    bundles = [word for word in words if word.exists() or str(word) not in RECIPE_SIZES]
+    names = [str(word) for word in words if word not in bundles]
+    names += [name.strip() for name in (recipes or "").split(",") if name.strip()]
+    shapes = [
+        ModelShape.of(Bundle.open(path, check_sha256=False)) for path in bundles or [default_bundle(settings()).path]
+    ]
     if names == ["all"]:
         every = [made(shapes[0], name) for name in RECIPE_SIZES]
         return [*shapes, *(one for one in every if one.total_bytes < shapes[0].total_bytes)]
@@ -128,7 +137,8 @@ def _print(board: Board, predictions: list[Prediction]) -> None:
     from rich.table import Table
 
     use, memory, seconds = predictions[0].use, Table(""), Table("")
-    for heading in ("disk", "peak", *([] if use.low else ["--low-memory"]), "fits"):
+    has_low, answers = any(one.low for one in predictions), any(one.shape.decoder for one in predictions)
+    for heading in ("disk", "peak", *(["--low-memory"] if has_low else []), "fits"):
         memory.add_column(heading, justify="right")
     for heading in (
         "load",
@@ -142,7 +152,7 @@ def _print(board: Board, predictions: list[Prediction]) -> None:
         seconds.add_column(heading, justify="right")
     for name, one in zip(_short([one.shape.name for one in predictions]), predictions, strict=True):
         times = one.times
-        least = [] if use.low else [_mb(one.low.account.peak) if one.low else ""]
+        least = [_mb(one.low.account.peak) if one.low else ""] if has_low else []
         fits = "yes" if one.fits else "--low-memory" if one.low and one.low.fits else "NO"
         memory.add_row(name, _mb(one.shape.total_bytes), _mb(one.account.peak), *least, fits)
         seconds.add_row(
@@ -154,7 +164,8 @@ def _print(board: Board, predictions: list[Prediction]) -> None:
     low = " with --low-memory" if use.low else ""
     show(f"{board.name}; memory{low}, of which there are {_mb(predictions[0].memory_bytes)}:")
     print_table(memory)
-    show(f"A clip of {use.clip_s:g} s and {use.tokens} tokens, {_threads(use.threads)}{low}:")
+    said = f" and {use.tokens} tokens" if answers else ""
+    show(f"A clip of {use.clip_s:g} s{said}, {_threads(use.threads)}{low}:")
     print_table(seconds)
 
 

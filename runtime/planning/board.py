@@ -150,8 +150,10 @@ def load_board(name: str) -> Board:
                 return _parsed(file.read(MAX_BYTES + 1), name)
     except OSError as error:
         raise BoardError(f"cannot read {path}: {error.strerror or error}; check the path") from error
-    known = did_you_mean(name, [*names, HERE])
-    hint = known or f"expected one of {', '.join(names)}"
+    hint = did_you_mean(name, [*names, HERE])
+    if path.is_dir() or path.suffix or len(path.parts) > 1:
+        there = "is a folder" if path.is_dir() else "does not exist"
+        raise BoardError(f"the file of a board {path} {there}; name another file, or a board that is known; {hint}")
     raise BoardError(f"no board is called {name!r}, and no file of a board has this name; {hint}")
 
 
@@ -181,7 +183,7 @@ def _parsed(content: bytes, name: str) -> Board:
         where = ".".join(map(str, first["loc"])) or "the top level"
         raise BoardError(f"{name} is not a board: {where}: {first['msg']}; see docs/boards.md") from error
     except (ValueError, RecursionError) as error:
-        raise BoardError(f"{name} is not a board: {error}; see docs/boards.md") from error
+        raise BoardError(f"{name} is not a board, since it is no JSON: {error}; see docs/boards.md") from error
 
 
 def this_machine() -> dict[str, str]:

@@ -13,6 +13,7 @@ from dasheng_edge.runtime.bundle.manifest import KvType
 from dasheng_edge.runtime.engine_options import FLOAT_TYPES
 from dasheng_edge.runtime.errors import BoardError
 from dasheng_edge.runtime.gguf.check import BLOCKS
+from dasheng_edge.runtime.names import did_you_mean
 
 from .memory import Use, account
 from .shape import DecoderShape, Matrices, ModelShape
@@ -53,7 +54,7 @@ def made(shape: ModelShape, recipe: str) -> ModelShape:
         BoardError: there is no such recipe, or the bundle is quantized already.
     """
     if recipe not in RECIPE_SIZES:
-        raise BoardError(f"no recipe is called {recipe!r}; expected one of {', '.join(RECIPE_SIZES)}")
+        raise BoardError(f"no recipe is called {recipe!r}; {did_you_mean(recipe, [*RECIPE_SIZES])}")
     if not is_source(shape):
         raise BoardError(
             f"{shape.name} is quantized already, so no recipe is made of it; name the bundle as it was exported"

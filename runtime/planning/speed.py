@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dasheng_edge.runtime.gguf.check import Sizes
 
@@ -80,8 +80,10 @@ def predict(shape: ModelShape, board: Board, use: Use, threads: int | None = Non
         decode_s=max(0, use.tokens - 1) * token_s + call_s if shape.decoder else 0.0,  # the first comes of the prefill
         turn_s=_open_s(shape, board) if use.low and shape.decoder else 0.0,
     )
+    if not shape.decoder:  # `embed` prepares for many clips
+        use = replace(use, packed=not use.low)
     kept = account(shape, use, int(board.process_mb * 1e6))
-    low = None if use.low or not shape.decoder else predict(shape, board, use.with_low_memory, threads)
+    low = None if use.low else predict(shape, board, use.with_low_memory, threads)
     return Prediction(shape, use, kept, times, rows, int(board.memory_mb * 1e6), board.watts, low)
 
 

@@ -34,6 +34,24 @@ def test_a_bundle_and_its_recipes_on_a_board(tiny_bundle: Path) -> None:
     assert told["take"] in {one["name"] for one in told["predictions"]}
 
 
+def test_recipes_are_words_too_and_a_bundle_by_default(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    named = json.loads(run("plan", tiny_bundle, "small", "tiny", "--board", "pi5", "--json").stdout)
+    monkeypatch.setenv("DASHENG_EDGE_BUNDLE", str(tiny_bundle))
+    assert json.loads(run("plan", "small", "tiny", "--board", "pi5", "--json").stdout) == named
+    assert [one["name"] for one in named["predictions"]] == [str(tiny_bundle), "small", "tiny"]
+
+
+def test_low_memory_is_told_beside(tiny_bundle: Path) -> None:
+    (one,) = json.loads(run("plan", tiny_bundle, "--board", "pi5", "--json").stdout)["predictions"]
+    (low,) = json.loads(run("plan", tiny_bundle, "--board", "pi5", "--low-memory", "--json").stdout)["predictions"]
+    assert (one["low_memory_peak_bytes"], one["low_memory_fits"]) == (low["peak_bytes"], low["fits"])
+    assert one["low_memory_caption_s"] == low["caption_s"] > one["caption_s"]
+    assert low["low_memory_peak_bytes"] is None
+    shown = run("plan", tiny_bundle, "--board", "pi5", "--threads", "1").stdout
+    assert "rates are those of 4 threads" in shown
+    assert max(len(line) for line in shown.splitlines() if line[0] in "┏┃┡│└") <= 80
+
+
 def test_a_board_without_room(tiny_bundle: Path, tmp_path: Path) -> None:
     path = tmp_path / "small.json"
     path.write_text(load_board("pi5").model_copy(update={"memory_mb": 64.0}).model_dump_json())
@@ -64,12 +82,17 @@ def test_calibrate_stores_what_holds_then(tiny_bundle: Path, tmp_path: Path, mon
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        ((), "name a bundle"),
+        ((), "no bundle is named"),
         (("nowhere", "--board", "pi5"), "cannot open bundle"),
-        (("--board", "pi6"), "name a bundle"),
+        (("small", "--board", "pi5"), "no bundle is named"),
+        (("BUNDLE", "--board", "pi6"), "did you mean pi5"),
+        (("BUNDLE", "--board", "mine.json"), "does not exist"),
+        (("BUNDLE", "--board", "."), "is a folder"),
+        (("BUNDLE", "--recipes", "smal", "--board", "pi5"), "did you mean small"),
     ],
 )
-def test_wrong_use(words: tuple[str, ...], why: str) -> None:
+def test_wrong_use(words: tuple[str, ...], why: str, tiny_bundle: Path) -> None:
+    words = tuple(str(tiny_bundle) if word == "BUNDLE" else word for word in words)
     shown = run("plan", *words)
     assert shown.exit_code
     assert why in shown.stderr
