@@ -38,10 +38,11 @@ from .listen import listen
 from .options import say, wrong_parameter
 from .plan import plan
 from .serve import serve
+from .talk import ask, chat
 from .tune import tune
 from .verify import verify
 
-COMMANDS = (caption, listen, serve, embed, verify, info, doctor, plan, bench, tune, config, upgrade)
+COMMANDS = (caption, ask, chat, listen, serve, embed, verify, info, doctor, plan, bench, tune, config, upgrade)
 # Each has COMMANDS of its own; loaded by name, since the runtime must not import upwards.
 COMMAND_MODULES = ("dasheng_edge.export.cli", "dasheng_edge.quant.cli")
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # of the parser; Typer does not name it

@@ -19,7 +19,7 @@ from dasheng_edge.runtime.text.sequences import Sequences
 from .clip_audio import ClipAudio, HeardAudio
 from .conversation import ChatOptions, Message, Piece, Reply, TokenLogprob, Usage, checked_messages, turns_of
 from .heard_clips import HeardClips, clip_key
-from .request import cut_warnings, timings_of
+from .request import cut_warnings, timings_of, too_long_to_hear_well
 from .written_text import WrittenText
 
 
@@ -40,7 +40,7 @@ class ChatRequest:
         checked = checked_messages(messages, facts)
         self.prompt = parts.prompts.chat(turns_of(checked))
         self.clips = [clip for message in checked for clip in message.clips]
-        self.options = options
+        self.options, self.comfortable_s = options, facts.comfortable_s
         self.max_new_tokens = options.max_new_tokens or facts.max_new_tokens
         self.sampling = options.sampling or facts.sampling
         self.grammar = None if options.schema is None else grammar_of(options.schema)
@@ -239,6 +239,11 @@ class ChatJob:
         tokens = tuple(answer.tokens[:-1] if ended else answer.tokens)
         warnings = [warning for clip in clips for warning in clip.audio.warnings]
         warnings += [f"{clip.audio.name}: there is nothing to be heard in it" for clip in clips if clip.silent]
+        warnings += [
+            f"{one.name}: {too_long_to_hear_well(one.seconds, request.comfortable_s)}; cut it into pieces"
+            for one in heard
+            if one.seconds > request.comfortable_s
+        ]
         if not self._text.stopped:
             warnings += cut_warnings(decoder, answer)
         return Reply(

@@ -216,9 +216,8 @@ class RunningRequest:
         yield from cut_warnings(self._parts.decoder, self._answer)
         seconds, comfortable_s = self._audio.samples / self._audio.rate_hz, self._prompt_facts.comfortable_s
         if seconds > comfortable_s:
-            length = f"the audio is {seconds:.0f} s long"
-            worse = f"this model's captions get worse beyond {comfortable_s:.0f} s"
-            yield f"{length}; {worse}: caption windows of it (--window), or cut it into pieces"
+            too_long = too_long_to_hear_well(seconds, comfortable_s)
+            yield f"{too_long}: caption windows of it (--window), or cut it into pieces"
         if self._audio.deviation_db >= MIN_DEVIATION_DB:
             louder = "it got louder after parts of it were encoded"
             below = f"quiet bins of those lie up to {self._audio.deviation_db:.1f} dB below those of the whole clip"
@@ -244,6 +243,11 @@ def timings_of(prompt_ms: float, clips: Sequence[ClipAudio], answer: Answer, wai
         decode_tokens=len(answer.spent_ms[1:]),
         prefill_rows=answer.prefilled,
     )
+
+
+def too_long_to_hear_well(seconds: float, comfortable_s: float) -> str:
+    """What is to be said of so long a clip."""
+    return f"the audio is {seconds:.0f} s long; this model's captions get worse beyond {comfortable_s:.0f} s"
 
 
 def cut_warnings(decoder: Decoder, answer: Answer) -> Iterator[str]:

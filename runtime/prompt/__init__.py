@@ -1,1 +1,1 @@
-"""From what is asked to tokens, with places for audio: chat templates. Knows no llama.cpp and no audio file."""
+"""From what is asked to tokens, with places for audio, and the form of the answer. Knows no llama.cpp."""

@@ -12,6 +12,8 @@ from dasheng_edge.runtime.languages.language import Language
 from dasheng_edge.runtime.output.caption_formats import SPEECH
 
 if TYPE_CHECKING:
+    from dasheng_edge.runtime.bundle.bundle import Bundle
+    from dasheng_edge.runtime.bundle.manifest import Sampling
     from dasheng_edge.runtime.captioner import Captioner
     from dasheng_edge.runtime.jobs.pieces import Questions
 
@@ -45,6 +47,7 @@ AskOption = Annotated[
         help="What to ask, with a name for the answer; several are answered in one go. 'NAME=' is the bundle's prompt.",
     ),
 ]
+SeedOption = Annotated[int | None, typer.Option(min=0, metavar="N", help="Seed of the sampling.")]
 SpeechOption = Annotated[
     Language | None,
     language_option("Transcribe speech in a language such as en, too; subtitles show it without brackets."),
@@ -73,18 +76,24 @@ class Asked:
 
     def questions(self, captioner: Captioner, *, changes: bool = False) -> Questions:
         """The same for a bundle, with its sampling where none is given."""
-        from pydantic import ValidationError
-
-        from dasheng_edge.runtime.bundle.manifest import Sampling
         from dasheng_edge.runtime.jobs.pieces import Questions
 
-        given = {name: value for name, value in self._sampling.items() if value is not None}
-        try:
-            sampling = Sampling.model_validate(captioner.bundle.prompt_facts.sampling.model_dump() | given)
-        except ValidationError as error:
-            option = str(error.errors()[0]["loc"][0]).replace("_", "-")
-            raise typer.BadParameter(wrong_value(error), param_hint=f"'--{option}'") from error
+        sampling = sampling_of(captioner.bundle, **self._sampling)
         return Questions(self._prompt, self._system, self._max_new_tokens, sampling, self.named, changes)
+
+
+def sampling_of(bundle: Bundle, **given: float | None) -> Sampling:
+    """The bundle's sampling, with what options say in its place."""
+    from pydantic import ValidationError
+
+    from dasheng_edge.runtime.bundle.manifest import Sampling
+
+    stated = {name: value for name, value in given.items() if value is not None}
+    try:
+        return Sampling.model_validate(bundle.prompt_facts.sampling.model_dump() | stated)
+    except ValidationError as error:
+        option = str(error.errors()[0]["loc"][0]).replace("_", "-")
+        raise typer.BadParameter(wrong_value(error), param_hint=f"'--{option}'") from error
 
 
 def _named(prompt: str | None, ask: list[str], speech: Language | None) -> dict[str, str | None]:
