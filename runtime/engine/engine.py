@@ -126,7 +126,7 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def submit(
+    def submit(  # noqa: PLR0913  # as `Captioner.stream`
         self,
         audio: AudioSource | HeardAudio,
         prompt: str | None = None,
@@ -134,8 +134,13 @@ class Engine:
         system: str | None = None,
         max_new_tokens: int | None = None,
         sampling: Sampling | None = None,
+        changes: bool = False,
+        on_text: Callable[[str], None] | None = None,
     ) -> Ticket[Caption]:
         """Ask for a caption; arguments as in `Captioner.stream`. What is wrong with the clip is said by `result`.
+
+        With `changes`, the caption says where something sets in. `on_text` is told of the text as it comes, in the
+        engine's thread, which waits for it; a character that never becomes whole is in the caption alone.
 
         Raises:
             PromptError: an argument is of another type, or out of range.
@@ -145,7 +150,9 @@ class Engine:
         """
         self.check_home()
         request = asked(self.bundle, prompt, system, max_new_tokens, sampling)
-        request = replace(request, audio=audio, ask_silence=self.ask_silence)
+        request = replace(
+            request, audio=audio, ask_silence=self.ask_silence, changes=changes, on_text=on_text
+        )  # fmt: skip
         return self._added(lambda scheduler: scheduler.job(request))
 
     def chat(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from time import perf_counter
 from typing import TypeAlias
 
@@ -22,6 +23,7 @@ from .heard_clips import HeardClips
 from .hearing import Hearing
 from .request import Request, RunningRequest
 from .scheduler import Scheduler
+from .written_text import WrittenText
 
 READERS = 1  # threads that read audio: one reads 300 times as fast as two cores encode
 GPU_READERS, GPU_TOGETHER = 4, 8  # which compute spectrograms, too; clips that are encoded together
@@ -34,7 +36,7 @@ class _Question:
     """One of those that are asked about a clip, to its caption or error."""
 
     def __init__(self, bundle: Bundle, parts: Parts, request: Request, audio: ClipAudio) -> None:
-        self._request = request
+        self._request, self._parts = request, parts
         self.answer: Answer | None = None
         self.raised: Exception | None = None
         try:
@@ -50,8 +52,18 @@ class _Question:
         try:
             rows = self._running.rows(embeddings)
             self.answer = Answer(rows, self._request.max_new_tokens, self._request.sampling)
+            if self._request.on_text is not None:
+                self.answer.told = partial(self._tell, self.answer, WrittenText(self._parts.decoder))
         except Exception as error:  # noqa: BLE001  # as above
             self.raised = error
+
+    def _tell(self, answer: Answer, text: WrittenText) -> bool:
+        """Another token was chosen."""
+        assert self._request.on_text is not None
+        if not self._parts.decoder.is_end(answer.tokens[-1]) and (piece := text.add(answer.tokens[-1])):
+            with suppress(Exception):  # who listens has gone
+                self._request.on_text(piece)
+        return False
 
     def caption(self) -> Caption:
         if self.answer is None:

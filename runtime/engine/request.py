@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
@@ -46,6 +46,7 @@ class Request:
     live: bool = False
     ask_silence: bool = False  # about a clip in which there is nothing, too
     changes: bool = False  # whether the caption says where something sets in
+    on_text: Callable[[str], None] | None = None  # is told of the text as it comes, in the engine's thread
 
     @property
     def name(self) -> str:

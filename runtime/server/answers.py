@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import CancelledError
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -26,7 +26,14 @@ from dasheng_edge.runtime.errors import (
 
 INVALID, RETRY_S = "invalid_request_error", 5
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
-_CODES = {"extra_forbidden": "unknown_parameter", "missing": "missing_required_parameter"}
+_CODES = {
+    "extra_forbidden": "unknown_parameter",
+    "missing": "missing_required_parameter",
+    "union_tag_invalid": "unsupported_value",
+}
+# Pydantic puts the kind of what is one of several kinds into the path to it: behind an index, or one of these fields.
+_TAGS = ("user", "system", "developer", "assistant", "text", "input_audio", "json_object", "json_schema")
+_TAGGED = ("response_format",)
 DONE = b"data: [DONE]\n\n"
 MAX_TEXT = 1000  # characters of a message: it may quote what was sent
 
@@ -97,6 +104,23 @@ def refusal_of(error: BaseException) -> Refusal:
     return Refusal(500, "the server failed in a way that nobody foresaw; its log says how, under this request's id")
 
 
+@asynccontextmanager
+async def blamed(param: str) -> AsyncGenerator[None]:
+    """What is wrong with a request is wrong with this field of it.
+
+    Raises:
+        Refusal: something is.
+    """
+    try:
+        yield
+    except DashengEdgeError as error:
+        refusal = refusal_of(error)
+        if refusal.status != 400:
+            raise
+        refusal.param = param
+        raise refusal from error
+
+
 def _ours(error: DashengEdgeError) -> Refusal:
     for kind, param, code in (
         (AudioTooLongError, "file", "audio_too_long"),
@@ -111,16 +135,31 @@ def _ours(error: DashengEdgeError) -> Refusal:
 
 
 def _invalid(error: ValidationError) -> Refusal:
-    """The first thing that is wrong with a body, without what was sent: it may be long, and private."""
+    """What is wrong with a body, the first thing, without what was sent: it may be long, and private."""
     first = error.errors(include_url=False, include_input=False)[0]
-    param = ".".join(str(part) for part in first["loc"] if part != "body") or None
-    code = _CODES.get(first["type"], "invalid_value")
+    param, code = _path(first["loc"]) or None, _CODES.get(first["type"], "invalid_value")
     what = first["msg"].removeprefix("Value error, ")
     if code == "unknown_parameter":
         what = "it is not known here, and nothing is ignored in silence; leave it out"
     elif code == "missing_required_parameter":
         what = "it is missing"
+    elif code == "unsupported_value":
+        tag, expected = (str(first.get("ctx", {}).get(name, "")) for name in ("tag", "expected_tags"))
+        address = "; addresses are never fetched: send audio as input_audio, in base64" if "url" in tag else ""
+        what = f"{tag[:50]!r} is not supported; expected {expected}{address}"
     return Refusal(400, f"{param or 'the request'}: {what}", param=param, code=code)
+
+
+def _path(loc: Sequence[int | str]) -> str:
+    """Where something is in a body, as OpenAI writes it: messages[0].content[1].text; kinds are no part of it."""
+    path, tagged = "", False  # whether a kind may come next
+    for part in loc:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif not (tagged and part in _TAGS):
+            path += f".{part}" if path else part
+        tagged = isinstance(part, int) or part in _TAGGED
+    return path
 
 
 def event(data: object) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
@@ -18,7 +20,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .answers import ErrorBody, Refusal, come_back
 from .asking import Asking
+from .chat import ChatRequest, complete
 from .door import Door, Limits
+from .embeddings import EmbeddingRequest, embed
 from .keys import Keys, Policy
 from .models import Models
 from .page import page
@@ -28,6 +32,7 @@ from .visits import Metrics, stderr_log
 
 READERS = 4  # threads that read audio
 AHEAD = 2  # requests that are read while as many as are answered together are
+LARGE_BODY = 1 << 18  # bytes of JSON: what has more is parsed beside the other requests
 MAX_FIELDS, MAX_FIELD = 64, 64 << 10  # of a form beside its file, and bytes of each
 _Fields = TypeVar("_Fields", bound=BaseModel)
 
@@ -87,6 +92,7 @@ class Server:
             app.add_api_route(
                 path, endpoint, methods=methods, responses=errors, response_model=None, include_in_schema=path != "/"
             )
+        app.openapi_schema = described(app.openapi())
         return app
 
     def _endpoints(self) -> list[tuple[str, list[str], Callable[..., Awaitable[Response]]]]:
@@ -99,6 +105,8 @@ class Server:
             ("/v1/models/{model}", ["GET"], self.get_model),
             ("/v1/audio/transcriptions", ["POST"], self.transcriptions),
             ("/v1/audio/translations", ["POST"], self.translations),
+            ("/v1/chat/completions", ["POST"], self.chat),
+            ("/v1/embeddings", ["POST"], self.embeddings),
         ]
 
     async def page(self) -> Response:
@@ -140,6 +148,14 @@ class Server:
         """What is said in an audio file, in English."""
         return await self._from_form(request, TranslationFields)
 
+    async def chat(self, request: Request) -> Response:
+        """The next reply of a conversation with audio in it."""
+        return await complete(self._asking, request.state.visit, await read_json(request, ChatRequest))
+
+    async def embeddings(self, request: Request) -> Response:
+        """A vector for each clip."""
+        return await embed(self._asking, request.state.visit, await read_json(request, EmbeddingRequest))
+
     async def _from_form(self, request: Request, kind: type[AudioFields]) -> Response:
         form = await read_form(request)
         try:
@@ -150,17 +166,34 @@ class Server:
             await form.close()
 
 
+async def read_json(request: Request, kind: type[_Fields]) -> _Fields:
+    """The body of a request.
+
+    Raises:
+        Refusal: it is none.
+        ValidationError: a field is not known, or of another kind.
+    """
+    _check_type(request, "application/json")
+    body = await request.body()
+    if len(body) < LARGE_BODY:
+        return kind.model_validate_json(body)
+    return await asyncio.to_thread(kind.model_validate_json, body)
+
+
+def _check_type(request: Request, expected: str) -> None:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != expected:
+        what = kind or "of no stated type"
+        raise Refusal(415, f"the body is {what}; expected {expected}", code="wrong_type")
+
+
 async def read_form(request: Request) -> FormData:
     """The form of a request; its file is on disk if it is large, and gone when it is closed.
 
     Raises:
         Refusal: it is none.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "multipart/form-data":
-        raise Refusal(
-            415, f"the body is {kind or 'of no stated type'}; expected multipart/form-data", code="wrong_type"
-        )
+    _check_type(request, "multipart/form-data")
     try:
         return await request.form(max_files=1, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD)
     except HTTPException as error:
@@ -196,6 +229,34 @@ def form_fields(form: FormData, kind: type[_Fields]) -> tuple[_Fields, UploadFil
     if file is None:
         raise Refusal(400, "file: it is missing", param="file", code="missing_required_parameter")
     return fields, file
+
+
+def described(schema: dict[str, Any]) -> dict[str, Any]:
+    """The description of the routes, with bodies: those are read here, and not by FastAPI."""
+    kinds: dict[str, type[BaseModel]] = {
+        "/v1/audio/transcriptions": TranscriptionFields, "/v1/audio/translations": TranslationFields,
+        "/v1/chat/completions": ChatRequest, "/v1/embeddings": EmbeddingRequest,
+    }  # fmt: skip
+    place = "#/components/schemas/{model}"
+    _, models = models_json_schema([(kind, "validation") for kind in kinds.values()], ref_template=place)
+    components = schema.setdefault("components", {})
+    components.setdefault("schemas", {}).update(models["$defs"])
+    components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    for path, kind in kinds.items():
+        body, form = components["schemas"][kind.__name__], path.startswith("/v1/audio")
+        if form:  # as names of a form say that there may be several
+            lists = [name for name, field in body["properties"].items() if field.get("type") == "array"]
+            body["properties"] |= {f"{name}[]": body["properties"].pop(name) for name in lists}
+            body["properties"]["file"] = {"type": "string", "format": "binary"}
+            body["required"] = [*body["required"], "file"]
+        media_type = "multipart/form-data" if form else "application/json"
+        content = {media_type: {"schema": {"$ref": place.format(model=kind.__name__)}}}
+        schema["paths"][path]["post"]["requestBody"] = {"required": True, "content": content}
+        answers = schema["paths"][path]["post"]["responses"]["200"]["content"]
+        texts = ("text/plain", "application/x-subrip", "text/vtt") if form else ()
+        events = () if path == "/v1/embeddings" else ("text/event-stream",)
+        answers |= {kind: {"schema": {"type": "string"}} for kind in (*texts, *events)}
+    return schema
 
 
 async def _refused(_: Request, error: Exception) -> Response:

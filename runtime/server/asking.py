@@ -13,7 +13,9 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import BinaryIO, TypeVar, cast
 
-from dasheng_edge.runtime.audio.read import read_audio
+import numpy as np
+
+from dasheng_edge.runtime.audio.read import ReadAudio, read_audio
 from dasheng_edge.runtime.audio.windows import Span, spans
 from dasheng_edge.runtime.bundle.manifest import Sampling
 from dasheng_edge.runtime.caption import Caption
@@ -42,8 +44,7 @@ class Question:
 
     prompt: str | None
     sampling: Sampling | None = None
-    max_new_tokens: int | None = None
-    system: str | None = None
+    changes: bool = False  # whether it is found out, too, where sounds set in
 
 
 class Upload(io.RawIOBase):
@@ -96,15 +97,15 @@ class Asking:
 
     async def captions(
         self, engine: Engine, audio: BinaryIO, windows: Windows, question: Question, deadline: Deadline
-    ) -> AsyncGenerator[tuple[Span, Caption]]:
-        """Windows of a clip and what was said about each, in their order.
+    ) -> AsyncGenerator[tuple[Span, Caption | str]]:
+        """Windows of a clip and what was said about each, in their order; before a caption, its text as it comes.
 
         Raises:
             AudioError: it cannot be read, or is too long.
             TimeoutError: it took too long.
             DashengEdgeError: what else `Ticket.result` raises.
         """
-        waiting: deque[tuple[Span, asyncio.Future[Caption]]] = deque()
+        waiting: deque[_Window] = deque()
         rate_hz = engine.bundle.manifest.front_end.sample_rate_hz
         async with aclosing(self._spans(audio, rate_hz, windows)) as cut:
             try:
@@ -114,15 +115,15 @@ class Asking:
                         if (span := await deadline.wait(_next(cut))) is None:
                             more = False
                             break
-                        waiting.append((span, _submitted(engine, span, question)))
+                        waiting.append(_Window(engine, span, question))
                     if waiting:
-                        span, future = waiting[0]
-                        caption = await deadline.wait(future)
+                        while (said := await deadline.wait(waiting[0].came.get())) is not None:
+                            yield waiting[0].span, said
+                        yield waiting[0].span, waiting[0].ticket.result()
                         waiting.popleft()
-                        yield span, caption
             finally:
-                for _, future in waiting:
-                    future.cancel()
+                for window in waiting:
+                    window.ticket.cancel()
 
     def _ahead(self, engine: Engine) -> int:
         """Windows of one request at once: those that work share the engine."""
@@ -140,10 +141,28 @@ class Asking:
         finally:
             stopped.set()  # a thread that reads ends with its next block
 
-    def count(self, model: Model, visit: Visit, captions: list[Caption], audio_s: float) -> None:
-        """For log and numbers."""
-        read = sum(caption.prompt_tokens + caption.audio_tokens for caption in captions)
-        written = sum(len(caption.tokens) for caption in captions)
+    async def clip(self, model: Model, data: bytes) -> ReadAudio:
+        """A clip of a conversation, decoded.
+
+        Raises:
+            AudioError: it cannot be read, or is too long.
+        """
+        stopped, rate_hz = threading.Event(), model.bundle.manifest.front_end.sample_rate_hz
+
+        def read() -> ReadAudio:
+            start_s = time.perf_counter()
+            stream = read_audio(in_memory(data), sample_rate_hz=rate_hz)
+            blocks = [*stream.limited(self.limits.max_seconds, stopped.is_set)]
+            ms = 1000.0 * (time.perf_counter() - start_s)
+            return ReadAudio(np.concatenate(blocks), ms, stream.name, stream.warnings)
+
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._readers, read)
+        finally:
+            stopped.set()
+
+    def count(self, model: Model, visit: Visit, read: int, written: int, audio_s: float) -> None:
+        """Tokens and seconds, for log and numbers."""
         self.metrics.audio.labels(model.name).inc(audio_s)
         self.metrics.tokens.labels(model.name, "read").inc(read)
         self.metrics.tokens.labels(model.name, "written").inc(written)
@@ -169,12 +188,20 @@ async def _next(cut: AsyncGenerator[Span]) -> Span | None:
     return await anext(cut, None)
 
 
-def _submitted(engine: Engine, span: Span, question: Question) -> asyncio.Future[Caption]:
-    ticket = engine.submit(
-        span.audio, question.prompt, system=question.system, max_new_tokens=question.max_new_tokens,
-        sampling=question.sampling,
-    )  # fmt: skip
-    return asyncio.wrap_future(ticket)
+class _Window:
+    """A window that was asked about: `came` gives text, and then None."""
+
+    def __init__(self, engine: Engine, span: Span, question: Question) -> None:
+        loop = asyncio.get_running_loop()
+        self.span, self.came = span, asyncio.Queue[str | None]()
+
+        def put(text: str | None) -> None:  # in the engine's thread
+            loop.call_soon_threadsafe(self.came.put_nowait, text)
+
+        self.ticket = engine.submit(
+            span.audio, question.prompt, sampling=question.sampling, changes=question.changes, on_text=put
+        )  # fmt: skip
+        self.ticket.add_done_callback(lambda _: put(None))
 
 
 def in_memory(data: bytes) -> BinaryIO:

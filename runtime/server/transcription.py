@@ -70,13 +70,13 @@ class TranscriptionFields(AudioFields):
             raise unsupported("include", "the log-probabilities of tokens are not returned; expected nothing")
         if "word" in self.timestamp_granularities:
             raise unsupported("timestamp_granularities[]", "times of words are not known; expected segment")
-        if self.timestamp_granularities and self.response_format != "verbose_json":
+        if self.timestamp_granularities and self.response_format != "verbose_json" and not self.stream:
             raise Refusal(
-                400, "timestamp_granularities[] goes with response_format=verbose_json, in which segments are",
+                400, "timestamp_granularities[] goes with response_format=verbose_json, or with stream=true",
                 param="timestamp_granularities[]", code="invalid_value",
             )  # fmt: skip
-        if self.stream and self.response_format not in ("json", "text"):
-            raise unsupported("stream", f"with response_format={self.response_format}; expected json or text")
+        if self.stream and self.response_format == "verbose_json":
+            raise unsupported("stream", "with response_format=verbose_json; expected json, text, srt or vtt")
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,12 @@ class _Order:
     task: Task | Literal["translate"]
     language: Language | None
     timed: bool  # whether windows are short, so that they tell when
+    segments: bool = False  # whether a stream tells of each window
+
+    @property
+    def subtitles(self) -> bool:
+        """Whether cues are wanted."""
+        return self.fields.response_format in ("srt", "vtt")
 
     @property
     def transcript(self) -> bool:
@@ -96,13 +102,13 @@ class _Order:
 
 
 def _order(fields: AudioFields, task: Task, facts: PromptFacts) -> _Order:
-    language = granular = None
+    language, granular = None, False
     asked = facts.prompt
     kind: Task | Literal["translate"] = task
     if isinstance(fields, TranscriptionFields):
         fields.check()
         language = language_of(fields.language) if fields.language else None
-        granular = fields.timestamp_granularities
+        granular = bool(fields.timestamp_granularities)
     elif task == "transcribe":
         kind = "translate"
     if fields.prompt and fields.prompt.strip():
@@ -114,8 +120,9 @@ def _order(fields: AudioFields, task: Task, facts: PromptFacts) -> _Order:
     sampling = None
     if fields.temperature is not None:
         sampling = facts.sampling.model_copy(update={"temperature": fields.temperature})
-    timed = fields.response_format in ("srt", "vtt") or bool(granular)
-    return _Order(fields, Question(asked, sampling), kind, language, timed)
+    subtitles = fields.response_format in ("srt", "vtt")
+    timed = subtitles or (granular and fields.response_format == "verbose_json")
+    return _Order(fields, Question(asked, sampling, changes=timed), kind, language, timed, granular)
 
 
 @dataclass
@@ -143,8 +150,20 @@ class _Heard:
             return " ".join(text for _, _, text in spoken(self.windows()))
         return "\n".join(map(_line, self.spans, self.captions))
 
-    def settled(self) -> str:
-        """As much of a long transcript as no later window changes."""
+    def document(self) -> str:
+        """What a stream says in the end."""
+        return self.subtitles() if self.order.subtitles else self.text()
+
+    def subtitles(self) -> str:
+        """As a file."""
+        return srt(self.cues()) if self.order.fields.response_format == "srt" else vtt(self.cues())
+
+    def so_far(self) -> str:
+        """As much of `document` as no later window changes."""
+        if self.order.subtitles:
+            return ""
+        if self.spans[-1].last or not self.order.transcript:
+            return self.text()
         start_s = self.spans[-1].start_s
         return " ".join(text for _, end_s, text in spoken(self.windows()[:-1]) if end_s <= start_s)
 
@@ -192,26 +211,29 @@ async def transcribe(asking: Asking, visit: Visit, fields: AudioFields, file: Up
         return await EventStream.begun(_streamed(asking, visit, model, order, file))
     heard = _Heard(order)
     async with aclosing(_windows(asking, visit, model, order, file)) as windows:
-        async for span, caption in windows:
-            heard.add(span, caption)
+        async for span, said in windows:
+            if isinstance(said, Caption):
+                heard.add(span, said)
     return _response(heard, model)
 
 
 async def _windows(
     asking: Asking, visit: Visit, model: Model, order: _Order, file: UploadFile
-) -> AsyncGenerator[tuple[Span, Caption]]:
+) -> AsyncGenerator[tuple[Span, Caption | str]]:
     async with asking.place(model, visit) as deadline:
         engine, facts = model.opened, model.bundle.prompt_facts
         windows = Windows(facts.comfortable_s, long_windows.WINDOW_S, long_windows.HOP_S)
         if order.timed:
             windows = Windows(0.0, WINDOW_S, HOP_S)
-        source, captions, heard_s = cast("BinaryIO", Upload(file.file)), list[Caption](), 0.0
+        source, read, written, heard_s = cast("BinaryIO", Upload(file.file)), 0, 0, 0.0
         async with aclosing(asking.captions(engine, source, windows, order.question, deadline)) as answers:
-            async for span, caption in answers:
-                captions.append(caption)
-                heard_s = span.end_s
-                yield span, caption
-        asking.count(model, visit, captions, heard_s)
+            async for span, said in answers:
+                if isinstance(said, Caption):
+                    read += said.prompt_tokens + said.audio_tokens
+                    written += len(said.tokens)
+                    heard_s = span.end_s - span.start_s if span.whole else span.end_s
+                yield span, said
+        asking.count(model, visit, read, written, heard_s)
 
 
 async def _streamed(
@@ -219,14 +241,26 @@ async def _streamed(
 ) -> AsyncGenerator[bytes]:
     heard, said = _Heard(order), ""
     async with aclosing(_windows(asking, visit, model, order, file)) as windows:
-        async for span, caption in windows:
-            heard.add(span, caption)
-            text = heard.text() if span.last or not order.transcript else heard.settled()
+        async for span, piece in windows:
+            if isinstance(piece, Caption):
+                heard.add(span, piece)
+                text = heard.so_far()
+            else:  # of a whole clip, whose text comes as it is written
+                text = said + piece if span.whole and not order.subtitles else said
             if text.startswith(said) and text != said:
                 yield event({"type": "transcript.text.delta", "delta": text[len(said) :]})
                 said = text
-    text = heard.text()
-    yield event({"type": "transcript.text.done", "text": text, "usage": heard.usage()})
+            if order.segments and isinstance(piece, Caption):
+                yield _segment_event(len(heard.spans) - 1, span, piece)
+    text, seconds = heard.document(), round(heard.duration_s, 3)
+    if text != said and text.startswith(said):
+        yield event({"type": "transcript.text.delta", "delta": text[len(said) :]})
+    yield event({"type": "transcript.text.done", "text": text, "usage": heard.usage(), "duration": seconds})
+
+
+def _segment_event(number: int, span: Span, caption: Caption) -> bytes:
+    times = {"start": round(span.start_s, 3), "end": round(span.end_s, 3)}
+    return event({"type": "transcript.text.segment", "id": f"seg_{number}", **times, "text": caption.text})
 
 
 def _response(heard: _Heard, model: Model) -> Response:
@@ -235,10 +269,9 @@ def _response(heard: _Heard, model: Model) -> Response:
         return JSONResponse({"text": heard.text(), "usage": heard.usage()})
     if kind == "text":
         return PlainTextResponse(heard.text() + "\n")
-    if kind == "srt":
-        return PlainTextResponse(srt(heard.cues()), media_type="application/x-subrip")
-    if kind == "vtt":
-        return PlainTextResponse(vtt(heard.cues()), media_type="text/vtt")
+    if heard.order.subtitles:
+        media_type = "application/x-subrip" if kind == "srt" else "text/vtt"
+        return PlainTextResponse(heard.subtitles(), media_type=media_type)
     return JSONResponse(_verbose(heard, model))
 
 

@@ -77,6 +77,22 @@ def test_each_caller_gets_its_own_caption(engine: Engine, captioner: Captioner) 
     assert not engine._tickets
 
 
+def test_text_is_told_as_it_comes_and_changes_where_asked(engine: Engine, captioner: Captioner) -> None:
+    told: list[list[str]] = [[], [], []]
+    tickets = [engine.submit(noise(seed), on_text=told[seed].append) for seed in range(3)]
+    for seed, ticket in enumerate(tickets):
+        caption = ticket.result(60)
+        assert "".join(told[seed]) == caption.text == captioner.caption(noise(seed)).text
+        assert len(told[seed]) > 1
+    sets_in = np.concatenate([np.full(RATE, 1e-4, np.float32), noise(0)[0]]), RATE
+    assert [bool(engine.submit(sets_in, changes=yes).result(60).changes) for yes in (False, True)] == [False, True]
+
+    def leaves(_: str) -> None:
+        raise RuntimeError
+
+    assert engine.submit(noise(0), on_text=leaves).result(60).text == "".join(told[0])
+
+
 def test_what_fails_is_that_callers_alone(engine: Engine) -> None:
     tickets = [engine.submit(audio, max_new_tokens=3) for audio in ("nowhere.wav", noise(1), 5, noise(2))]  # type: ignore[arg-type]
     with pytest.raises(AudioNotFoundError):

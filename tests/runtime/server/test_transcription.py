@@ -94,8 +94,24 @@ def test_a_stream_says_the_same_as_the_whole(
         whole = run(client.post_form(PATH, {"model": model}, clip)).json()
         *deltas, done = run(client.post_form(PATH, {"model": model, "stream": "true"}, clip)).events
         assert {one["type"] for one in deltas} == {"transcript.text.delta"}
-        assert done == {"type": "transcript.text.done", "text": whole["text"], "usage": whole["usage"]}
+        assert done == {
+            "type": "transcript.text.done", "text": whole["text"], "usage": whole["usage"], "duration": 40.0
+        }  # fmt: skip
+        assert len(deltas) > (comfortable_s > 40)
         assert "".join(one["delta"] for one in deltas) == whole["text"]
+
+
+@pytest.mark.parametrize("kind", ["json", "vtt", "srt"])
+def test_a_stream_tells_of_each_window_where_that_is_asked(kind: str, client: Client, run: Run[Any]) -> None:
+    clip, fields = wav_of(9.0), [("model", "tiny:caption"), ("response_format", kind)]
+    asked = [*fields, ("stream", "true"), ("timestamp_granularities[]", "segment")]
+    events = run(client.post_form(PATH, asked, clip)).events
+    segments = [one for one in events if one["type"] == "transcript.text.segment"]
+    assert [one["id"] for one in segments] == [f"seg_{number}" for number in range(len(segments))]
+    assert (segments[0]["start"], segments[-1]["end"]) == (0.0, 9.0)
+    whole = run(client.post_form(PATH, fields, clip))
+    assert events[-1]["text"] == (whole.json()["text"] if kind == "json" else whole.text)
+    assert "".join(one["delta"] for one in events if "delta" in one) == events[-1]["text"]
 
 
 def test_silence_has_no_words(client: Client, run: Run[Any]) -> None:
@@ -121,7 +137,8 @@ def test_silence_has_no_words(client: Client, run: Run[Any]) -> None:
         ({"model": "tiny", "timestamp_granularities[]": "word"}, 400, "timestamp_granularities[]",
          "unsupported_parameter"),
         ({"model": "tiny", "timestamp_granularities[]": "segment"}, 400, "timestamp_granularities[]", "invalid_value"),
-        ({"model": "tiny", "stream": "true", "response_format": "srt"}, 400, "stream", "unsupported_parameter"),
+        ({"model": "tiny", "stream": "true", "response_format": "verbose_json"}, 400, "stream",
+         "unsupported_parameter"),
     ],
 )  # fmt: skip
 def test_what_is_not_supported_is_refused(
