@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import cast
 
 from dasheng_edge.quant.decoder.activations import instead_of, watched
-from dasheng_edge.quant.decoder.imatrix_file import Imatrix, read_imatrix, saved_imatrix, write_imatrix
-from dasheng_edge.quant.decoder.importance import audio_importance
+from dasheng_edge.quant.decoder.imatrix_file import read_imatrix, saved_imatrix, write_imatrix
 from dasheng_edge.quant.decoder.quantize import (
     check_decoder,
     parse_tensor_types,
@@ -26,6 +25,8 @@ from dasheng_edge.quant.decoder.types import COPIED_TYPES, DECODER_TOLERANCES, D
 from dasheng_edge.quant.encoder.halves import halves_errors
 from dasheng_edge.quant.encoder.precisions import EncoderPrecision
 from dasheng_edge.quant.encoder.quantize import EncoderOptions, EncoderReport, check_encoder, quantize_encoder, trials
+from dasheng_edge.quant.vocabulary.corpus import VocabularyOptions
+from dasheng_edge.quant.vocabulary.cut import VocabularyCut, cut_vocabulary
 from dasheng_edge.runtime.audio.audio_parts import AudioParts
 from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER, FRONT_END, GOLDEN, MODEL_CARD, Bundle, sha256_of
 from dasheng_edge.runtime.bundle.golden import read_golden, save_flat_golden
@@ -37,6 +38,7 @@ from dasheng_edge.runtime.bundle.manifest import (
     Manifest,
     QuantizationFacts,
     Tolerances,
+    VocabularyFacts,
 )
 from dasheng_edge.runtime.bundle.writer import BundleWriter
 from dasheng_edge.runtime.clips.clips import ClipSet, find_clips
@@ -44,17 +46,18 @@ from dasheng_edge.runtime.deviation import relative_rms_of
 from dasheng_edge.runtime.engine_options import EngineOptions, resolve_here
 from dasheng_edge.runtime.errors import OutputExistsError, QuantizeError
 from dasheng_edge.runtime.machine.devices import checked_threads
-from dasheng_edge.runtime.parts import Parts, check_memory
+from dasheng_edge.runtime.parts import check_memory
 from dasheng_edge.runtime.program import program_of
 from dasheng_edge.runtime.progress import NoProgress, Progress, StepReport, Steps
 from dasheng_edge.runtime.text.decoder import Decoder
 from dasheng_edge.runtime.verify import attention_error, verify_bundle
 
-from .calibration import Calibration, calibrate_on, fitting, golden_features
+from .answers import changed_answers, measured_importance
+from .calibration import Calibration, calibrate_on, golden_features
 from .recipes import Recipe
 from .tolerances import MAX_LOGITS_RELATIVE, measured_tolerances, widest_tolerances
 
-IMATRIX = "imatrix.gguf"  # while the bundle is written
+IMATRIX, CUT_DECODER, CUT_GOLDEN = "imatrix.gguf", "cut.gguf", "cut.npz"  # while the bundle is written
 MAX_SNR_DB = 140.0  # what float32 itself reaches
 
 
@@ -71,6 +74,7 @@ class QuantizeOptions:
     importance: bool = True  # whether an importance matrix is measured on those clips, if none is given
     recipe: str | None = None
     save_imatrix: Path | None = None
+    vocabulary: VocabularyOptions | None = None
     threads: int | None = None
     overwrite: bool = False
 
@@ -126,25 +130,34 @@ def quantize_bundle(options: QuantizeOptions, progress: Progress | None = None) 
     if options.out.resolve().is_relative_to(options.source.resolve()):
         raise OutputExistsError(f"{options.out} is or lies in the bundle to be quantized; choose another --out")
     plan, steps = _plan(options, source), Steps(progress or NoProgress())
-    check_memory(source, resolve_here(plan.engine, source.manifest.decoder), text=plan.measures)
+    answers = plan.measures or bool(options.vocabulary and plan.clips)
+    check_memory(source, resolve_here(plan.engine, source.manifest.decoder), text=answers)
     with (
         BundleWriter(options.out, overwrite=options.overwrite) as writer,
         saved_imatrix(options.save_imatrix, (options.source, options.out), overwrite=options.overwrite) as save,
     ):
+        cut = _cut(plan, writer, steps)
+        if cut:
+            plan = replace(plan, source=cut.bundle, vocabulary=cut.facts)
         for name in (FRONT_END, GOLDEN):
-            shutil.copyfile(source.path(name), writer.path(name))
-        save_flat_golden(writer.path(GOLDEN), read_golden(source))
+            shutil.copyfile(plan.source.path(name), writer.path(name))
+        save_flat_golden(writer.path(GOLDEN), read_golden(plan.source))
         calibration = _calibration(plan, steps)
+        if cut and plan.clips:
+            changed_answers(source, cut.kept, plan.engine, calibration, steps)
         encoder = _encoder(plan, calibration, writer, steps)
         imatrix = _decoder(plan, calibration, writer, save, steps)
         facts = _facts(plan, calibration, encoder, imatrix)
-        program = program_of(source.manifest, writer.path(DECODER) if plan.decoder else None)
+        program = program_of(plan.source.manifest, writer.path(DECODER) if plan.decoder else None)
         tolerances = _verified_tolerances(plan, facts, writer, steps)
+        for name in (CUT_DECODER, CUT_GOLDEN):
+            writer.path(name).unlink(missing_ok=True)
         writer.path(MODEL_CARD).write_text(_card(source, steps.reports), encoding="utf-8")
         bundle = writer.finish(_manifest(plan, facts, tolerances).model_copy(update={"program": program}))
+    warnings = (*(cut.warnings if cut else ()), *calibration.warnings)
     size, before = bundle.manifest.total_bytes, source.manifest.total_bytes
     seconds = time.perf_counter() - start
-    return QuantizeReport(bundle, tuple(steps.reports), seconds, size, before, calibration.warnings)
+    return QuantizeReport(bundle, tuple(steps.reports), seconds, size, before, warnings)
 
 
 @dataclass(frozen=True)
@@ -159,6 +172,7 @@ class _Plan:
     kv_type: KvType | None
     measures: bool  # whether an importance matrix is measured
     threads: int
+    vocabulary: VocabularyFacts | None = None  # what `source` was cut to
 
     @property
     def engine(self) -> EngineOptions:
@@ -176,7 +190,7 @@ def _plan(options: QuantizeOptions, source: Bundle) -> _Plan:
     if not 0 <= encoder.min_snr_db <= MAX_SNR_DB:  # written so that NaN is refused
         raise QuantizeError(f"--min-snr is {encoder.min_snr_db:g}, expected 0 to {MAX_SNR_DB:g} dB")
     check_encoder(source, encoder.precision)
-    if stored is None and (options.decoder or options.kv_type):
+    if stored is None and (options.decoder or options.kv_type or options.vocabulary):
         _ = source.decoder_facts  # raises
     decoder = kv_type = None
     measures = False
@@ -190,7 +204,7 @@ def _plan(options: QuantizeOptions, source: Bundle) -> _Plan:
         (precision, stored and stored.precision, stored and stored.kv_type),
         (encoder.precision, decoder and decoder.kind, kv_type),
     )
-    if source.manifest.quantization and before == after:
+    if source.manifest.quantization and before == after and not options.vocabulary:
         raise QuantizeError(
             f"{options.source} was quantized to {', '.join(filter(None, before))} already, so there is nothing to do; "
             "take it as it is, or name something else for a part that is not quantized yet"
@@ -202,6 +216,13 @@ def _plan(options: QuantizeOptions, source: Bundle) -> _Plan:
         )
     encoder = replace(encoder, smooth=clips is not None)
     return _Plan(options, source, clips, encoder, decoder, kv_type, measures, checked_threads(options.threads))
+
+
+def _cut(plan: _Plan, writer: BundleWriter, steps: Steps) -> VocabularyCut | None:
+    """The source with fewer tokens, if that was asked for."""
+    wanted = plan.options.vocabulary
+    paths = writer.path(CUT_DECODER), writer.path(CUT_GOLDEN)
+    return cut_vocabulary(plan.source, wanted, *paths, steps) if wanted else None
 
 
 def _calibration(plan: _Plan, steps: Steps) -> Calibration:
@@ -243,7 +264,7 @@ def _decoder(
     imatrix, facts = wanted.imatrix, None
     if plan.measures:
         imatrix = writer.path(IMATRIX)
-        write_imatrix(imatrix, _measured_importance(plan, calibration, steps))
+        write_imatrix(imatrix, measured_importance(plan.source, plan.engine, calibration, steps))
         save(imatrix)
     if imatrix is not None:
         name = "audio" if plan.measures else imatrix.name
@@ -283,26 +304,6 @@ def _check_activations(plan: _Plan, path: Path) -> str:
     if beyond:
         raise QuantizeError(f"{DECODER}: {beyond}; nothing was written. Choose --decoder {instead_of(kind)}")
     return f", largest activation {activations.highest:.3g}"
-
-
-def _measured_importance(plan: _Plan, calibration: Calibration, steps: Steps) -> Imatrix:
-    """Of the source's decoder, on the clips."""
-    limit = plan.source.prompt_facts.max_new_tokens
-    step = steps.begin("importance", len(calibration.features), "clips")
-    parts = Parts.open(plan.source, plan.engine)
-    try:
-        clips, left_out = fitting(calibration, parts, plan.source.decoder_facts.context_length - limit)
-        embedded = (
-            (parts.audio.projector.embeddings(parts.audio.encoder.patches(features)), prompt)
-            for features, prompt in clips
-        )
-        imatrix = audio_importance(parts, plan.source.path(DECODER), embedded, limit, steps.progress.advance)
-    finally:
-        parts.decoder.close()
-    for why in left_out:
-        step.end(note=f"left out: {why}")
-    step.end(note=f"{len(imatrix.entries)} matrices")
-    return imatrix
 
 
 def _verified_tolerances(plan: _Plan, facts: QuantizationFacts, writer: BundleWriter, steps: Steps) -> Tolerances:
@@ -347,10 +348,11 @@ def _facts(
         encoder_matrices=dict(encoder.matrices) if plan.encoder.precision == "mixed" else {},
         smoothed=encoder.smoothed,
         embeddings_snr_db=None if encoder.snr_db is None else round(encoder.snr_db, 2),
+        vocabulary=plan.vocabulary,
     )
     if source.quantization is None:
         return facts
-    earlier: list[str] = [] if plan.clips else ["calibration"]
+    earlier: list[str] = [*([] if plan.clips else ["calibration"]), *([] if plan.vocabulary else ["vocabulary"])]
     if plan.encoder.precision == source.encoder.precision:
         earlier += ["encoder_matrices", "smoothed", "embeddings_snr_db"]
     if source.decoder and plan.decoder and plan.decoder.kind == source.decoder.precision:

@@ -210,13 +210,20 @@ def check_same_model(reference: Bundle, candidate: Bundle) -> None:
         ClipsError: it is of another shape, or asks another question where a clip brings none.
     """
     shapes = [
-        (encoder.embed_dim, encoder.depth, decoder.arch, decoder.hidden_size, decoder.vocab_size)
-        for encoder, decoder in ((bundle.manifest.encoder, bundle.decoder_facts) for bundle in (reference, candidate))
+        (encoder.embed_dim, encoder.depth, decoder.arch, decoder.hidden_size, _whole_vocabulary(bundle))
+        for bundle in (reference, candidate)
+        for encoder, decoder in ((bundle.manifest.encoder, bundle.decoder_facts),)
     ]
     if shapes[0] != shapes[1]:
         raise ClipsError(
             f"{candidate.folder} is another model than {reference.folder}: embed_dim, depth, arch, hidden_size and "
             f"vocab_size are {shapes[1]}, expected {shapes[0]}; compare bundles of one checkpoint"
+        )
+    if _tokens(reference) != _tokens(candidate):
+        counts = [bundle.decoder_facts.vocab_size for bundle in (candidate, reference)]
+        raise ClipsError(
+            f"{candidate.folder} and {reference.folder} have other tokens, of which {counts[0]} and {counts[1]} are "
+            "left: what they write next cannot be compared; make both with the same --vocab"
         )
     for key in _PROMPT_KEYS:
         want, got = (getattr(bundle.prompt_facts, key) for bundle in (reference, candidate))
@@ -225,6 +232,18 @@ def check_same_model(reference: Bundle, candidate: Bundle) -> None:
                 f"{candidate.folder} asks another question than {reference.folder}: {key} in its manifest is {got!r}, "
                 f"expected {want!r}; export or quantize both with the same prompt"
             )
+
+
+def _whole_vocabulary(bundle: Bundle) -> int:
+    """How many tokens there were before any were cut."""
+    facts = bundle.manifest.quantization
+    return facts.vocabulary.tokens_before if facts and facts.vocabulary else bundle.decoder_facts.vocab_size
+
+
+def _tokens(bundle: Bundle) -> tuple[int, dict[str, str]]:
+    """How many tokens there are, and what they were chosen by."""
+    facts = bundle.manifest.quantization
+    return bundle.decoder_facts.vocab_size, facts.vocabulary.corpora if facts and facts.vocabulary else {}
 
 
 def recipe_facts(bundle: Bundle) -> RecipeFacts:

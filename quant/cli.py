@@ -85,6 +85,14 @@ def quantize(
         typer.Option(metavar="PATTERN=TYPE", help="Type of decoder tensors whose names match, e.g. attn_v=Q8_0."),
     ] = None,
     min_snr: Annotated[float, typer.Option(metavar="DB", help="Signal to noise that `--encoder mixed` keeps.")] = 30.0,
+    vocab: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CORPUS|N",
+            help="Tokens to keep: those of a text file in UTF-8 (several: once for each), N in all, or with both the N "
+            "most frequent. The others are spelled with them.",
+        ),
+    ] = None,
     threads: ThreadsOption = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
@@ -102,24 +110,25 @@ def quantize(
     tensor_types = tuple(tensor_type or ())
     if imatrix and chosen.decoder is None:
         raise typer.BadParameter("--imatrix goes with --decoder or --recipe")
-    _check_usage(chosen, tensor_types)
+    _check_usage(chosen, tensor_types, cuts=bool(vocab))
     if not (calibrate or imatrix):
         _check_needs(chosen, f"--decoder {decoder}" if decoder else f"--recipe {recipe}")
     module = load("dasheng_edge.quant.bundle_quant", "quantize", "quant", "cpu")
+    vocabulary = load("dasheng_edge.quant.vocabulary.corpus", "quantize", "quant").parse_vocabulary(vocab or ())
     options: QuantizeOptions = dataclasses.replace(
         module.quantize_options(bundle, out, chosen, imatrix=imatrix, tensor_types=tensor_types, min_snr_db=min_snr),
         calibrate=calibrate, recipe=recipe if chosen == base else None, save_imatrix=save_imatrix, threads=threads,
-        overwrite=overwrite,
+        vocabulary=vocabulary, overwrite=overwrite,
     )  # fmt: skip
     with StepBars() as progress:
         report: QuantizeReport = module.quantize_bundle(options, progress)
     _print_quantized(report, options, as_json=as_json)
 
 
-def _check_usage(chosen: Recipe, tensor_types: tuple[str, ...]) -> None:
-    """Refuse options that say too little, or that would have no effect."""
-    if chosen.encoder is None and chosen.decoder is None and chosen.kv_type is None:
-        raise typer.BadParameter("name what to quantize: --recipe, or any of --encoder, --decoder and --kv")
+def _check_usage(chosen: Recipe, tensor_types: tuple[str, ...], *, cuts: bool) -> None:
+    """Refuse options that say too little, or that would have no effect; `cuts`: the vocabulary is cut."""
+    if chosen.encoder is None and chosen.decoder is None and chosen.kv_type is None and not cuts:
+        raise typer.BadParameter("name what to quantize: --recipe, or any of --encoder, --decoder, --kv and --vocab")
     if tensor_types and chosen.decoder is None:
         raise typer.BadParameter("--tensor-type goes with --decoder or --recipe")
 

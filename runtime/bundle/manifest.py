@@ -195,6 +195,14 @@ class CalibrationFacts(_Model):
     sha256: str  # over the samples of all clips
 
 
+class VocabularyFacts(_Model):
+    """Which tokens a decoder was cut to; how many they are says `DecoderFacts.vocab_size`."""
+
+    tokens_before: Positions  # any were cut
+    corpora: dict[str, str] = {}  # name of a text file -> its SHA-256; none: chosen by the tokenizer's merges
+    held_out_share: Annotated[float, Field(ge=0, le=1)] | None = None  # of tokens of text like it: those that are gone
+
+
 class QuantizationFacts(_Model):
     """How a bundle was made smaller."""
 
@@ -206,6 +214,13 @@ class QuantizationFacts(_Model):
     encoder_matrices: dict[str, str] = {}  # matrix -> precision, of a mixed encoder
     smoothed: dict[str, float] = {}  # matrix -> exponent of its smoothing scales
     embeddings_snr_db: float | None = None  # against the source, on the calibration clips; the bundle's own without
+    vocabulary: VocabularyFacts | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_whole(self, written: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """Readers that do not know the newest key refuse it, so it is written where it says something."""
+        fields: dict[str, object] = written(self)
+        return fields if self.vocabulary else {key: value for key, value in fields.items() if key != "vocabulary"}
 
 
 class Manifest(_Model):

@@ -22,8 +22,8 @@ from .chat_template import MARK, MARKS, compile_template, render_chat, template_
 from .template_meter import TemplateBoundError
 
 __all__ = [
-    "Audio", "Piece", "Prompt", "PromptBuilder", "Role", "Segment", "Text", "Tokenizer", "Turn", "chat_messages",
-    "compile_template", "question", "render_chat", "template_names", "with_texts",
+    "SPEECH_PROMPT", "TRANSLATION_PROMPT", "Audio", "Piece", "Prompt", "PromptBuilder", "Role", "Segment", "Text",
+    "Tokenizer", "Turn", "chat_messages", "compile_template", "question", "render_chat", "template_names", "with_texts",
 ]  # fmt: skip
 
 
@@ -105,6 +105,8 @@ class Prompt(tuple[Segment, ...]):
         return tuple(before.ids(0)), tuple(after.ids(0))
 
 
+SPEECH_PROMPT = "Transcribe the speech into text <|{language}|>"  # of the family's training
+TRANSLATION_PROMPT = "Translate the speech into English text"  # of nobody's: what comes of it is the model's
 # Places for texts in one rendering, each of which may hold a long text: usual are as many as there are texts. In
 # conversations of more than eight, each may come twice.
 MAX_MARKS = 16

@@ -20,6 +20,7 @@ from dasheng_edge.runtime.languages.language import Language, language_of
 from dasheng_edge.runtime.output.caption_formats import TextFormat
 from dasheng_edge.runtime.output.rows import CaptionRow
 from dasheng_edge.runtime.output.subtitle_formats import srt, vtt
+from dasheng_edge.runtime.prompt.prompt import SPEECH_PROMPT, TRANSLATION_PROMPT
 from dasheng_edge.runtime.subtitles.cue import HOP_S, WINDOW_S, Change, Cue, Window
 from dasheng_edge.runtime.subtitles.cues import cues
 from dasheng_edge.runtime.subtitles.transcript import spoken
@@ -29,8 +30,6 @@ from .asking import Asking, Question, Upload, Windows
 from .models import Model, Task
 from .visits import Visit
 
-SPEECH_PROMPT = "Transcribe the speech into text <|{language}|>"  # of the family's training
-TRANSLATION_PROMPT = "Translate the speech into English text"  # of nobody's: what comes of it is the model's
 Format: TypeAlias = Literal["json", "text", "srt", "verbose_json", "vtt"]
 
 

@@ -26,9 +26,10 @@ from dasheng_edge.quant.candidates import (
 )
 from dasheng_edge.quant.recipes import RECIPES, Recipe
 from dasheng_edge.runtime.bundle.bundle import Bundle
-from dasheng_edge.runtime.bundle.manifest import MANIFEST
+from dasheng_edge.runtime.bundle.manifest import MANIFEST, QuantizationFacts, VocabularyFacts
 from dasheng_edge.runtime.errors import ClipsError, QuantizeError
 from dasheng_edge.runtime.progress import NoProgress
+from tests.fixtures.places import SMALLEST_BUNDLE
 from tests.runtime.clips.test_clips import write_wave
 
 MICRO = Path(__file__).resolve().parents[2] / "build" / "micro"
@@ -144,6 +145,32 @@ def test_another_question_is_refused(tmp_path: Path, key: str, value: object) ->
     with pytest.raises(ClipsError, match=said):
         check_candidate(Spec("other", tmp_path / "other"), origin_of(reference, tmp_path / "made", None, 1))
     check_same_model(reference, reference)
+
+
+@pytest.mark.parametrize("corpora", [{}, {"a.txt": "0" * 64}])
+def test_bundles_with_other_tokens_are_not_compared(corpora: dict[str, str]) -> None:
+    """Fewer of them, or as many that were chosen by another text."""
+    reference = Bundle.open(SMALLEST_BUNDLE)
+    facts, total = reference.decoder_facts, reference.decoder_facts.vocab_size
+    cut = [VocabularyFacts(tokens_before=total, corpora=names) for names in ({}, corpora)]
+    bundles = [
+        replace(
+            reference,
+            manifest=reference.manifest.model_copy(
+                update={
+                    "decoder": facts.model_copy(update={"vocab_size": size}),
+                    "quantization": QuantizationFacts(source_sha256="0" * 64, vocabulary=vocabulary),
+                }
+            ),
+        )
+        for size, vocabulary in zip((total - 64, total - 64 * (2 if not corpora else 1)), cut, strict=True)
+    ]
+    check_same_model(bundles[0], bundles[0])
+    for one, other in ((bundles[0], bundles[1]), (reference, bundles[0])):
+        with pytest.raises(
+            ClipsError, match=r"have other tokens, of which .* are left.*make both with the same --vocab"
+        ):
+            check_same_model(one, other)
 
 
 @pytest.fixture

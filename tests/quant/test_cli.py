@@ -146,7 +146,7 @@ def test_warnings_go_to_stderr_also_with_json(asked: list[QuantizeOptions], tiny
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "name what to quantize: --recipe, or any of --encoder, --decoder and --kv"),
+        ((), "name what to quantize: --recipe, or any of --encoder, --decoder, --kv and --vocab"),
         (("--calibrate", "clips"), "name what to quantize"),
         (("--encoder", "int8", "--tensor-type", "a=Q8_0"), "--tensor-type goes with --decoder or --recipe"),
         (("--encoder", "int8", "--imatrix", "i"), "--imatrix goes with --decoder or --recipe"),

@@ -228,6 +228,12 @@ void check_quantization(Object from) {
   }
   from.map("tensor_types", is_text), from.map("encoder_matrices", is_text), from.map("smoothed", is_number);
   if (from.get_or_null("embeddings_snr_db").kind != Json::Kind::null) from.number("embeddings_snr_db", -1e300, 1e300);
+  if (from.get_or_null("vocabulary").kind != Json::Kind::null) {
+    Object cut = from.object("vocabulary");
+    cut.whole("tokens_before", 1, 1 << 24), cut.map("corpora", is_text);
+    if (cut.get_or_null("held_out_share").kind != Json::Kind::null) cut.number("held_out_share", 0, 1);
+    cut.done();
+  }
   from.done();
 }
 

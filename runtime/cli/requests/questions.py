@@ -10,6 +10,7 @@ import typer
 from dasheng_edge.runtime.cli.options import language_option, wrong_value
 from dasheng_edge.runtime.languages.language import Language
 from dasheng_edge.runtime.output.caption_formats import SPEECH
+from dasheng_edge.runtime.prompt.prompt import SPEECH_PROMPT
 
 if TYPE_CHECKING:
     from dasheng_edge.runtime.bundle.bundle import Bundle
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from dasheng_edge.runtime.captioner import Captioner
     from dasheng_edge.runtime.jobs.pieces import Questions
 
-SPEECH_PROMPT = "Transcribe the speech into text <|{language}|>"  # of the family's training
 _NAMED = re.compile(r"[\w-]+=")
 TemperatureOption = Annotated[
     float | None, typer.Option(min=0.0, metavar="T", help="0: always the likeliest token. Default: the bundle's.")

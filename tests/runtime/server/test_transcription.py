@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from dasheng_edge.runtime.captioner import Captioner
+from dasheng_edge.runtime.prompt.prompt import SPEECH_PROMPT, TRANSLATION_PROMPT
 from dasheng_edge.runtime.server.app import Server
-from dasheng_edge.runtime.server.transcription import SPEECH_PROMPT, TRANSLATION_PROMPT
 from tests.fixtures.asgi_client import Client
 
 from .conftest import Run, wav_of
