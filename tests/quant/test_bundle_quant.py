@@ -21,6 +21,7 @@ from dasheng_edge.quant.decoder.types import DecoderOptions
 from dasheng_edge.quant.encoder.graphs import load_graph, save_graph
 from dasheng_edge.quant.encoder.quantize import EncoderOptions
 from dasheng_edge.quant.recipes import RECIPES, Recipe
+from dasheng_edge.quant.vocabulary.corpus import VocabularyOptions
 from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER, GOLDEN_FLAT, MODEL_CARD, Bundle, sha256_of
 from dasheng_edge.runtime.bundle.manifest import SCHEMA_VERSION, FileFacts
 from dasheng_edge.runtime.captioner import Captioner
@@ -350,9 +351,13 @@ def test_a_signal_to_noise_ratio_that_makes_no_sense(tmp_path: Path, wrong: floa
         quantize_bundle(replace(options, calibrate=CLIP))
 
 
-@pytest.mark.parametrize(
-    "step", ["calibrate_on", "quantize_encoder", "audio_importance", "quantize_decoder", "measured_tolerances"]
-)
+STEPS = (
+    "cut_vocabulary", "calibrate_on", "changed_answers", "quantize_encoder", "measured_importance", "quantize_decoder",
+    "measured_tolerances",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("step", STEPS)
 def test_an_error_in_any_step_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     make(tmp_path / "out", Recipe(None, None, "q8_0"))
     before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
@@ -363,7 +368,9 @@ def test_an_error_in_any_step_leaves_what_was_there(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(bundle_quant, step, fail)
     options = quantize_options(MICRO, tmp_path / "out", Recipe("int8", "Q4_0", None))
     with pytest.raises(QuantizeError, match="no"):
-        quantize_bundle(replace(options, calibrate=CLIP, threads=1, overwrite=True))
+        quantize_bundle(
+            replace(options, vocabulary=VocabularyOptions(size=448), calibrate=CLIP, threads=1, overwrite=True)
+        )
     assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
     assert list(tmp_path.iterdir()) == [tmp_path / "out"]
 
