@@ -16,7 +16,7 @@ INSTALL = { $(PIP) install --progress-bar off -c constraints.txt $(1) 2>&1 || ec
   /^ *(ERROR|error):/ { errors = 1 } errors && !/^(failed$$|WARNING)/'
 MICRO := benchmarks/micro
 , := ,
-CODE := export runtime quant benchmarks tests
+CODE := export runtime quant benchmarks boards tests
 PACKAGES := export runtime quant
 
 .DEFAULT_GOAL := help
@@ -115,6 +115,12 @@ test-all: $(STAMP_READY) build/micro  ## all tests that need neither a network n
 
 .PHONY: check
 check: lint types-check contracts structure test-all fuzz docs-check  ## everything that must hold before a change is merged
+
+# Not in check: a cross compiler, an emulator and a network are no matter of course. Where they are missing, it says so.
+.PHONY: board-test check-full
+board-test: $(STAMP_READY) build/micro  ## package, wheels and program on an emulated ARM64: texts as here? (a quarter of an hour, 3 GB of disk)
+	@$(BIN)/python -m tests.boards
+check-full: check board-test  ## check, and board-test
 
 .PHONY: lint
 lint: $(STAMP_READY)  ## ruff: rules and format
@@ -274,6 +280,14 @@ wheel: $(RELEASE)/bin/twine  ## build dist/*.whl, which installs anywhere: pip i
 	@ls dist/*.whl
 dist: wheel  ## the same, with the sdist, and check their metadata as an index would
 	@$(RELEASE)/bin/twine check --strict dist/*
+
+# Compilers run as many at a time as there are cores, or as CMAKE_BUILD_PARALLEL_LEVEL says.
+ARCH ?= aarch64
+.PHONY: board-package board-wheel
+board-package: $(STAMP_READY)  ## a tarball and a .deb of examples/cpp for boards, ARCH=aarch64 or x86_64, in build/board (four minutes, cross compiler)
+	@$(BIN)/python -m boards.package $(ARCH)
+board-wheel: $(STAMP_READY)  ## llama-cpp-python for boards, which take an hour to compile it: a wheel in build/board
+	@$(BIN)/python -m boards.wheel $(ARCH)
 
 .PHONY: clean distclean
 clean:  ## remove what was built, but not .venv

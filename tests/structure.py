@@ -21,7 +21,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LIBRARY = ("export", "quant", "runtime")
-FOLDERS = (*LIBRARY, "benchmarks", "tests")
+FOLDERS = (*LIBRARY, "benchmarks", "boards", "tests")
 MAX_FUNCTION_LINES, MAX_MODULE_LINES = 60, 400
 MAX_MODULES = 14  # of a folder of the library; more is a corridor
 SHOWN = 5  # of the longest

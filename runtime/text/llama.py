@@ -40,7 +40,18 @@ def llama_cpp_library() -> Any:
             f"llama-cpp-python cannot be loaded ({error}); run pip install 'llama-cpp-python>=0.3.36,<0.4', "
             "which compiles llama.cpp and needs a C++ compiler"
         ) from error
+    _load_processors(llama_cpp)
     return llama_cpp
+
+
+def _load_processors(llama_cpp: Any) -> None:
+    """A llama.cpp that has its code for each processor in a file of its own loads the best, if told where they are.
+
+    By the library that llama.cpp itself is linked with: a wheel has another copy of it under another name.
+    """
+    ggml = llama_cpp._lib  # noqa: SLF001  # the one handle; functions of ggml are not bound
+    if not ggml.ggml_backend_reg_count():
+        ggml.ggml_backend_load_all_from_path(str(Path(llama_cpp.__file__).parent / "lib").encode())
 
 
 class Log:

@@ -1,5 +1,8 @@
 #include "decoder.h"
 
+#include <dlfcn.h>
+#include <ggml-backend.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -19,6 +22,16 @@ constexpr size_t loop_tokens = 128, max_phrase = 64, min_times = 4;
 std::mutex log_mutex;
 std::string last_line;  // of llama.cpp's log, which prints nothing
 
+// A llama.cpp that has its code for each processor in a file of its own loads the best one, if it is told where they are.
+void load_processors() {
+  Dl_info self{};
+  if (ggml_backend_reg_count() || !dladdr(reinterpret_cast<const void *>(&load_processors), &self) || !self.dli_fname) return;
+  const std::string file = self.dli_fname;
+  const size_t slash = file.rfind('/');
+  ggml_backend_load_all_from_path(slash == std::string::npos ? "." : file.substr(0, slash).c_str());
+  if (!ggml_backend_reg_count()) fail("llama.cpp has no code for this processor: put its libggml-cpu-*.so beside libdasheng_edge");
+}
+
 void start_llama() {
   static const bool started = [] {
     llama_log_set(
@@ -27,6 +40,7 @@ void start_llama() {
           if (level >= GGML_LOG_LEVEL_WARN && level != GGML_LOG_LEVEL_CONT) last_line = line;
         },
         nullptr);
+    load_processors();
     llama_backend_init();
     return true;
   }();
