@@ -74,7 +74,8 @@ def cut_vocabulary(
     fewer = {"vocab_size": int(kept.sum()), "parameters": facts.parameters - removed}
     write_cut_gguf(decoder, header, kept, facts.parameters - removed)
     save_golden(golden, [cut_clip(clip, kept) for clip in clips])
-    manifest = source.manifest.model_copy(update={"decoder": facts.model_copy(update=fewer)})
+    # Without a program, which is made anew of what is written at the end.
+    manifest = source.manifest.model_copy(update={"decoder": facts.model_copy(update=fewer), "program": None})
     said, warnings = _lost(counts, kept, held_out)
     step.end(size=decoder.stat().st_size, note=f"{kept.sum():,} of {len(kept):,} tokens{said}")
     earlier = source.manifest.quantization and source.manifest.quantization.vocabulary

@@ -145,7 +145,7 @@ def test_answers_are_the_same_and_other_text_is_spelled(corpus: Path, tmp_path: 
 
 @needs_micro
 def test_answers_that_change_are_counted(corpus: Path, tmp_path: Path) -> None:
-    options = quantize_options(MICRO, tmp_path / "out", Recipe(None, None, None))
+    options = quantize_options(MICRO, tmp_path / "out", Recipe("int8", "Q6_K", "q8_0"))
     clips = tmp_path / "clips"
     clips.mkdir()
     for clip in sorted(CLIPS.glob("scene*.flac"))[:6]:
