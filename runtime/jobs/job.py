@@ -21,10 +21,11 @@ from .copies import Mux
 from .estimate import foretell
 from .inputs import Input
 from .ledger import JobLine, Ledger
+from .one_file import OneFileResults, is_complete, wrote
 from .pieces import Questions, Reading, run
 from .places import Places
 from .progress import Progress, Tally
-from .written import OneFileResults, WrittenResults, is_complete, wrote
+from .written import WrittenResults
 
 LEDGER = ".dasheng-edge.jsonl"  # in the folder of outputs
 

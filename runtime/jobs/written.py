@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import secrets
 import time
-from array import array
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISREG
 from typing import TYPE_CHECKING
 
-from dasheng_edge.runtime.atomic_output import PartialOutput, lock, remove_left, replacing, unlock
+from dasheng_edge.runtime.atomic_output import lock, remove_left, replacing, unlock
 from dasheng_edge.runtime.bundle.bundle import sha256_of
 from dasheng_edge.runtime.errors import AudioError, OutputExistsError, OutputWriteError, SubtitleError
 from dasheng_edge.runtime.output.caption_formats import CaptionFormat
 from dasheng_edge.runtime.output.rows import CaptionRow
 
 from .copies import MUX, Mux
-from .index import Index
 from .inputs import STDIN, Input
 from .ledger import DropLine, ErrorLine, FileLine, Ledger, RowLine, Stat, WrittenLine
 from .pieces import Piece
@@ -34,7 +31,6 @@ if TYPE_CHECKING:
 
 FRESH_NS = 2_000_000_000  # a file changed so lately may change again without its times telling: FAT counts in 2 s
 _DIGITS = 64  # of SHA-256
-_COMPLETE, _LAST_BYTES = ("complete",), 1 << 20  # looks of one file for all without errors; its line is in these
 _OF_ONE = (  # what is wrong with one output alone: its name, what has it, or its folder
     errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EINVAL, errno.EILSEQ, errno.ELOOP,
     errno.EACCES, errno.EPERM,
@@ -42,7 +38,7 @@ _OF_ONE = (  # what is wrong with one output alone: its name, what has it, or it
 
 
 @dataclass(frozen=True)
-class _Known:
+class Known:
     """An input under way."""
 
     key: str
@@ -73,8 +69,8 @@ class WrittenResults:
         looks = [f"{name} {kind.look}".strip() for name, kind in formats.items()]
         looks += [mux.look] if mux is not None else []
         self._looks: tuple[str, ...] = tuple(sorted(looks))
-        self._open: dict[str, _Known] = {}  # inputs under way, by their sources
-        self._waiting: dict[str, list[tuple[Input, _Known]]] = {}  # by the key that another one is asked about already
+        self._open: dict[str, Known] = {}  # inputs under way, by their sources
+        self._waiting: dict[str, list[tuple[Input, Known]]] = {}  # by the key that another one is asked about already
         self._swept: set[Path] = set()
         self._hashed: tuple[str, Stat | None, str] = "", None, ""  # the last file, and its content
         self._locks: dict[Path, FileLock | None] = {}  # of outputs under way, where no ledger's keeps others away
@@ -113,6 +109,9 @@ class WrittenResults:
         if known.stat is None or _stat(piece.item) == known.stat:  # else `take` says so
             line = RowLine(key=known.key, window=piece.number, last=piece.last, row=row)
             self.ledger.add(line, sure=True)
+            if self.ledger.done(known.key):
+                with suppress(OutputWriteError, SubtitleError):  # `take` says so
+                    self._make(piece.item, known)
 
     def take(self, piece: Piece, row: CaptionRow) -> None:
         item = piece.item
@@ -161,7 +160,7 @@ class WrittenResults:
             return bool(times) and min(times) >= Path(item.path).stat().st_mtime_ns
         return False
 
-    def _known(self, item: Input) -> _Known:
+    def _known(self, item: Input) -> Known:
         """What an input is, and where its outputs go, which is in the ledger before anything else is said of it."""
         stat, claim = _stat(item), self.ledger.claim(item.source)
         fresh = stat is None or time.time_ns() - max(stat[1:3]) < FRESH_NS
@@ -186,7 +185,7 @@ class WrittenResults:
         )  # fmt: skip
         if claim != line or not self.ledger.owns(item.source, output):
             self.ledger.add(line)
-        return _Known(key, output, stat)
+        return Known(key, output, stat)
 
     def _paths(self, item: Input, output: str) -> dict[str, Path]:
         """The outputs of an input, by their formats."""
@@ -222,31 +221,44 @@ class WrittenResults:
                 if not self._overwrite and name not in formats:
                     raise OutputExistsError(f"{path} already exists; pass --overwrite or choose another --out")
 
-    def _finish(self, item: Input, known: _Known, *, anew: bool, copy: bool = False) -> None:
+    def _finish(self, item: Input, known: Known, *, anew: bool, copy: bool = False) -> None:
         """All rows are there: write what is not written."""
-        paths = self._paths(item, known.output)
-        line = WrittenLine(output=known.output, key=known.key, looks=self._looks)
-        made = [path for path in paths.values() if not path.exists()]
         try:
-            if self.ledger.written[line.output] != line.digest or not all(path.exists() for path in paths.values()):
-                if self._mux is not None:
-                    rows = self.ledger.rows(known.key, item.audio)
-                    for fault in self._mux.write(item.path, rows, paths[MUX]):
-                        self.note(f"{item.audio}: {fault}")
-                wanted = {paths[name]: kind for name, kind in self._formats.items()}
-                self._write(wanted, lambda: self.ledger.rows(known.key, item.audio))
-                self.ledger.add(line)
+            self._make(item, known)
         except (OutputWriteError, SubtitleError) as error:
-            for path in made if self.places.root is None else ():  # some without the others would be in the way
-                path.unlink(missing_ok=True)
             if not _of_one(error):
                 raise
             self._fail(item, CaptionRow.of_error(item.audio, error))
         else:
-            self.progress.end(item, anew=anew, copy=copy, outputs=tuple(map(str, paths.values())))
-        self._unlock(paths.values())
+            outputs = self._paths(item, known.output).values()
+            self.progress.end(item, anew=anew, copy=copy, outputs=tuple(map(str, outputs)))
+        self._unlock(self._paths(item, known.output).values())
 
-    def _fail(self, item: Input, row: CaptionRow, known: _Known | None = None) -> None:
+    def _make(self, item: Input, known: Known) -> None:
+        """Write the outputs of an input, unless they are written.
+
+        Raises:
+            OutputWriteError, SubtitleError: one cannot be written.
+        """
+        paths = self._paths(item, known.output)
+        line = WrittenLine(output=known.output, key=known.key, looks=self._looks)
+        made = [path for path in paths.values() if not path.exists()]
+        if self.ledger.written[line.output] == line.digest and not made:
+            return
+        try:
+            if self._mux is not None:
+                rows = self.ledger.rows(known.key, item.audio)
+                for fault in self._mux.write(item.path, rows, paths[MUX]):
+                    self.note(f"{item.audio}: {fault}")
+            wanted = {paths[name]: kind for name, kind in self._formats.items()}
+            self._write(wanted, lambda: self.ledger.rows(known.key, item.audio))
+            self.ledger.add(line)
+        except (OutputWriteError, SubtitleError):
+            for path in made if self.places.root is None else ():  # some without the others would be in the way
+                path.unlink(missing_ok=True)
+            raise
+
+    def _fail(self, item: Input, row: CaptionRow, known: Known | None = None) -> None:
         self.ledger.add(ErrorLine(row=row), sure=True)
         if known is not None:
             paths, rows = self._paths(item, known.output), [*self.ledger.rows(known.key, item.audio), row]
@@ -275,79 +287,6 @@ class WrittenResults:
                         os.fsync(file.fileno())
         except OSError as error:
             raise _write_error(Path(error.filename2 or path), error, beside=self.places.root is None) from error
-
-
-class OneFileResults(WrittenResults):
-    """One file for all inputs, in their order, written when all are done; until then, the ledger holds all."""
-
-    def __init__(
-        self, ledger: Ledger, places: Places, document: CaptionFormat, partial: PartialOutput, progress: Progress,
-        *, overwrite: bool = False,
-    ) -> None:  # fmt: skip
-        super().__init__(ledger, places, {}, progress, overwrite=overwrite)
-        self._document, self._partial = document, partial
-        self._numbers = Index()  # of inputs, by sources
-        self._came = array("q")  # by numbers: the place of an input's line, or of an error's
-        self._order, self._names = array("I"), array("I")  # numbers, and how much of sources is what rows call them
-
-    def begin(self, item: Input) -> int | None:
-        if (number := self._numbers[item.source]) < 0:
-            number = self._numbers[item.source] = len(self._came)
-            self._came.append(-1)
-        self._order.append(number)
-        self._names.append(len(item.audio))
-        return super().begin(item)
-
-    def _finish(self, item: Input, known: _Known, *, anew: bool, copy: bool = False) -> None:  # noqa: ARG002  # as above
-        self._came[self._numbers[item.source]] = self.ledger.place(item.source)
-        self.progress.end(item, anew=anew, copy=copy)
-
-    def _fail(self, item: Input, row: CaptionRow, known: _Known | None = None) -> None:  # noqa: ARG002  # as above
-        self._came[self._numbers[item.source]] = self.ledger.add(ErrorLine(row=row), sure=True)
-        self.progress.fail(item, row)
-
-    def complete(self) -> None:
-        lost = {line.key for line in self.ledger.claims(but={*self._came}) if self.ledger.done(line.key)}
-        here = map(self.ledger.line_at, self._came if lost else ())
-        lost.difference_update(line.key for line in here if isinstance(line, FileLine))
-        if lost and self._partial.out.exists() and not self._overwrite:
-            raise OutputExistsError(
-                f"{self._partial.out} holds captions of other inputs than these ({len(lost)} are missing now); pass "
-                "--overwrite to leave them out, or choose another --out: what is done is stored"
-            )
-        for key in lost:
-            self.ledger.add(DropLine(key=key))
-        with self._partial.write_errors():
-            with self._partial.path.open("w", encoding="utf-8", newline="") as file:
-                file.writelines(self._document.document(self._rows()))
-            looks = ("errors",) if self.progress.tally.errors else _COMPLETE
-            # Before it has its name: whenever a run is killed, what has that name is known to be ours.
-            content = sha256_of(self._partial.path)
-            self.ledger.add(WrittenLine(output=content, key=content, looks=looks), sure=True)
-            self._partial.move()
-
-    def _rows(self) -> Iterator[CaptionRow]:
-        for number, length in zip(self._order, self._names, strict=True):
-            line = self.ledger.line_at(self._came[number])
-            if isinstance(line, ErrorLine):
-                yield line.row
-            elif isinstance(line, FileLine):
-                yield from self.ledger.rows(line.key, line.source[:length])
-
-
-def wrote(ledger: Ledger, file: Path) -> bool:
-    """Whether one file for all inputs is as an earlier run left it, so that it may be replaced."""
-    return file.is_file() and ledger.written[sha256_of(file)] >= 0
-
-
-def is_complete(path: Path) -> bool:
-    """Whether the ledger of one file for all inputs ends with that written, without an error. Raises nothing."""
-    with suppress(OSError, ValueError, LookupError, TypeError, StopIteration), path.open("rb") as file:
-        file.seek(-min(_LAST_BYTES, path.stat().st_size), os.SEEK_END)
-        lines = map(json.loads, reversed(file.readlines()))
-        line = next(line for line in lines if line["kind"] != "job")  # of runs that were refused
-        return bool(line["kind"] == "written" and tuple(line["looks"]) == _COMPLETE)
-    return False
 
 
 def _stat(item: Input) -> Stat | None:
