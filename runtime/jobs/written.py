@@ -119,10 +119,11 @@ class WrittenResults:
         if known is None:  # it could not even be told what it is
             self._fail(item, row)
             return
-        if row.error is None and known.stat is not None and piece.last and _stat(item) != known.stat:
+        changed = piece.last and known.stat is not None and _stat(item) != known.stat
+        if row.error is None and changed and not self._is_written(known):
             self.ledger.add(DropLine(key=known.key))
-            changed = f"{item.audio} was changed while it was read; caption it again when it is complete"
-            row = CaptionRow.of_error(item.audio, AudioError(changed))
+            why = f"{item.audio} was changed while it was read; caption it again when it is complete"
+            row = CaptionRow.of_error(item.audio, AudioError(why))
         if row.error is None:
             if not self.ledger.has(known.key, piece.number):
                 self.ledger.add(RowLine(key=known.key, window=piece.number, last=piece.last, row=row), sure=True)
@@ -241,9 +242,8 @@ class WrittenResults:
             OutputWriteError, SubtitleError: one cannot be written.
         """
         paths = self._paths(item, known.output)
-        line = WrittenLine(output=known.output, key=known.key, looks=self._looks)
         made = [path for path in paths.values() if not path.exists()]
-        if self.ledger.written[line.output] == line.digest and not made:
+        if self._is_written(known) and not made:
             return
         try:
             if self._mux is not None:
@@ -252,11 +252,17 @@ class WrittenResults:
                     self.note(f"{item.audio}: {fault}")
             wanted = {paths[name]: kind for name, kind in self._formats.items()}
             self._write(wanted, lambda: self.ledger.rows(known.key, item.audio))
-            self.ledger.add(line)
+            self.ledger.add(self._written(known))
         except (OutputWriteError, SubtitleError):
             for path in made if self.places.root is None else ():  # some without the others would be in the way
                 path.unlink(missing_ok=True)
             raise
+
+    def _written(self, known: Known) -> WrittenLine:
+        return WrittenLine(output=known.output, key=known.key, looks=self._looks)
+
+    def _is_written(self, known: Known) -> bool:
+        return self.ledger.written[known.output] == self._written(known).digest
 
     def _fail(self, item: Input, row: CaptionRow, known: Known | None = None) -> None:
         self.ledger.add(ErrorLine(row=row), sure=True)

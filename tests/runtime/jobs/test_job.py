@@ -203,6 +203,9 @@ def test_what_is_answered_is_kept_before_its_turn(
     with monkeypatch.context() as patched:
         patched.setattr(WrittenResults, "take", killed)
         assert caption(*words).exit_code == 130
+        assert caption(tiny_bundle, clips / "a.wav", "--format", "txt,json").exit_code == 130
+    assert (clips / "a.txt").exists()
+    assert (clips / "a.json").exists()
     rows = (tmp_path / "out" / LEDGER).read_text().count('"kind": "row"')
     assert rows >= 1
     asked.clear()
