@@ -242,6 +242,7 @@ def described(schema: dict[str, Any]) -> dict[str, Any]:
     components = schema.setdefault("components", {})
     components.setdefault("schemas", {}).update(models["$defs"])
     components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    schema["paths"]["/metrics"]["get"]["responses"]["200"]["content"] = {"text/plain": {"schema": {"type": "string"}}}
     for path, kind in kinds.items():
         body, form = components["schemas"][kind.__name__], path.startswith("/v1/audio")
         if form:  # as names of a form say that there may be several

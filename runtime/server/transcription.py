@@ -147,6 +147,8 @@ class _Heard:
             return self.captions[0].text
         if self.order.transcript:
             return " ".join(text for _, _, text in spoken(self.windows()))
+        if self.order.timed:
+            return "\n".join(text for _, _, text in self.segments())
         return "\n".join(map(_line, self.spans, self.captions))
 
     def document(self) -> str:
@@ -259,7 +261,9 @@ async def _streamed(
 
 def _segment_event(number: int, span: Span, caption: Caption) -> bytes:
     times = {"start": round(span.start_s, 3), "end": round(span.end_s, 3)}
-    return event({"type": "transcript.text.segment", "id": f"seg_{number}", **times, "text": caption.text})
+    return event(
+        {"type": "transcript.text.segment", "id": f"seg_{number}", **times, "text": caption.text, "speaker": ""}
+    )
 
 
 def _response(heard: _Heard, model: Model) -> Response:
