@@ -133,12 +133,19 @@ class ChatJob:
         return [] if self._answer is None else [self._answer]
 
     def read(self) -> None:
-        """Read some of the audio ahead, in a thread of the engine's; what fails is the `result`."""
+        """As `read_here`, in a thread of the engine's, where nobody else is told that a clip's iterator exits."""
+        try:
+            self.read_here()
+        except BaseException as error:  # noqa: BLE001  # as above
+            self._raised = error
+
+    def read_here(self) -> None:
+        """Read some of the audio ahead; what fails is the `result`."""
         try:
             for clip in self._clips if not self.ended else ():
                 self.name = clip.audio.name
                 clip.read(self._known, listens=self._listens, first=self._before_reading)
-        except BaseException as error:  # noqa: BLE001  # where nobody else is told that a clip's iterator exits
+        except Exception as error:  # noqa: BLE001  # as above
             self._raised = error
 
     def hear(self) -> None:
@@ -196,7 +203,7 @@ class ChatJob:
         pieces: list[str] = []
         self._on_piece = lambda piece: pieces.append(piece.text)
         self._before_reading = self._parts.make_way
-        self.read()
+        self.read_here()
         self.hear()
         try:
             if self._answer is not None:

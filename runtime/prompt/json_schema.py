@@ -11,7 +11,8 @@ space, or a line with its indent.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias, cast
 
 from dasheng_edge.runtime.errors import PromptError
@@ -20,7 +21,12 @@ MAX_SCHEMA_BYTES = 32 << 10  # as JSON
 MAX_DEPTH = 24  # of schemas in schemas
 MAX_PROPERTIES = 100  # of an object: its rules have as many alternatives as there are pairs of them
 MAX_REPEATS = 500  # of a character or an item, if it is counted; llama.cpp makes a rule of each
+MAX_REPEATS_IN_ALL = 20_000  # which llama.cpp takes 50 ms to read
 MAX_GRAMMAR_BYTES = 512 << 10
+# How many ways to read what was written are open at a time. llama.cpp follows all of them at every token, and there is
+# no limit where options that begin alike hold themselves: so there are no such.
+MAX_WAYS = 64
+VALUES_PER_WAY = 64  # of an enum, which are compared as fast
 
 Schema: TypeAlias = "Mapping[str, Any] | bool"
 
@@ -43,6 +49,9 @@ _JSON = {
 _TYPES: Mapping[str, type | tuple[type, ...]] = {
     "object": dict, "array": list, "string": str, "number": (int, float), "integer": int, "boolean": bool,
     "null": type(None),
+}  # fmt: skip
+_STARTS = {
+    "object": "{", "array": "[", "string": '"', "number": "0", "integer": "0", "boolean": "tf", "null": "n",
 }  # fmt: skip
 _NOTES = frozenset(
     ("title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$schema", "$id", "$comment",
@@ -87,9 +96,11 @@ class _Writer:
     def __init__(self, root: Mapping[str, Any]) -> None:
         self._root, self._rules = root, dict(_JSON)
         self._refs: dict[str, str] = {}  # names of rules by what refers to them
+        self._repeats = 0
 
     def grammar(self) -> str:
         root = self._rule(self._root, "$", 0, ())
+        _Ways(self._place).check(self._root)
         text = _written({"root": root, **self._rules})
         if len(text) > MAX_GRAMMAR_BYTES:
             raise PromptError(f"the JSON schema makes a grammar of {len(text)} characters; simplify it")
@@ -134,8 +145,16 @@ class _Writer:
         ref = schema["$ref"]
         if ref in refs:
             raise _refused(where, f"refers to itself by {ref!r}")
+        if not isinstance(ref, str):
+            self._place(ref, where)
         if ref in self._refs:
             return self._refs[ref]
+        name = self._refs[ref] = self._new("")
+        self._rules[name] = self._rule(self._place(ref, where), ref, depth + 1, (*refs, ref))
+        return name
+
+    def _place(self, ref: object, where: str = "") -> Any:
+        """What a reference refers to."""
         place: Any = self._root
         path = ref.split("/") if isinstance(ref, str) else [""]
         if path[0] != "#":
@@ -145,9 +164,7 @@ class _Writer:
             if not isinstance(place, Mapping) or key not in place:
                 raise _refused(where, f"refers to {ref!r}, which does not exist")
             place = place[key]
-        name = self._refs[ref] = self._new("")
-        self._rules[name] = self._rule(place, ref, depth + 1, (*refs, ref))
-        return name
+        return place
 
     def _values(self, schema: Mapping[str, Any], keys: set[str], where: str) -> str:
         _only(keys, {"enum", "const", "type"}, where)
@@ -165,9 +182,9 @@ class _Writer:
             return self._object(schema, where, depth)
         if name == "array" and schema.keys() & _KEYS["array"]:
             item = self._rule(schema.get("items", True), f"{where}.items", depth + 1, ())
-            return self._new(_repeated(f"list-open {{}} {_CLOSE}", item, *_counts(schema, "Items", where)))
+            return self._new(_repeated(f"list-open {{}} {_CLOSE}", item, *self._counts(schema, "Items", where)))
         if name == "string" and schema.keys() & _KEYS["string"]:
-            least, most = _counts(schema, "Length", where)
+            least, most = self._counts(schema, "Length", where)
             return self._new(rf'"\"" character{_braces(least, most)} "\""')
         return name
 
@@ -177,7 +194,7 @@ class _Writer:
             raise _refused(where, "has properties or required of another type")
         if len(properties) > MAX_PROPERTIES:
             raise _refused(where, f"has {len(properties)} properties, expected at most {MAX_PROPERTIES}")
-        if missing := [name for name in required if name not in properties]:
+        if missing := [name for name in required if name not in [*properties]]:
             raise _refused(where, f"requires {missing[0]!r}, which is none of its properties")
         others = schema.get("additionalProperties", True)
         if not properties:
@@ -194,12 +211,72 @@ class _Writer:
         ]
         return self._new(f'map-open {self._in_order(pairs, [name in required for name in properties])} "}}"')
 
+    def _counts(self, schema: Mapping[str, Any], what: str, where: str) -> tuple[int, int | None]:
+        least, most = schema.get(f"min{what}", 0), schema.get(f"max{what}")
+        for count in (least, 0 if most is None else most):
+            if type(count) is not int or not 0 <= count <= MAX_REPEATS:
+                raise _refused(where, f"has min{what} or max{what} of {count!r:.40}, expected 0 to {MAX_REPEATS}")
+        if most is not None and most < least:
+            raise _refused(where, f"has a max{what} below min{what}")
+        self._repeats += least if most is None else most
+        if self._repeats > MAX_REPEATS_IN_ALL:
+            raise _refused(where, f"counts more than {MAX_REPEATS_IN_ALL} characters and items in all; simplify it")
+        return least, most
+
     def _in_order(self, pairs: Sequence[str], needed: Sequence[bool]) -> str:
         """Pairs in their order, of which those that are not needed may be left out."""
         behind = [""] * len(pairs) + ["ws"]  # what may follow behind the one before, with its comma
         for index in reversed(range(1, len(pairs))):
             behind[index] = self._new(" | ".join(_next(pairs, needed, behind, index, "comma ", "ws")))
         return self._new(" | ".join(_next(pairs, needed, behind, 0, "", '""')))
+
+
+class _Ways:
+    """Counts the ways to read an answer that are open at a time, of a schema for which there is a grammar."""
+
+    def __init__(self, place: Callable[[object], Any]) -> None:
+        self._place = place
+        self._refs: dict[str, int] = {}
+        self._recursive = self._alike = False
+
+    def check(self, schema: Schema) -> None:
+        ways = self._most(schema)
+        if self._recursive and self._alike:
+            raise _refused("anyOf", "refers to itself, and has options that begin alike; have them differ in type")
+        if ways > MAX_WAYS:
+            raise _refused("anyOf", f"can be read in {ways} ways at a time, expected at most {MAX_WAYS}; simplify it")
+
+    def _most(self, schema: Schema) -> int:
+        if not isinstance(schema, Mapping):
+            return 1
+        if "$ref" in schema:
+            ref = schema["$ref"]
+            if ref not in self._refs:
+                self._refs[ref] = 0
+                self._refs[ref] = self._most(self._place(ref))
+            self._recursive |= not self._refs[ref]
+            return max(1, self._refs[ref])
+        if "anyOf" in schema:
+            starts = Counter(start for option in schema["anyOf"] for start in self._starts(option))
+            alike = max(starts.values())
+            self._alike |= alike > 1
+            return alike * max(map(self._most, schema["anyOf"]))
+        if "enum" in schema:
+            return 1 + len(schema["enum"]) // VALUES_PER_WAY
+        inner = [*schema.get("properties", {}).values(), schema.get("items"), schema.get("additionalProperties")]
+        return max(map(self._most, inner))
+
+    def _starts(self, schema: Schema) -> set[str]:
+        """Characters that a value may begin with; "0" is any number's."""
+        if not isinstance(schema, Mapping):
+            return set("".join(_STARTS.values()))
+        if "$ref" in schema:
+            return self._starts(self._place(schema["$ref"]))
+        if "anyOf" in schema:
+            return set().union(*map(self._starts, schema["anyOf"]))
+        if values := [schema["const"]] if "const" in schema else schema.get("enum"):
+            return {"0" if text[0] in "-0123456789" else text[0] for text in map(json.dumps, values)}
+        return set("".join(_STARTS[name] for name in _types(schema, "") or _STARTS))
 
 
 _CLOSE = 'ws "]"'
@@ -225,16 +302,6 @@ def _repeated(around: str, item: str, least: int, most: int | None) -> str:
 
 def _braces(least: int, most: int | None) -> str:
     return f"{{{least},{'' if most is None else most}}}"
-
-
-def _counts(schema: Mapping[str, Any], what: str, where: str) -> tuple[int, int | None]:
-    least, most = schema.get(f"min{what}", 0), schema.get(f"max{what}")
-    for count in (least, 0 if most is None else most):
-        if type(count) is not int or not 0 <= count <= MAX_REPEATS:
-            raise _refused(where, f"has min{what} or max{what} of {count!r:.40}, expected 0 to {MAX_REPEATS}")
-    if most is not None and most < least:
-        raise _refused(where, f"has a max{what} below min{what}")
-    return least, most
 
 
 def _types(schema: Mapping[str, Any], where: str) -> list[str] | None:

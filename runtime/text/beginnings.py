@@ -57,6 +57,7 @@ class Beginnings:
     def keep(self, context: Context, place: Place) -> None:
         """Have what is in the cache of a conversation for its next turn, or for another answer to this one."""
         if place.answer.converses and place.past:
+            context.forget(place.sequence, place.past)  # an interrupted step leaves a row more
             self._histories.keep(place.answer.prompt, place.answer.tokens, place.past, context, place.sequence)
 
     def move(self, sequence: int, to: int) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dasheng_edge.runtime import Captioner, EngineOptions
+from dasheng_edge.runtime import Captioner, ChatOptions, EngineOptions, Message
 from dasheng_edge.runtime.audio import encoder
 from dasheng_edge.runtime.audio.onnx_session import onnx_session
 from dasheng_edge.runtime.audio.read import AudioSource
@@ -19,7 +19,7 @@ from dasheng_edge.runtime.bundle.bundle import Bundle
 from dasheng_edge.runtime.caption import Caption
 from dasheng_edge.runtime.engine.engine import Engine
 from dasheng_edge.runtime.engine.job import HEARD_APART
-from dasheng_edge.runtime.errors import AudioError, CaptionerBusyError, DeviceError
+from dasheng_edge.runtime.errors import AudioError, CaptionerBusyError, DeviceError, PromptError
 from dasheng_edge.runtime.parts import choose_placement
 from dasheng_edge.runtime.text import apart_decoder
 from dasheng_edge.runtime.verify import verify_bundle
@@ -146,6 +146,22 @@ def test_an_engine_takes_turns_too(tiny_bundle: Path, alive: Alive, shared_capti
         again = engine.submit(clip(7), "What else?", max_new_tokens=5)
         same(again.result(60), shared_captioner.caption(clip(7), "What else?", max_new_tokens=5))
     alive.check()
+
+
+def test_a_conversation_hears_its_clips_once(tiny_bundle: Path, alive: Alive, shared_captioner: Captioner) -> None:
+    options, messages = ChatOptions(5), [Message("user", [clip(0), "What?", clip(1)])]
+    with Captioner.open(tiny_bundle, options=LOW) as captioner, Engine.open(tiny_bundle, options=LOW) as engine:
+        for ask in (captioner.chat, lambda *given: engine.chat(*given).result(60)):
+            talked, heard = [*messages], 0
+            for turn in range(3):
+                reply = ask(talked, options)
+                assert reply.tokens == shared_captioner.chat(talked, options).tokens
+                talked += [Message("assistant", reply.text), Message("user", "So?")]
+                assert turn == 0 or alive.opened["audio"] == heard
+                heard = alive.opened["audio"]
+                assert turn == 0 or reply.usage.cached_tokens > reply.usage.audio_tokens > 0
+        with pytest.raises(PromptError, match="no prescribed form"):
+            captioner.chat(messages, ChatOptions(5, schema="object"))
 
 
 def test_a_bundle_is_verified_in_turns(tiny_bundle: Path, alive: Alive) -> None:

@@ -13,9 +13,11 @@ import pytest
 
 from dasheng_edge.runtime import Captioner, ChatOptions, Engine, Message, Reply
 from dasheng_edge.runtime.bundle.manifest import Sampling
+from dasheng_edge.runtime.engine.chat_job import ChatRequest
 from dasheng_edge.runtime.engine.clip_audio import ClipAudio, HeardAudio
 from dasheng_edge.runtime.engine.conversation import Piece
 from dasheng_edge.runtime.engine.heard_clips import HeardClips, clip_key
+from dasheng_edge.runtime.engine.job import CaptionScheduler
 from dasheng_edge.runtime.engine_options import EngineOptions
 from dasheng_edge.runtime.errors import (
     AudioNotFoundError,
@@ -177,6 +179,29 @@ def test_logprobs_are_those_of_the_model_and_of_the_tokens(captioner: Captioner)
     assert [one.logprob for one in alone] == pytest.approx([one.logprob for one in greedy.logprobs], abs=1e-3)
     assert alone[0].top == ()
     assert captioner.chat(messages, SHORT).logprobs is None
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_the_same_where_a_gpu_would_choose_tokens(captioner: Captioner, beside: bool) -> None:
+    asked = [
+        ([user(noise(1), "What?", noise(2))], SHORT),
+        ([user(noise(2), "What?")], ChatOptions(8, top_logprobs=1)),
+        ([user(noise(3), "Yes?")], ChatOptions(8, schema={"enum": ["yes", "no"]})),
+    ]
+    scheduler = CaptionScheduler(captioner.bundle, captioner.parts, 3, beside=beside)
+    scheduler._places._sequences._choose_there = beside  # type: ignore[attr-defined]
+    requests = [ChatRequest(captioner.bundle, captioner.parts, messages, options) for messages, options in asked]
+    jobs = [scheduler.chat(request, HeardClips(), None) for request in requests]
+    for job in jobs:
+        scheduler.add(job)
+    while len(scheduler):
+        scheduler.advance(lambda _: None)
+    scheduler.close()
+    for job, (messages, options) in zip(jobs, asked, strict=True):
+        got, want = job.result(), captioner.chat(messages, options)
+        assert isinstance(got, Reply)
+        assert (got.text, got.tokens, len(got.logprobs or ())) == (want.text, want.tokens, len(want.logprobs or ()))
+    assert captioner.chat(*asked[2]).text in ('"yes"', '"no"')
 
 
 def test_a_text_that_stops_the_answer_is_not_in_it(captioner: Captioner) -> None:

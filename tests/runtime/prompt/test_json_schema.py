@@ -31,6 +31,10 @@ def nested(depth: int) -> dict[str, Any]:
     return {"type": "array", "items": nested(depth - 1)} if depth else {"type": "null"}
 
 
+def doubled(depth: int) -> dict[str, Any]:
+    return {"type": "array", "items": {"anyOf": [doubled(depth - 1)] * 2}} if depth else {"type": "null"}
+
+
 @pytest.mark.parametrize(
     ("schema", "message"),
     [
@@ -58,6 +62,7 @@ def nested(depth: int) -> dict[str, Any]:
         ({"enum": ["a"], "const": "b"}, "not in its enum"),
         ({"type": "object", "properties": {}, "required": ["a"]}, "none of its properties"),
         ({"type": "object", "properties": []}, "of another type"),
+        ({"required": [[]]}, "none of its properties"),
         ({"type": "object", "properties": {str(index): {} for index in range(101)}}, "101 properties"),
         ({"type": "array", "maxItems": 501}, "501"),
         ({"type": "array", "minItems": True}, "True"),
@@ -65,6 +70,11 @@ def nested(depth: int) -> dict[str, Any]:
         ({"$ref": "https://example.org/schema"}, "expected #"),
         ({"$ref": 5}, "expected #"),
         ({"$ref": "#/$defs/a"}, "does not exist"),
+        ({"type": "array", "items": [{"type": "string", "maxLength": 500}] * 2}, "expected a schema"),
+        ({"anyOf": [{"type": "string", "maxLength": 500}] * 41}, "20000 characters"),
+        ({"anyOf": [{"type": "string"}] * 65}, "65 ways"),
+        (doubled(7), "128 ways"),
+        ({"type": "array", "items": {"anyOf": [{"$ref": "#"}, {"type": "array"}]}}, "begin alike"),
         ({"$ref": "#"}, "refers to itself"),
         ({"anyOf": [{"type": "null"}, {"$ref": "#"}]}, "refers to itself"),
         ({"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}, "refers to itself"),
