@@ -156,7 +156,7 @@ def chat(
     from dasheng_edge.runtime.engine.conversation import ChatOptions
     from dasheng_edge.runtime.engine.engine import Engine
 
-    from .requests.talk import Talk, typed_lines
+    from .requests.talk import Talk, typed_line
 
     options = engine_options(bundle, device, threads, allow_tf32, low_memory)
     with Engine.open(bundle, options=options, check_sha256=check_sha256) as engine:
@@ -167,5 +167,5 @@ def chat(
         talk = Talk(engine, ChatOptions(max_new_tokens, sampling), system_message(system), say)
         for name in audio or ():
             talk.add(name)
-        ok = talk.run(typed_lines())
+        ok = talk.run(typed_line)
     raise typer.Exit(0 if ok else 1)

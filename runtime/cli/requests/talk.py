@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -31,35 +31,24 @@ HELP = (
 _LOOK_S = 0.2  # after which Ctrl-C is seen where waiting is not interrupted
 
 
-def typed_lines() -> Iterator[str]:
-    """Lines of a terminal, which can be edited and recalled, or of whatever stdin is.
+def typed_line() -> str | None:
+    """A line from a terminal, where it can be edited and lines before it recalled, or from whatever stdin is.
 
-    Ctrl-C in a terminal gives a line away.
+    None: there are no more.
     """
     if sys.stdin is None:
-        return
-    at_terminal = _at_terminal()
-    both = at_terminal and sys.stdout.isatty()
-    if both:
-        with suppress(ImportError):  # not on Windows
-            import readline  # noqa: F401  # `input` edits by it
-    while True:
-        try:
-            if both:
-                yield input(PROMPT)
-                continue
-            if at_terminal:
-                typer.echo(PROMPT, nl=False, err=True)
-            if not (line := sys.stdin.readline()):
-                return
-            yield line
-        except EOFError:
-            typer.echo()
-            return
-        except KeyboardInterrupt:
-            if not at_terminal:
-                raise
-            typer.echo("\n(/quit or Ctrl-D ends)", err=True)
+        return None
+    if not (_at_terminal() and sys.stdout.isatty()):
+        if _at_terminal():
+            typer.echo(PROMPT, nl=False, err=True)
+        return sys.stdin.readline() or None
+    with suppress(ImportError):  # not on Windows
+        import readline  # noqa: F401  # `input` edits by it
+    try:
+        return input(PROMPT)
+    except EOFError:
+        typer.echo()
+        return None
 
 
 def _at_terminal() -> bool:
@@ -78,26 +67,35 @@ class Talk:
         self._clips: list[ReadAudio] = []  # of the next question
         self._ok = True
 
-    def run(self, lines: Iterator[str]) -> bool:
-        """Take lines until there are no more, or /quit; whether all went well."""
+    def run(self, read: Callable[[], str | None]) -> bool:
+        """Take lines until there are no more, or /quit; whether all went well, or a person saw that it did not."""
         if _at_terminal():
             self._say(f"{self._engine.bundle.manifest.name}: ask, /audio FILE adds audio, /help says more, Ctrl-D ends")
-        for line in lines:
-            command, _, rest = line.strip().partition(" ")
-            if command == "/quit":
-                break
-            if command == "/audio":
-                self.add(rest.strip())
-            elif command == "/new":
-                self._messages, self._clips = [*self._beginning], []
-            elif command == "/help":
-                for text in HELP:
-                    self._say(text)
-            elif command.startswith("/"):
-                self._failed(f"there is no {command}; /help says what there is")
-            elif line.strip() or self._clips:
-                self._ask(line.strip())
-        return self._ok
+        while True:
+            try:
+                if (line := read()) is None or not self._take(line.strip()):
+                    return self._ok or _at_terminal()
+            except KeyboardInterrupt:  # noqa: PERF203  # of one line
+                if not _at_terminal():
+                    raise
+                typer.echo()
+                self._say("(/quit or Ctrl-D ends)")
+
+    def _take(self, line: str) -> bool:
+        """Do what a line says; False if that is to end."""
+        command, _, rest = line.partition(" ")
+        if command == "/audio":
+            self.add(rest.strip())
+        elif command == "/new":
+            self._messages, self._clips = [*self._beginning], []
+        elif command == "/help":
+            for text in HELP:
+                self._say(text)
+        elif command.startswith("/") and command != "/quit":
+            self._failed(f"there is no {command}; /help says what there is")
+        elif command != "/quit" and (line or self._clips):
+            self._ask(line)
+        return command != "/quit"
 
     def add(self, name: str) -> None:
         """Have a file in the next question."""
@@ -146,18 +144,20 @@ class Talk:
         pieces: SimpleQueue[Piece | None] = SimpleQueue()
         try:
             ticket = self._engine.chat([*self._messages, asked], self._options, on_piece=pieces.put)
-            ticket.add_done_callback(lambda _: pieces.put(None))
+        except DashengEdgeError as error:
+            self._failed(str(error))
+            return
+        ticket.add_done_callback(lambda _: pieces.put(None))
+        try:
             answer, stopped = self._shown(pieces)
-            if stopped:
-                ticket.cancel()
-                if not _at_terminal():
-                    raise KeyboardInterrupt
-            else:
+            if not stopped:
                 for warning in ticket.result().warnings:
                     self._say(f"warning: {warning}")
         except DashengEdgeError as error:
             self._failed(str(error))
             return
+        finally:
+            ticket.cancel()
         if answer or not stopped:  # else the question is asked anew
             self._messages += [asked, Message("assistant", answer)]
             self._clips = []
@@ -177,6 +177,8 @@ class Talk:
                 typer.echo(printable(piece.text, keep="\n"), nl=False)
                 sys.stdout.flush()
         except KeyboardInterrupt:
+            if not _at_terminal():
+                raise
             typer.echo(" ...")
             return text, True
         if text:

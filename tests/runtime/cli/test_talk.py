@@ -160,7 +160,8 @@ def test_ctrl_c_stops_an_answer_and_what_came_of_it_is_remembered(
     monkeypatch.setattr(talk, "_at_terminal", lambda: True)
     with Engine.open(tiny_bundle) as engine:
         talked = talk.Talk(engine, ChatOptions(200), [], lambda _: None)
-        assert talked.run(iter(["Talk.", "Go on."]))
+        lines = iter(["Talk.", "Go on."])
+        assert talked.run(lambda: next(lines, None))
         assert [message.role for message in talked._messages] == ["user", "assistant"] * 2
         assert printable(str(talked._messages[1].content), keep="\n") == "".join(printed[:2])
 
