@@ -134,6 +134,21 @@ def test_cancel_lets_go_at_the_server(visit: Open, server: PageServer, long_clip
     assert server.asked[-1] == {"left": True}
 
 
+def test_another_file_lets_go_of_what_runs(visit: Open, server: PageServer, long_clip: Path, clip: Path) -> None:
+    server.parts, server.delay_s = LONG, 0.05
+    page = visit()
+    load(page, long_clip)
+    ask_for(page)
+    page.wait_for_selector("#parts li:nth-child(2)")
+    page.set_input_files("#file", [str(clip), str(long_clip)])
+    page.wait_for_selector("#length:text-is('0:03')")
+    assert page.locator("#start").is_visible()
+    assert page.locator("#progress, #result").first.is_hidden()
+    assert "The first of the files was opened" in page.inner_text("[role=alert]")
+    page.wait_for_timeout(500)
+    assert server.asked[-1] == {"left": True}
+
+
 @pytest.mark.parametrize(
     ("refusal", "words"),
     [
