@@ -122,6 +122,12 @@ class _Writer:
         keys = schema.keys() - _NOTES
         if "$ref" in keys:
             return self._referred(schema, keys, where, depth, refs)
+        if "allOf" in keys:  # as some libraries write a reference with a note
+            _only(keys, {"allOf"}, where)
+            first, *others = _listed(schema["allOf"], f"{where}.allOf")
+            if others:
+                raise _refused(where, "has an allOf of several schemas, expected one; join them")
+            return self._rule(first, f"{where}.allOf[0]", depth + 1, refs)
         if "anyOf" in keys:
             _only(keys, {"anyOf"}, where)
             options = _listed(schema["anyOf"], f"{where}.anyOf")
@@ -256,6 +262,8 @@ class _Ways:
                 self._refs[ref] = self._most(self._place(ref))
             self._recursive |= not self._refs[ref]
             return max(1, self._refs[ref])
+        if "allOf" in schema:
+            return self._most(schema["allOf"][0])
         if "anyOf" in schema:
             starts = Counter(start for option in schema["anyOf"] for start in self._starts(option))
             alike = max(starts.values())
@@ -272,6 +280,8 @@ class _Ways:
             return set("".join(_STARTS.values()))
         if "$ref" in schema:
             return self._starts(self._place(schema["$ref"]))
+        if "allOf" in schema:
+            return self._starts(schema["allOf"][0])
         if "anyOf" in schema:
             return set().union(*map(self._starts, schema["anyOf"]))
         if values := [schema["const"]] if "const" in schema else schema.get("enum"):

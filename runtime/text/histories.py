@@ -18,6 +18,7 @@ from .model import Tokens
 # A position of the 0.6B has 115 kB, of the 7B 57 kB: this holds one very long conversation or a dozen usual ones.
 MAX_BYTES = 256 << 20
 LOW_BYTES = 64 << 20  # where memory is low
+MAX_KEPT = 256  # conversations of however few rows, each of which a new one is held against
 MIN_SHARE = 0.25  # of a conversation's rows that another one begins with; a system text alone is soon computed
 
 Item: TypeAlias = "int | Embeddings"  # a token, or a clip as a whole: the same array is the same clip
@@ -62,7 +63,7 @@ class Histories:
         with suppress(MemoryShortError):  # then it is computed again
             require("a conversation", "free memory", own=3 * context.state_bytes(sequence))
             self._kept.append((items, context.state(sequence)))
-        while sum(len(state) for _, state in self._kept) > self._most:
+        while len(self._kept) > MAX_KEPT or sum(len(state) for _, state in self._kept) > self._most:
             del self._kept[0]
 
     def clear(self) -> None:

@@ -53,6 +53,7 @@ def doubled(depth: int) -> dict[str, Any]:
         ({"type": "string", "format": "date"}, "'format', which is not supported"),
         ({"type": "integer", "minimum": 0}, "'minimum', which is not supported"),
         ({"type": "array", "uniqueItems": True}, "'uniqueItems', which is not supported"),
+        ({"allOf": [{}, {}]}, "allOf of several"),
         ({"oneOf": [{}]}, "'oneOf', which is not supported"),
         ({"anyOf": [{}], "type": "null"}, "'type', which is not supported"),
         ({"anyOf": []}, "empty"),

@@ -177,6 +177,8 @@ PERSON = {
         ({"type": ["string", "null"]}, "null", True),
         ({"type": ["string", "null"]}, "5", False),
         ({"const": 5}, "5", True),
+        ({"allOf": [{"type": "null"}], "description": "nothing"}, "null", True),
+        ({"anyOf": [{"allOf": [{"type": "null"}]}, {"const": 5}]}, "6", False),
         ({"type": "object", "additionalProperties": {"type": "integer"}}, '{"a": 1, "b": 2}', True),
         ({"type": "object", "additionalProperties": {"type": "integer"}}, '{"a": "1"}', False),
         ({"type": "object", "additionalProperties": False}, "{}", True),
