@@ -141,6 +141,11 @@ class Ear:
         return bool(self._pending or self._rows)
 
     @property
+    def began_s(self) -> float | None:
+        """When the window that is heard began; None if there is none."""
+        return round(self._pending[0].index * self._tick_s, 3) if self._pending else None
+
+    @property
     def floor_db(self) -> float:
         """Level of the background, in dBFS."""
         return self._gate.floor_db

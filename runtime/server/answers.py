@@ -156,6 +156,8 @@ def _path(loc: Sequence[int | str]) -> str:
     for part in loc:
         if isinstance(part, int):
             path += f"[{part}]"
+        elif "." in part and not path:  # the kind of a message over a WebSocket
+            continue
         elif not (tagged and part in _TAGS):
             path += f".{part}" if path else part
         tagged = isinstance(part, int) or part in _TAGGED

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, TypeVar
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, WebSocket
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.datastructures import FormData, UploadFile
@@ -19,14 +19,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .answers import ErrorBody, Refusal, come_back
-from .asking import Asking
+from .asking import Asking, Places
 from .chat import ChatRequest, complete
 from .door import Door, Limits
 from .embeddings import EmbeddingRequest, embed
 from .keys import Keys, Policy
 from .models import Models
 from .page import page
-from .places import Places
+from .realtime import serve_realtime
 from .transcription import AudioFields, TranscriptionFields, TranslationFields, transcribe
 from .visits import Metrics, stderr_log
 
@@ -57,6 +57,7 @@ class Server:
         self.metrics, self.places = Metrics(), Places(options.queue)
         self._readers = ThreadPoolExecutor(READERS, "dasheng-edge upload")
         self._asking = Asking(models, self.places, options.limits, self.metrics, self._readers)
+        self._sessions: set[str] = set()
         self.ready = False
         policy = Policy(options.keys, options.host, options.origins)
         self.app: ASGIApp = Door(self._routed(), policy, options.limits, self.metrics, options.log)
@@ -92,6 +93,7 @@ class Server:
             app.add_api_route(
                 path, endpoint, methods=methods, responses=errors, response_model=None, include_in_schema=path != "/"
             )
+        app.add_api_websocket_route("/v1/realtime", self.realtime)
         app.openapi_schema = described(app.openapi())
         return app
 
@@ -147,6 +149,10 @@ class Server:
     async def translations(self, request: Request) -> Response:
         """What is said in an audio file, in English."""
         return await self._from_form(request, TranslationFields)
+
+    async def realtime(self, socket: WebSocket) -> None:
+        """What is heard, while it comes."""
+        await serve_realtime(self._asking, socket.state.visit, socket, self._sessions)
 
     async def chat(self, request: Request) -> Response:
         """The next reply of a conversation with audio in it."""

@@ -21,6 +21,7 @@ from .visits import CLOSED, Metrics, Visit
 
 GRACE_S, MIN_BYTES_PER_S = 20.0, 8192  # a body may take so long, and then must have come at this speed
 LINGER_S, LINGER_BYTES = 1.0, 16 << 20  # that are read of a body that was refused, so that its sender sees why
+PROTOCOL_KEY = "openai-insecure-api-key."
 SECURITY = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -103,7 +104,13 @@ class Door:
 
     def _admitted(self, scope: Scope) -> str:
         client = scope.get("client") or ("local", 0)
-        tenant = self._policy.tenant(scope["path"], _headers(scope), str(client[0]))
+        headers = _headers(scope)
+        for protocol in scope.get(
+            "subprotocols", []
+        ):  # where browsers can put a key of a WebSocket, and as OpenAI does
+            if protocol.startswith(PROTOCOL_KEY):
+                headers.setdefault("authorization", f"Bearer {protocol.removeprefix(PROTOCOL_KEY)}")
+        tenant = self._policy.tenant(scope["path"], headers, str(client[0]))
         if self._open > self._limits.max_open:
             raise come_back("too many requests are open; try again", status=429, code="rate_limit_exceeded")
         return tenant
@@ -130,11 +137,17 @@ class Door:
             visit.tenant = self._admitted(scope)
             visit.status = 101
             await self._app(scope, receive, send)
-        except Refusal as refusal:
+        except Exception as error:  # noqa: BLE001  # whatever it is, the client is told
+            refusal = refusal_of(error)
             visit.status = refusal.status
-            await send({"type": "websocket.close", "code": 1008, "reason": str(refusal)[:100]})
+            if refusal.status == 500:
+                self._tell(visit, error)
+            with suppress(Exception):  # the client may have gone
+                code = 1011 if refusal.status >= 500 else 1008
+                await send({"type": "websocket.close", "code": code, "reason": str(refusal)[:100]})
         finally:
             self._open -= 1
+            self._metrics.request(visit.path, visit.status, time.monotonic() - visit.start_s)
             self._log(visit.line())
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dasheng_edge.runtime.server.answers import Refusal
-from dasheng_edge.runtime.server.places import MAX_RETRY_S, Places
+from dasheng_edge.runtime.server.asking import MAX_RETRY_S, Places
 
 
 async def _ask(places: Places, tenant: str, order: list[str], turn: asyncio.Event | None = None) -> None:
