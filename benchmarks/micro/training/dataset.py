@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.micro.scenes.synthesise import KINDS
-from benchmarks.micro.training.features import Clip, Features
+from benchmarks.micro.training.features import Clip
 from benchmarks.micro.training.tokenizer import AUDIO, IM_END, prompt_ids, token_id
 from dasheng_edge.runtime.bundle.front_end_spec import FrontEndSpec
 
@@ -58,6 +58,10 @@ class Audio:
     frames: Tensor
     scale: Tensor
 
+    def to(self, device: torch.device) -> Audio:
+        """The same on a device."""
+        return Audio(self.log_mel.to(device), self.frames.to(device), self.scale.to(device))
+
     @property
     def valid(self) -> Tensor:
         """Patches that are keys: floor(samples / 640) with samples in [160 (frames - 1), 160 frames)."""
@@ -81,6 +85,10 @@ class Questions:
     ids: Tensor
     targets: Tensor
     clips: tuple[int, ...]
+
+    def to(self, device: torch.device) -> Questions:
+        """The same on a device."""
+        return Questions(self.ids.to(device), self.targets.to(device), self.clips)
 
 
 def batches(lengths: NDArray[np.int64], frames: int, most: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:
@@ -108,7 +116,15 @@ def similar(lengths: NDArray[np.int64], count: int, rng: Rng) -> list[int]:
     return [int(index) for index in drawn[part * count : (part + 1) * count]]
 
 
-def gather(features: Features, indices: Sequence[int], rng: Rng, bend: Augmentation | None) -> Audio:
+class LogMels(Protocol):
+    """Clips by index."""
+
+    def log_mel(self, index: int) -> NDArray[np.float16]:
+        """Log-mel [frames, 64] in dB of one clip."""
+        ...
+
+
+def gather(features: LogMels, indices: Sequence[int], rng: Rng, bend: Augmentation | None) -> Audio:
     """Log-mels of the clips as one batch; `bend` None leaves them as they are."""
     mels = [features.log_mel(int(index)) for index in indices]
     lengths = np.array([len(mel) for mel in mels])

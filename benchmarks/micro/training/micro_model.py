@@ -121,7 +121,8 @@ class MicroModel(nn.Module):
     def answer(self, log_mel: Tensor, samples: int, ids: list[int], stop_ids: list[int], limit: int) -> list[int]:
         """Greedy answer to one prompt about one clip: log-mel [1, 64, frames] -> ids without the stop id."""
         patches = self.audio_encoder(log_mel, samples)
-        embeddings = self.splice(torch.tensor([ids]), self.audio_projector(patches)[0])
+        device = log_mel.device
+        embeddings = self.splice(torch.tensor([ids], device=device), self.audio_projector(patches)[0])
         cache, out = None, []
         for _ in range(limit):
             step = self.decoder(inputs_embeds=embeddings, past_key_values=cache, use_cache=True, logits_to_keep=1)
@@ -129,7 +130,7 @@ class MicroModel(nn.Module):
             if token in stop_ids:
                 break
             out.append(token)
-            embeddings = self.decoder.model.embed_tokens(torch.tensor([[token]]))
+            embeddings = self.decoder.model.embed_tokens(torch.tensor([[token]], device=device))
         return out
 
 

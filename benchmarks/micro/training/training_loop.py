@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from dasheng_edge.runtime.atomic_output import replacing
 
-SAVE_EVERY = 200  # steps
 REPORT_EVERY = 20
 WEIGHT_DECAY = 0.05
 GRADIENT_CLIP = 1.0
@@ -26,6 +25,7 @@ class Schedule:
     steps: int
     warm_up: int
     peak: float
+    save_every: int = 200  # steps: what a kill may cost
 
     def factor(self, step: int) -> float:
         """Share of the peak at a step, counted from 0."""
@@ -94,7 +94,7 @@ def train(
     """
     first, wall_s, cpu_s = 0, 0.0, 0.0
     if state.exists():
-        saved = torch.load(state, weights_only=True)
+        saved = torch.load(state, weights_only=True, map_location="cpu")
         first, (wall_s, cpu_s) = saved["step"], saved["clock"]
         module.load_state_dict(saved["module"])
         for part, values in zip(optimizer.parts, saved["optimizer"], strict=True):
@@ -114,7 +114,7 @@ def train(
             left = (steps - done) * rate_s / 60
             print(f"{name} {done}/{steps}: {means} | {rate_s:.2f} s/step, {left:.0f} min left", flush=True)
             since, sums = time.monotonic(), {}
-        if done % SAVE_EVERY == 0 or done == steps:
+        if done % optimizer.schedule.save_every == 0 or done == steps:
             clock = (time.monotonic() + wall_s, time.process_time() + cpu_s)
             save_state(state, done, module, optimizer, clock)
         if done % monitor.every == 0 or done == steps:

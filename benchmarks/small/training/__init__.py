@@ -1,0 +1,1 @@
+"""Training and scoring the encoder, projector and adapter of MiDashengLM-small."""
