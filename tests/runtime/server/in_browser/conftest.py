@@ -66,7 +66,7 @@ def visit(browser: Any, server: PageServer) -> Iterator[Open]:
     def open_page(**options: Any) -> Any:
         context = browser.new_context(permissions=["microphone", "clipboard-read", "clipboard-write"], **options)
         page = context.new_page()
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(60_000)
         page.on("pageerror", lambda error: troubles.append(str(error)))
         page.on("console", lambda said: troubles.append(said.text) if "Content Security" in said.text else None)
         page.on("request", lambda request: troubles.append(request.url) if not own(request.url) else None)

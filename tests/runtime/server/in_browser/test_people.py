@@ -320,7 +320,7 @@ def test_with_the_server_itself(browser: Any, tiny_bundle: Path, clip: Path) -> 
         assert server.stderr is not None
         found = re.search(r"http://\S+(?=/v1)", server.stderr.readline())
         assert found
-        page = browser.new_page()
+        page = browser.new_page(permissions=["microphone"])
         page.goto(found[0])
         load(page, clip)
         ask_for(page)
@@ -330,6 +330,14 @@ def test_with_the_server_itself(browser: Any, tiny_bundle: Path, clip: Path) -> 
             ask_for(page, task, "What is heard?" if task == "ask" else "")
             page.wait_for_selector("#start:visible")
             assert not page.inner_text("[role=alert]")
+        page.click("#away")
+        with page.expect_websocket() as socket:
+            page.click("#live")
+        page.wait_for_selector("#parts .at")
+        page.click("#take-stop")
+        page.wait_for_selector("#past-list li:has-text('Live captions')")
+        assert socket.value.is_closed()
+        assert not page.inner_text("[role=alert]")
         page.close()
         server.terminate()
         server.communicate(timeout=20)
