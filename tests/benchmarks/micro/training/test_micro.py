@@ -233,9 +233,8 @@ def test_first_norm_takes_the_statistics_of_the_frames(model: MicroModel) -> Non
 # Training loop
 
 
-def test_a_killed_run_ends_where_a_straight_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training_loop, "SAVE_EVERY", 2)
-    schedule = training_loop.Schedule(steps=5, warm_up=2, peak=0.1)
+def test_a_killed_run_ends_where_a_straight_one_does(tmp_path: Path) -> None:
+    schedule = training_loop.Schedule(steps=5, warm_up=2, peak=0.1, save_every=2)
 
     def run(state: Path, die_at: int | None) -> torch.Tensor:
         torch.manual_seed(0)
