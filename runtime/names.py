@@ -78,6 +78,16 @@ def fitted(line: str, stream: TextIO) -> str:
     return "\n".join(lines)
 
 
+def shortened(text: str, width: int) -> str:
+    """A text of one line that ends behind a word with "…" where it is wider."""
+    if cells(text) <= width:
+        return text
+    from rich.cells import set_cell_size
+
+    start = set_cell_size(text, max(0, width - 1))
+    return f"{start.rpartition(' ')[0].rstrip(' ,;') or start}…"
+
+
 def address_hint(name: str | Path) -> str:
     """What to do about an address where a file is expected; "" for what may be a path."""
     if not _ADDRESS.match(str(name)):

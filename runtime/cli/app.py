@@ -16,7 +16,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -24,7 +24,7 @@ from typer.core import TyperCommand, TyperGroup
 from dasheng_edge.runtime.errors import DashengEdgeError
 from dasheng_edge.runtime.machine.installation import install_line
 from dasheng_edge.runtime.machine.memory import short_of_memory
-from dasheng_edge.runtime.names import address_hint, printable
+from dasheng_edge.runtime.names import address_hint, fitted, printable
 from dasheng_edge.runtime.output.caption_formats import CAPTION_FORMATS
 from dasheng_edge.runtime.progress import typed_path
 
@@ -70,10 +70,11 @@ class _Group(TyperGroup):
             say(f"error: {error}")
             raise typer.Exit(error.exit_code) from error
         except _UsageError as error:
-            error.message = printable(error.message)  # type: ignore[attr-defined]  # it has one
-            if isinstance(error, typer.BadParameter) and not (error.param or error.param_hint):
-                raise _UsageError(error.message, error.ctx or ctx) from error  # no "Invalid value:" before it
-            raise
+            wrong = cast("typer.BadParameter", error)  # or another that has the same but for names of parameters
+            nameless = isinstance(error, typer.BadParameter) and not (wrong.param or wrong.param_hint)
+            message = wrong.message if nameless else wrong.format_message()  # which puts "Invalid value:" before it
+            shown = fitted(f"Error: {printable(message)}", sys.stderr).removeprefix("Error: ")
+            raise _UsageError(shown, wrong.ctx or ctx) from error
         except (MemoryError, ImportError) as error:  # a library that does not fit is an ImportError
             if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("dasheng_edge"):
                 say(f"error: {error.name} is not installed, which all of dasheng-edge needs; run {install_line()}")

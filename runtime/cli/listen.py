@@ -10,8 +10,9 @@ from collections.abc import Generator
 from contextlib import closing, contextmanager, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
+from stat import S_ISFIFO
 from statistics import median
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
@@ -220,10 +221,14 @@ def _ended_by_signal(listening: Listening) -> Generator[None]:
 
 
 class _Meter:
-    """A line on stderr that is written again and again; nothing where that is no terminal."""
+    """A line on stderr that is written again and again; nothing where that is no terminal.
+
+    Nor where captions go into a pipe: what reads them, as `tee`, may write to the same terminal at any moment.
+    """
 
     def __init__(self, *, shown: bool) -> None:
-        self._shown = shown and moves(sys.stderr)
+        self._moves = shown and moves(sys.stderr)
+        self._shown = self._moves and not _is_pipe(sys.stdout)
         self._line = ""  # as it stands on the terminal
 
     def draw(self, listening: Listening) -> None:
@@ -251,7 +256,7 @@ class _Meter:
 
     def clear(self) -> None:
         """Make room for another line."""
-        if self._line:
+        if self._moves:
             blanks = " " * min(_width(), len(self._line) + len("^C"))
             sys.stderr.write(f"\r{blanks}\r")
             sys.stderr.flush()
@@ -328,6 +333,13 @@ class _Screen:
         if tally.late_s:
             parts.append(f"captions came {median(tally.late_s):.1f} s after their sound (median)")
         say("; ".join(parts))
+
+
+def _is_pipe(stream: TextIO) -> bool:
+    try:
+        return S_ISFIFO(os.fstat(stream.fileno()).st_mode)
+    except (OSError, ValueError):  # it has no file
+        return False
 
 
 def _width() -> int:

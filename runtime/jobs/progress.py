@@ -11,7 +11,7 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dasheng_edge.runtime.names import fitted, printable, printable_json
+from dasheng_edge.runtime.names import fitted, printable, printable_json, shortened
 from dasheng_edge.runtime.output.rows import CaptionRow
 
 from .inputs import Input
@@ -119,8 +119,8 @@ class Tally:
             "left_s": None if (left := self.left_s) is None else round(left, 1),
         }  # fmt: skip
 
-    def line(self) -> str:
-        """For people."""
+    def line(self, width: int | None = None) -> str:
+        """For people; what there is no room for is left out, not cut."""
         of = "" if self.files is None else f"/{self.files}"
         parts = [f"{self.ended}{of} files"]
         _, here_s, whole_s, _ = self._under_way
@@ -132,6 +132,8 @@ class Tally:
             parts.append(f"{_time(left)} left")
         if self.audio_s:
             parts.append(f"{self.speed:.1f} min of audio a minute")
+        while width is not None and len(parts) > 1 and len(", ".join(parts)) > width:
+            parts.pop()
         return ", ".join(parts)
 
     def summary(self) -> str:
@@ -334,11 +336,9 @@ class BarView:
         width = max(1, self._console.width - len("^C") - 1)  # which terminals write at Ctrl-C: no line may break by it
         if tally.files:
             lines.add_row(ProgressBar(tally.files, tally.ended + tally.part, width=min(width, MAX_BAR)))
-        for shown, style in ((tally.line(), ""), (tally.last, "dim")):
+        for shown, style in ((tally.line(width), ""), (tally.last, "dim")):
             if shown:
-                line = Text(shown, style=style, no_wrap=True)
-                line.truncate(width, overflow="ellipsis")
-                lines.add_row(line)
+                lines.add_row(Text(shortened(shown, width), style=style, no_wrap=True))
         return lines
 
     def say(self, line: str) -> None:

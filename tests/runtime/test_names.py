@@ -25,6 +25,7 @@ from dasheng_edge.runtime.names import (
     moves,
     printable,
     printable_json,
+    shortened,
 )
 
 TYPES = ("F16", "Q8_0", "Q4_K_M", "Q4_K_S", "Q5_K_M", "Q4_0", "Q6_K", "Q2_K", "IQ4_XS")
@@ -134,3 +135,11 @@ def test_each_stream_has_the_width_of_its_own_terminal(monkeypatch: pytest.Monke
         monkeypatch.setenv("COLUMNS", "70")
         assert columns(stream) == columns(piped) == 70
     os.close(ends[0])
+
+
+@given(st.text(st.sampled_from("ab 中,"), max_size=30), st.integers(1, 40))
+def test_what_is_shortened_fits_and_ends_behind_a_word(text: str, width: int) -> None:
+    shown = shortened(text, width)
+    assert cells(shown) <= width
+    assert shown == text or (shown.endswith("…") and text.startswith(shown[:-1].rstrip()))
+    assert shortened("an alarm beeps", 12) == "an alarm…"

@@ -33,6 +33,13 @@ def test_version_and_help() -> None:
     assert run("surprise").exit_code == 2
 
 
+@pytest.mark.parametrize("args", [("surprise",), ("caption", "b", "a", "--hop", "1"), ("caption", "b", "a", "--batch", "x")])
+def test_what_is_wrong_is_broken_between_words(args: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = run(*args).stderr.rpartition("Error: ")[2]
+    monkeypatch.setattr(cli, "fitted", lambda line, _: line.replace(" ", "\n").replace("Error:\n", "Error: "))
+    assert run(*args).stderr.rpartition("Error: ")[2] == plain.replace(" ", "\n")
+
+
 @pytest.mark.parametrize("command", cli.build_app().registered_commands, ids=lambda each: each.callback.__name__)
 def test_help_pages_say_what_the_docstrings_say(command: CommandInfo, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "70")

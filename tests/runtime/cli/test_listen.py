@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import signal
 import subprocess
@@ -227,8 +228,15 @@ def test_the_level_fits_the_terminal_and_makes_room(columns: int, monkeypatch: p
     assert len(terminal.getvalue()[written:].strip("\r")) < columns // 2
 
 
-def test_there_is_no_level_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_there_is_no_level_where_there_is_no_terminal_or_captions_are_piped(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     meter = listen._Meter(shown=True)
     meter.draw(cast(Listening, None))
     meter.say("gone")
     assert capsys.readouterr().err == "gone\n"
+    reader, writer = os.pipe()
+    with open(reader, "rb"), open(writer, "w") as pipe:  # noqa: PTH123  # handles
+        monkeypatch.setattr(sys, "stdout", pipe)
+        monkeypatch.setattr(sys, "stderr", Terminal())
+        listen._Meter(shown=True).draw(cast(Listening, None))

@@ -32,3 +32,12 @@ def test_progress_within_a_file(monkeypatch: pytest.MonkeyPatch, start_s: float)
     assert lines[0].startswith(f"0/1 files, {(start_s + 100) // 60}:40/15:00 of this one, {int(left) // 60}:")
     unknown = _Clock(monkeypatch, None, start_s).lines[0]
     assert f"0/1 files, {(start_s + 100) // 60}:40 of this one, 10.0 min" in unknown
+
+
+@pytest.mark.parametrize("width", [8, 20, 40, 60, 120])
+def test_what_there_is_no_room_for_is_left_out(width: int) -> None:
+    tally = progress.Tally(files=2, audio_s=9.0)
+    tally.fail(Input("a.wav", "a.wav", "a"), CaptionRow(audio="a.wav", error="no", error_type="AudioError"))
+    parts, shown = tally.line().split(", "), tally.line(width).split(", ")
+    assert shown == parts[: len(shown)]
+    assert len(shown) == len(parts) or len(", ".join(parts[: len(shown) + 1])) > width
