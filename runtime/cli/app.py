@@ -24,7 +24,7 @@ from typer.core import TyperCommand, TyperGroup
 from dasheng_edge.runtime.errors import DashengEdgeError
 from dasheng_edge.runtime.machine.installation import install_line
 from dasheng_edge.runtime.machine.memory import short_of_memory
-from dasheng_edge.runtime.names import address_hint, fitted, printable
+from dasheng_edge.runtime.names import address_hint, fitted, moves, printable
 from dasheng_edge.runtime.output.caption_formats import CAPTION_FORMATS
 from dasheng_edge.runtime.progress import typed_path
 
@@ -84,7 +84,8 @@ class _Group(TyperGroup):
             say(f"error: there is not enough memory ({why}): free some, or take a smaller model")
             raise typer.Exit(1) from error
         except KeyboardInterrupt as error:
-            typer.echo("interrupted", err=True)
+            over = "\r" if moves(sys.stderr) else ""  # what terminals write at Ctrl-C
+            typer.echo(f"{over}interrupted", err=True)
             raise typer.Exit(130) from error
 
 

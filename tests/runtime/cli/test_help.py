@@ -33,7 +33,9 @@ def test_version_and_help() -> None:
     assert run("surprise").exit_code == 2
 
 
-@pytest.mark.parametrize("args", [("surprise",), ("caption", "b", "a", "--hop", "1"), ("caption", "b", "a", "--batch", "x")])
+@pytest.mark.parametrize(
+    "args", [("surprise",), ("caption", "b", "a", "--hop", "1"), ("caption", "b", "a", "--batch", "x")]
+)
 def test_what_is_wrong_is_broken_between_words(args: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     plain = run(*args).stderr.rpartition("Error: ")[2]
     monkeypatch.setattr(cli, "fitted", lambda line, _: line.replace(" ", "\n").replace("Error:\n", "Error: "))
