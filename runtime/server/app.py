@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from .answers import ErrorBody, Refusal, come_back
+from .answers import ErrorBody, EventStream, Refusal, come_back
 from .asking import Asking, Places
 from .chat import ChatRequest, complete
 from .door import Door, Limits
@@ -163,13 +163,15 @@ class Server:
         return await embed(self._asking, request.state.visit, await read_json(request, EmbeddingRequest))
 
     async def _from_form(self, request: Request, kind: type[AudioFields]) -> Response:
-        form = await read_form(request)
+        form, answer = await read_form(request), None
         try:
             fields, file = form_fields(form, kind)
             self.options.limits.check_size(file.size or 0)
-            return await transcribe(self._asking, request.state.visit, fields, file)
+            answer = await transcribe(self._asking, request.state.visit, fields, file)
+            return answer
         finally:
-            await form.close()
+            if not isinstance(answer, EventStream):  # which reads on, and closes its file itself
+                await form.close()
 
 
 async def read_json(request: Request, kind: type[_Fields]) -> _Fields:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field
 from typing import Annotated, Any, BinaryIO, Literal, TypeAlias, cast
 
@@ -241,7 +241,9 @@ async def _streamed(
     asking: Asking, visit: Visit, model: Model, order: _Order, file: UploadFile
 ) -> AsyncGenerator[bytes]:
     heard, said = _Heard(order), ""
-    async with aclosing(_windows(asking, visit, model, order, file)) as windows:
+    async with AsyncExitStack() as ended:
+        ended.push_async_callback(file.close)
+        windows = await ended.enter_async_context(aclosing(_windows(asking, visit, model, order, file)))
         async for span, piece in windows:
             if isinstance(piece, Caption):
                 heard.add(span, piece)

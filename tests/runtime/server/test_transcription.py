@@ -114,6 +114,13 @@ def test_a_stream_tells_of_each_window_where_that_is_asked(kind: str, client: Cl
     assert "".join(one["delta"] for one in events if "delta" in one) == events[-1]["text"]
 
 
+def test_a_stream_reads_its_file_to_the_end(client: Client, run: Run[Any]) -> None:
+    """Though its answer begins when the first window is known."""
+    fields = [("model", "tiny:caption"), ("response_format", "vtt"), ("stream", "true")]
+    events = run(client.post_form(PATH, [*fields, ("timestamp_granularities[]", "segment")], wav_of(45.0))).events
+    assert events[-1]["duration"] == 45.0
+
+
 def test_silence_has_no_words(client: Client, run: Run[Any]) -> None:
     silence = wav_of(2.0, loud=0.0)
     for kind, want in (("text", "\n"), ("srt", ""), ("vtt", "WEBVTT\n")):
