@@ -1,6 +1,6 @@
-"""Predictions of `dasheng-edge plan` beside measurements, for bundles at three lengths, with one thread and more.
+"""Predictions of `dasheng-edge plan` beside measurements, at lengths, threads and memories that nothing was fitted to.
 
-    python -m benchmarks.planning.check BUNDLE... [--under-limit]
+    python -m benchmarks.planning.check BUNDLE... [--of memory|speed|both] [--under-limit]
 
 This machine must have been measured (`dasheng-edge plan --calibrate`), by graphs and decoders that are none of these.
 Memory is the peak of a whole `caption`; with --under-limit it is run again in a control group (version 1, as root) that
@@ -15,7 +15,6 @@ import os
 import shlex
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -28,25 +27,25 @@ from dasheng_edge.runtime import Bundle, Captioner
 from dasheng_edge.runtime.engine_options import EngineOptions
 from dasheng_edge.runtime.machine.devices import usable_cores
 from dasheng_edge.runtime.machine.user_folders import FOLDER_VARIABLE
-from dasheng_edge.runtime.planning.board import load_board
+from dasheng_edge.runtime.planning.board import Board, board_names, is_calibrated, load_board
 from dasheng_edge.runtime.planning.memory import Use
 from dasheng_edge.runtime.planning.shape import ModelShape
 from dasheng_edge.runtime.planning.speed import Prediction, predict
 
 TOKENS, RUNS = 40, 3  # the first run is not counted
 MEMORY_WITHIN, SPEED_WITHIN, MARGIN = 0.05, 0.2, 1.05
-SETTINGS = ((2, 1), (10, usable_cores()), (30, 1))  # seconds and threads
+CORES = usable_cores()
+SETTINGS = ((5, 1, False), (20, CORES, False), (60, 1, False), (20, CORES, True))  # seconds, threads, low memory
 _GROUP = Path("/sys/fs/cgroup/memory")
 _MB = 1e6
 Row = dict[str, Any]
+Setting = tuple[int, int, bool]
 
 
-def timed(bundle: str, seconds: str, threads: str) -> Row:
+def timed(bundle: str, seconds: str, threads: str, memory: str) -> Row:
     """Median seconds of each stage, and how many tokens were said; what the child prints."""
-    options = EngineOptions(weights="mapped", adaptive_threads=False).changed(threads=int(threads))
-    start = time.perf_counter()
-    with Captioner.open(bundle, options=options, check_sha256=False) as captioner:
-        opened = time.perf_counter() - start
+    options = EngineOptions(weights="mapped", adaptive_threads=False, memory="low" if memory == "low" else "normal")
+    with Captioner.open(bundle, options=options.changed(threads=int(threads)), check_sha256=False) as captioner:
         clip = (noise(float(seconds)), RATE_HZ)
         said = [captioner.caption(clip, max_new_tokens=TOKENS, sampling=GREEDY) for _ in range(RUNS)][1:]
     stages = {
@@ -55,18 +54,19 @@ def timed(bundle: str, seconds: str, threads: str) -> Row:
         "decode": [one.timings.decode_ms for one in said],
         "caption": [one.timings.total_ms for one in said],
     }
-    return {"open": opened, "tokens": len(said[0].tokens)} | {
-        name: median(times) / 1000 for name, times in stages.items()
-    }
+    kept = stages if memory == "normal" else {"caption": stages["caption"]}  # which stage opens what is no matter
+    return {"tokens": len(said[0].tokens)} | {name: median(times) / 1000 for name, times in kept.items()}
 
 
-def peak(bundle: Path, seconds: float, threads: int, limit_bytes: int | None = None) -> tuple[int, int]:
+def peak(bundle: Path, setting: Setting, limit_bytes: int | None = None) -> tuple[int, int]:
     """Exit status and peak bytes of `caption`, with an empty cache; under a limit, if one is given."""
+    seconds, threads, low = setting
     with tempfile.TemporaryDirectory() as work:
         clip = write_wav(Path(work) / "clip.wav", noise(seconds))
         command = [
             sys.executable, "-m", "dasheng_edge", "caption", str(bundle.resolve()), str(clip), "--threads",
             str(threads), "--max-new-tokens", str(TOKENS), "--no-check-sha256", "--json",
+            *(["--low-memory"] if low else []),
         ]  # fmt: skip
         group = _GROUP / f"plan-{os.getpid()}"
         if limit_bytes is not None:
@@ -85,19 +85,24 @@ def peak(bundle: Path, seconds: float, threads: int, limit_bytes: int | None = N
     return run.returncode, run.peak_rss_bytes
 
 
-def row(folder: Path, seconds: int, threads: int, *, under_limit: bool) -> Row:
+def row(folder: Path, setting: Setting, of: str, board: Board, *, under_limit: bool) -> Row:
     """One setting, predicted and measured."""
-    command = [sys.executable, "-m", "benchmarks.planning.check", "--time", str(folder), str(seconds), str(threads)]
-    measured = json.loads(run_measured(command, REPOSITORY).stdout.splitlines()[-1])
-    shape = ModelShape.of(Bundle.open(folder, check_sha256=False))
-    foretold = predict(shape, load_board("here"), Use(seconds, measured["tokens"], threads), threads)
-    status, measured["peak"] = peak(folder, seconds, threads)
-    assert not status, status
-    got: Row = {"bundle": str(folder), "seconds": seconds, "threads": threads, "measured": measured}
-    got["predicted"] = _fields(foretold)
-    got["errors"] = {name: got["predicted"][name] / measured[name] - 1 for name in got["predicted"] if measured[name]}
-    if under_limit:
-        got["status_under_limit"] = peak(folder, seconds, threads, int(MARGIN * foretold.account.peak))[0]
+    seconds, threads, low = setting
+    measured: Row = {}
+    if of != "memory":
+        words = [str(folder), str(seconds), str(threads), "low" if low else "normal"]
+        command = [sys.executable, "-m", "benchmarks.planning.check", "--time", *words]
+        measured = json.loads(run_measured(command, REPOSITORY).stdout.splitlines()[-1])
+    use = Use(seconds, measured.pop("tokens", TOKENS), threads, low=low)
+    foretold = predict(ModelShape.of(Bundle.open(folder, check_sha256=False)), board, use, threads)
+    got: Row = {"bundle": str(folder), "seconds": seconds, "threads": threads, "low": low, "measured": measured}
+    if of != "speed":
+        status, measured["peak"] = peak(folder, setting)
+        assert not status, status
+        if under_limit:
+            got["status_under_limit"] = peak(folder, setting, int(MARGIN * foretold.account.peak))[0]
+    got["predicted"] = {name: value for name, value in _fields(foretold).items() if name in measured}
+    got["errors"] = {name: value / measured[name] - 1 for name, value in got["predicted"].items() if measured[name]}
     return got
 
 
@@ -117,28 +122,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     options = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     options.add_argument("bundles", nargs="+", type=Path)
+    options.add_argument("--of", choices=("memory", "speed", "both"), default="both")
     options.add_argument("--under-limit", action="store_true")
-    given = options.parse_args(words)
-    rows = []
-    print(
-        f"{'bundle':28} {'clip':>5} {'threads':>7}   predicted/measured: peak MB, ms of encoder, prefill, decode, all"
-    )
+    given, rows = options.parse_args(words), list[Row]()
+    board = load_board("here" if given.of != "memory" or is_calibrated() else board_names()[0])
+    print("| bundle | clip | threads | memory | predicted / measured: peak in MB, and ms | under the limit |")
+    print("|---|---:|---:|---|---|---|")
     for folder in given.bundles:
-        for seconds, threads in SETTINGS:
-            one = row(folder, seconds, threads, under_limit=given.under_limit)
-            rows.append(one)
-            cells = [
-                f"{one['predicted'][name] * scale:.0f}/{one['measured'][name] * scale:.0f} {error:+.0%}"
-                for name, error in one["errors"].items()
-                for scale in [1 / _MB if name == "peak" else 1000]
-            ]
-            limit = f"  under limit: {one['status_under_limit']}" if given.under_limit else ""
-            print(f"{str(folder)[-28:]:28} {seconds:>3} s {threads:>7}   {'  '.join(cells)}{limit}", flush=True)
-    memory = max(abs(one["errors"]["peak"]) for one in rows)
-    speed = max(abs(one["errors"]["caption"]) for one in rows)
+        for setting in SETTINGS:
+            rows.append(row(folder, setting, given.of, board, under_limit=given.under_limit))
+            print(_line(rows[-1]), flush=True)
+    worst = {
+        name: max((abs(one["errors"][name]) for one in rows if name in one["errors"]), default=0.0)
+        for name in ("peak", "caption")
+    }
     killed = sum(one.get("status_under_limit", 0) != 0 for one in rows)
-    print(json.dumps({"memory": memory, "speed": speed, "killed": killed, "rows": rows}))
-    return int(memory > MEMORY_WITHIN or speed > SPEED_WITHIN or killed > 0)
+    print(json.dumps({"memory": worst["peak"], "speed": worst["caption"], "killed": killed, "rows": rows}))
+    return int(worst["peak"] > MEMORY_WITHIN or worst["caption"] > SPEED_WITHIN or killed > 0)
+
+
+def _line(one: Row) -> str:
+    """As a row of a table in Markdown."""
+    cells = [
+        f"{name} {one['predicted'][name] * scale:,.0f} / {one['measured'][name] * scale:,.0f} ({error:+.1%})"
+        for name, error in one["errors"].items()
+        for scale in [1 / _MB if name == "peak" else 1000]
+    ]
+    limit = {None: "", 0: "runs"}.get(one.get("status_under_limit"), "ends")
+    memory = "low" if one["low"] else "normal"
+    name = "/".join(Path(one["bundle"]).parts[-2:])
+    return f"| {name} | {one['seconds']} s | {one['threads']} | {memory} | {', '.join(cells)} | {limit} |"
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ FEW, MANY, CHUNK = 16, 144, 252  # rows
 FAR = 229  # positions; with LEAD and MANY all stay in a context of 512
 MIN_RUNS, MIN_S, MAX_S = 3, 0.15, 1.2  # of one figure
 LEAD = 5  # tokens that are in the cache
-COMMAND_BYTES = 7_000_000  # of `caption`, beside what the process that measures has loaded
+COMMAND_BYTES = 2_000_000  # of `caption`, beside what the process that measures has loaded
 _READ_BYTES = 64 << 20
 
 
