@@ -1,10 +1,12 @@
 """Predictions of `dasheng-edge plan` beside measurements, at lengths, threads and memories that nothing was fitted to.
 
-    python -m benchmarks.planning.check BUNDLE... [--of memory|speed|both] [--under-limit]
+    python -m benchmarks.planning.check BUNDLE... [--of memory|speed|both] [--under-limit] [--out FILE.json]
+    python -m benchmarks.planning.check --show FILE.json
 
 This machine must have been measured (`dasheng-edge plan --calibrate`), by graphs and decoders that are none of these.
 Memory is the peak of a whole `caption`; with --under-limit it is run again in a control group (version 1, as root) that
-has 5 % more than was predicted. Seconds are medians of captions in a process that is open. The last line is JSON.
+has 5 % more than was predicted. Seconds are medians of captions in a process that is open. What --out has of other
+bundles, or of memory where speed is measured, stays. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -21,9 +23,12 @@ from statistics import median
 from typing import Any
 
 from benchmarks.places import REPOSITORY
+from benchmarks.records import machine
 from benchmarks.records.measured_run import run_measured
+from benchmarks.records.section import NONE, table
 from benchmarks.synthetic.noise import GREEDY, RATE_HZ, noise, write_wav
 from dasheng_edge.runtime import Bundle, Captioner
+from dasheng_edge.runtime.atomic_output import replace_text
 from dasheng_edge.runtime.engine_options import EngineOptions
 from dasheng_edge.runtime.machine.devices import usable_cores
 from dasheng_edge.runtime.machine.user_folders import FOLDER_VARIABLE
@@ -37,7 +42,9 @@ MEMORY_WITHIN, SPEED_WITHIN, MARGIN = 0.05, 0.2, 1.05
 CORES = usable_cores()
 SETTINGS = ((5, 1, False), (20, CORES, False), (60, 1, False), (20, CORES, True))  # seconds, threads, low memory
 _GROUP = Path("/sys/fs/cgroup/memory")
-_MB = 1e6
+# What is compared: by how much it is divided to be read, and in what it is read.
+STAGES = {"peak": (1e6, "MB"), "encoder": (1e-3, "ms"), "prefill": (1e-3, "ms"), "decode": (1e-3, "ms"),
+          "caption": (1e-3, "ms")}  # fmt: skip
 Row = dict[str, Any]
 Setting = tuple[int, int, bool]
 
@@ -95,7 +102,8 @@ def row(folder: Path, setting: Setting, of: str, board: Board, *, under_limit: b
         measured = json.loads(run_measured(command, REPOSITORY).stdout.splitlines()[-1])
     use = Use(seconds, measured.pop("tokens", TOKENS), threads, low=low)
     foretold = predict(ModelShape.of(Bundle.open(folder, check_sha256=False)), board, use, threads)
-    got: Row = {"bundle": str(folder), "seconds": seconds, "threads": threads, "low": low, "measured": measured}
+    name = "/".join(folder.resolve().parts[-2:])
+    got: Row = {"bundle": name, "seconds": seconds, "threads": threads, "low": low, "measured": measured}
     if of != "speed":
         status, measured["peak"] = peak(folder, setting)
         assert not status, status
@@ -121,37 +129,64 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps(timed(*words[1:])))
         return 0
     options = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    options.add_argument("bundles", nargs="+", type=Path)
+    options.add_argument("bundles", nargs="*", type=Path)
     options.add_argument("--of", choices=("memory", "speed", "both"), default="both")
     options.add_argument("--under-limit", action="store_true")
-    given, rows = options.parse_args(words), list[Row]()
+    options.add_argument("--out", type=Path)
+    options.add_argument("--show", type=Path, help="print the table of a record")
+    given = options.parse_args(words)
+    if given.show:
+        print(shown(json.loads(given.show.read_text("utf-8"))["rows"]))
+        return 0
+    rows = json.loads(given.out.read_text("utf-8"))["rows"] if given.out and given.out.is_file() else []
     board = load_board("here" if given.of != "memory" or is_calibrated() else board_names()[0])
-    print("| bundle | clip | threads | memory | predicted / measured: peak in MB, and ms | under the limit |")
-    print("|---|---:|---:|---|---|---|")
     for folder in given.bundles:
         for setting in SETTINGS:
-            rows.append(row(folder, setting, given.of, board, under_limit=given.under_limit))
-            print(_line(rows[-1]), flush=True)
+            joined(rows, row(folder, setting, given.of, board, under_limit=given.under_limit))
+            print(" | ".join(_cells(rows[-1])), file=sys.stderr, flush=True)
+    record = {**summary(rows), "machine": machine.card(), "rows": rows}
+    if given.out:
+        replace_text(given.out, json.dumps(record, indent=1) + "\n")
+    print(json.dumps(record))
+    return int(record["memory"] > MEMORY_WITHIN or record["speed"] > SPEED_WITHIN or record["killed"] > 0)
+
+
+def joined(rows: list[Row], one: Row) -> None:
+    """Put a row at the end, with what an earlier one of the same setting has more."""
+    for earlier in rows:
+        if all(earlier[key] == one[key] for key in ("bundle", "seconds", "threads", "low")):
+            rows.remove(earlier)
+            parts = {name: {**earlier[name], **one[name]} for name in ("measured", "predicted", "errors")}
+            one = {**earlier, **one, **parts}
+            break
+    rows.append(one)
+
+
+def summary(rows: Sequence[Row]) -> Row:
+    """The largest errors, and how many runs ended under their limit."""
     worst = {
         name: max((abs(one["errors"][name]) for one in rows if name in one["errors"]), default=0.0)
         for name in ("peak", "caption")
     }
     killed = sum(one.get("status_under_limit", 0) != 0 for one in rows)
-    print(json.dumps({"memory": worst["peak"], "speed": worst["caption"], "killed": killed, "rows": rows}))
-    return int(worst["peak"] > MEMORY_WITHIN or worst["caption"] > SPEED_WITHIN or killed > 0)
+    return {"memory": worst["peak"], "speed": worst["caption"], "killed": killed}
 
 
-def _line(one: Row) -> str:
-    """As a row of a table in Markdown."""
+def shown(rows: Sequence[Row]) -> str:
+    """A table in Markdown."""
+    heads = ("bundle", "clip, s", "threads", "memory", *(f"{name}, {unit}" for name, (_, unit) in STAGES.items()))
+    return table((*heads, f"with {MARGIN - 1:.0%} more"), [_cells(one) for one in rows])
+
+
+def _cells(one: Row) -> list[str]:
     cells = [
-        f"{name} {one['predicted'][name] * scale:,.0f} / {one['measured'][name] * scale:,.0f} ({error:+.1%})"
-        for name, error in one["errors"].items()
-        for scale in [1 / _MB if name == "peak" else 1000]
+        f"{one['predicted'][name] / scale:,.0f} / {one['measured'][name] / scale:,.0f} ({one['errors'][name]:+.0%})"
+        if name in one["errors"]
+        else NONE
+        for name, (scale, _) in STAGES.items()
     ]
-    limit = {None: "", 0: "runs"}.get(one.get("status_under_limit"), "ends")
-    memory = "low" if one["low"] else "normal"
-    name = "/".join(Path(one["bundle"]).parts[-2:])
-    return f"| {name} | {one['seconds']} s | {one['threads']} | {memory} | {', '.join(cells)} | {limit} |"
+    limit = {None: NONE, 0: "runs"}.get(one.get("status_under_limit"), "ends")
+    return [one["bundle"], str(one["seconds"]), str(one["threads"]), "low" if one["low"] else "normal", *cells, limit]
 
 
 if __name__ == "__main__":
