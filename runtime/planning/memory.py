@@ -23,7 +23,7 @@ MAPPED = (_DECODER, _BESIDE)  # of files, unless the decoder's are copied
 _RELEASED, _READ_AGAIN = 44_000_000, 17_000_000
 # A graph is read as a message, and its weights leave that one by one; copies in an order that is faster are there
 # beside it until all are made. Of a graph's bytes, while it opens:
-_OPENED, _OPENED_PACKED = 1.15, 1.65
+_OPENED, _OPENED_PACKED = 1.2, 1.65
 # llama.cpp's and our tables for each token, 45 MB for 151,936; and what is left of them where memory is low.
 _TOKEN_BYTES, _LOW_TOKEN_BYTES = 295, 115
 _CLIP_BYTES, _CLIP_S_BYTES = 2_500_000, 200_000  # of reading audio, and for each second of it
