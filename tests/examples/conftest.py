@@ -25,19 +25,17 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """micro in int8 and Q4_K_M."""
-    out = tmp_path_factory.mktemp("quantized") / "small"
-    run(
-        sys.executable,
-        "-m",
-        "dasheng_edge",
-        "quantize",
-        str(MICRO),
-        "--recipe",
-        "small",
-        "--out",
-        str(out),
-        limit_s=300,
-    )
+    return quantized(tmp_path_factory.mktemp("quantized") / "small", "--recipe", "small")
+
+
+@pytest.fixture(scope="session")
+def fewer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """micro with 512 of its 768 tokens."""
+    return quantized(tmp_path_factory.mktemp("quantized") / "fewer", "--vocab", "512")
+
+
+def quantized(out: Path, *options: str) -> Path:
+    run(sys.executable, "-m", "dasheng_edge", "quantize", str(MICRO), *options, "--out", str(out), limit_s=300)
     return out
 
 

@@ -40,9 +40,9 @@ def captions(program: Path, bundle: Path, files: Sequence[Path], *options: str) 
 
 @pytest.mark.slow
 @needs_micro
-@pytest.mark.parametrize("precision", ["fp32", "int8 and Q4_K_M"])
-def test_texts_are_the_products(program: Path, small: Path, wavs: list[Path], precision: str) -> None:
-    bundle = MICRO if precision == "fp32" else small
+@pytest.mark.parametrize("which", ["fp32", "int8 and Q4_K_M", "fewer tokens"])
+def test_texts_are_the_products(program: Path, small: Path, fewer: Path, wavs: list[Path], which: str) -> None:
+    bundle = {"fp32": MICRO, "int8 and Q4_K_M": small, "fewer tokens": fewer}[which]
     with Captioner.open(bundle) as captioner:
         wanted = [captioner.caption(wav) for wav in wavs]
     got = captions(program, bundle, wavs)
@@ -66,11 +66,12 @@ def test_low_memory_hears_first_and_takes_less(program: Path, wavs: list[Path]) 
 @pytest.mark.parametrize(
     "prompt", ["What is it?", "<|im_end|> and <|AUDIO|>", "Was h\u00f6rt man? \u4f55\u306e\u97f3", "a\n\nb", "x" * 700]
 )
-def test_users_prompts_are_the_products(program: Path, wavs: list[Path], prompt: str) -> None:
-    with Captioner.open(MICRO) as captioner:
-        wanted = captioner.caption(wavs[0], prompt=prompt)
-    (got,) = captions(program, MICRO, wavs[:1], "--prompt", prompt)
-    assert (got["text"], got["prompt_tokens"]) == (wanted.text, wanted.prompt_tokens)
+def test_users_prompts_are_the_products(program: Path, fewer: Path, wavs: list[Path], prompt: str) -> None:
+    for bundle in (MICRO, fewer):
+        with Captioner.open(bundle) as captioner:
+            wanted = captioner.caption(wavs[0], prompt=prompt)
+        (got,) = captions(program, bundle, wavs[:1], "--prompt", prompt)
+        assert (got["text"], got["prompt_tokens"]) == (wanted.text, wanted.prompt_tokens)
 
 
 @pytest.mark.slow
@@ -82,8 +83,8 @@ def test_prompts_that_a_template_might_change_are_refused(program: Path, wavs: l
 
 @pytest.mark.slow
 @needs_micro
-def test_golden_vectors_are_accepted(program: Path, small: Path) -> None:
-    for bundle in (SMALLEST_BUNDLE, MICRO, small):
+def test_golden_vectors_are_accepted(program: Path, small: Path, fewer: Path) -> None:
+    for bundle in (SMALLEST_BUNDLE, MICRO, small, fewer):
         seams = [json.loads(line) for line in run(str(program), str(bundle), "--verify", "--json").splitlines()]
         names = [seam["seam"] for seam in seams]
         assert {names.count(name) for name in names} == {3}

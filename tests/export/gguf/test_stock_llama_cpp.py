@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmarks.peers.llama_cpp_tools import TOOLS
@@ -26,10 +27,16 @@ from dasheng_edge.export.gguf.tokenizer import read_vocabulary
 from dasheng_edge.quant.decoder.gguf_file import gguf_tensors
 from dasheng_edge.quant.decoder.llama_quantize import quantize
 from dasheng_edge.quant.decoder.types import DecoderOptions, PlainType
+from dasheng_edge.quant.vocabulary.choice import Merges, choose
+from dasheng_edge.quant.vocabulary.cut import UNUSED, always_kept
+from dasheng_edge.quant.vocabulary.gguf_cut import write_cut_gguf
 from dasheng_edge.runtime.bundle.manifest import Sampling
 from dasheng_edge.runtime.engine_options import EngineSettings
+from dasheng_edge.runtime.gguf.check import MERGES, TOKEN_TYPES, TOKENS
+from dasheng_edge.runtime.gguf.header import read_header
 from dasheng_edge.runtime.text.decoder import Decoder
 from tests.fixtures.tiny_checkpoint import write_tiny_checkpoint
+from tests.fixtures.vocabulary_decoder import vocabulary_of
 
 BIN = REPOSITORY / "build" / "llama.cpp" / "bin"
 CHECKPOINT = MICRO / "checkpoint"
@@ -107,13 +114,30 @@ def our_answer(decoder: Decoder, prompt: str, tokens: int) -> list[int]:
     return list(decoder.generate(tokens))
 
 
-@pytest.fixture(scope="module", params=["micro F16", "midashenglm F32", "midashenglm-tokenizer F32", "micro Q4_K_M"])
+def with_fewer_tokens(path: Path) -> Path:
+    """The same decoder with 512 of its tokens, those that are always kept and those that are merged first."""
+    header, model = read_header(path, read_header(path).values), vocabulary_of(path)
+    needed, unused = [*always_kept(header, model)], np.array(header.array(TOKEN_TYPES)) == UNUSED
+    merges = Merges.read(header.array(TOKENS), header.array(MERGES))
+    kept = choose(merges, needed, unused, np.zeros(len(unused), np.int64), 512)
+    write_cut_gguf(path.with_name("fewer.gguf"), header, kept, 0)
+    return path.with_name("fewer.gguf")
+
+
+SERVED = (
+    "micro F16", "midashenglm F32", "midashenglm-tokenizer F32", "micro Q4_K_M", "micro F16 fewer",
+    "micro Q4_K_M fewer",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=SERVED)
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Decoder]]:
     """The same file in llama-server and in the runtime."""
-    which, kind = request.param.split()
+    which, kind, *fewer = request.param.split()
     folder = tmp_path_factory.mktemp("stock")
     checkpoint = CHECKPOINT if which == "micro" else write_tiny_checkpoint(folder / "checkpoint", variant=which)
     path = write_decoder(folder, checkpoint, kind)
+    path = with_fewer_tokens(path) if fewer else path
     decoder = Decoder.open(path, EngineSettings(), n_ctx=512)
     with llama_server(path) as address:
         yield address, decoder
