@@ -252,7 +252,7 @@ class _Ways:
         if ways > MAX_WAYS:
             raise _refused("anyOf", f"can be read in {ways} ways at a time, expected at most {MAX_WAYS}; simplify it")
 
-    def _most(self, schema: Schema) -> int:
+    def _most(self, schema: object) -> int:
         if not isinstance(schema, Mapping):
             return 1
         if "$ref" in schema:
