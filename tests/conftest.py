@@ -8,6 +8,7 @@ import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -15,6 +16,9 @@ from dasheng_edge.runtime.bundle.bundle import DECODER
 from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.engine_options import EngineSettings
 from dasheng_edge.runtime.text.decoder import Decoder
+
+if TYPE_CHECKING:
+    import typer
 
 
 def pytest_configure() -> None:
@@ -41,6 +45,24 @@ def pytest_collection_finish() -> None:
     """From here on there is garbage, but not among what is there already."""
     gc.freeze()
     gc.enable()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def parsers_made_once() -> Iterator[None]:
+    """Making the parser of all commands takes as long as most commands that are tried; it keeps nothing of a run."""
+    from typer.main import get_command
+
+    made = dict[object, Any]()
+
+    def parser(app: typer.Typer) -> Any:
+        key = tuple(command.callback for command in app.registered_commands)
+        if key not in made:
+            made[key] = get_command(app)
+        return made[key]
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("typer.testing._get_command", parser)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from dasheng_edge.runtime.audio.read import describe_audio
+from dasheng_edge.runtime.captioner import Captioner
 from dasheng_edge.runtime.engine.clip_audio import ClipAudio
 from tests.fixtures.audio_files import Format, sine, write_audio
 
@@ -23,6 +24,19 @@ def clips(tmp_path: Path) -> Path:
         write_audio(folder / f"{name}.wav", sine(hertz, seconds, 16_000), WAV)
     (folder / "broken.wav").write_text("no audio")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def opened_once(shared_captioner: Captioner, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands share a captioner: opening one takes longer than what they ask it, and is tried elsewhere."""
+    opened = Captioner.open
+
+    def shared(path: str | Path, **options: Any) -> Captioner:
+        free = Path(path) == tiny_bundle and not shared_captioner._lock.locked()
+        return shared_captioner if free else opened(path, **options)
+
+    monkeypatch.setattr(Captioner, "open", shared)
+    monkeypatch.setattr(shared_captioner, "close", lambda: None)
 
 
 @pytest.fixture
