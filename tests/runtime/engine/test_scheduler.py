@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dasheng_edge.runtime.engine import hearing
 from dasheng_edge.runtime.engine.hearing import Hearing
 from dasheng_edge.runtime.engine.scheduler import FIRST_STEPS, Scheduler
 
@@ -184,7 +185,8 @@ def test_cancelling_frees_the_place_at_once(beside: bool) -> None:
 
 
 @pytest.mark.parametrize("beside", [True, False])
-def test_closing_does_not_wait_for_audio_that_never_ends(beside: bool) -> None:
+def test_closing_does_not_wait_for_audio_that_never_ends(beside: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hearing, "CLOSING_S", 0.01)
     scheduler, _ = new(2, 100, beside=beside)
     scheduler.add(Asked(0, 1, slow_s=200.0))
     time.sleep(0.05)
