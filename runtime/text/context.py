@@ -232,7 +232,7 @@ class Context:
         written = self._llama.llama_state_seq_get_data(self.pointer, pointer(buffer, ctypes.c_uint8), size, sequence)
         # All uint32: magic, sequence, how many sequences there are, then what each has: a 0 for all but this one.
         before, behind = 4 * (3 + sequence), 4 * (self._sequences - 1 - sequence)
-        return buffer[:4].tobytes() + _ONE_SEQUENCE + buffer[before : written - behind].tobytes()
+        return b"".join((buffer[:4].data, _ONE_SEQUENCE, buffer[before : written - behind].data))
 
     def state_bytes(self, sequence: int) -> int:
         """How many bytes `state` takes."""
@@ -244,7 +244,7 @@ class Context:
         False if llama.cpp refuses it or it is not of so many rows, and the sequence stays empty.
         """
         sequences = self._sequences.to_bytes(4, sys.byteorder)
-        own = state[:8] + sequences + state[12:] + bytes(4 * (self._sequences - 1))
+        own = b"".join((state[:8], sequences, memoryview(state)[12:], bytes(4 * (self._sequences - 1))))
         buffer = np.frombuffer(own, np.uint8)
         read = self._llama.llama_state_seq_set_data(
             self.pointer, pointer(buffer, ctypes.c_uint8), len(buffer), sequence
