@@ -203,8 +203,9 @@ def test_wheel_holds_the_three_packages_and_nothing_else(wheel: Path) -> None:
     assert any(name.endswith("licenses/LICENSE") for name in metadata)
     sources = [path for name in PACKAGES for path in (REPOSITORY / name).rglob("*.py")]
     typed = [REPOSITORY / name / "py.typed" for name in (*PACKAGES, "runtime/package")]
-    data = [path for name in PACKAGES for kind in ("jinja", "css") for path in (REPOSITORY / name).rglob(f"*.{kind}")]
-    assert {path.suffix for path in data} == {".jinja", ".css"}
+    kinds = {".jinja", ".css", ".json", ".html"}
+    data = [path for name in PACKAGES for path in (REPOSITORY / name).rglob("*") if path.suffix in kinds]
+    assert {path.suffix for path in data} == kinds
     expected = {str(installed_path(path)) for path in [*sources, *typed, *data]}
     assert names - set(metadata) == expected
 
