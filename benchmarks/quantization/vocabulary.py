@@ -3,8 +3,8 @@
     python -m benchmarks.quantization.vocabulary BUNDLE [--tokens 32768] [--out FILE.json]
 
 BUNDLE is of true shape, as `make bench` quantizes (build/bench/small/0.6b); it is cut in a process of its own. The
-whole decoder and the cut one take turns, as in benchmarks.speed.decoder; the one that is opened first has the better
-pages, and is 3 % faster for it. Micro is cut by captions of other scenes than those of the clips that it is then
+whole decoder and the cut one take turns, as in benchmarks.speed.decoder: half of them with the other one opened
+first, which has the better pages. Micro is cut by captions of other scenes than those of the clips that it is then
 asked about, and than those that it was trained on (espeak-ng is needed).
 """
 
@@ -15,7 +15,7 @@ import json
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from dasheng_edge.runtime.engine_options import EngineOptions
 from dasheng_edge.runtime.machine.devices import usable_cores
 from dasheng_edge.runtime.parts import TextParts
 
-TOKENS, ROUNDS, SCENES = 32_768, 9, 600
+TOKENS, ROUNDS, SCENES = 32_768, 10, 600
 WHOLE, CUT = "whole", "cut"
 
 
@@ -64,26 +64,30 @@ def caption_memory(bundle: Path) -> int:
 
 
 def speeds(folders: dict[str, Path], threads: int, rounds: int) -> dict[str, dict[str, Any]]:
-    """Tokens per second of each, in turns; and bytes."""
-    bundles = {name: Bundle.open(folder, check_sha256=False) for name, folder in folders.items()}
+    """Bytes of each, and tokens per second in so many turns, half of them with the other decoder opened first."""
     options = EngineOptions().changed(threads=threads)
-    decoders = {name: TextParts.open(bundle, options).decoder for name, bundle in bundles.items()}
-    ours = {name: Variants(decoder, PROMPT, GENERATED) for name, decoder in decoders.items()}
-
-    def turn(name: str) -> dict[str, float]:
-        return {"prefill": ours[name].prefill(), "decode": ours[name].generate()}
-
-    turns: dict[str, Callable[[], dict[str, float]]] = {name: partial(turn, name) for name in bundles}
-    taken = take_turns(turns, rounds)
-    return {
-        name: {
+    rows: dict[str, dict[str, Any]] = {}
+    for name, folder in folders.items():
+        bundle = Bundle.open(folder, check_sha256=False)
+        rows[name] = {
             "tokens": bundle.decoder_facts.vocab_size, "decoder_bytes": bundle.path(DECODER).stat().st_size,
-            "bundle_bytes": bundle.manifest.total_bytes, "caption_bytes": caption_memory(folders[name]),
-            "weights": decoders[name].settings.weights,
-            "prefill": [row["prefill"] for row in taken[name]], "decode": [row["decode"] for row in taken[name]],
-        }
-        for name, bundle in bundles.items()
-    }  # fmt: skip
+            "bundle_bytes": bundle.manifest.total_bytes, "caption_bytes": caption_memory(folder),
+            "prefill": [], "decode": [],
+        }  # fmt: skip
+    for order in ([*folders], [*reversed(folders)]):
+        opened = {name: Bundle.open(folders[name], check_sha256=False) for name in order}
+        decoders = {name: TextParts.open(bundle, options).decoder for name, bundle in opened.items()}
+        turns = {name: partial(_turn, Variants(decoder, PROMPT, GENERATED)) for name, decoder in decoders.items()}
+        for name, taken in take_turns(turns, -(-rounds // 2)).items():
+            for key in ("prefill", "decode"):
+                rows[name][key] += [row[key] for row in taken]
+        for decoder in decoders.values():
+            decoder.close()
+    return rows
+
+
+def _turn(ours: Variants) -> dict[str, float]:
+    return {"prefill": ours.prefill(), "decode": ours.generate()}
 
 
 def answers(work: Path) -> dict[str, Any]:
