@@ -168,9 +168,9 @@ def with_defaults(command: Any, ctx: typer.Context, args: list[str]) -> Defaults
         and options[key].name not in typed
         and not any(_is_typed(typed, named, option) for option in KEYS[key].unless)
     }
-    arguments = [param.name for param in command.params if param.param_type_name == "argument"]
-    words = [word for name in arguments for word in _texts(typed.get(name))]
-    if words and (arguments == ["bundle"] or names_bundle(words)):
+    arguments = [param for param in command.params if param.param_type_name == "argument"]
+    words = [word for param in arguments for word in _texts(typed.get(param.name))]
+    if words and (all("BUNDLE" in param.metavar for param in arguments) or names_bundle(words)):
         return Defaults(args, used)
     try:
         return Defaults([str(default_bundle(found).path), *args], used)

@@ -35,7 +35,7 @@ def plan(
     ] = None,
     board: Annotated[
         str,
-        typer.Option(metavar="BOARD", help="A board that is known, a file of one, or here: see docs/boards.md."),
+        typer.Option(metavar="BOARD|FILE", help="A board that is known, a file of one, or here: see docs/boards.md."),
     ] = "here",
     clip: Annotated[float, typer.Option(min=0.1, max=_MAX_S, metavar="S", help="Length of a clip, in seconds.")] = 10.0,
     tokens: Annotated[int, typer.Option(min=1, max=_MAX_TOKENS, metavar="N", help="Length of an answer.")] = 40,
