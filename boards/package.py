@@ -46,6 +46,7 @@ def version() -> str:
 
 def make(arch: Architecture, out: Path = OUT) -> Packages:
     """Both archives, in `out`; the libraries that they are made of stay in a folder beside them."""
+    out = out.resolve()
     compiled = build(arch, out / arch.name)
     with tempfile.TemporaryDirectory(dir=out, prefix=".stage-") as temporary:
         tree = Path(temporary) / "tree"
@@ -81,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=OUT)
     given = parser.parse_args(arguments)
     try:
-        made = make(architecture(given.arch), given.out.resolve())
+        made = make(architecture(given.arch), given.out)
     except (BoardError, ToolsError, OSError, subprocess.CalledProcessError) as error:
         print(f"board-package: {error}", file=sys.stderr)
         return 1

@@ -29,7 +29,7 @@ ZIP_TIME = (2026, 1, 1, 0, 0, 0)  # of every file, so that the bytes follow from
 def make(arch: Architecture, out: Path = OUT) -> Path:
     """The wheel, in `out`."""
     arch.check_tools()
-    version = pinned_version()
+    version, out = pinned_version(), out.resolve()
     llama = build_llama(arch, fetch_source(SOURCE, version).resolve(), out / arch.name)
     content = python_files(version)
     with tempfile.TemporaryDirectory(dir=out, prefix=".wheel-") as temporary:
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=OUT)
     given = parser.parse_args(arguments)
     try:
-        wheel = make(architecture(given.arch), given.out.resolve())
+        wheel = make(architecture(given.arch), given.out)
     except (BoardError, ToolsError, OSError, subprocess.CalledProcessError) as error:
         print(f"board-wheel: {error}", file=sys.stderr)
         return 1

@@ -31,7 +31,7 @@ from . import root as roots
 from .emulated import FP32, INT8, RUNS, Outcome, Run, emulator, make_machine, run
 from .root import PACKAGES, digest, once
 
-TEST = OUT / "test"
+TEST = OUT.resolve() / "test"
 AARCH64 = ARCHITECTURES["aarch64"]
 # What pip, apt and CMake say where no index answers.
 OFFLINE = re.compile(
@@ -136,10 +136,10 @@ def outcome(one: Run, made: Made) -> Outcome:
     kept, key = TEST / "runs" / f"{one.name}.json", f"{made.key} {len(made.clips)}"
     kept.parent.mkdir(exist_ok=True)
     if kept.is_file() and (known := json.loads(kept.read_text("utf-8"))).pop("key") == key:
-        return Outcome(tuple(known["texts"]), tuple(known["seams"]), known["seconds"])
+        return Outcome(tuple(known["texts"]), tuple(known["seams"]), known["cpu_s"])
     got = run(one, made.root, made.bundles[one.precision], made.clips)
     kept.write_text(json.dumps(dataclasses.asdict(got) | {"key": key}), encoding="utf-8")
-    say(f"{one.program} {one.does}, {one.precision}, {one.processor.board}: {got.seconds:.0f} s")
+    say(f"{one.program} {one.does}, {one.precision}, {one.processor.board}: {got.cpu_s:.0f} s of CPU")
     return got
 
 
@@ -154,7 +154,7 @@ def judged(one: Run, got: Outcome, texts: dict[str, list[str]]) -> tuple[bool, s
 
 def show(results: Sequence[tuple[Run, Outcome, bool, str]], made: Made, seconds: float) -> None:
     """The table, and sizes."""
-    head = ("program", "command", "precision", "processor", "against x86-64", "seconds", "")
+    head = ("program", "command", "precision", "processor", "against x86-64", "CPU, s", "")
     rows = [
         (
             one.program,
@@ -162,7 +162,7 @@ def show(results: Sequence[tuple[Run, Outcome, bool, str]], made: Made, seconds:
             one.precision,
             one.processor.board,
             said,
-            f"{got.seconds:.1f}",
+            f"{got.cpu_s:.1f}",
             "" if good else "FAILED",
         )
         for one, got, good, said in results
