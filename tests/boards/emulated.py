@@ -138,7 +138,9 @@ def run(one: Run, root: Path, bundle: Path, clips: list[Path]) -> Outcome:
         resource.prlimit(process.pid, resource.RLIMIT_CPU, (LIMIT_S, LIMIT_S))
         _, status, usage = os.wait4(process.pid, 0)  # what this very process took: others run beside it
         process.returncode = os.waitstatus_to_exitcode(status)
-        written, said = (file.seek(0) or file.read().decode("utf-8", "replace") for file in (out, err))
+        for file in (out, err):
+            file.seek(0)
+        written, said = (file.read().decode("utf-8", "replace") for file in (out, err))
     if process.returncode not in ((0, 1) if one.does == "verify" else (0,)):
         raise BoardError(f"{one.name} ended with status {process.returncode}: {said.strip()[-800:]}")
     return Outcome(*read(written), usage.ru_utime + usage.ru_stime)
