@@ -63,6 +63,7 @@ UploadOption = Annotated[int, typer.Option(min=1, max=1 << 14, metavar="MB", hel
 SecondsOption = Annotated[float, typer.Option(min=1, max=86400, metavar="S", help="Longest audio.")]
 QueueOption = Annotated[int, typer.Option(min=0, max=10_000, metavar="N", help="Requests that wait at most.")]
 TimeoutOption = Annotated[float, typer.Option(min=1, max=86400, metavar="S", help="Longest time for an answer.")]
+LogTextOption = Annotated[bool, typer.Option("--log-text", help="Log what is asked and answered, too.")]
 BatchOption = Annotated[
     int | None,
     typer.Option(min=1, max=256, metavar="N", help="Answers made together; default: as many as pay here."),
@@ -83,6 +84,7 @@ def serve(
     queue: QueueOption = 64,
     timeout: TimeoutOption = 600.0,
     batch: BatchOption = None,
+    log_text: LogTextOption = False,
     device: DeviceOption = ON_CPU,
     allow_tf32: Tf32Option = False,
     threads: ThreadsOption = None,
@@ -107,7 +109,7 @@ def serve(
     how = _Opened(device, threads, allow_tf32, check_sha256, batch)
     models = Models(bundle, Opening(how.engine, how.embedder), _aliases(alias or []))
     limits = Limits(max_upload=max_upload << 20, max_seconds=max_seconds, timeout_s=timeout)
-    options = ServerOptions(host, keys, tuple(allow_origin or ()), limits, queue)
+    options = ServerOptions(host, keys, tuple(allow_origin or ()), limits, queue, log_text=log_text)
     with bound(host, port) as listening:
         names = ", ".join(model.name for model in models)
         began = f"serving {names} at {address_of(listening)}/v1; Ctrl-C ends it"

@@ -47,6 +47,7 @@ class ServerOptions:
     limits: Limits = field(default_factory=Limits)
     queue: int = 64  # requests that wait
     log: Callable[[str], None] = stderr_log
+    log_text: bool = False  # whether the log says what was asked and answered
 
 
 class Server:
@@ -56,7 +57,9 @@ class Server:
         self.models, self.options = models, options
         self.metrics, self.places = Metrics(), Places(options.queue)
         self._readers = ThreadPoolExecutor(READERS, "dasheng-edge upload")
-        self._asking = Asking(models, self.places, options.limits, self.metrics, self._readers)
+        self._asking = Asking(
+            models, self.places, options.limits, self.metrics, self._readers, log_text=options.log_text
+        )
         self._sessions: set[str] = set()
         self.ready = False
         policy = Policy(options.keys, options.host, options.origins)

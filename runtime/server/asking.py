@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Coroutine
 from concurrent.futures import Executor
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import BinaryIO, TypeVar, cast
 
 import numpy as np
@@ -28,6 +28,7 @@ from .models import Model, Models
 from .visits import Metrics, Visit
 
 MAX_RETRY_S = 60
+NOTHING = ReadAudio(np.zeros(0, np.float32), 0.0, "")  # in place of the audio of a window that was asked about
 _T = TypeVar("_T")
 
 
@@ -78,9 +79,18 @@ class Upload(io.RawIOBase):
 class Asking:
     """What all routes ask through. Of one event loop."""
 
-    def __init__(self, models: Models, places: Places, limits: Limits, metrics: Metrics, readers: Executor) -> None:
+    def __init__(  # the parts of a server
+        self,
+        models: Models,
+        places: Places,
+        limits: Limits,
+        metrics: Metrics,
+        readers: Executor,
+        *,
+        log_text: bool = False,
+    ) -> None:
         self.models, self.places, self.limits, self.metrics = models, places, limits, metrics
-        self._readers = readers
+        self._readers, self.log_text = readers, log_text
 
     @asynccontextmanager
     async def place(self, model: Model, visit: Visit) -> AsyncGenerator[Deadline]:
@@ -163,12 +173,15 @@ class Asking:
         finally:
             stopped.set()
 
-    def count(self, model: Model, visit: Visit, read: int, written: int, audio_s: float) -> None:
-        """Tokens and seconds, for log and numbers."""
+    def count(  # noqa: PLR0913  # what is known of an answer
+        self, model: Model, visit: Visit, read: int, written: int, audio_s: float, *, asked: str = "", said: str = ""
+    ) -> None:
+        """Tokens and seconds, for log and numbers; texts go into the log where that was asked for."""
         self.metrics.audio.labels(model.name).inc(audio_s)
         self.metrics.tokens.labels(model.name, "read").inc(read)
         self.metrics.tokens.labels(model.name, "written").inc(written)
         visit.facts |= {"audio_s": round(audio_s, 2), "tokens": written}
+        visit.facts |= {"asked": asked, "said": said} if self.log_text else {}
 
 
 class Deadline:
@@ -195,7 +208,7 @@ class _Window:
 
     def __init__(self, engine: Engine, span: Span, question: Question) -> None:
         loop = asyncio.get_running_loop()
-        self.span, self.came = span, asyncio.Queue[str | None]()
+        self.span, self.came = replace(span, audio=NOTHING), asyncio.Queue[str | None]()
 
         def put(text: str | None) -> None:  # in the engine's thread
             loop.call_soon_threadsafe(self.came.put_nowait, text)

@@ -291,7 +291,11 @@ async def _pieces(
             reply: Reply = ticket.result()
         finally:
             ticket.cancel()  # harmless when it is done
-        asking.count(model, visit, reply.usage.prompt_tokens, reply.usage.completion_tokens, reply.audio_s)
+        asked = " ".join(part for part in messages[-1].parts if isinstance(part, str))
+        usage = reply.usage
+        asking.count(
+            model, visit, usage.prompt_tokens, usage.completion_tokens, reply.audio_s, asked=asked, said=reply.text
+        )  # fmt: skip
         yield reply
 
 

@@ -227,14 +227,17 @@ async def _windows(
         if order.timed:
             windows = Windows(0.0, WINDOW_S, HOP_S)
         source, read, written, heard_s = cast("BinaryIO", Upload(file.file)), 0, 0, 0.0
+        texts: list[str] = []
         async with aclosing(asking.captions(engine, source, windows, order.question, deadline)) as answers:
             async for span, said in answers:
                 if isinstance(said, Caption):
                     read += said.prompt_tokens + said.audio_tokens
                     written += len(said.tokens)
+                    texts.append(said.text)
                     heard_s = span.end_s - span.start_s if span.whole else span.end_s
                 yield span, said
-        asking.count(model, visit, read, written, heard_s)
+        asked = order.question.prompt or ""
+        asking.count(model, visit, read, written, heard_s, asked=asked, said=" | ".join(texts))
 
 
 async def _streamed(

@@ -1,16 +1,21 @@
-"""Places: so many work, so many wait, tenants take turns, and nobody is lost."""
+"""Places: so many work, so many wait, tenants take turns, and nobody is lost. Windows: nothing of their audio stays."""
 
 from __future__ import annotations
 
 import asyncio
+import io
 from collections import Counter
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dasheng_edge.runtime.server.answers import Refusal
-from dasheng_edge.runtime.server.asking import MAX_RETRY_S, Places
+from dasheng_edge.runtime.server.app import Server
+from dasheng_edge.runtime.server.asking import MAX_RETRY_S, Deadline, Places, Question, Windows
+
+from .conftest import Run, wav_of
 
 
 async def _ask(places: Places, tenant: str, order: list[str], turn: asyncio.Event | None = None) -> None:
@@ -79,3 +84,16 @@ def test_when_to_come_back_is_a_time_that_people_wait(spent_s: float) -> None:
     places = Places(waiting=5)
     places._spent_s = spent_s
     assert 1 <= places.retry_s() <= MAX_RETRY_S
+
+
+def test_an_answered_window_holds_no_audio(server: Server, run: Run[Any]) -> None:
+    """An hour would be 0.5 GB."""
+
+    async def main() -> int:
+        engine = server.models.default.opened
+        windows = server._asking.captions(
+            engine, io.BytesIO(wav_of(9.0)), Windows(0.0, 4.0, 2.0), Question(None), Deadline(20)
+        )  # fmt: skip
+        return sum(len(span.audio.samples) for span in [span async for span, _ in windows])
+
+    assert run(main()) == 0

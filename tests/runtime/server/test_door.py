@@ -284,6 +284,15 @@ def test_the_log_says_what_happened_and_not_what_was_said(
     assert answer.json()["text"] not in lines[-1]
 
 
+def test_the_log_says_what_was_said_where_that_is_asked_for(
+    server: Server, client: Client, run: Run[Any], clip: bytes, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server._asking, "log_text", True)
+    answer = run(client.post_form(PATH, {**FIELDS, "prompt": "a question"}, clip))
+    line = json.loads(lines[-1])
+    assert (line["asked"], line["said"]) == ("a question", answer.json()["text"])
+
+
 def test_paths_and_methods_that_there_are_not(client: Client, run: Run[Any]) -> None:
     assert run(client.get("/v2/models")).error["type"] == "not_found_error"
     wrong = run(client.get(PATH))
