@@ -258,6 +258,10 @@ bench-export-full: $(STAMP_READY)  ## the same with the 7B (half an hour, 50 GB 
 bench-quantization: $(STAMP_READY) build/micro  ## compare quantizations of the small model (ten minutes), to benchmarks/results
 	@$(BIN)/python -m benchmarks.quantization.micro --save
 
+.PHONY: bench-clients
+bench-clients: $(STAMP_READY) build/micro  ## what clients of OpenAI's API make of the server, each cell run (three minutes, npm, ffmpeg), to benchmarks/results
+	@$(BIN)/python -m benchmarks.clients --save
+
 .PHONY: bench-subtitles
 bench-subtitles: $(STAMP_READY) build/micro  ## subtitles of 240 scenes whose sounds are known (two minutes, espeak-ng), to benchmarks/results
 	@$(BIN)/python -m benchmarks.captions.subtitles build/micro --model micro
