@@ -32,8 +32,8 @@ from benchmarks.small.training.language_stage import train_language, write_weigh
 WORK = REPOSITORY / "build" / "small"
 STAGES = ("features", "encoder", "language")
 SCENES, WATCHED_SCENES = 16_000, 500
-ENCODER = Schedule(steps=1600, warm_up=60, peak=6e-4, save_every=20)
-LANGUAGE = Schedule(steps=1200, warm_up=40, peak=6e-4, save_every=20)
+ENCODER = Schedule(steps=1200, warm_up=60, peak=6e-4, save_every=10)
+LANGUAGE = Schedule(steps=900, warm_up=40, peak=6e-4, save_every=10)
 THREADS = 2
 WAITING = "OMP_WAIT_POLICY"
 SEED = 20_267
