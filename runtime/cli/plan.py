@@ -105,19 +105,26 @@ def _shapes(words: list[Path], recipes: str | None) -> list[ModelShape]:
     from dasheng_edge.runtime.bundle.bundle import Bundle
     from dasheng_edge.runtime.config.default_bundle import default_bundle
     from dasheng_edge.runtime.config.settings import settings
-    from dasheng_edge.runtime.planning.recipes import RECIPE_SIZES, made
+    from dasheng_edge.runtime.errors import BoardError
+    from dasheng_edge.runtime.names import did_you_mean
+    from dasheng_edge.runtime.planning.recipes import ALL, RECIPE_SIZES, made
     from dasheng_edge.runtime.planning.shape import ModelShape
 
-    bundles = [word for word in words if word.exists() or str(word) not in RECIPE_SIZES]
+    known = (*RECIPE_SIZES, ALL)
+    bundles = [word for word in words if word.exists() or str(word) not in known]
     names = [str(word) for word in words if word not in bundles]
     names += [name.strip() for name in (recipes or "").split(",") if name.strip()]
+    for word in bundles:
+        if not word.exists() and (hint := did_you_mean(str(word), known)).startswith("did"):
+            raise BoardError(f"no bundle and no recipe is called {str(word)!r}; {hint}, or a bundle's folder")
     shapes = [
         ModelShape.of(Bundle.open(path, check_sha256=False)) for path in bundles or [default_bundle(settings()).path]
     ]
-    if names == ["all"]:
+    recipe_shapes = [made(shapes[0], name) for name in dict.fromkeys(names) if name != ALL]
+    if ALL in names:
         every = [made(shapes[0], name) for name in RECIPE_SIZES]
-        return [*shapes, *(one for one in every if one.total_bytes < shapes[0].total_bytes)]
-    return [*shapes, *(made(shapes[0], name) for name in dict.fromkeys(names))]
+        recipe_shapes = [one for one in every if one.total_bytes < shapes[0].total_bytes or one in recipe_shapes]
+    return [*shapes, *recipe_shapes]
 
 
 def fields(one: Prediction) -> dict[str, object]:

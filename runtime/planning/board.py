@@ -18,7 +18,7 @@ from dasheng_edge.runtime.names import did_you_mean
 
 MAX_BYTES = 1 << 20  # of a board's file
 HERE = "here"
-Positive: TypeAlias = Annotated[float, Field(gt=0, le=1e9)]
+Positive: TypeAlias = Annotated[float, Field(ge=1e-6, le=1e9)]  # of less, seconds would be infinite
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1e9)]
 # Types of matrices that rates are measured for, by llama.cpp's names; others are as fast as that which stands for them.
 RatedType: TypeAlias = Literal["F16", "Q8_0", "Q6_K", "Q4_K", "IQ3_XXS"]
@@ -159,12 +159,13 @@ def load_board(name: str) -> Board:
 
 def _here() -> Board:
     path = calibration_path()
+    how = "measure them in a minute with `dasheng-edge plan --calibrate`, or name a board: " + ", ".join(board_names())
     if path is None or not path.is_file():
-        raise BoardError(
-            "this machine's rates are not known; measure them in a minute with `dasheng-edge plan --calibrate`, or "
-            f"name a board: {', '.join(board_names())}"
-        )
-    return _parsed(path.read_bytes(), str(path))
+        raise BoardError(f"this machine's rates are not known; {how}")
+    try:
+        return _parsed(path.read_bytes(), str(path))
+    except (BoardError, OSError) as error:
+        raise BoardError(f"this machine's rates cannot be read: {error}; {how}") from error
 
 
 def is_calibrated() -> bool:
@@ -176,14 +177,36 @@ def is_calibrated() -> bool:
 def _parsed(content: bytes, name: str) -> Board:
     if len(content) > MAX_BYTES:
         raise BoardError(f"{name} is not a board: it has more than {MAX_BYTES} bytes; see docs/boards.md")
-    try:
-        return Board.model_validate(json.loads(content.decode("utf-8")))
+    try:  # PowerShell's > writes UTF-16
+        return Board.model_validate(json.loads(content.decode(json.detect_encoding(content))))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the top level"
-        raise BoardError(f"{name} is not a board: {where}: {first['msg']}; see docs/boards.md") from error
+        raise BoardError(f"{name} is not a board: {_wrong(error)}; see docs/boards.md") from error
     except (ValueError, RecursionError) as error:
         raise BoardError(f"{name} is not a board, since it is no JSON: {error}; see docs/boards.md") from error
+
+
+def _wrong(error: ValidationError) -> str:
+    """Which field is wrong first, what was got and what is expected, in words of JSON."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"] if part != "[key]") or "the top level"
+    got, what = first["input"], first["msg"].removeprefix("Value error, ").partition(", unable to parse")[0]
+    match first["type"]:
+        case "missing":
+            return f"{where} is missing"
+        case "extra_forbidden":
+            return f"{where} is no field of it"
+        case "model_type" | "dict_type":
+            what = "expected an object"
+        case "tuple_type":
+            what = "expected a list"
+        case "too_short":
+            what = "expected one at least"
+    shown = (
+        json.dumps(got)[:60]
+        if isinstance(got, str | int | float | None)
+        else {dict: "an object"}.get(type(got), "a list")
+    )
+    return f"{where}: got {shown}, {what.replace('Input should be', 'expected')}"
 
 
 def this_machine() -> dict[str, str]:

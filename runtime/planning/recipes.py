@@ -18,6 +18,7 @@ from dasheng_edge.runtime.names import did_you_mean
 from .memory import Use, account
 from .shape import DecoderShape, Matrices, ModelShape
 
+ALL = "all"  # a word for all recipes
 LOW_WAY = '--low-memory (memory="low")'
 _F16, _Q4_K, _Q5_K, _Q6_K, _IQ3_XXS, _IQ3_S, _IQ2_S = 1, 12, 13, 14, 18, 21, 22  # enum ggml_type
 
@@ -54,7 +55,7 @@ def made(shape: ModelShape, recipe: str) -> ModelShape:
         BoardError: there is no such recipe, or the bundle is quantized already.
     """
     if recipe not in RECIPE_SIZES:
-        raise BoardError(f"no recipe is called {recipe!r}; {did_you_mean(recipe, [*RECIPE_SIZES])}")
+        raise BoardError(f"no recipe is called {recipe!r}; {did_you_mean(recipe, [*RECIPE_SIZES, ALL])}")
     if not is_source(shape):
         raise BoardError(
             f"{shape.name} is quantized already, so no recipe is made of it; name the bundle as it was exported"

@@ -41,6 +41,22 @@ def test_recipes_are_words_too_and_a_bundle_by_default(tiny_bundle: Path, monkey
     assert [one["name"] for one in named["predictions"]] == [str(tiny_bundle), "small", "tiny"]
 
 
+def test_all_recipes_go_with_some_and_are_a_word_too(tiny_bundle: Path) -> None:
+    every = json.loads(run("plan", tiny_bundle, "--recipes", "all", "--board", "pi5", "--json").stdout)
+    for words in (["all"], ["small", "--recipes", "all"], ["--recipes", "small,all,tiny"]):
+        assert json.loads(run("plan", tiny_bundle, *words, "--board", "pi5", "--json").stdout) == every
+
+
+@pytest.mark.parametrize("name", [*RECIPE_SIZES, "all"])
+@pytest.mark.parametrize("before", [(), ("--recipes",), ("--recipes", "all,")])
+def test_a_recipe_that_is_misspelt_is_told(name: str, before: tuple[str, ...], tiny_bundle: Path) -> None:
+    wrong = f"{name}l"
+    words = (wrong,) if not before else (before[0], "".join((*before[1:], wrong)))
+    refused = run("plan", tiny_bundle, *words, "--board", "pi5")
+    assert refused.exit_code == 1
+    assert f"did you mean {name}?" in refused.stderr
+
+
 def test_low_memory_is_told_beside(tiny_bundle: Path) -> None:
     (one,) = json.loads(run("plan", tiny_bundle, "--board", "pi5", "--json").stdout)["predictions"]
     (low,) = json.loads(run("plan", tiny_bundle, "--board", "pi5", "--low-memory", "--json").stdout)["predictions"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -49,8 +50,9 @@ def test_rates_of_other_numbers_of_threads_lie_between(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        ("{", "Expecting property name"), ("[]", "valid dictionary"), ("[" * 50_000, "not a board"),
-        ("\ud800".encode("utf-8", "surrogatepass"), "decode"), ('{"name": "x"}', "Field required"),
+        ("{", "Expecting property name"), ("[]", "got a list, expected an object"), ("[" * 50_000, "not a board"),
+        ("null", "got null, expected an object"), ("", "no JSON"), (b"\xff\xfe", "no JSON"),
+        ("\ud800".encode("utf-8", "surrogatepass"), "decode"), ('{"name": "x"}', "memory_mb is missing"),
         (b" " * (1 << 20) + b"{}", "more than"),
     ],
 )  # fmt: skip
@@ -63,14 +65,23 @@ def test_what_is_no_board_is_said(content: str | bytes, why: str, tmp_path: Path
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("memory_mb", 0), ("memory_mb", "NaN"), ("rates", []), ("start_s", -1), ("surprise", 1), ("disk_mb_per_s", 1e12)],
-)
+    [("memory_mb", 0), ("memory_mb", "NaN"), ("rates", []), ("start_s", -1), ("surprise", 1), ("disk_mb_per_s", 1e12),
+     ("name", None), ("rates", {}), ("rates", 3), ("rates", [[]]), ("memory_mb", 1e-300), ("watts", "many")],
+)  # fmt: skip
 def test_a_figure_that_cannot_be_is_refused(field: str, value: object, tmp_path: Path) -> None:
     fields = json.loads(load_board("n100").model_dump_json()) | {field: value}
     path = tmp_path / "board.json"
     path.write_text(json.dumps(fields).replace('"NaN"', "NaN"))
-    with pytest.raises(BoardError, match=field):
+    with pytest.raises(BoardError, match=field) as refused:
         load_board(str(path))
+    assert not re.search("dictionary|instance|[Tt]uple|Input|None", str(refused.value)), "that is Python"
+
+
+@pytest.mark.parametrize("coding", ["utf-8-sig", "utf-16"])
+def test_what_the_shell_of_windows_redirects_is_read(coding: str, tmp_path: Path) -> None:
+    path = tmp_path / "board.json"
+    path.write_text(load_board("pi5").model_dump_json(), coding)
+    assert load_board(str(path)) == load_board("pi5")
 
 
 def test_the_same_number_of_threads_twice_is_refused(tmp_path: Path) -> None:
@@ -98,6 +109,10 @@ def test_this_machine_is_known_once_it_was_measured(tmp_path: Path, monkeypatch:
         assert store_calibration(board).parent == tmp_path
     assert is_calibrated()
     assert load_board("here") == board
+    for content in ("", "{", board.model_dump_json().replace("rates", "speeds")):
+        (tmp_path / "machine.json").write_text(content)
+        with pytest.raises(BoardError, match=r"cannot be read.*--calibrate"):
+            load_board("here")
     monkeypatch.setenv(FOLDER_VARIABLE, "off")
     with pytest.raises(BoardError, match=FOLDER_VARIABLE):
         store_calibration(board)

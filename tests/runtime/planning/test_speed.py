@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -160,3 +161,19 @@ def test_what_to_take(shape: ModelShape, board: Board) -> None:
     none, why = choose([replace(one, low=one.low and replace(one.low, memory_bytes=1)) for one in short])
     assert none is None
     assert "small" in why
+
+
+def _with_all_rates(value: Any, rate: float) -> Any:
+    if isinstance(value, dict):
+        return {key: one if key == "threads" else _with_all_rates(one, rate) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_with_all_rates(one, rate) for one in value]
+    return rate if isinstance(value, float) else value
+
+
+@pytest.mark.parametrize("rate", [1e-6, 1e9])
+def test_every_board_that_is_accepted_foretells_finite_seconds(rate: float, shape: ModelShape, board: Board) -> None:
+    extreme = Board.model_validate(_with_all_rates(board.model_dump(mode="json"), rate))
+    one = predict(shape, extreme, Use(clip_s=3600.0, tokens=4096), None)
+    seconds = (one.times.load_s, one.times.prefill_s, one.times.token_s, one.times.caption_s, one.joules or 0.0)
+    assert all(0 < each < math.inf for each in seconds)
