@@ -1,5 +1,6 @@
 """LangChain's package for OpenAI. Whoever closes its stream has it read on, so there is no cell for that."""
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 from typing import Any

@@ -1,5 +1,6 @@
 """LiteLLM, which other programs stand on: it asks for verbose_json, whatever its caller wants."""
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import json

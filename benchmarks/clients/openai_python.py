@@ -1,5 +1,6 @@
 """OpenAI's Python package, which holds every answer against its own types here."""
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import base64

@@ -144,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for setting in SETTINGS:
             joined(rows, row(folder, setting, given.of, board, under_limit=given.under_limit))
             print(" | ".join(_cells(rows[-1])), file=sys.stderr, flush=True)
-    record = {**summary(rows), "machine": machine.card(), "rows": rows}
+    record: dict[str, Any] = {**summary(rows), "machine": machine.card(), "rows": rows}
     if given.out:
         replace_text(given.out, json.dumps(record, indent=1) + "\n")
     print(json.dumps(record))

@@ -201,6 +201,8 @@ def _wrong(error: ValidationError) -> str:
             what = "expected a list"
         case "too_short":
             what = "expected one at least"
+        case _:
+            pass
     shown = (
         json.dumps(got)[:60]
         if isinstance(got, str | int | float | None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dasheng_edge.runtime.bundle.bundle import DECODER, ENCODER, FRONT_END, PROJECTOR, Bundle, weights_file
@@ -60,7 +60,7 @@ class DecoderShape:
                 f"{header.path} is no decoder ({error}); copy the file again, or export it again"
             ) from error
         stated = Sizes.stated(header, header.text("general.architecture"))
-        sizes = Sizes(**{**vars(stated), "tokens": facts.vocab_size})
+        sizes = replace(stated, tokens=facts.vocab_size)
         return cls(
             sizes=sizes,
             bytes=header.size,

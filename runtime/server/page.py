@@ -28,7 +28,7 @@ class Page:
 @cache
 def page() -> Page:
     """The page; it is read once."""
-    body = files(__package__).joinpath("page.html").read_bytes()
+    body = files("dasheng_edge.runtime.server").joinpath("page.html").read_bytes()
     policy = _POLICY.format(script=_hashes(body, "script"), style=_hashes(body, "style"))
     return Page(body, {
         "content-type": "text/html; charset=utf-8",
