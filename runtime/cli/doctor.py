@@ -184,7 +184,7 @@ def _runtime_problems(versions: dict[str, str | None]) -> list[str]:
 def _missing_extras(extras_of: dict[str, frozenset[str]], versions: dict[str, str | None]) -> dict[str, str]:
     has_runtime = versions["onnxruntime"] or versions["onnxruntime-gpu"]
     lines = {} if has_runtime else {"cpu": install_line("cpu")}
-    for extra in ("export", "mic", "npu", "pull", "quant"):
+    for extra in sorted(set().union(*extras_of.values()) - {"cpu", "gpu"}):
         if any(extra in extras and versions[name] is None for name, extras in extras_of.items()):
             lines[extra] = install_line(extra, "cpu")
     return lines

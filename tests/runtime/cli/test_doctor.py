@@ -38,7 +38,7 @@ BASE = tuple(name for name, extras in dependencies().items() if not extras)
 EXPORT = tuple(name for name, extras in dependencies().items() if "export" in extras)
 PULL = tuple(name for name, extras in dependencies().items() if "pull" in extras)
 QUANT = tuple(name for name, extras in dependencies().items() if "quant" in extras)
-MIC = tuple(name for name, extras in dependencies().items() if "mic" in extras)
+OTHERS = tuple(name for name, extras in dependencies().items() if extras & {"mic", "npu", "serve"})
 
 
 def test_this_machine() -> None:
@@ -52,7 +52,7 @@ def test_this_machine() -> None:
 
 
 def test_both_distributions_of_onnx_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
-    installed(monkeypatch, *BASE, "onnxruntime", "onnxruntime-gpu", *EXPORT, *PULL, *QUANT, *MIC, "optimum-onnx")
+    installed(monkeypatch, *BASE, "onnxruntime", "onnxruntime-gpu", *EXPORT, *PULL, *QUANT, *OTHERS)
     report = examine()
     (problem,) = report.problems
     assert "pip uninstall -y onnxruntime onnxruntime-gpu" in problem
@@ -112,7 +112,7 @@ def test_this_distribution_is_read() -> None:
 
 
 def test_only_quant_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    installed(monkeypatch, *BASE, "onnxruntime", *EXPORT, *PULL, *MIC, "optimum-onnx")
+    installed(monkeypatch, *BASE, "onnxruntime", *EXPORT, *PULL, *OTHERS)
     assert set(examine().missing_extras) == {"quant"}
 
 
@@ -127,7 +127,7 @@ def test_sources_that_are_not_installed(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.fixture
 def with_card(monkeypatch: pytest.MonkeyPatch, fake_cuda: FakeCuda) -> FakeCuda:
     """A card, and the packages that are meant for it."""
-    installed(monkeypatch, *BASE, "onnxruntime-gpu", *EXPORT, *PULL, *QUANT, *MIC, "optimum-onnx")
+    installed(monkeypatch, *BASE, "onnxruntime-gpu", *EXPORT, *PULL, *QUANT, *OTHERS)
     monkeypatch.setattr(doctor, "find_gpus", lambda: fake_cuda.gpus)
     monkeypatch.setattr(llama, "build_info", lambda: ("CUDA", True))
     return fake_cuda
