@@ -122,6 +122,6 @@ def test_made_again_it_is_the_same(tmp_path: Path) -> None:
     """With the libraries that are there: what strip and the archives make of them."""
     if not HERE:
         pytest.skip("no package is made for this machine")
-    before = [path.read_bytes() for path in left(HERE)]
-    again = make(HERE, OUT)
-    assert [again.tarball.read_bytes(), again.deb.read_bytes()] == before
+    left(HERE)  # skips where none was ever made, which takes minutes
+    first, again = ([made.tarball.read_bytes(), made.deb.read_bytes()] for made in (make(HERE, OUT) for _ in range(2)))
+    assert first == again

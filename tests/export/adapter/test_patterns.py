@@ -66,6 +66,7 @@ def test_patterns_that_people_train_with_are_taken() -> None:
 
 @given(pattern=st.text(r"ab.*+?()[]|^$\{}1,:<=!P", max_size=12))
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Possible nested set:FutureWarning")
 def test_no_pattern_gets_through_that_re_refuses(pattern: str) -> None:
     with suppress(AdapterError):
         check_patterns(CONFIG, facts("target_modules", pattern), MODULES[:2])
