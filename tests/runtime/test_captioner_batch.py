@@ -160,11 +160,13 @@ def test_what_is_not_wanted_is_left(captioner: Captioner) -> None:
             taken.append(1)
             yield noises(1)[0]
 
+    others = set(captioner._schedulers)  # of tests that left theirs to the garbage collector
     results = captioner.caption_each(endless(), max_new_tokens=3, batch=2)
     next(results)
+    assert captioner._schedulers - others
     results.close()
     assert len(taken) <= 5  # a few ahead
-    assert not captioner._schedulers
+    assert not captioner._schedulers - others
     assert captioner.caption(noises(1)[0], max_new_tokens=3).tokens
 
 
